@@ -1,0 +1,2 @@
+//! natsmux.
+fn main() {}
