@@ -1,1 +1,3 @@
 //! natsmux.
+
+pub mod config;

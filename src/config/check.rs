@@ -1,0 +1,129 @@
+//! What must hold between options: no duplicates, no loop, no limit above its total.
+//!
+//! Runs on a finished [`Config`], whether it came from a file or from flags;
+//! [`Places`] says where each value was written.
+
+use super::address::ListenAddr;
+use super::error::{ConfigError, Fault, Place};
+use super::options::{BusConfig, Config, host_name};
+use super::section::Section;
+use super::units::show_size;
+
+/// Where the values were written that a check may find at fault.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    /// `[http] listen`.
+    pub(super) http: Place,
+    /// One for each bus.
+    pub(super) buses: Vec<BusPlaces>,
+}
+
+/// Where the values of one bus were written.
+#[derive(Debug, Default)]
+pub(super) struct BusPlaces {
+    pub(super) name: Place,
+    pub(super) listen: Vec<Place>,
+    pub(super) brokers: Vec<Place>,
+    pub(super) max_pending: Place,
+    pub(super) publish_buffer: Place,
+    pub(super) lenient_buffer: Place,
+}
+
+impl Places {
+    pub(super) fn push_bus(
+        &mut self,
+        name: Place,
+        listen: Vec<Place>,
+        brokers: Vec<Place>,
+        section: &Section<'_>,
+    ) {
+        self.buses.push(BusPlaces {
+            name,
+            listen,
+            brokers,
+            max_pending: section.place_of_missing("limits.max_pending"),
+            publish_buffer: section.place_of_missing("limits.publish_buffer"),
+            lenient_buffer: section.place_of_missing("limits.lenient_buffer"),
+        });
+    }
+}
+
+/// Checks what must hold between options.
+pub(super) fn check(config: &Config, places: &Places) -> Result<(), ConfigError> {
+    let mut listeners: Vec<ListenAddr> = Vec::new();
+    if let Some(addr) = config.http {
+        listeners.push(ListenAddr {
+            addr,
+            optional: false,
+        });
+    }
+    for (index, (bus, at)) in config.buses.iter().zip(&places.buses).enumerate() {
+        if config.buses[..index].iter().any(|b| b.name == bus.name) {
+            let fault = Fault::DuplicateBus(bus.name.clone());
+            return Err(ConfigError::wrong(at.name.clone(), fault));
+        }
+        check_totals(config, bus, at)?;
+        for (listen, place) in bus.listen.iter().zip(&at.listen) {
+            if listeners.iter().any(|l| l.conflicts_with(*listen)) {
+                let fault = Fault::DuplicateListen(listen.to_string());
+                return Err(ConfigError::wrong(place.clone(), fault));
+            }
+            listeners.push(*listen);
+        }
+    }
+    let host = host_name();
+    for (bus, at) in config.buses.iter().zip(&places.buses) {
+        check_brokers(bus, &at.brokers, &listeners, &host)?;
+    }
+    Ok(())
+}
+
+fn check_brokers(
+    bus: &BusConfig,
+    places: &[Place],
+    own: &[ListenAddr],
+    host: &str,
+) -> Result<(), ConfigError> {
+    for (index, (broker, place)) in bus.brokers.iter().zip(places).enumerate() {
+        let fault = if bus.brokers[..index].contains(broker) {
+            Fault::DuplicateBroker(broker.to_string())
+        } else if own.iter().any(|l| broker.reaches(l.addr, host)) {
+            Fault::Loop(broker.to_string())
+        } else {
+            continue;
+        };
+        return Err(ConfigError::wrong(place.clone(), fault));
+    }
+    Ok(())
+}
+
+fn check_totals(config: &Config, bus: &BusConfig, at: &BusPlaces) -> Result<(), ConfigError> {
+    let (one, all) = (&bus.limits, &config.limits);
+    for (value, total, key, place) in [
+        (
+            one.max_pending,
+            all.max_pending_total,
+            "limits.max_pending_total",
+            &at.max_pending,
+        ),
+        (
+            one.publish_buffer,
+            all.publish_buffer_total,
+            "limits.publish_buffer_total",
+            &at.publish_buffer,
+        ),
+        (
+            one.lenient_buffer,
+            all.lenient_buffer_total,
+            "limits.lenient_buffer_total",
+            &at.lenient_buffer,
+        ),
+    ] {
+        if value > total {
+            let total = show_size(u64::try_from(total).unwrap_or(u64::MAX));
+            let fault = Fault::AboveTotal { key, total };
+            return Err(ConfigError::wrong(place.clone(), fault));
+        }
+    }
+    Ok(())
+}

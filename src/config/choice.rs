@@ -1,0 +1,129 @@
+//! Options with a closed set of values.
+
+/// An option that is one of a few words.
+pub trait Choice: Copy + PartialEq + Send + Sync + 'static {
+    /// Every value with the word that is written for it.
+    const ALL: &'static [(&'static str, Self)];
+
+    /// The value of a word.
+    fn from_word(word: &str) -> Option<Self> {
+        let found = Self::ALL.iter().find(|(name, _)| *name == word);
+        found.map(|(_, value)| *value)
+    }
+
+    /// The word for this value.
+    fn word(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(_, value)| *value == self);
+        found.map_or("?", |(name, _)| name)
+    }
+
+    /// Every word, in the order of [`Choice::ALL`].
+    fn words() -> Vec<&'static str> {
+        Self::ALL.iter().map(|(name, _)| *name).collect()
+    }
+}
+
+macro_rules! choice {
+    ($type:ident { $($word:literal => $value:ident),+ $(,)? }) => {
+        impl Choice for $type {
+            const ALL: &'static [(&'static str, Self)] = &[$(($word, Self::$value)),+];
+        }
+    };
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LogFormat {
+    /// For people: one line of words.
+    #[default]
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+choice!(LogFormat { "text" => Text, "json" => Json });
+
+/// Which log lines are written: this level and those above it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LogLevel {
+    /// An operator must act.
+    Error,
+    /// An operator may want to act.
+    Warn,
+    /// The life of the daemon and its links.
+    #[default]
+    Info,
+    /// The life of sessions.
+    Debug,
+    /// Single operations.
+    Trace,
+}
+
+choice!(LogLevel {
+    "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace,
+});
+
+/// How the brokers of a bus know each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Topology {
+    /// They are routed to each other: one is used, the others wait.
+    #[default]
+    Cluster,
+    /// They know nothing of each other: subscribe on all, publish to one.
+    Independent,
+}
+
+choice!(Topology { "cluster" => Cluster, "independent" => Independent });
+
+/// Which sessions share an upstream connection (R22).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// None: each session has its own.
+    #[default]
+    None,
+    /// Those with equal credentials and options.
+    Identity,
+}
+
+choice!(Sharing { "none" => None, "identity" => Identity });
+
+/// What happens to publishes that a dying broker may or may not have processed (R4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// They are counted in doubt and not repeated.
+    #[default]
+    AtMostOnce,
+    /// They are repeated on the next broker; duplicates are counted.
+    AtLeastOnce,
+}
+
+choice!(Delivery { "at-most-once" => AtMostOnce, "at-least-once" => AtLeastOnce });
+
+/// Who may start while no broker is alive (R16).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Admit {
+    /// Credentials that a broker of this bus accepted since start, or anybody
+    /// where no broker asked for any.
+    #[default]
+    Known,
+    /// Nobody: every CONNECT waits for a broker's verdict.
+    Verified,
+    /// Everybody; a later refusal reaches the component.
+    Always,
+}
+
+choice!(Admit { "known" => Known, "verified" => Verified, "always" => Always });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_means_the_value_that_shows_it() {
+        for word in Delivery::words() {
+            assert_eq!(Delivery::from_word(word).map(Choice::word), Some(word));
+        }
+        assert_eq!(Delivery::from_word("exactly-once"), None);
+        assert_eq!(Topology::from_word("Cluster"), None);
+    }
+}

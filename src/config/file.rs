@@ -1,0 +1,211 @@
+//! Reads a configuration from TOML text.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use toml::de::DeTable;
+
+use super::address::{BrokerAddr, ListenAddr};
+use super::check::{self, Places};
+use super::error::{ConfigError, Fault, Place};
+use super::options::{BusConfig, Config};
+use super::section::{Section, line_of};
+use super::walk;
+
+const A_NAME: &str = "a name of 1 to 255 bytes without blanks, or \"\" for the host's name";
+const A_BUS_NAME: &str = "a name of 1 to 32 of a-z, 0-9, _ and -";
+const A_LISTEN: &str = "an IP address and a port, such as \"127.0.0.1:4222\" or \"[::1]:4222\"";
+const AN_HTTP: &str = "\"off\", or an IP address and a port, such as \"127.0.0.1:8222\"";
+const LISTENS: &str = "a list of 1 to 16 addresses, such as [\"127.0.0.1:4222\"]";
+const BROKERS: &str = "a list of 1 to 64 brokers, such as [\"nats://10.0.0.1:4222\"]";
+const BUSES: &str = "1 to 64 buses, each under [[bus]]";
+
+/// The most buses in one daemon.
+const MAX_BUSES: usize = 64;
+/// The most listeners of one bus.
+const MAX_LISTEN: usize = 16;
+/// The most brokers of one bus.
+const MAX_BROKERS: usize = 64;
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file, the line, the key and what was expected.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            file: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text).map_err(|error| error.in_file(path))
+    }
+
+    /// Reads and checks the text of a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the line, the key and what was expected.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let table = DeTable::parse(text).map_err(|error| syntax(text, &error))?;
+        let mut root = Section::root(text, &table);
+        let mut config = Self::default();
+        let mut places = Places::default();
+        if let Some((name, place)) = root.text("name", A_NAME)?
+            && !name.is_empty()
+        {
+            config.name = instance_name(name, place)?;
+        }
+        walk::top(&mut root, &mut config)?;
+        let mut http = root.section("http")?;
+        if let Some((text, place)) = http.text("listen", AN_HTTP)? {
+            config.http = http_listen(text, &place)?;
+            places.http = place;
+        }
+        http.finish()?;
+        let mut log = root.section("log")?;
+        walk::log(&mut log, &mut config.log)?;
+        log.finish()?;
+        let mut limits = root.section("limits")?;
+        walk::limits(&mut limits, &mut config.limits)?;
+        limits.finish()?;
+        for section in root.sections("bus")? {
+            config.buses.push(read_bus(section, &mut places)?);
+        }
+        if config.buses.is_empty() || config.buses.len() > MAX_BUSES {
+            let place = root.place_of_missing("bus");
+            return Err(ConfigError::wrong(place, Fault::Missing(BUSES)));
+        }
+        root.finish()?;
+        check::check(&config, &places)?;
+        Ok(config)
+    }
+}
+
+fn read_bus(mut section: Section<'_>, places: &mut Places) -> Result<BusConfig, ConfigError> {
+    let missing = |section: &Section<'_>, key, expected| {
+        ConfigError::wrong(section.place_of_missing(key), Fault::Missing(expected))
+    };
+    let (name, name_place) = section
+        .text("name", A_BUS_NAME)?
+        .ok_or_else(|| missing(&section, "name", A_BUS_NAME))?;
+    let mut bus = BusConfig::new(bus_name(name, &name_place)?, Vec::new());
+    let mut listen_places = vec![section.place_of_missing("listen"); bus.listen.len()];
+    if let Some(found) = section.texts("listen", LISTENS)? {
+        let place = section.place_of_missing("listen");
+        (bus.listen, listen_places) = listen_list(found, &place)?;
+    }
+    let found = section
+        .texts("brokers", BROKERS)?
+        .ok_or_else(|| missing(&section, "brokers", BROKERS))?;
+    let place = section.place_of_missing("brokers");
+    let broker_places;
+    (bus.brokers, broker_places) = broker_list(found, &place)?;
+    walk::bus(&mut section, &mut bus)?;
+    let mut timings = section.section("timings")?;
+    walk::timings(&mut timings, &mut bus.timings)?;
+    timings.finish()?;
+    let mut limits = section.section("limits")?;
+    walk::bus_limits(&mut limits, &mut bus.limits)?;
+    limits.finish()?;
+    places.push_bus(name_place, listen_places, broker_places, &section);
+    section.finish()?;
+    Ok(bus)
+}
+
+/// The listeners of a bus, with the place of each.
+pub(super) fn listen_list<'t>(
+    found: impl IntoIterator<Item = (&'t str, Place)>,
+    list: &Place,
+) -> Result<(Vec<ListenAddr>, Vec<Place>), ConfigError> {
+    let (addrs, places) = parse_list(found, |text, place| {
+        let parsed: Result<SocketAddr, _> = text.parse();
+        parsed.map_err(|_| ConfigError::wrong(place.clone(), Fault::Expected(A_LISTEN)))
+    })?;
+    if addrs.is_empty() || addrs.len() > MAX_LISTEN {
+        return Err(ConfigError::wrong(list.clone(), Fault::Expected(LISTENS)));
+    }
+    Ok((ListenAddr::list(&addrs), places))
+}
+
+/// The brokers of a bus, with the place of each.
+pub(super) fn broker_list<'t>(
+    found: impl IntoIterator<Item = (&'t str, Place)>,
+    list: &Place,
+) -> Result<(Vec<BrokerAddr>, Vec<Place>), ConfigError> {
+    let (brokers, places) = parse_list(found, |text, place| {
+        let parsed: Result<BrokerAddr, _> = text.parse();
+        parsed.map_err(|fault| ConfigError::wrong(place.clone(), fault))
+    })?;
+    if brokers.is_empty() || brokers.len() > MAX_BROKERS {
+        return Err(ConfigError::wrong(list.clone(), Fault::Expected(BROKERS)));
+    }
+    Ok((brokers, places))
+}
+
+fn parse_list<'t, T>(
+    found: impl IntoIterator<Item = (&'t str, Place)>,
+    parse: impl Fn(&str, &Place) -> Result<T, ConfigError>,
+) -> Result<(Vec<T>, Vec<Place>), ConfigError> {
+    let mut values = Vec::new();
+    let mut places = Vec::new();
+    for (text, place) in found {
+        values.push(parse(text, &place)?);
+        places.push(place);
+    }
+    Ok((values, places))
+}
+
+/// `"off"` or an address.
+pub(super) fn http_listen(text: &str, place: &Place) -> Result<Option<SocketAddr>, ConfigError> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let parsed = text.parse().map(Some);
+    parsed.map_err(|_| ConfigError::wrong(place.clone(), Fault::Expected(AN_HTTP)))
+}
+
+/// The name of this instance.
+pub(super) fn instance_name(text: &str, place: Place) -> Result<String, ConfigError> {
+    let visible = |c: char| !c.is_whitespace() && !c.is_control();
+    if text.is_empty() || text.len() > 255 || !text.chars().all(visible) {
+        return Err(ConfigError::wrong(place, Fault::Expected(A_NAME)));
+    }
+    Ok(text.to_owned())
+}
+
+fn bus_name(text: &str, place: &Place) -> Result<String, ConfigError> {
+    let known = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')
+    };
+    if text.is_empty() || text.len() > 32 || !text.bytes().all(known) {
+        return Err(ConfigError::wrong(
+            place.clone(),
+            Fault::Expected(A_BUS_NAME),
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// A syntax error, with the key of its line. The parser's message is kept only
+/// where it can't hold a piece of the file.
+fn syntax(text: &str, error: &toml::de::Error) -> ConfigError {
+    let line = error.span().map(|span| line_of(text, span.start));
+    let written = line.and_then(|line| text.lines().nth(line - 1));
+    let key = written.and_then(|line| line.split_once('='));
+    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let key = key
+        .map(|(key, _)| key.trim())
+        .filter(|key| key.chars().all(bare));
+    let message = error.message();
+    let message = if message.contains(['@', '"', '/']) {
+        "expected key = value".to_owned()
+    } else {
+        message.replace('\n', ", ")
+    };
+    let place = Place {
+        file: None,
+        line,
+        key: key.unwrap_or_default().to_owned(),
+    };
+    ConfigError::wrong(place, Fault::Syntax(message))
+}

@@ -1,0 +1,180 @@
+//! What a configuration means, in words for an operator (`natsmux check`).
+
+use std::fmt::{self, Display};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::address::ListenAddr;
+use super::choice::Choice;
+use super::error::ConfigError;
+use super::options::{BusConfig, Config, PongHold, Timings};
+use super::units::{show_duration, show_size};
+use super::walk::{self, Visitor};
+
+impl Config {
+    /// What this configuration means, for people: each bus with its listeners,
+    /// its brokers in order, its modes, and all that isn't a default.
+    pub fn describe(&self) -> impl Display {
+        Description(self)
+    }
+}
+
+struct Description<'c>(&'c Config);
+
+impl Display for Description<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = self.0;
+        writeln!(f, "name      {}", config.name)?;
+        match config.http {
+            Some(addr) => writeln!(f, "http      {addr}")?,
+            None => writeln!(f, "http      off")?,
+        }
+        let (format, level) = (config.log.format.word(), config.log.level.word());
+        writeln!(f, "log       {format}, {level}")?;
+        let default = Config::default();
+        differences(
+            f,
+            "",
+            |v| walk::top(v, &mut config.clone()),
+            |v| walk::top(v, &mut default.clone()),
+        )?;
+        let (mut set, mut unset) = (config.limits, default.limits);
+        differences(
+            f,
+            "limits.",
+            |v| walk::limits(v, &mut set),
+            |v| walk::limits(v, &mut unset),
+        )?;
+        config.buses.iter().try_for_each(|bus| describe_bus(f, bus))
+    }
+}
+
+fn describe_bus(f: &mut fmt::Formatter<'_>, bus: &BusConfig) -> fmt::Result {
+    writeln!(f, "\nbus {}", bus.name)?;
+    for (index, listen) in bus.listen.iter().enumerate() {
+        let label = if index == 0 { "listen" } else { "" };
+        writeln!(f, "  {label:<10}{}", ShownListen(listen))?;
+    }
+    for (index, broker) in bus.brokers.iter().enumerate() {
+        let label = if index == 0 { "brokers" } else { "" };
+        writeln!(f, "  {label:<10}{}. {broker}", index + 1)?;
+    }
+    let mut modes = Listing::default();
+    walk::bus(&mut modes, &mut bus.clone()).map_err(|_| fmt::Error)?;
+    for (key, value) in modes.0 {
+        writeln!(f, "  {key} = {value}")?;
+    }
+    let (mut set, mut unset) = (bus.timings, default_timings(bus));
+    differences(
+        f,
+        "  timings.",
+        |v| walk::timings(v, &mut set),
+        |v| walk::timings(v, &mut unset),
+    )?;
+    let (mut set, mut unset) = (bus.limits, super::BusLimits::default());
+    differences(
+        f,
+        "  limits.",
+        |v| walk::bus_limits(v, &mut set),
+        |v| walk::bus_limits(v, &mut unset),
+    )
+}
+
+fn default_timings(bus: &BusConfig) -> Timings {
+    Timings {
+        pong_hold: PongHold::default_for(bus.delivery),
+        ..Timings::default()
+    }
+}
+
+struct ShownListen<'l>(&'l ListenAddr);
+
+impl Display for ShownListen<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let note = if self.0.optional {
+            " (where the host has IPv6)"
+        } else {
+            ""
+        };
+        write!(f, "{}{note}", self.0)
+    }
+}
+
+/// Writes a line for each option that has another value than its default.
+fn differences(
+    f: &mut fmt::Formatter<'_>,
+    prefix: &str,
+    set: impl FnOnce(&mut Listing) -> Result<(), ConfigError>,
+    unset: impl FnOnce(&mut Listing) -> Result<(), ConfigError>,
+) -> fmt::Result {
+    let (mut found, mut defaults) = (Listing::default(), Listing::default());
+    set(&mut found).map_err(|_| fmt::Error)?;
+    unset(&mut defaults).map_err(|_| fmt::Error)?;
+    for ((key, value), (_, default)) in found.0.iter().zip(&defaults.0) {
+        if value != default {
+            writeln!(f, "{prefix}{key} = {value} (default {default})")?;
+        }
+    }
+    Ok(())
+}
+
+/// Options as `(key, value)`, in the order of the walk, without changing them.
+#[derive(Debug, Default)]
+pub(super) struct Listing(pub(super) Vec<(&'static str, String)>);
+
+impl Visitor for Listing {
+    fn duration(
+        &mut self,
+        key: &'static str,
+        value: &mut Duration,
+        _: RangeInclusive<Duration>,
+    ) -> Result<(), ConfigError> {
+        self.0.push((key, show_duration(*value)));
+        Ok(())
+    }
+
+    fn pong_hold(
+        &mut self,
+        key: &'static str,
+        value: &mut PongHold,
+        _: RangeInclusive<Duration>,
+    ) -> Result<(), ConfigError> {
+        let shown = match *value {
+            PongHold::After(duration) => show_duration(duration),
+            PongHold::Never => "never".to_owned(),
+        };
+        self.0.push((key, shown));
+        Ok(())
+    }
+
+    fn size(
+        &mut self,
+        key: &'static str,
+        value: &mut usize,
+        _: RangeInclusive<u64>,
+    ) -> Result<(), ConfigError> {
+        let bytes = u64::try_from(*value).unwrap_or(u64::MAX);
+        self.0.push((key, show_size(bytes)));
+        Ok(())
+    }
+
+    fn count(
+        &mut self,
+        key: &'static str,
+        value: &mut usize,
+        _: RangeInclusive<u64>,
+    ) -> Result<(), ConfigError> {
+        self.0.push((key, value.to_string()));
+        Ok(())
+    }
+
+    fn choice<T: Choice>(&mut self, key: &'static str, value: &mut T) -> Result<(), ConfigError> {
+        self.0.push((key, value.word().to_owned()));
+        Ok(())
+    }
+
+    fn flag(&mut self, key: &'static str, value: &mut bool) -> Result<(), ConfigError> {
+        self.0.push((key, value.to_string()));
+        Ok(())
+    }
+}

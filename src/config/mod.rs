@@ -1,0 +1,35 @@
+//! What was written, in a file or in flags, and what it means, checked.
+//!
+//! `options` holds every option with its meaning and default, `walk` every key
+//! with its bounds. `section` and `file` read TOML, `flags` the command line;
+//! `check` holds what must be true between options. A [`Config`] that comes out
+//! of here is valid by itself; whether each value is built yet is
+//! [`Config::unbuilt`], and whether a reload may take it over is
+//! [`Config::needs_restart`].
+//!
+//! Nothing here reads a global, opens a socket or resolves a name. No error
+//! ever shows a value: it may be a password.
+
+mod address;
+mod check;
+mod choice;
+mod error;
+mod file;
+mod flags;
+mod listing;
+mod options;
+mod reload;
+mod section;
+#[cfg(test)]
+mod tests;
+mod unbuilt;
+mod units;
+mod walk;
+
+pub use address::{BrokerAddr, DEFAULT_PORT, ListenAddr};
+pub use choice::{Admit, Choice, Delivery, LogFormat, LogLevel, Sharing, Topology};
+pub use error::{BrokerFault, ConfigError, Fault, Place};
+pub use flags::Flags;
+pub use options::{BusConfig, BusLimits, Config, DaemonLimits, LogConfig, PongHold, Timings};
+pub use reload::NeedsRestart;
+pub use unbuilt::Unbuilt;

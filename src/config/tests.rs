@@ -1,0 +1,396 @@
+//! The file format as a whole: what is accepted beside what is refused.
+
+use super::listing::Listing;
+use super::walk;
+use super::*;
+
+const REFERENCE: &str = include_str!("../../config/natsmux.toml");
+const CLOUD_FOUNDRY: &str = include_str!("../../config/cloudfoundry.toml");
+
+/// A file with one good bus, `head` before it and `tail` inside of it.
+fn file(head: &str, tail: &str) -> String {
+    format!("{head}\n[[bus]]\nname = \"a\"\nbrokers = [\"10.0.0.1\"]\n{tail}\n")
+}
+
+fn parsed(head: &str, tail: &str) -> Config {
+    match Config::parse(&file(head, tail)) {
+        Ok(config) => config,
+        Err(error) => panic!("refused: {error}"),
+    }
+}
+
+fn refusal(text: &str) -> String {
+    match Config::parse(text) {
+        Ok(_) => panic!("accepted: {text}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn reference_file_equals_the_defaults() {
+    let config = Config::parse(REFERENCE).expect("the file is good");
+    let brokers = config.buses[0].brokers.clone();
+    assert!(!brokers.is_empty());
+    let defaults = Config {
+        buses: vec![BusConfig::new("default", brokers)],
+        ..Config::default()
+    };
+    assert_eq!(config, defaults);
+    assert_eq!(config.unbuilt(), None);
+}
+
+#[test]
+fn reference_file_has_every_key_of_the_code() {
+    let table: toml::Table = REFERENCE.parse().expect("the file is TOML");
+    let bus = &table["bus"][0];
+    let mut config = Config::default();
+    let mut one = BusConfig::new("x", Vec::new());
+    let mut keys: [Listing; 6] = Default::default();
+    let [top, log, limits, modes, timings, bus_limits] = &mut keys;
+    let walked = walk::top(top, &mut config)
+        .and(walk::log(log, &mut config.log))
+        .and(walk::limits(limits, &mut config.limits))
+        .and(walk::bus(modes, &mut one))
+        .and(walk::timings(timings, &mut one.timings))
+        .and(walk::bus_limits(bus_limits, &mut one.limits));
+    assert!(walked.is_ok());
+    let whole = toml::Value::Table(table.clone());
+    let tables = [
+        (&whole, &keys[0]),
+        (&table["log"], &keys[1]),
+        (&table["limits"], &keys[2]),
+        (bus, &keys[3]),
+        (&bus["timings"], &keys[4]),
+        (&bus["limits"], &keys[5]),
+    ];
+    for (written, listing) in tables {
+        assert!(!listing.0.is_empty());
+        for (key, _) in &listing.0 {
+            assert!(written.get(key).is_some(), "{key} is not in the file");
+        }
+    }
+    for key in ["name", "listen", "brokers"] {
+        assert!(bus.get(key).is_some(), "{key} is not in the file");
+    }
+    assert!(whole.get("name").is_some() && table["http"].get("listen").is_some());
+}
+
+#[test]
+fn cloud_foundry_has_two_buses_on_ports_of_their_own() {
+    let config = Config::parse(CLOUD_FOUNDRY).expect("the file is good");
+    let names: Vec<&str> = config.buses.iter().map(|bus| bus.name.as_str()).collect();
+    assert_eq!(names, ["control", "services"]);
+    assert_eq!(config.unbuilt(), None);
+}
+
+#[test]
+fn every_kind_of_value_is_read() {
+    let config = parsed(
+        "name = \"host7\"\ndrain_timeout = \"3s\"\nhttp.listen = \"off\"\n\
+         log = { format = \"json\", level = \"debug\" }\nlimits.max_connections = 10",
+        "listen = [\"0.0.0.0:4300\"]\nadmit = \"always\"\nlenient_connect = false\n\
+         timings.pong_hold = \"never\"\nlimits = { fence_bytes = 2048, max_pending = \"1MiB\" }",
+    );
+    assert_eq!((config.name.as_str(), config.http), ("host7", None));
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.log.level, LogLevel::Debug);
+    assert_eq!(config.drain_timeout.as_secs(), 3);
+    assert_eq!(config.limits.max_connections, 10);
+    let bus = &config.buses[0];
+    assert_eq!(bus.listen[0].to_string(), "0.0.0.0:4300");
+    assert_eq!((bus.admit, bus.lenient_connect), (Admit::Always, false));
+    assert_eq!(bus.timings.pong_hold, PongHold::Never);
+    assert_eq!(
+        (bus.limits.fence_bytes, bus.limits.max_pending),
+        (2048, 1 << 20)
+    );
+}
+
+#[test]
+fn pong_hold_is_strict_by_default_only_with_at_least_once() {
+    let strict = parsed("", "delivery = \"at-least-once\"");
+    assert_eq!(strict.buses[0].timings.pong_hold, PongHold::Never);
+    let written = parsed(
+        "",
+        "delivery = \"at-least-once\"\ntimings.pong_hold = \"1s\"",
+    );
+    assert_ne!(written.buses[0].timings.pong_hold, PongHold::Never);
+}
+
+#[test]
+fn faults_name_the_line_the_key_and_what_was_expected() {
+    for (head, tail, expected) in [
+        (
+            "nam = \"x\"",
+            "",
+            "line 1: nam: unknown key; expected one of name, drain_timeout",
+        ),
+        (
+            "name = \"a b\"",
+            "",
+            "line 1: name: expected a name of 1 to 255 bytes",
+        ),
+        ("name = 5", "", "line 1: name: expected a name"),
+        (
+            "drain_timeout = 2",
+            "",
+            "line 1: drain_timeout: expected a duration such as",
+        ),
+        (
+            "drain_timeout = \"0s\"",
+            "",
+            "line 1: drain_timeout: out of bounds: expected a duration from 10ms to 10m",
+        ),
+        (
+            "http.listen = \"8222\"",
+            "",
+            "line 1: http.listen: expected \"off\", or an IP address",
+        ),
+        (
+            "log.level = \"loud\"",
+            "",
+            "line 1: log.level: expected one of error, warn, info, debug, trace",
+        ),
+        (
+            "[limits]\nmax_pending_total = \"1KiB\"",
+            "",
+            "line 2: limits.max_pending_total: out of bounds: expected a size from 64KiB to 64GiB",
+        ),
+        ("bus = 1 #", "", "line 2: not valid TOML"),
+        (
+            "",
+            "listen = []",
+            "line 2: bus.listen: expected a list of 1 to 16",
+        ),
+        (
+            "",
+            "listen = \"127.0.0.1:4222\"",
+            "line 5: bus.listen: expected a list",
+        ),
+        (
+            "",
+            "listen = [\n\"127.0.0.1\"]",
+            "line 6: bus.listen: expected an IP address and a port",
+        ),
+        (
+            "",
+            "topology = \"star\"",
+            "line 5: bus.topology: expected one of cluster, independent",
+        ),
+        (
+            "",
+            "lenient_connect = \"yes\"",
+            "line 5: bus.lenient_connect: expected true or false",
+        ),
+        (
+            "",
+            "timings.fence_interval = \"0ms\"",
+            "line 5: bus.timings.fence_interval: out of bounds: expected a duration from 1ms to 10s",
+        ),
+        (
+            "",
+            "timings.pong_hold = \"ever\"",
+            "line 5: bus.timings.pong_hold: expected a duration such as \"15s\", or \"never\"",
+        ),
+        (
+            "",
+            "limits.ping_max = 0",
+            "line 5: bus.limits.ping_max: out of bounds: expected a number from 1 to 100",
+        ),
+        (
+            "",
+            "limits.ping_max = \"2\"",
+            "line 5: bus.limits.ping_max: expected a whole number",
+        ),
+        (
+            "",
+            "limits.fence_bytes = -1",
+            "line 5: bus.limits.fence_bytes: expected a size",
+        ),
+        (
+            "",
+            "limits.publish_buffer = \"1GiB\"",
+            "line 2: bus.limits.publish_buffer: out of bounds: expected at most 256MiB, which is limits.publish_buffer_total",
+        ),
+        (
+            "",
+            "limits.extra = 1",
+            "line 5: bus.limits.extra: unknown key",
+        ),
+        ("", "name = \"b\"", "line 5: name: not valid TOML"),
+    ] {
+        let shown = refusal(&file(head, tail));
+        assert!(shown.starts_with(expected), "{head}{tail}: {shown}");
+    }
+}
+
+#[test]
+fn names_and_brokers_of_a_bus_must_be_there() {
+    for (text, expected) in [
+        ("", "line 1: bus: missing; expected 1 to 64 buses"),
+        (
+            "bus = 1",
+            "line 1: bus: expected tables, each under [[bus]]",
+        ),
+        ("[[bus]]\nbrokers = [\"h\"]", "line 1: bus.name: missing"),
+        ("[[bus]]\nname = \"a\"", "line 1: bus.brokers: missing"),
+        (
+            "[[bus]]\nname = \"a\"\nbrokers = []",
+            "line 1: bus.brokers: expected a list of 1 to 64",
+        ),
+        (
+            "[[bus]]\nname = \"A\"\nbrokers = [\"h\"]",
+            "line 2: bus.name: expected a name of 1 to 32",
+        ),
+    ] {
+        let shown = refusal(text);
+        assert!(shown.starts_with(expected), "{text}: {shown}");
+    }
+}
+
+#[test]
+fn duplicates_and_loops_are_refused() {
+    let second = |name: &str, listen: &str, brokers: &str| {
+        format!("[[bus]]\nname = \"{name}\"\nlisten = [\"{listen}\"]\nbrokers = [{brokers}]")
+    };
+    assert!(Config::parse(&file("", &second("b", "127.0.0.1:4223", "\"10.0.0.1\""))).is_ok());
+    for (text, expected) in [
+        (
+            second("a", "127.0.0.1:4223", "\"h\""),
+            "line 6: bus.name: two buses are named a",
+        ),
+        (
+            second("b", "127.0.0.1:4222", "\"h\""),
+            "line 7: bus.listen: 127.0.0.1:4222 is listened on twice",
+        ),
+        (
+            second("b", "0.0.0.0:4222", "\"h\""),
+            "line 7: bus.listen: 0.0.0.0:4222 is listened on twice",
+        ),
+        (
+            second("b", "127.0.0.1:8222", "\"h\""),
+            "line 7: bus.listen: 127.0.0.1:8222 is listened on twice",
+        ),
+        (
+            second("b", "127.0.0.1:4223", "\"h\", \"H:4222\""),
+            "line 8: bus.brokers: h:4222 is listed twice",
+        ),
+        (
+            second("b", "127.0.0.1:4223", "\"h\", \"localhost\""),
+            "line 8: bus.brokers: localhost:4222 is natsmux's own",
+        ),
+        (
+            second("b", "127.0.0.1:4223", "\"nats://127.0.0.1:4223\""),
+            "line 8: bus.brokers: 127.0.0.1:4223 is natsmux's own",
+        ),
+        (
+            second("b", "127.0.0.1:4223", "\"127.0.0.1:8222\""),
+            "line 8: bus.brokers: 127.0.0.1:8222 is natsmux's own",
+        ),
+    ] {
+        let shown = refusal(&file("", &text));
+        assert!(shown.starts_with(expected), "{text}: {shown}");
+    }
+}
+
+#[test]
+fn no_fault_shows_a_secret() {
+    let url = "nats://user:hunter2@h:1";
+    let unquoted_key = format!("{url} = 1");
+    for text in [
+        file("", &format!("brokers = [\"{url}\"]")),
+        format!("[[bus]]\nname = \"a\"\nbrokers = [\"{url}\"]"),
+        format!("[[bus]]\nname = \"a\"\nbrokers = \"{url}\""),
+        format!("[[bus]]\nname = \"a\"\nbrokers = [\"{url}]"),
+        format!("[[bus]]\nname = \"a\"\nbrokers = [{url}]"),
+        format!("[[bus]]\nname = \"{url}\"\nbrokers = [\"h\"]"),
+        format!("bus = \"{url}\""),
+        format!("bus = [\"{url}\"]"),
+        format!("http = \"{url}\""),
+        format!("\"{url}\" = 1"),
+        format!("[\"{url}\"]\n[\"{url}\"]"),
+        file("", &format!("topology = \"{url}\"")),
+        file("", &format!("timings.pong_hold = \"{url}\"")),
+        file("", &format!("limits.ping_max = \"{url}\"")),
+        unquoted_key,
+    ] {
+        let error = Config::parse(&text).expect_err("a wrong file");
+        let shown = format!("{error} {error:?}");
+        assert!(!shown.contains("hunter2"), "{text}: {shown}");
+    }
+}
+
+#[test]
+fn unbuilt_values_parse_and_are_named() {
+    for (tail, value) in [
+        ("topology = \"independent\"", "independent"),
+        ("sharing = \"identity\"", "identity"),
+        ("delivery = \"at-least-once\"", "at-least-once"),
+    ] {
+        let unbuilt = parsed("", tail).unbuilt().expect("unbuilt");
+        assert_eq!(unbuilt.value, value);
+        assert!(unbuilt.to_string().contains("isn't built yet"));
+    }
+    assert_eq!(parsed("", "admit = \"verified\"").unbuilt(), None);
+}
+
+#[test]
+fn flags_lie_over_a_file_with_one_bus_and_survive_a_reload() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("natsmux.toml");
+    std::fs::write(&path, file("", "listen = [\"127.0.0.1:4300\"]")).expect("written");
+    let flags = Flags {
+        brokers: vec!["10.0.0.7,10.0.0.8:1".to_owned()],
+        log_level: Some(LogLevel::Debug),
+        ..Flags::default()
+    };
+    let config = Config::load_with_flags(&path, flags.clone()).expect("good");
+    assert_eq!(config.buses[0].listen[0].addr.port(), 4300);
+    assert_eq!(config.buses[0].brokers[1].to_string(), "10.0.0.8:1");
+    assert_eq!(config.reload(&path).expect("good"), config);
+    let second = "[[bus]]\nname = \"b\"\nlisten = [\"127.0.0.1:4223\"]\nbrokers = [\"h\"]";
+    std::fs::write(&path, file("", second)).expect("written");
+    let error = config.reload(&path).expect_err("two buses");
+    assert!(error.to_string().starts_with("--broker: describes one bus"));
+    let other = Flags {
+        brokers: Vec::new(),
+        ..flags
+    };
+    assert!(Config::load_with_flags(&path, other).is_ok());
+}
+
+#[test]
+fn reload_takes_brokers_and_timings_but_no_listener() {
+    let old = parsed("", "");
+    let mut new = old.clone();
+    new.log.level = LogLevel::Trace;
+    new.buses[0].brokers = vec!["h".parse().expect("good")];
+    new.buses[0].timings.block_for = std::time::Duration::from_secs(1);
+    assert_eq!(old.needs_restart(&new), None);
+    new.buses[0].listen.pop();
+    let refused = old.needs_restart(&new).expect("a listener changed");
+    assert!(refused.to_string().contains("bus a: listen can't change"));
+    new.buses[0].name = "b".to_owned();
+    assert_eq!(old.needs_restart(&new), None);
+    new.http = None;
+    assert_eq!(
+        old.needs_restart(&new),
+        Some(NeedsRestart::Daemon("http.listen"))
+    );
+}
+
+#[test]
+fn description_tells_what_is_not_a_default() {
+    let config = parsed("name = \"host7\"", "timings.fence_interval = \"20ms\"");
+    let shown = config.describe().to_string();
+    assert!(
+        shown.contains("[::1]:4222 (where the host has IPv6)"),
+        "{shown}"
+    );
+    assert!(shown.contains("  brokers   1. 10.0.0.1:4222"), "{shown}");
+    assert!(
+        shown.contains("timings.fence_interval = 20ms (default 50ms)"),
+        "{shown}"
+    );
+    assert!(!shown.contains("block_for"), "{shown}");
+}
