@@ -1,5 +1,7 @@
 //! Options with a closed set of values.
 
+use tracing::level_filters::LevelFilter;
+
 /// An option that is one of a few words.
 pub trait Choice: Copy + PartialEq + Send + Sync + 'static {
     /// Every value with the word that is written for it.
@@ -62,6 +64,18 @@ pub enum LogLevel {
 choice!(LogLevel {
     "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace,
 });
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
 
 /// How the brokers of a bus know each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -1,0 +1,13 @@
+//! What natsmux says of itself: log lines, counters, and the picture of a moment.
+//!
+//! `counters` names every metric, in one place; `snapshot` is what the workers
+//! hand to `admin`; `logging` is where log lines go. Nothing here knows who
+//! counts or who reads.
+
+mod counters;
+mod logging;
+mod snapshot;
+
+pub use counters::Counters;
+pub use logging::{LineFormat, LogError, LogGuard, init};
+pub use snapshot::{BrokerSnapshot, BusSnapshot, Snapshot};
