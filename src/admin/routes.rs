@@ -1,0 +1,135 @@
+//! Which path answers what.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::{Map, Value, json};
+use tokio::time::timeout;
+
+use super::Source;
+use super::hosts;
+use super::process::CpuMeter;
+use super::varz::varz;
+use crate::telemetry::{BusSnapshot, Snapshot};
+
+/// How long a picture may take before natsmux counts as stuck.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
+
+const PATHS: [&str; 3] = ["/livez", "/healthz", "/varz"];
+
+/// What all requests share.
+pub(super) struct Routes<S> {
+    source: Arc<S>,
+    cpu: CpuMeter,
+    requests: [AtomicU64; PATHS.len()],
+}
+
+impl<S: Source> Routes<S> {
+    pub(super) fn new(source: Arc<S>) -> Self {
+        Self {
+            source,
+            cpu: CpuMeter::new(),
+            requests: Default::default(),
+        }
+    }
+
+    /// Answers one request that came over a connection to `local`. The body of
+    /// the request isn't read.
+    pub(super) async fn answer<B>(
+        &self,
+        request: Request<B>,
+        local: IpAddr,
+    ) -> Response<Full<Bytes>> {
+        if !hosts::is_allowed(&request, local) {
+            let error = "Host must be a loopback name or the address of this listener";
+            return reply(StatusCode::FORBIDDEN, &json!({ "error": error }));
+        }
+        let path = request.uri().path();
+        let Some(index) = PATHS.iter().position(|known| *known == path) else {
+            let body = json!({ "error": "not found", "paths": PATHS });
+            return reply(StatusCode::NOT_FOUND, &body);
+        };
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let error = json!({ "error": "only GET and HEAD" });
+            let mut response = reply(StatusCode::METHOD_NOT_ALLOWED, &error);
+            let allowed = HeaderValue::from_static("GET, HEAD");
+            response.headers_mut().insert(ALLOW, allowed);
+            return response;
+        }
+        self.requests[index].fetch_add(1, Ordering::Relaxed);
+        let Ok(Some(snapshot)) = timeout(SNAPSHOT_TIMEOUT, self.source.snapshot()).await else {
+            return unavailable("a worker doesn't answer");
+        };
+        match path {
+            "/livez" => ok(),
+            "/healthz" => healthz(&snapshot, request.uri().query()),
+            _ => reply(
+                StatusCode::OK,
+                &varz(&snapshot, &self.cpu, self.request_counts()),
+            ),
+        }
+    }
+
+    fn request_counts(&self) -> Value {
+        let counts = PATHS.iter().zip(&self.requests);
+        let counts = counts.map(|(path, count)| {
+            (
+                String::from(*path),
+                Value::from(count.load(Ordering::Relaxed)),
+            )
+        });
+        Value::Object(counts.collect::<Map<_, _>>())
+    }
+}
+
+/// Healthy while every bus asked for has a live broker; `?bus=NAME` asks for one.
+fn healthz(snapshot: &Snapshot, query: Option<&str>) -> Response<Full<Bytes>> {
+    let asked = query.and_then(|query| query.split('&').find_map(|p| p.strip_prefix("bus=")));
+    let of_interest = |bus: &&BusSnapshot| asked.is_none_or(|name| name == bus.name);
+    let mut buses = snapshot.buses.iter().filter(of_interest).peekable();
+    if asked.is_some() && buses.peek().is_none() {
+        let body = json!({ "status": "unavailable", "error": "no such bus" });
+        return reply(StatusCode::NOT_FOUND, &body);
+    }
+    let faults: Vec<String> = buses.filter(|bus| !bus.healthy).map(fault_text).collect();
+    if faults.is_empty() {
+        ok()
+    } else {
+        unavailable(&faults.join("; "))
+    }
+}
+
+fn fault_text(bus: &BusSnapshot) -> String {
+    match &bus.reason {
+        Some(reason) => format!("bus {}: no live broker: {reason}", bus.name),
+        None => format!("bus {}: no live broker", bus.name),
+    }
+}
+
+fn ok() -> Response<Full<Bytes>> {
+    reply(StatusCode::OK, &json!({ "status": "ok" }))
+}
+
+fn unavailable(error: &str) -> Response<Full<Bytes>> {
+    let body = json!({ "status": "unavailable", "error": error });
+    reply(StatusCode::SERVICE_UNAVAILABLE, &body)
+}
+
+/// A JSON reply. No CORS header: a foreign page has no business here.
+fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+    let mut text = body.to_string();
+    text.push('\n');
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}

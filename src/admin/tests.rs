@@ -1,0 +1,313 @@
+//! The HTTP port over a real loopback socket, with a made-up picture behind it.
+
+use std::future::pending;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{Source, serve};
+use crate::telemetry::{BrokerSnapshot, BusSnapshot, Counters, Snapshot};
+
+/// What the made-up workers do.
+enum Fake {
+    Answers(Box<Snapshot>),
+    Declines,
+    Hangs,
+}
+
+impl Source for Fake {
+    async fn snapshot(&self) -> Option<Snapshot> {
+        match self {
+            Self::Answers(snapshot) => Some(Snapshot::clone(snapshot)),
+            Self::Declines => None,
+            Self::Hangs => pending().await,
+        }
+    }
+}
+
+fn bus(name: &str, healthy: bool) -> BusSnapshot {
+    BusSnapshot {
+        name: name.to_owned(),
+        healthy,
+        reason: (!healthy).then(|| "10.0.0.1:4222: connection refused".to_owned()),
+        sessions: 2,
+        trunks: 2,
+        links: 2,
+        subscriptions: 5,
+        waiting: 3,
+        buffered_bytes: 70,
+        current: healthy.then(|| "10.0.0.1:4222".to_owned()),
+        brokers: vec![BrokerSnapshot {
+            addr: "10.0.0.1:4222".to_owned(),
+            state: "live",
+            since: Duration::from_millis(1500),
+            last_error: None,
+            version: Some("2.15.1".to_owned()),
+            links: 2,
+            failures: 1,
+        }],
+        counters: Counters::default(),
+    }
+}
+
+fn picture(healthy: [bool; 2]) -> Fake {
+    let counters = Counters {
+        failovers: 4,
+        in_msgs: 9,
+        stale_sessions: 1,
+        ..Counters::default()
+    };
+    Fake::Answers(Box::new(Snapshot {
+        server_id: "NMX1".to_owned(),
+        name: "host7".to_owned(),
+        version: "0.1.0".to_owned(),
+        start: UNIX_EPOCH,
+        now: UNIX_EPOCH + Duration::from_secs(3605),
+        max_connections: 100,
+        connections: 4,
+        total_connections: 40,
+        subscriptions: 10,
+        listen: SocketAddr::from(([127, 0, 0, 1], 4222)),
+        max_payload: 1 << 20,
+        counters,
+        buses: vec![bus("control", healthy[0]), bus("services", healthy[1])],
+    }))
+}
+
+async fn start(source: Fake) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("its address");
+    tokio::spawn(serve(listener, Arc::new(source), CancellationToken::new()));
+    addr
+}
+
+async fn connect(addr: SocketAddr) -> TcpStream {
+    TcpStream::connect(addr).await.expect("a connection")
+}
+
+/// Sends bytes and reads until the end: status line with headers, and body.
+async fn exchange(addr: SocketAddr, request: &str) -> (String, String) {
+    let mut stream = connect(addr).await;
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    read_reply(&mut stream).await
+}
+
+async fn read_reply(stream: &mut TcpStream) -> (String, String) {
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.expect("an answer");
+    let (head, body) = reply.split_once("\r\n\r\n").unwrap_or((&reply, ""));
+    (head.to_owned(), body.to_owned())
+}
+
+async fn get(addr: SocketAddr, path: &str) -> (u16, Value) {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost:8222\r\n\r\n");
+    let (head, body) = exchange(addr, &request).await;
+    assert!(head.contains("content-type: application/json"), "{head}");
+    let status = head[9..12].parse().expect("a status");
+    (status, serde_json::from_str(&body).expect("JSON"))
+}
+
+#[tokio::test]
+async fn health_is_ok_while_every_bus_has_a_live_broker() {
+    let addr = start(picture([true, true])).await;
+    for path in [
+        "/livez",
+        "/healthz",
+        "/healthz?js-enabled-only=true",
+        "/healthz?bus=services",
+    ] {
+        let (status, body) = get(addr, path).await;
+        assert_eq!(
+            (status, body.to_string().as_str()),
+            (200, r#"{"status":"ok"}"#),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn health_names_the_bus_without_a_live_broker_and_why() {
+    let addr = start(picture([false, true])).await;
+    let (status, body) = get(addr, "/healthz").await;
+    assert_eq!((status, &body["status"]), (503, &"unavailable".into()));
+    let error = "bus control: no live broker: 10.0.0.1:4222: connection refused";
+    assert_eq!(body["error"], error);
+    assert_eq!(get(addr, "/healthz?bus=control").await.0, 503);
+    assert_eq!(get(addr, "/healthz?bus=services").await.0, 200);
+    assert_eq!(get(addr, "/healthz?bus=other").await.0, 404);
+    assert_eq!(get(addr, "/livez").await.0, 200);
+}
+
+#[tokio::test]
+async fn nothing_is_alive_while_workers_do_not_answer() {
+    let declining = start(Fake::Declines).await;
+    for path in ["/livez", "/healthz", "/varz"] {
+        assert_eq!(get(declining, path).await.0, 503, "{path}");
+    }
+    let hanging = start(Fake::Hangs).await;
+    assert_eq!(get(hanging, "/livez").await.0, 503);
+}
+
+#[tokio::test]
+async fn varz_has_the_types_of_nats_server_and_the_numbers_of_natsmux() {
+    let addr = start(picture([true, false])).await;
+    let (status, body) = get(addr, "/varz").await;
+    assert_eq!(status, 200);
+    for key in [
+        "server_id",
+        "server_name",
+        "version",
+        "go",
+        "host",
+        "start",
+        "now",
+        "uptime",
+    ] {
+        assert!(body[key].is_string(), "{key}");
+    }
+    for key in [
+        "proto",
+        "port",
+        "max_connections",
+        "max_payload",
+        "mem",
+        "cores",
+        "connections",
+        "total_connections",
+        "routes",
+        "remotes",
+        "leafnodes",
+        "in_msgs",
+        "out_msgs",
+        "in_bytes",
+        "out_bytes",
+        "slow_consumers",
+        "subscriptions",
+    ] {
+        assert!(body[key].is_u64(), "{key}");
+    }
+    assert!(body["cpu"].is_f64());
+    assert_eq!(body["uptime"], "1h0m5s");
+    assert_eq!(body["in_msgs"], 9);
+    assert_eq!(body["http_req_stats"]["/varz"], 1);
+    let own = &body["natsmux"];
+    for (key, value) in [
+        ("sessions", 4),
+        ("failovers", 4),
+        ("waiting", 6),
+        ("healthy_buses", 1),
+    ] {
+        assert_eq!(own[key], value, "{key}");
+    }
+    for key in [
+        "trunks",
+        "links",
+        "published",
+        "confirmed",
+        "refused",
+        "in_doubt",
+        "moved",
+        "repeated",
+        "dropped",
+        "pongs_unproven",
+        "buffered_bytes",
+    ] {
+        assert!(own[key].is_u64(), "{key}");
+    }
+    assert_eq!(own["buses"][0]["brokers"][0]["since_seconds"], 1.5);
+}
+
+#[tokio::test]
+async fn head_answers_without_a_body() {
+    let addr = start(picture([true, true])).await;
+    let (head, body) = exchange(addr, "HEAD /varz HTTP/1.1\r\nHost: [::1]\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(body.is_empty());
+}
+
+#[tokio::test]
+async fn wrong_requests_are_refused_by_what_is_wrong() {
+    let addr = start(picture([true, true])).await;
+    let padding = "x".repeat(17 << 10);
+    for (request, status) in [
+        ("GET /livez HTTP/1.0\r\n\r\n".to_owned(), "200"),
+        ("GET /livez HTTP/1.1\r\n\r\n".to_owned(), "403"),
+        (
+            "GET /livez HTTP/1.1\r\nHost: attacker.example\r\n\r\n".to_owned(),
+            "403",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
+            "404",
+        ),
+        (
+            "GET /varz/ HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
+            "404",
+        ),
+        (
+            "POST /varz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            "405",
+        ),
+        ("CONNECT {} NATS\r\n\r\n".to_owned(), "400"),
+        (
+            format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nX: {padding}\r\n\r\n"),
+            "431",
+        ),
+    ] {
+        let (head, _) = exchange(addr, &request).await;
+        let shown: String = request.chars().take(60).collect();
+        assert_eq!(head.get(9..12), Some(status), "{shown}: {head}");
+        assert!(!head.contains("access-control"), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn unfinished_header_is_closed() {
+    let addr = start(picture([true, true])).await;
+    let (head, _) = timeout(
+        Duration::from_secs(8),
+        exchange(addr, "GET /livez HTTP/1.1\r\n"),
+    )
+    .await
+    .expect("closed");
+    assert!(
+        head.is_empty() || head.starts_with("HTTP/1.1 408"),
+        "{head}"
+    );
+}
+
+#[tokio::test]
+async fn connection_over_the_limit_waits_for_a_slot() {
+    let addr = start(picture([true, true])).await;
+    let mut idle = Vec::new();
+    for _ in 0..64 {
+        idle.push(connect(addr).await);
+    }
+    let mut last = connect(addr).await;
+    let request = b"GET /livez HTTP/1.0\r\n\r\n";
+    last.write_all(request).await.expect("sent");
+    let early = timeout(Duration::from_millis(300), last.readable()).await;
+    assert!(early.is_err(), "answered without a slot");
+    idle.pop();
+    let (head, _) = read_reply(&mut last).await;
+    assert!(head.starts_with("HTTP/1.0 200"), "{head}");
+}
+
+#[tokio::test]
+async fn stop_ends_serving_and_closes_connections() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("its address");
+    let stop = CancellationToken::new();
+    let source = Arc::new(picture([true, true]));
+    let serving = tokio::spawn(serve(listener, source, stop.clone()));
+    let mut stream = connect(addr).await;
+    stop.cancel();
+    serving.await.expect("ended");
+    assert!(matches!(stream.read(&mut [0; 8]).await, Ok(0) | Err(_)));
+}

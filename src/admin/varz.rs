@@ -1,0 +1,167 @@
+//! `/varz` in nats-server's shape, so that nats-top, the Prometheus exporter
+//! and dashboards read it, with natsmux's own numbers under `natsmux`.
+//!
+//! nats-top refuses a whole reply for one known key of the wrong type, so the
+//! types here are nats-server's. The exporter turns each number of nested
+//! objects into a metric, but no array: buses and brokers are arrays, since
+//! their names needn't be names of metrics.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value, json};
+
+use super::process::{self, CpuMeter};
+use crate::telemetry::{BrokerSnapshot, BusSnapshot, Counters, Snapshot};
+
+/// The body of `/varz`. `requests` are the HTTP requests by path.
+pub(super) fn varz(snapshot: &Snapshot, cpu: &CpuMeter, requests: Value) -> Value {
+    let counters = &snapshot.counters;
+    let uptime = snapshot.now.duration_since(snapshot.start);
+    let links: u64 = snapshot.buses.iter().map(|bus| bus.links).sum();
+    json!({
+        "server_id": snapshot.server_id,
+        "server_name": snapshot.name,
+        "version": snapshot.version,
+        "proto": 1,
+        "go": "",
+        "host": snapshot.listen.ip().to_string(),
+        "port": snapshot.listen.port(),
+        "max_connections": snapshot.max_connections,
+        "max_payload": snapshot.max_payload,
+        "start": rfc3339(snapshot.start),
+        "now": rfc3339(snapshot.now),
+        "uptime": nats_duration(uptime.unwrap_or_default()),
+        "mem": process::resident_bytes(),
+        "cores": process::cores(),
+        "gomaxprocs": process::cores(),
+        "cpu": cpu.percent(),
+        "connections": snapshot.connections,
+        "total_connections": snapshot.total_connections,
+        "routes": 0,
+        "remotes": links,
+        "leafnodes": 0,
+        "in_msgs": counters.in_msgs,
+        "out_msgs": counters.out_msgs,
+        "in_bytes": counters.in_bytes,
+        "out_bytes": counters.out_bytes,
+        "slow_consumers": counters.slow_consumers,
+        "stale_connections": counters.stale_sessions,
+        "subscriptions": snapshot.subscriptions,
+        "http_req_stats": requests,
+        "natsmux": natsmux(snapshot),
+    })
+}
+
+fn natsmux(snapshot: &Snapshot) -> Value {
+    let sum = |gauge: fn(&BusSnapshot) -> u64| snapshot.buses.iter().map(gauge).sum::<u64>();
+    let mut object = counted(&snapshot.counters);
+    for (name, value) in [
+        ("sessions", sum(|bus| bus.sessions)),
+        ("trunks", sum(|bus| bus.trunks)),
+        ("links", sum(|bus| bus.links)),
+        ("waiting", sum(|bus| bus.waiting)),
+        ("buffered_bytes", sum(|bus| bus.buffered_bytes)),
+        ("healthy_buses", sum(|bus| u64::from(bus.healthy))),
+    ] {
+        object.insert(name.to_owned(), value.into());
+    }
+    let buses = snapshot.buses.iter().map(bus).collect();
+    object.insert("buses".to_owned(), Value::Array(buses));
+    Value::Object(object)
+}
+
+fn bus(bus: &BusSnapshot) -> Value {
+    let mut object = counted(&bus.counters);
+    let brokers: Vec<Value> = bus.brokers.iter().map(broker).collect();
+    for (name, value) in [
+        ("name", json!(bus.name)),
+        ("healthy", json!(bus.healthy)),
+        ("reason", json!(bus.reason)),
+        ("sessions", json!(bus.sessions)),
+        ("trunks", json!(bus.trunks)),
+        ("links", json!(bus.links)),
+        ("subscriptions", json!(bus.subscriptions)),
+        ("waiting", json!(bus.waiting)),
+        ("buffered_bytes", json!(bus.buffered_bytes)),
+        ("current", json!(bus.current)),
+        ("brokers", Value::Array(brokers)),
+    ] {
+        object.insert(name.to_owned(), value);
+    }
+    Value::Object(object)
+}
+
+fn broker(broker: &BrokerSnapshot) -> Value {
+    json!({
+        "addr": broker.addr,
+        "state": broker.state,
+        "since_seconds": broker.since.as_secs_f64(),
+        "last_error": broker.last_error,
+        "version": broker.version,
+        "links": broker.links,
+        "failures": broker.failures,
+    })
+}
+
+fn counted(counters: &Counters) -> Map<String, Value> {
+    let pairs = counters.iter();
+    pairs
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect()
+}
+
+/// A moment as nats-server writes it. A clock before 1970 shows 1970.
+fn rfc3339(moment: SystemTime) -> String {
+    let since_epoch = moment.duration_since(UNIX_EPOCH).unwrap_or_default();
+    // The last second of 9999: the format has no room for more.
+    let whole = since_epoch.min(Duration::from_secs(253_402_300_799));
+    humantime::format_rfc3339_millis(UNIX_EPOCH + whole).to_string()
+}
+
+/// A duration as nats-server writes it: `5s`, `4m5s`, `3h4m5s`, `2d3h4m5s`, `1y2d3h4m5s`.
+fn nats_duration(duration: Duration) -> String {
+    let total = duration.as_secs();
+    let (seconds, minutes, hours) = (total % 60, total / 60 % 60, total / 3600 % 24);
+    let (days, years) = (total / 86_400 % 365, total / 86_400 / 365);
+    let parts = [
+        (years, 'y'),
+        (days, 'd'),
+        (hours, 'h'),
+        (minutes, 'm'),
+        (seconds, 's'),
+    ];
+    let first = parts.iter().position(|(count, _)| *count > 0);
+    let shown = &parts[first.unwrap_or(parts.len() - 1)..];
+    shown
+        .iter()
+        .map(|(count, unit)| format!("{count}{unit}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_the_form_of_nats_server() {
+        for (seconds, shown) in [
+            (0, "0s"),
+            (5, "5s"),
+            (65, "1m5s"),
+            (3600, "1h0m0s"),
+            (86_400 + 1, "1d0h0m1s"),
+            (366 * 86_400, "1y1d0h0m0s"),
+        ] {
+            assert_eq!(nats_duration(Duration::from_secs(seconds)), shown);
+        }
+    }
+
+    #[test]
+    fn moments_out_of_range_are_shown_at_its_end() {
+        assert_eq!(rfc3339(UNIX_EPOCH), "1970-01-01T00:00:00.000Z");
+        let early = UNIX_EPOCH - Duration::from_secs(9);
+        assert_eq!(rfc3339(early), "1970-01-01T00:00:00.000Z");
+        let late = UNIX_EPOCH + Duration::from_secs(400_000_000_000);
+        assert_eq!(rfc3339(late), "9999-12-31T23:59:59.000Z");
+    }
+}
