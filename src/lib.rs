@@ -1,3 +1,6 @@
 //! natsmux.
 
+pub mod admin;
 pub mod config;
+pub mod daemon;
+pub mod telemetry;

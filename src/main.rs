@@ -1,2 +1,63 @@
-//! natsmux.
-fn main() {}
+//! natsmux, the program: the life of the process.
+
+mod cli;
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use cli::{CheckArgs, Command, Refusal, RunArgs};
+
+/// The daemon ended with an error.
+const FAILED: u8 = 1;
+/// The command line or the file is wrong.
+const WRONG_INPUT: u8 = 2;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = env::args_os().collect();
+    match cli::parse(&args) {
+        Ok(cli) => match cli.command {
+            Command::Run(args) => run(*args),
+            Command::Check(args) => check(args),
+        },
+        Err(refusal) => show(&refusal),
+    }
+}
+
+fn run(args: RunArgs) -> ExitCode {
+    let (config, file) = match args.into_config() {
+        Ok(configured) => configured,
+        Err(error) => return fail(WRONG_INPUT, &error),
+    };
+    match natsmux::daemon::run(config, file) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(FAILED, &error),
+    }
+}
+
+fn check(args: CheckArgs) -> ExitCode {
+    match args.into_config() {
+        Ok(config) => {
+            // A reader that went away (`| head`) has seen what it wanted.
+            let _ = write!(io::stdout(), "{}", config.describe());
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(WRONG_INPUT, &error),
+    }
+}
+
+fn show(refusal: &Refusal) -> ExitCode {
+    if refusal.is_fault {
+        let _ = write!(io::stderr(), "{}", refusal.text);
+        return ExitCode::from(WRONG_INPUT);
+    }
+    let _ = write!(io::stdout(), "{}", refusal.text);
+    ExitCode::SUCCESS
+}
+
+fn fail(code: u8, error: &dyn Display) -> ExitCode {
+    let _ = writeln!(io::stderr(), "natsmux: {error}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,174 @@
+//! The command line: what was asked for, and how faults in it are shown.
+//!
+//! Values that may hold a secret are taken as text and judged by `config`,
+//! which never repeats them. clap does repeat what it refuses, so its messages
+//! pass through [`hide_secrets`].
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use natsmux::config::{Choice, Config, ConfigError, Delivery, Flags, LogFormat, LogLevel};
+use natsmux::config::{Sharing, Topology, Unbuilt};
+use thiserror::Error;
+
+/// Keeps local NATS sessions alive while the brokers behind them come and go.
+#[derive(Debug, Parser)]
+#[command(name = "natsmux", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What natsmux shall do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve components until SIGTERM. SIGHUP reads the file of -c again
+    Run(Box<RunArgs>),
+    /// Check a file and print what it means
+    Check(CheckArgs),
+}
+
+/// Flags of `natsmux run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Configuration file; flags given beside it win
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// Where components connect; repeats [default: 127.0.0.1:4222 and [::1]:4222]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Vec<String>,
+
+    /// Where health and metrics are served, or "off" [default: 127.0.0.1:8222]
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<String>,
+
+    /// A broker as nats://host:port, or several with commas; repeats
+    #[arg(long = "broker", value_name = "URL")]
+    brokers: Vec<String>,
+
+    /// How the brokers know each other [default: cluster]
+    #[arg(long, value_name = "TOPOLOGY", value_parser = word::<Topology>())]
+    topology: Option<Topology>,
+
+    /// Which components share a connection to the broker [default: none]
+    #[arg(long, value_name = "SHARING", value_parser = word::<Sharing>())]
+    sharing: Option<Sharing>,
+
+    /// What happens to publishes in doubt [default: at-most-once]
+    #[arg(long, value_name = "DELIVERY", value_parser = word::<Delivery>())]
+    delivery: Option<Delivery>,
+
+    /// Name of this instance [default: the host's name]
+    #[arg(long)]
+    name: Option<String>,
+
+    /// How log lines are written [default: text]
+    #[arg(long, value_name = "FORMAT", value_parser = word::<LogFormat>())]
+    log: Option<LogFormat>,
+
+    /// Which log lines are written [default: info]
+    #[arg(long, value_name = "LEVEL", value_parser = word::<LogLevel>())]
+    log_level: Option<LogLevel>,
+}
+
+/// Flags of `natsmux check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Configuration file
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    pub(crate) file: PathBuf,
+}
+
+/// Why the command line or the file was refused. The operator's fault.
+#[derive(Debug, Error)]
+pub(crate) enum InputError {
+    /// A wrong value.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A good value that isn't built yet.
+    #[error(transparent)]
+    Unbuilt(#[from] Unbuilt),
+}
+
+impl RunArgs {
+    /// The configuration that these flags describe, and the file to read again.
+    pub(crate) fn into_config(self) -> Result<(Config, Option<PathBuf>), InputError> {
+        let flags = Flags {
+            listen: self.listen,
+            http: self.http,
+            brokers: self.brokers,
+            topology: self.topology,
+            sharing: self.sharing,
+            delivery: self.delivery,
+            name: self.name,
+            log: self.log,
+            log_level: self.log_level,
+        };
+        let config = match &self.file {
+            Some(file) => Config::load_with_flags(file, flags)?,
+            None => Config::from_flags(flags)?,
+        };
+        Ok((built(config)?, self.file))
+    }
+}
+
+impl CheckArgs {
+    /// The configuration in the file.
+    pub(crate) fn into_config(self) -> Result<Config, InputError> {
+        built(Config::load(&self.file)?)
+    }
+}
+
+fn built(config: Config) -> Result<Config, InputError> {
+    match config.unbuilt() {
+        Some(unbuilt) => Err(unbuilt.into()),
+        None => Ok(config),
+    }
+}
+
+/// Reads the command line, or gives the text to show instead of doing anything.
+pub(crate) fn parse(args: &[OsString]) -> Result<Cli, Refusal> {
+    Cli::try_parse_from(args).map_err(|error| Refusal {
+        is_fault: !matches!(
+            error.kind(),
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+        ),
+        text: hide_secrets(&error.render().to_string(), args),
+    })
+}
+
+/// What is shown instead of doing anything.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// Whether the command line is wrong; else help or the version was asked for.
+    pub(crate) is_fault: bool,
+    /// What to show.
+    pub(crate) text: String,
+}
+
+fn word<T: Choice>() -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(T::words()).try_map(|word| T::from_word(&word).ok_or("unknown"))
+}
+
+/// Takes every argument out of a message that could hold credentials.
+fn hide_secrets(message: &str, args: &[OsString]) -> String {
+    let mut shown = message.to_owned();
+    for arg in args.iter().filter_map(|arg| arg.to_str()) {
+        let value = arg.split_once('=').map(|(_, value)| value);
+        for text in [Some(arg), value].into_iter().flatten() {
+            if text.contains(['@', ':']) {
+                shown = shown.replace(text, "(hidden)");
+            }
+        }
+    }
+    let leaks = |line: &&str| !line.contains('@');
+    shown
+        .lines()
+        .filter(leaks)
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
