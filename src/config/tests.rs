@@ -335,6 +335,22 @@ fn unbuilt_values_parse_and_are_named() {
 }
 
 #[test]
+fn flags_alone_describe_one_bus_named_default() {
+    let flags = Flags {
+        listen: vec!["127.0.0.1:4222".to_owned()],
+        brokers: vec!["nats://127.0.0.1:4301,nats://127.0.0.1:4302".to_owned()],
+        http: Some("off".to_owned()),
+        delivery: Some(Delivery::AtLeastOnce),
+        ..Flags::default()
+    };
+    let config = Config::from_flags(flags).expect("good flags");
+    let bus = &config.buses[0];
+    assert_eq!((bus.name.as_str(), config.http), ("default", None));
+    assert_eq!((bus.listen.len(), bus.brokers.len()), (1, 2));
+    assert_eq!(bus.timings.pong_hold, PongHold::Never);
+}
+
+#[test]
 fn flags_lie_over_a_file_with_one_bus_and_survive_a_reload() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("natsmux.toml");
