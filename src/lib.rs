@@ -1,6 +1,26 @@
-//! natsmux.
+//! natsmux runs on every host between local components and the NATS brokers.
+//!
+//! It keeps every component's session open, remembers what it subscribed to, and keeps it
+//! connected to whichever broker is alive. ARCHITECTURE.md is the map; in short:
+//!
+//! | layer | module | what it is |
+//! |---|---|---|
+//! | 0 | [`proto`] | the NATS protocol as bytes (pure) |
+//! | 0 | [`config`] | what was written, and what it means |
+//! | 0 | [`telemetry`] | logging, counters, snapshots |
+//! | 1 | [`ledger`] | what a trunk must remember (pure) |
+//! | 1 | [`net`] | sockets and buffers, no NATS |
+//! | 2 | [`upstream`] | towards brokers: bus, roster, trunk, links |
+//! | 3 | [`downstream`] | towards components: sessions |
+//! | 4 | [`admin`] | HTTP |
+//! | 5 | [`daemon`] | builds, runs, reloads, drains |
 
 pub mod admin;
 pub mod config;
 pub mod daemon;
+pub mod downstream;
+pub mod ledger;
+pub mod net;
+pub mod proto;
 pub mod telemetry;
+pub mod upstream;

@@ -1,0 +1,247 @@
+//! Builds everything, runs it, reloads it, drains it.
+//!
+//! Two threads: a *worker* moves all bytes (see [`worker`]), and the thread that calls
+//! [`run`] handles signals and HTTP and talks to the worker through a small queue of
+//! commands. So no HTTP request can slow the data path by more than one snapshot.
+
+mod limits;
+mod source;
+mod worker;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::admin;
+use crate::config::{BusConfig, Config, ConfigError, ListenAddr, LogFormat};
+use crate::net::socket;
+use crate::telemetry::{self, LineFormat, LogError, LogGuard};
+use source::WorkerSource;
+use worker::{Handle, Listeners, Start};
+
+/// Why the daemon couldn't start, or ended.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// An address can't be listened on: the operator's fault, or the port is taken.
+    #[error("can't listen on {addr} ({what}): {error}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Whose it is.
+        what: String,
+        /// The operating system's word.
+        error: io::Error,
+    },
+    /// A runtime, a thread or a signal handler can't be had: the operating system's fault.
+    #[error("can't start: {0}")]
+    System(#[from] io::Error),
+    /// Logging was set up before in this process.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+/// Why a reload changed nothing.
+#[derive(Debug, Error)]
+enum ReloadError {
+    #[error("started without -c: there is no file to read again")]
+    NoFile,
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Listen(#[from] DaemonError),
+}
+
+/// Runs natsmux until SIGTERM or SIGINT. `file` is read again on SIGHUP.
+///
+/// # Errors
+/// [`DaemonError`], before any component was accepted.
+pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
+    let log = telemetry::init(line_format(config.log.format), config.log.level.into())?;
+    let open_files = limits::raise_open_files();
+    let max_connections = limits::max_connections(&config, open_files);
+    let mut listeners = Listeners::new();
+    for bus in &config.buses {
+        listeners.insert(bus.name.clone(), bind_bus(bus)?);
+    }
+    let http = config.http.map(bind_http).transpose()?;
+    let start = Start {
+        config: config.clone(),
+        listeners,
+        max_connections,
+    };
+    info!(
+        name = config.name,
+        version = env!("CARGO_PKG_VERSION"),
+        buses = config.buses.len(),
+        open_files,
+        max_connections,
+        "natsmux starts"
+    );
+    let (worker, handle) = worker::spawn(start)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut control = Control {
+        config,
+        file,
+        handle,
+        log,
+    };
+    let result = runtime.block_on(control.run(http));
+    drop(control);
+    if worker.join().is_err() {
+        error!("the worker panicked");
+    }
+    result
+}
+
+/// The life of the control thread.
+struct Control {
+    config: Config,
+    file: Option<PathBuf>,
+    handle: Handle,
+    log: LogGuard,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+impl Control {
+    async fn run(&mut self, http: Option<std::net::TcpListener>) -> Result<(), DaemonError> {
+        let mut signals = Signals::new()?;
+        let stop = CancellationToken::new();
+        let server = http
+            .map(socket::into_listener)
+            .transpose()?
+            .map(|listener| {
+                let source = Arc::new(WorkerSource::new(self.handle.clone()));
+                tokio::spawn(admin::serve(listener, source, stop.clone()))
+            });
+        loop {
+            tokio::select! {
+                biased;
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
+                () = self.handle.gone() => break,
+                _ = signals.hangup.recv() => match self.reload().await {
+                    Ok(()) => info!("configuration reloaded"),
+                    Err(refused) => error!(%refused, "reload refused, nothing changed"),
+                },
+            }
+        }
+        self.drain(&mut signals).await;
+        stop.cancel();
+        if let Some(server) = server {
+            // Bounded by the server's own time-outs; the process ends here anyway.
+            let _ = tokio::time::timeout(Duration::from_millis(500), server).await;
+        }
+        Ok(())
+    }
+
+    async fn drain(&mut self, signals: &mut Signals) {
+        info!(
+            timeout_ms = self.config.drain_timeout.as_millis() as u64,
+            "draining"
+        );
+        tokio::select! {
+            biased;
+            () = signals.stop() => warn!("second signal: closing at once"),
+            drained = tokio::time::timeout(self.config.drain_timeout, self.handle.drain()) => {
+                if drained.is_err() {
+                    warn!("drain timed out: closing what is left");
+                }
+            }
+        }
+        self.handle.stop();
+    }
+
+    async fn reload(&mut self) -> Result<(), ReloadError> {
+        let file = self.file.as_ref().ok_or(ReloadError::NoFile)?;
+        let new = self.config.reload(file)?;
+        if let Some(unbuilt) = new.unbuilt() {
+            return Err(ReloadError::Refused(unbuilt.to_string()));
+        }
+        if let Some(fixed) = self.config.needs_restart(&new) {
+            return Err(ReloadError::Refused(fixed.to_string()));
+        }
+        let mut listeners = Listeners::new();
+        for bus in &new.buses {
+            if !self.config.buses.iter().any(|old| old.name == bus.name) {
+                listeners.insert(bus.name.clone(), bind_bus(bus)?);
+            }
+        }
+        self.log.set_level(new.log.level.into());
+        self.handle.reload(new.clone(), listeners).await;
+        self.config = new;
+        Ok(())
+    }
+}
+
+fn bind_bus(bus: &BusConfig) -> Result<Vec<std::net::TcpListener>, DaemonError> {
+    let mut listeners = Vec::new();
+    for &ListenAddr { addr, optional } in &bus.listen {
+        match socket::listen(addr) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if optional && lacks_address_family(&error) => {
+                warn!(bus = bus.name, %addr, "no IPv6 on this host: not listening there");
+            }
+            Err(error) => {
+                let what = format!("bus {}", bus.name);
+                return Err(DaemonError::Listen { addr, what, error });
+            }
+        }
+    }
+    Ok(listeners)
+}
+
+fn bind_http(addr: SocketAddr) -> Result<std::net::TcpListener, DaemonError> {
+    socket::listen(addr).map_err(|error| DaemonError::Listen {
+        addr,
+        what: "http".to_owned(),
+        error,
+    })
+}
+
+fn lacks_address_family(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error();
+    [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL]
+        .iter()
+        .any(|lacks| errno == Some(lacks.raw_os_error()))
+}
+
+fn line_format(format: LogFormat) -> LineFormat {
+    match format {
+        LogFormat::Text => LineFormat::Text,
+        LogFormat::Json => LineFormat::Json,
+    }
+}

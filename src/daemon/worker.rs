@@ -1,0 +1,391 @@
+//! The thread that moves all bytes: a current-thread runtime with every bus on it.
+//!
+//! Commands come through one bounded queue; nothing else crosses threads. A command is
+//! handled in one pass and never waits for a socket.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::rc::Rc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{LocalSet, spawn_local};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::config::{BusConfig, Config};
+use crate::downstream::driver::Shared;
+use crate::downstream::listener::{self, Identity};
+use crate::net::socket;
+use crate::telemetry::{BrokerSnapshot, BusSnapshot, Counters, Snapshot};
+use crate::upstream::admission::Admission;
+use crate::upstream::pool::{Pool, ReadBuffer};
+use crate::upstream::{Budget, Bus, Roster, Settings};
+
+/// How long components wait at start for the first broker's INFO (R17).
+const FIRST_INFO: Duration = Duration::from_millis(300);
+/// Fences per second, over all buses (R7).
+const FENCES_PER_SECOND: u32 = 5_000;
+/// What monitoring shows where there is no listener.
+const NOWHERE: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
+/// Commands that may wait.
+const QUEUE: usize = 16;
+
+/// Bound sockets by bus.
+pub(super) type Listeners = BTreeMap<String, Vec<std::net::TcpListener>>;
+
+/// What the worker is started with.
+pub(super) struct Start {
+    pub(super) config: Config,
+    pub(super) listeners: Listeners,
+    pub(super) max_connections: usize,
+}
+
+enum Command {
+    Snapshot(oneshot::Sender<Snapshot>),
+    Reload(Box<Config>, Listeners, oneshot::Sender<()>),
+    Drain(oneshot::Sender<()>),
+}
+
+/// The control thread's end of the queue.
+#[derive(Clone)]
+pub(super) struct Handle {
+    commands: mpsc::Sender<Command>,
+    stop: CancellationToken,
+}
+
+impl Handle {
+    /// A snapshot; `None` where the worker is gone.
+    pub(super) async fn snapshot(&self) -> Option<Snapshot> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Snapshot(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Applies a configuration that was checked against the running one.
+    pub(super) async fn reload(&self, config: Config, listeners: Listeners) {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Reload(Box::new(config), listeners, reply);
+        if self.commands.send(command).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
+
+    /// Ready once every session is closed.
+    pub(super) async fn drain(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Drain(reply)).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
+
+    /// Ends the worker at once.
+    pub(super) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Ready once the worker has ended by itself, which it doesn't unless it panics.
+    pub(super) async fn gone(&self) {
+        self.commands.closed().await;
+    }
+}
+
+/// Starts the worker.
+pub(super) fn spawn(start: Start) -> io::Result<(JoinHandle<()>, Handle)> {
+    let (commands, queue) = mpsc::channel(QUEUE);
+    let stop = CancellationToken::new();
+    let handle = Handle {
+        commands,
+        stop: stop.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let thread = std::thread::Builder::new()
+        .name("natsmux-worker".to_owned())
+        .spawn(move || {
+            let local = LocalSet::new();
+            local.block_on(&runtime, async {
+                let worker = Worker::new(&start);
+                worker.start(start).await;
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => {}
+                    () = worker.serve(queue) => {}
+                }
+            });
+        })?;
+    Ok((thread, handle))
+}
+
+/// One bus as the worker runs it.
+struct Running {
+    shared: Rc<Shared>,
+    listen: SocketAddr,
+    removed: Cell<bool>,
+}
+
+struct Worker {
+    identity: Rc<Identity>,
+    buses: RefCell<Vec<Running>>,
+    buffer: ReadBuffer,
+    budget: Rc<Budget>,
+    early_budget: Rc<Budget>,
+    started: (Instant, SystemTime),
+    seed: u64,
+}
+
+impl Worker {
+    fn new(start: &Start) -> Self {
+        let seed = RandomState::new().hash_one(&start.config.name);
+        let limits = &start.config.limits;
+        Self {
+            identity: Rc::new(Identity {
+                server_id: format!("NMX{seed:016X}"),
+                server_name: start.config.name.clone(),
+                max_connections: start.max_connections,
+                connections: Cell::new(0),
+                next_cid: Cell::new(0),
+            }),
+            buses: RefCell::new(Vec::new()),
+            buffer: Rc::new(RefCell::new(vec![0; socket::READ_BYTES])),
+            budget: Rc::new(Budget::new(limits.publish_buffer_total)),
+            early_budget: Rc::new(Budget::new(limits.lenient_buffer_total)),
+            started: (Instant::now(), SystemTime::now()),
+            seed,
+        }
+    }
+
+    async fn start(&self, mut start: Start) {
+        let config = start.config;
+        for bus in &config.buses {
+            let listeners = start.listeners.remove(&bus.name).unwrap_or_default();
+            self.start_bus(&config, bus, listeners);
+        }
+    }
+
+    async fn serve(&self, mut queue: mpsc::Receiver<Command>) {
+        while let Some(command) = queue.recv().await {
+            match command {
+                Command::Snapshot(reply) => {
+                    // Whoever asked may have given up.
+                    let _ = reply.send(self.snapshot());
+                }
+                Command::Reload(config, listeners, reply) => {
+                    self.reload(&config, listeners);
+                    let _ = reply.send(());
+                }
+                Command::Drain(reply) => {
+                    spawn_local(drain(self.drain_all(), reply));
+                }
+            }
+        }
+    }
+
+    fn start_bus(&self, config: &Config, bus: &BusConfig, listeners: Vec<std::net::TcpListener>) {
+        let now = Instant::now();
+        let mut rotation = DefaultHasher::new();
+        config.name.hash(&mut rotation);
+        let roster = Roster::new(
+            &bus.brokers,
+            rotation.finish(),
+            bus.timings.probe_interval,
+            self.seed,
+            now,
+        );
+        let machine = Bus::new(
+            settings(bus, config.buses.len()),
+            roster,
+            Admission::new(RandomState::new()),
+            Rc::clone(&self.budget),
+            Rc::clone(&self.early_budget),
+            now,
+        );
+        let pool = Rc::new(Pool::new(
+            bus.name.clone(),
+            machine,
+            Rc::clone(&self.buffer),
+        ));
+        spawn_local(Rc::clone(&pool).probe());
+        let first = listeners
+            .first()
+            .and_then(|listener| listener.local_addr().ok());
+        let running = Running {
+            shared: Rc::new(Shared {
+                pool,
+                drain: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+            }),
+            listen: first.unwrap_or(NOWHERE),
+            removed: Cell::new(false),
+        };
+        for listener in listeners {
+            self.listen(listener, &running.shared);
+        }
+        self.buses.borrow_mut().push(running);
+    }
+
+    fn listen(&self, listener: std::net::TcpListener, shared: &Rc<Shared>) {
+        let (shared, identity) = (Rc::clone(shared), Rc::clone(&self.identity));
+        let addr = listener.local_addr();
+        let listener = match socket::into_listener(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                return warn!(bus = shared.pool.name, %error, "can't listen");
+            }
+        };
+        if let Ok(addr) = addr {
+            info!(bus = shared.pool.name, %addr, "listening");
+        }
+        shared.tasks.clone().spawn_local(async move {
+            wait_for_first_info(&shared.pool).await;
+            listener::accept(listener, shared, identity).await;
+        });
+    }
+
+    fn reload(&self, config: &Config, mut listeners: Listeners) {
+        let now = Instant::now();
+        for running in self.buses.borrow().iter() {
+            let pool = &running.shared.pool;
+            let Some(bus) = config.buses.iter().find(|bus| bus.name == pool.name) else {
+                if !running.removed.replace(true) {
+                    info!(bus = pool.name, "bus removed, draining");
+                    running.shared.drain.cancel();
+                }
+                continue;
+            };
+            let mut machine = pool.bus.borrow_mut();
+            machine.settings = settings(bus, config.buses.len());
+            let interval = bus.timings.probe_interval;
+            let removed = machine.roster.configure(&bus.brokers, interval, now);
+            drop(machine);
+            info!(
+                bus = pool.name,
+                brokers = bus.brokers.len(),
+                removed = removed.len(),
+                "bus reloaded"
+            );
+            pool.wake_all();
+        }
+        self.buses
+            .borrow_mut()
+            .retain(|running| !running.removed.get());
+        for bus in &config.buses {
+            if let Some(listeners) = listeners.remove(&bus.name) {
+                self.start_bus(config, bus, listeners);
+            }
+        }
+    }
+
+    fn drain_all(&self) -> Vec<Rc<Shared>> {
+        let buses = self.buses.borrow();
+        for running in buses.iter() {
+            running.shared.drain.cancel();
+            running.shared.tasks.close();
+        }
+        buses
+            .iter()
+            .map(|running| Rc::clone(&running.shared))
+            .collect()
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let buses: Vec<BusSnapshot> = self.buses.borrow().iter().map(bus_snapshot).collect();
+        let mut counters = Counters::default();
+        for bus in &buses {
+            counters.add(&bus.counters);
+        }
+        let all = self.buses.borrow();
+        let first = all.first();
+        let infos = first.map(|running| running.shared.pool.bus.borrow());
+        let max_payload =
+            infos.and_then(|bus| bus.roster.infos().map(|info| info.max_payload).min());
+        Snapshot {
+            server_id: self.identity.server_id.clone(),
+            name: self.identity.server_name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            start: self.started.1,
+            now: self.started.1 + self.started.0.elapsed(),
+            max_connections: self.identity.max_connections as u64,
+            connections: self.identity.connections.get() as u64,
+            total_connections: self.identity.next_cid.get(),
+            subscriptions: buses.iter().map(|bus| bus.subscriptions).sum(),
+            listen: first.map_or(NOWHERE, |running| running.listen),
+            max_payload: max_payload.unwrap_or(1024 * 1024) as u64,
+            counters,
+            buses,
+        }
+    }
+}
+
+fn bus_snapshot(running: &Running) -> BusSnapshot {
+    let pool = &running.shared.pool;
+    let (trunks, gauges) = pool.gauges();
+    let bus = pool.bus.borrow();
+    let roster = &bus.roster;
+    let now = Instant::now();
+    let brokers: Vec<BrokerSnapshot> = roster
+        .brokers()
+        .map(|(_, broker)| BrokerSnapshot {
+            addr: broker.addr().to_string(),
+            state: broker.health().as_str(),
+            since: now.saturating_duration_since(broker.since()),
+            last_error: broker
+                .last_failure()
+                .map(|failure| failure.as_str().to_owned()),
+            version: broker.info().map(|info| info.version.clone()),
+            links: u64::from(broker.links()),
+            failures: u64::from(broker.failures()),
+        })
+        .collect();
+    let healthy = roster.is_alive();
+    let states = brokers
+        .iter()
+        .map(|broker| format!("{} is {}", broker.addr, broker.state));
+    BusSnapshot {
+        name: pool.name.clone(),
+        healthy,
+        reason: (!healthy).then(|| states.collect::<Vec<_>>().join(", ")),
+        sessions: gauges.sessions,
+        trunks,
+        links: gauges.links,
+        subscriptions: gauges.subscriptions,
+        waiting: gauges.waiting,
+        buffered_bytes: gauges.buffered_bytes,
+        current: healthy.then(|| roster.broker(roster.current()).addr().to_string()),
+        brokers,
+        counters: bus.counters.clone(),
+    }
+}
+
+fn settings(bus: &BusConfig, buses: usize) -> Settings {
+    Settings {
+        timings: bus.timings,
+        limits: bus.limits,
+        delivery: bus.delivery,
+        admit: bus.admit,
+        lenient_connect: bus.lenient_connect,
+        fences_per_second: FENCES_PER_SECOND / buses.max(1) as u32,
+    }
+}
+
+/// R17: a component's first INFO should be built from a broker's, where one answers soon.
+async fn wait_for_first_info(pool: &Pool) {
+    let deadline = Instant::now() + FIRST_INFO;
+    while Instant::now() < deadline && !pool.bus.borrow().roster.was_seen() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn drain(buses: Vec<Rc<Shared>>, reply: oneshot::Sender<()>) {
+    for shared in buses {
+        shared.tasks.wait().await;
+    }
+    // The control thread may have run out of patience.
+    let _ = reply.send(());
+}

@@ -1,0 +1,377 @@
+//! The task of one component's connection: owns the socket and its timer, decides nothing.
+
+use std::future::{Future, poll_fn};
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tokio::io::AsyncReadExt;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::time::{Sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use super::session::{Home, Session, SessionAction};
+use crate::ledger::SessionId;
+use crate::net::{Flush, Port, socket};
+use crate::upstream::CloseReason;
+use crate::upstream::pool::{Pool, TrunkCell};
+
+/// Reads of one component in a pass, so that a flood doesn't keep the worker.
+const READS_PER_PASS: usize = 2;
+/// How long a component that is being closed may take to read its last words.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// What a closed component may still send before its socket is closed under it, in bytes.
+/// Closing with unread bytes would reset the connection and take the last words along.
+const DISCARD_BYTES: usize = 4 * 1024 * 1024;
+
+/// What all connections of a bus share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The bus's trunks.
+    pub pool: Rc<Pool>,
+    /// Set once natsmux shuts down.
+    pub drain: CancellationToken,
+    /// The bus's listeners and connections.
+    pub tasks: TaskTracker,
+}
+
+struct Connection {
+    shared: Rc<Shared>,
+    session: Session,
+    read: OwnedReadHalf,
+    port: Rc<Port>,
+    home: Option<(Rc<TrunkCell>, SessionId)>,
+    sleep: Option<Pin<Box<Sleep>>>,
+    armed: Option<Instant>,
+    /// The component has closed its side.
+    eof: bool,
+    drained: bool,
+    closing: Option<(CloseReason, Instant)>,
+    /// When the outbox last got shorter, while the socket is full (`write_deadline`).
+    full_since: Option<Instant>,
+}
+
+/// Runs one connection until it is closed, and says why it was.
+pub async fn run(
+    shared: Rc<Shared>,
+    session: Session,
+    read: OwnedReadHalf,
+    port: Rc<Port>,
+    cid: u64,
+) {
+    let mut connection = Connection {
+        shared: Rc::clone(&shared),
+        session,
+        read,
+        port,
+        home: None,
+        sleep: None,
+        armed: None,
+        eof: false,
+        drained: false,
+        closing: None,
+        full_since: None,
+    };
+    let drain = shared.drain.clone();
+    let mut drained = std::pin::pin!(drain.cancelled());
+    let mut draining = false;
+    let reason = poll_fn(|cx| {
+        if !draining && drained.as_mut().poll(cx).is_ready() {
+            draining = true;
+        }
+        connection.poll(draining, cx)
+    })
+    .await;
+    if let Some((cell, id)) = connection.home.take() {
+        shared.pool.detach(&cell, id, Instant::now());
+    }
+    count(&shared.pool, &reason);
+    debug!(
+        bus = shared.pool.name,
+        cid,
+        reason = reason.as_str(),
+        "session closed"
+    );
+    if reason.error_text().is_some() {
+        let _ = SockRef::from(connection.port.socket()).shutdown(Shutdown::Write);
+        let _ = timeout(LAST_WORDS, discard(&mut connection.read)).await;
+    }
+}
+
+impl Connection {
+    fn poll(&mut self, draining: bool, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        self.port.register(cx);
+        if draining && !std::mem::replace(&mut self.drained, true) {
+            self.with_session(|session, home, now, bus| session.handle_drain(home, now, bus));
+        }
+        let mut reads = 0;
+        loop {
+            self.tick();
+            let more = self.read(cx);
+            self.note_closing();
+            if let Poll::Ready(reason) = self.flush(cx) {
+                self.shared.pool.settle();
+                return Poll::Ready(reason);
+            }
+            reads += 1;
+            if more && reads < READS_PER_PASS {
+                continue;
+            }
+            if more {
+                cx.waker().wake_by_ref();
+            }
+            if !self.arm(cx) {
+                break;
+            }
+        }
+        self.shared.pool.settle();
+        Poll::Pending
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.session.poll_timeout().is_some_and(|at| at <= now) {
+            self.with_session(|session, home, now, bus| session.handle_timeout(home, now, bus));
+            self.act(now);
+            self.wake_trunk();
+        }
+    }
+
+    /// Reads what the component has sent, where the trunk has room for it. Returns whether
+    /// there may be more.
+    fn read(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.eof || self.closing.is_some() || !self.wants_read() {
+            return false;
+        }
+        if self.read.as_ref().poll_read_ready(cx).is_pending() {
+            return false;
+        }
+        let buffer = Rc::clone(&self.shared.pool.buffer);
+        let mut buffer = buffer.borrow_mut();
+        match socket::poll_read(&mut self.read, cx, &mut buffer) {
+            Poll::Pending => false,
+            Poll::Ready(Ok(0)) => {
+                self.eof = true;
+                self.with_session(|session, home, now, bus| session.handle_eof(home, now, bus));
+                self.act(Instant::now());
+                self.wake_trunk();
+                false
+            }
+            Poll::Ready(Ok(count)) => {
+                self.handle_bytes(&buffer[..count]);
+                true
+            }
+            Poll::Ready(Err(_)) => {
+                self.closing = Some((CloseReason::ComponentLost, Instant::now()));
+                false
+            }
+        }
+    }
+
+    fn handle_bytes(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let mut used = 0;
+            self.with_session(|session, home, now, bus| {
+                used = session.handle_bytes(bytes, home, now, bus);
+            });
+            bytes = &bytes[used..];
+            if !self.act(Instant::now()) {
+                break;
+            }
+        }
+        self.wake_trunk();
+    }
+
+    /// Does what the session asks for. Returns whether it asked for anything.
+    fn act(&mut self, now: Instant) -> bool {
+        match self.session.poll_action() {
+            None => false,
+            Some(SessionAction::Close(reason)) => {
+                self.closing = Some((reason, now + LAST_WORDS));
+                true
+            }
+            Some(SessionAction::Attach { connect, sent }) => {
+                let out = self.session.take_out();
+                let pool = &self.shared.pool;
+                self.home = Some(pool.attach(*connect, sent, out, &self.port, now));
+                self.with_session(|session, home, now, bus| {
+                    if let Some(home) = home {
+                        session.handle_attached(home, now, bus);
+                    }
+                });
+                true
+            }
+        }
+    }
+
+    fn note_closing(&mut self) {
+        if self.closing.is_none()
+            && let Some((cell, id)) = &self.home
+            && let Some(reason) = cell.machine.borrow().closing(*id)
+        {
+            self.closing = Some((reason.clone(), Instant::now() + LAST_WORDS));
+        }
+    }
+
+    /// Writes what waits; ready once the connection is over.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        let flushed = loop {
+            let before = self.pending_bytes();
+            let flushed = self.flush_once();
+            if self.pending_bytes() < before || flushed == Flush::Done {
+                self.full_since = None;
+            }
+            if flushed != Flush::Full || self.port.poll_writable(cx).is_pending() {
+                break flushed;
+            }
+        };
+        let now = Instant::now();
+        match (flushed, &self.closing) {
+            (Flush::Dead(_), Some((reason, _))) => Poll::Ready(reason.clone()),
+            (Flush::Dead(_), None) => Poll::Ready(CloseReason::ComponentLost),
+            (Flush::Done, Some((reason, _))) => Poll::Ready(reason.clone()),
+            (Flush::Full, Some((reason, until))) if *until <= now => Poll::Ready(reason.clone()),
+            (Flush::Full, None) => {
+                let since = *self.full_since.get_or_insert(now);
+                let deadline = self
+                    .shared
+                    .pool
+                    .bus
+                    .borrow()
+                    .settings
+                    .timings
+                    .write_deadline;
+                if now >= since + deadline {
+                    return Poll::Ready(CloseReason::SlowConsumer);
+                }
+                Poll::Pending
+            }
+            _ => Poll::Pending,
+        }
+    }
+
+    fn flush_once(&mut self) -> Flush {
+        if let Some((cell, id)) = &self.home {
+            let mut trunk = cell.machine.borrow_mut();
+            return match trunk.out(*id) {
+                Some(out) => self.port.flush(out),
+                None => Flush::Done,
+            };
+        }
+        self.port.flush(self.session.out())
+    }
+
+    fn pending_bytes(&mut self) -> usize {
+        match &self.home {
+            Some((cell, id)) => {
+                let mut trunk = cell.machine.borrow_mut();
+                trunk.out(*id).map_or(0, |out| out.pending_bytes())
+            }
+            None => self.session.out().pending_bytes(),
+        }
+    }
+
+    /// Sets the timer. Returns whether it is due already.
+    fn arm(&mut self, cx: &mut Context<'_>) -> bool {
+        let closing = self.closing.as_ref().map(|(_, until)| *until);
+        let full = self.full_since.map(|since| {
+            since
+                + self
+                    .shared
+                    .pool
+                    .bus
+                    .borrow()
+                    .settings
+                    .timings
+                    .write_deadline
+        });
+        let due = [self.session.poll_timeout(), closing, full];
+        let Some(due) = due.into_iter().flatten().min() else {
+            return false;
+        };
+        let deadline = tokio::time::Instant::from_std(due);
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if self
+            .armed
+            .is_none_or(|armed| due < armed || armed <= Instant::now())
+        {
+            sleep.as_mut().reset(deadline);
+            self.armed = Some(due);
+        }
+        if sleep.as_mut().poll(cx).is_ready() {
+            self.armed = None;
+            return true;
+        }
+        false
+    }
+
+    fn wants_read(&self) -> bool {
+        let Some((cell, id)) = &self.home else {
+            return true;
+        };
+        let wants = {
+            let bus = self.shared.pool.bus.borrow();
+            let mut trunk = cell.machine.borrow_mut();
+            trunk.wants_read(*id, Instant::now(), &bus)
+        };
+        if !wants {
+            // Its timer may have to be set for the time that this may last.
+            cell.wake();
+        }
+        wants
+    }
+
+    fn wake_trunk(&self) {
+        if let Some((cell, _)) = &self.home {
+            cell.wake();
+        }
+    }
+
+    fn with_session(
+        &mut self,
+        input: impl FnOnce(&mut Session, Option<Home<'_>>, Instant, &mut crate::upstream::Bus),
+    ) {
+        let mut bus = self.shared.pool.bus.borrow_mut();
+        let now = Instant::now();
+        match &self.home {
+            Some((cell, id)) => {
+                let mut trunk = cell.machine.borrow_mut();
+                let home = Home {
+                    trunk: &mut trunk,
+                    id: *id,
+                };
+                input(&mut self.session, Some(home), now, &mut bus);
+            }
+            None => input(&mut self.session, None, now, &mut bus),
+        }
+    }
+}
+
+async fn discard(read: &mut OwnedReadHalf) {
+    let mut buffer = [0; 4096];
+    let mut left = DISCARD_BYTES;
+    while left > 0 {
+        match read.read(&mut buffer).await {
+            Ok(count) if count > 0 => left = left.saturating_sub(count),
+            _ => return,
+        }
+    }
+}
+
+fn count(pool: &Pool, reason: &CloseReason) {
+    let mut bus = pool.bus.borrow_mut();
+    let counters = &mut bus.counters;
+    counters.sessions_closed += 1;
+    match reason {
+        CloseReason::SlowConsumer => counters.slow_consumers += 1,
+        CloseReason::Refused(_) => counters.refused_sessions += 1,
+        _ => {}
+    }
+}

@@ -1,0 +1,8 @@
+//! Towards components: the listener, and the session machine with its driver.
+
+pub mod driver;
+pub mod early;
+pub mod listener;
+pub mod session;
+
+pub use session::Session;

@@ -1,0 +1,19 @@
+//! What a trunk must remember so that its links can die: pure state, no IO, no clock.
+//!
+//! [`Subscriptions`] knows who subscribed to what and how much was delivered, [`Pings`]
+//! which PONG is owed to whom and what it proves, [`Held`] and [`settle`] which publishes
+//! wait, were moved, or are in doubt.
+
+mod pings;
+mod publishes;
+mod sid;
+mod subscriptions;
+
+pub use pings::{Ping, Pings};
+pub use publishes::{Account, Held, Settled, settle};
+pub use sid::{SidText, UpstreamSid};
+pub use subscriptions::{Recipient, Subscribed, Subscription, Subscriptions, Unsubscribed};
+
+/// A session's place in its trunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u32);

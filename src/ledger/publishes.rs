@@ -1,0 +1,223 @@
+//! Which publishes wait, which are proven, and what becomes of the rest when a link dies.
+//!
+//! Publishes are opaque frames. A [`Held`] keeps those that no broker may get yet; an
+//! [`Account`] counts those of one link; [`settle`] reads what a dead link left behind and
+//! says which were never written (they move to the next link) and which are in doubt.
+
+use std::collections::VecDeque;
+
+use crate::proto::client::{self, ClientLimits, ClientOp, Scan};
+
+/// Bounds of one chunk of waiting publishes, in bytes and messages: a fence follows each
+/// when they are sent.
+const CHUNK_BYTES: usize = 64 * 1024;
+const CHUNK_MESSAGES: u64 = 256;
+
+/// Publishes that wait for a link, in order.
+#[derive(Debug, Default)]
+pub struct Held {
+    chunks: VecDeque<(Vec<u8>, u64)>,
+    bytes: usize,
+    messages: u64,
+}
+
+impl Held {
+    /// Number of waiting messages.
+    pub fn messages(&self) -> u64 {
+        self.messages
+    }
+
+    /// Number of waiting bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.messages == 0
+    }
+
+    /// Appends `messages` whole frames.
+    pub fn push(&mut self, frames: &[u8], messages: u64) {
+        self.bytes += frames.len();
+        self.messages += messages;
+        match self.chunks.back_mut() {
+            Some((chunk, count))
+                if chunk.len() + frames.len() <= CHUNK_BYTES
+                    && *count + messages <= CHUNK_MESSAGES =>
+            {
+                chunk.extend_from_slice(frames);
+                *count += messages;
+            }
+            _ => self.chunks.push_back((frames.to_vec(), messages)),
+        }
+    }
+
+    /// Takes the oldest chunk: whole frames, and how many.
+    pub fn pop(&mut self) -> Option<(Vec<u8>, u64)> {
+        let (chunk, messages) = self.chunks.pop_front()?;
+        self.bytes -= chunk.len();
+        self.messages -= messages;
+        Some((chunk, messages))
+    }
+
+    /// Puts `other` behind what is here.
+    pub fn append(&mut self, mut other: Self) {
+        self.bytes += other.bytes;
+        self.messages += other.messages;
+        self.chunks.append(&mut other.chunks);
+    }
+}
+
+/// The publishes of one link, counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Account {
+    /// Appended to the link's buffer.
+    pub appended: u64,
+    /// Proven by a fence, or refused by the broker.
+    pub settled: u64,
+    /// Refused by an `-ERR` since the last fence was answered.
+    pub refused: u64,
+}
+
+impl Account {
+    /// Appended and not proven.
+    pub fn unsettled(&self) -> u64 {
+        self.appended - self.settled
+    }
+
+    /// A fence that followed `appended` publishes was answered. Returns how many of them are
+    /// confirmed and how many the broker refused.
+    pub fn prove(&mut self, appended: u64) -> (u64, u64) {
+        let proven = appended.saturating_sub(self.settled);
+        self.settled += proven;
+        let refused = self.refused.min(proven);
+        self.refused -= refused;
+        (proven - refused, refused)
+    }
+}
+
+/// What became of a dead link's unproven publishes.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// To be sent on the next link, in order.
+    pub waiting: Held,
+    /// How many of `waiting` were never written.
+    pub moved: u64,
+    /// How many of `waiting` were written and may arrive twice.
+    pub repeated: u64,
+}
+
+/// Sorts what a dead link left: `chunks` hold whole frames, looked at from offset `start` of
+/// the first on; `written` bytes, counted from the first byte of the first chunk, reached
+/// the socket. A frame that was written in part can't have been processed, so it moves.
+/// With `repeat` those written whole wait again too (at-least-once).
+pub fn settle(
+    chunks: impl IntoIterator<Item = Vec<u8>>,
+    start: usize,
+    written: usize,
+    repeat: bool,
+) -> Settled {
+    let mut settled = Settled::default();
+    let mut chunk_start = 0;
+    let mut at = start;
+    for chunk in chunks {
+        while let Some((frame, is_publish)) = next_frame(&chunk[at..]) {
+            at += frame.len();
+            let was_written = chunk_start + at <= written;
+            if !is_publish || (was_written && !repeat) {
+                continue;
+            }
+            settled.waiting.push(frame, 1);
+            if was_written {
+                settled.repeated += 1;
+            } else {
+                settled.moved += 1;
+            }
+        }
+        chunk_start += chunk.len();
+        at = 0;
+    }
+    settled
+}
+
+fn next_frame(bytes: &[u8]) -> Option<(&[u8], bool)> {
+    // natsmux wrote these bytes, so no limit applies and no fault can occur.
+    const LIMITS: ClientLimits = ClientLimits {
+        max_control_line: usize::MAX,
+        max_payload: usize::MAX,
+    };
+    match client::scan(bytes, &LIMITS) {
+        Scan::Op { op, len } => Some((&bytes[..len], matches!(op, ClientOp::Publish(_)))),
+        Scan::Incomplete { .. } | Scan::Fault(_) => {
+            debug_assert!(bytes.is_empty(), "a link's buffer holds whole frames");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: &[u8] = b"SUB a 1\r\nPUB a 1\r\nx\r\nPING\r\nPUB b 2\r\nyy\r\nPUB c 0\r\n\r\n";
+
+    fn waiting(settled: &mut Settled) -> Vec<u8> {
+        std::iter::from_fn(|| settled.waiting.pop())
+            .flat_map(|(chunk, _)| chunk)
+            .collect()
+    }
+
+    #[test]
+    fn at_every_cut_a_publish_moves_or_is_in_doubt() {
+        for written in 0..=STREAM.len() {
+            let mut settled = settle([STREAM.to_vec()], 0, written, false);
+            let whole = [21, 40, 51].iter().filter(|end| **end <= written).count() as u64;
+            assert_eq!((settled.moved, settled.repeated), (3 - whole, 0));
+            let rest: &[u8] = match whole {
+                0 => b"PUB a 1\r\nx\r\nPUB b 2\r\nyy\r\nPUB c 0\r\n\r\n",
+                1 => b"PUB b 2\r\nyy\r\nPUB c 0\r\n\r\n",
+                2 => b"PUB c 0\r\n\r\n",
+                _ => b"",
+            };
+            assert_eq!(waiting(&mut settled), rest, "cut at {written}");
+        }
+    }
+
+    #[test]
+    fn at_least_once_repeats_what_was_written() {
+        let settled = settle([STREAM.to_vec()], 21, 40, true);
+        assert_eq!((settled.moved, settled.repeated), (1, 1));
+        assert_eq!(settled.waiting.messages(), 2);
+    }
+
+    #[test]
+    fn chunks_are_counted_through() {
+        let chunks = [b"PUB a 1\r\nx\r\n".to_vec(), b"PUB b 1\r\ny\r\n".to_vec()];
+        let settled = settle(chunks, 0, 12, false);
+        assert_eq!(settled.moved, 1);
+    }
+
+    #[test]
+    fn a_fence_proves_what_came_before_less_what_was_refused() {
+        let mut account = Account {
+            appended: 10,
+            ..Account::default()
+        };
+        account.refused = 2;
+        assert_eq!(account.prove(6), (4, 2));
+        assert_eq!(account.prove(10), (4, 0));
+        assert_eq!(account.unsettled(), 0);
+    }
+
+    #[test]
+    fn waiting_publishes_are_cut_into_chunks_that_a_fence_can_follow() {
+        let mut held = Held::default();
+        for _ in 0..600 {
+            held.push(b"PUB a 0\r\n\r\n", 1);
+        }
+        let counts: Vec<u64> = std::iter::from_fn(|| held.pop()).map(|(_, n)| n).collect();
+        assert_eq!(counts, [256, 256, 88]);
+        assert_eq!((held.bytes(), held.messages()), (0, 0));
+    }
+}

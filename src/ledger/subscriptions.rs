@@ -1,0 +1,528 @@
+//! Who subscribed to what, and how much of it was delivered.
+//!
+//! A subscription that was unsubscribed stays as *retired* until a fence behind the UNSUB
+//! is answered: what the broker sent before it processed the UNSUB is still delivered, as a
+//! client that drains expects. A retired sid that the component uses again goes silent.
+
+use std::collections::BTreeMap;
+
+use super::{SessionId, UpstreamSid};
+
+/// One subscription of one session.
+#[derive(Debug)]
+pub struct Subscription {
+    session: SessionId,
+    /// Subject, queue group and the component's sid, back to back in one allocation.
+    text: Box<[u8]>,
+    subject_len: u32,
+    queue_group_len: u32,
+    /// Messages delivered since the SUB, over all links.
+    delivered: u64,
+    /// `delivered` when the SUB was sent on the present link, where the broker counts anew.
+    base: u64,
+    /// The component's UNSUB max; 0 means none.
+    max: u64,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Live,
+    Retired,
+    /// Retired, and its sid is in use again: delivers nothing.
+    Mute,
+}
+
+impl Subscription {
+    /// The subject, wildcards included.
+    pub fn subject(&self) -> &[u8] {
+        &self.text[..self.subject_len as usize]
+    }
+
+    /// The queue group, if it is a member of one.
+    pub fn queue_group(&self) -> Option<&[u8]> {
+        let start = self.subject_len as usize;
+        let group = &self.text[start..start + self.queue_group_len as usize];
+        (!group.is_empty()).then_some(group)
+    }
+
+    /// The sid exactly as the component sent it.
+    pub fn sid(&self) -> &[u8] {
+        &self.text[(self.subject_len + self.queue_group_len) as usize..]
+    }
+
+    /// The max that the broker of the present link must be told, if any.
+    pub fn remaining(&self) -> Option<u64> {
+        (self.max > 0).then(|| self.max - self.base)
+    }
+}
+
+/// What became of a SUB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subscribed {
+    /// It is new, under this sid upstream.
+    New(UpstreamSid),
+    /// The sid is in use, under this sid upstream: the first subject stays, as at nats-server.
+    Duplicate(UpstreamSid),
+}
+
+/// What became of an UNSUB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsubscribed {
+    /// No such sid; not an error, as at nats-server.
+    Unknown,
+    /// It is retired; [`Subscriptions::forget`] it once a fence behind the UNSUB is answered.
+    Retired(UpstreamSid),
+    /// It lives on until `max` more were delivered; the broker of the present link must be
+    /// told this number.
+    Limited(UpstreamSid, u64),
+}
+
+/// Where a message goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Recipient<'a> {
+    /// The session.
+    pub session: SessionId,
+    /// The session's own sid.
+    pub sid: &'a [u8],
+}
+
+/// The table of a trunk.
+#[derive(Debug, Default)]
+pub struct Subscriptions {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// Live subscriptions by session and the component's sid.
+    by_sid: BTreeMap<(SessionId, Box<[u8]>), u32>,
+    /// Retired subscriptions that still deliver, by session and the component's sid.
+    retired: BTreeMap<(SessionId, Box<[u8]>), u32>,
+    /// The slot whose last message is being delivered.
+    finished: Option<u32>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    subscription: Option<Subscription>,
+}
+
+impl Subscriptions {
+    /// Number of live subscriptions.
+    pub fn len(&self) -> usize {
+        self.by_sid.len()
+    }
+
+    /// Whether there is no live subscription.
+    pub fn is_empty(&self) -> bool {
+        self.by_sid.is_empty()
+    }
+
+    /// Whether `session` has a live subscription.
+    pub fn has_any(&self, session: SessionId) -> bool {
+        let from = (session, Box::default());
+        self.by_sid
+            .range(from..)
+            .next()
+            .is_some_and(|((owner, _), _)| *owner == session)
+    }
+
+    /// Enters a SUB.
+    pub fn subscribe(
+        &mut self,
+        session: SessionId,
+        subject: &[u8],
+        queue_group: Option<&[u8]>,
+        sid: &[u8],
+    ) -> Subscribed {
+        self.sweep();
+        let key = (session, Box::from(sid));
+        if let Some(&slot) = self.by_sid.get(&key) {
+            return Subscribed::Duplicate(self.upstream(slot));
+        }
+        self.mute_retired(&key);
+        let queue_group = queue_group.unwrap_or_default();
+        let subscription = Subscription {
+            session,
+            text: [subject, queue_group, sid].concat().into(),
+            subject_len: subject.len() as u32,
+            queue_group_len: queue_group.len() as u32,
+            delivered: 0,
+            base: 0,
+            max: 0,
+            state: State::Live,
+        };
+        let upstream = self.insert(subscription);
+        self.by_sid.insert(key, upstream.slot);
+        Subscribed::New(upstream)
+    }
+
+    /// Enters an UNSUB. `max` counts deliveries since the SUB; `None` and 0 remove at once.
+    pub fn unsubscribe(
+        &mut self,
+        session: SessionId,
+        sid: &[u8],
+        max: Option<u64>,
+    ) -> Unsubscribed {
+        self.sweep();
+        let key = (session, Box::from(sid));
+        let Some(&slot) = self.by_sid.get(&key) else {
+            return Unsubscribed::Unknown;
+        };
+        let upstream = self.upstream(slot);
+        let Some(subscription) = self.slots[slot as usize].subscription.as_mut() else {
+            return Unsubscribed::Unknown;
+        };
+        let max = max.unwrap_or(0);
+        if max > subscription.delivered {
+            subscription.max = max;
+            return Unsubscribed::Limited(upstream, max - subscription.base);
+        }
+        self.retire(key, slot);
+        Unsubscribed::Retired(upstream)
+    }
+
+    /// Counts a message that a broker sent for `upstream` and says who gets it. With
+    /// `counts` false (a no-responders status) it isn't counted towards a max.
+    pub fn deliver(&mut self, upstream: UpstreamSid, counts: bool) -> Option<Recipient<'_>> {
+        self.sweep();
+        let slot = self.slots.get_mut(upstream.slot as usize)?;
+        if slot.generation != upstream.generation {
+            return None;
+        }
+        let subscription = slot.subscription.as_mut()?;
+        if subscription.state == State::Mute {
+            return None;
+        }
+        subscription.delivered += u64::from(counts);
+        if subscription.max > 0 && subscription.delivered >= subscription.max {
+            self.finished = Some(upstream.slot);
+        }
+        Some(Recipient {
+            session: subscription.session,
+            sid: subscription.sid(),
+        })
+    }
+
+    /// Retires all that `session` has and names it, for UNSUBs.
+    pub fn retire_session(&mut self, session: SessionId) -> Vec<UpstreamSid> {
+        self.sweep();
+        let from = (session, Box::default());
+        let owned: Vec<_> = self
+            .by_sid
+            .range(from..)
+            .take_while(|((owner, _), _)| *owner == session)
+            .map(|(key, slot)| (key.clone(), *slot))
+            .collect();
+        let mut retired = Vec::with_capacity(owned.len());
+        for (key, slot) in owned {
+            retired.push(self.upstream(slot));
+            self.retire(key, slot);
+        }
+        retired
+    }
+
+    /// Removes a subscription that a broker refused, newest first where several are equal,
+    /// and says whose it was.
+    pub fn reject(&mut self, subject: &[u8], queue_group: Option<&[u8]>) -> Option<SessionId> {
+        self.sweep();
+        let slot = (0..self.slots.len() as u32).rev().find(|&slot| {
+            self.live(slot).is_some_and(|subscription| {
+                subscription.subject() == subject && subscription.queue_group() == queue_group
+            })
+        })?;
+        self.reject_slot(slot)
+    }
+
+    /// Removes the subscription that a broker named by its sid.
+    pub fn reject_sid(&mut self, upstream: UpstreamSid) -> Option<(SessionId, Box<[u8]>)> {
+        self.sweep();
+        let known = self.slots.get(upstream.slot as usize)?.generation == upstream.generation;
+        let sid = self.live(upstream.slot).filter(|_| known)?.sid().into();
+        Some((self.reject_slot(upstream.slot)?, sid))
+    }
+
+    /// Frees a retired subscription: a fence behind its UNSUB was answered, or its link died.
+    pub fn forget(&mut self, upstream: UpstreamSid) {
+        let retired = self.slots.get(upstream.slot as usize).is_some_and(|slot| {
+            slot.generation == upstream.generation
+                && slot
+                    .subscription
+                    .as_ref()
+                    .is_some_and(|subscription| subscription.state != State::Live)
+        });
+        if retired {
+            self.release(upstream.slot);
+        }
+    }
+
+    /// Frees everything that is retired: its link is gone.
+    pub fn forget_retired(&mut self) {
+        self.sweep();
+        for slot in 0..self.slots.len() as u32 {
+            let retired = self.slots[slot as usize]
+                .subscription
+                .as_ref()
+                .is_some_and(|subscription| subscription.state != State::Live);
+            if retired {
+                self.release(slot);
+            }
+        }
+    }
+
+    /// All live subscriptions, for a replay on a new link, where the broker's counts begin
+    /// at zero: what was delivered so far becomes their base.
+    pub fn replay(&mut self) -> impl Iterator<Item = (UpstreamSid, &Subscription)> {
+        self.sweep();
+        self.slots
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(index, slot)| {
+                let generation = slot.generation;
+                let subscription = slot.subscription.as_mut()?;
+                if subscription.state != State::Live {
+                    return None;
+                }
+                subscription.base = subscription.delivered;
+                let upstream = UpstreamSid {
+                    slot: index as u32,
+                    generation,
+                };
+                Some((upstream, &*subscription))
+            })
+    }
+
+    /// The upstream sids of all live subscriptions.
+    pub fn live_sids(&self) -> impl Iterator<Item = UpstreamSid> {
+        (0..self.slots.len() as u32)
+            .filter(|&slot| self.live(slot).is_some())
+            .map(|slot| self.upstream(slot))
+    }
+
+    fn live(&self, slot: u32) -> Option<&Subscription> {
+        self.slots
+            .get(slot as usize)?
+            .subscription
+            .as_ref()
+            .filter(|subscription| subscription.state == State::Live)
+    }
+
+    fn upstream(&self, slot: u32) -> UpstreamSid {
+        UpstreamSid {
+            slot,
+            generation: self.slots[slot as usize].generation,
+        }
+    }
+
+    fn insert(&mut self, subscription: Subscription) -> UpstreamSid {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            (self.slots.len() - 1) as u32
+        });
+        self.slots[slot as usize].subscription = Some(subscription);
+        self.upstream(slot)
+    }
+
+    /// Frees a slot for its next generation. One whose generations are used up stays empty.
+    fn release(&mut self, slot: u32) {
+        let entry = &mut self.slots[slot as usize];
+        if let Some(subscription) = entry.subscription.take()
+            && subscription.state == State::Retired
+        {
+            let key = (subscription.session, Box::from(subscription.sid()));
+            self.retired.remove(&key);
+        }
+        if let Some(next) = entry.generation.checked_add(1) {
+            entry.generation = next;
+            self.free.push(slot);
+        }
+    }
+
+    fn reject_slot(&mut self, slot: u32) -> Option<SessionId> {
+        let subscription = self.live(slot)?;
+        let session = subscription.session;
+        let key = (session, Box::from(subscription.sid()));
+        self.by_sid.remove(&key);
+        self.release(slot);
+        Some(session)
+    }
+
+    fn retire(&mut self, key: (SessionId, Box<[u8]>), slot: u32) {
+        self.by_sid.remove(&key);
+        if let Some(subscription) = self.slots[slot as usize].subscription.as_mut() {
+            subscription.state = State::Retired;
+            self.retired.insert(key, slot);
+        }
+    }
+
+    fn mute_retired(&mut self, key: &(SessionId, Box<[u8]>)) {
+        if let Some(slot) = self.retired.remove(key)
+            && let Some(subscription) = self.slots[slot as usize].subscription.as_mut()
+        {
+            subscription.state = State::Mute;
+        }
+    }
+
+    /// Removes the subscription whose last message was delivered. The broker has removed it
+    /// by itself, so its slot is free at once.
+    fn sweep(&mut self) {
+        let Some(slot) = self.finished.take() else {
+            return;
+        };
+        if let Some(subscription) = &self.slots[slot as usize].subscription {
+            let key = (subscription.session, Box::from(subscription.sid()));
+            if self.by_sid.get(&key) == Some(&slot) {
+                self.by_sid.remove(&key);
+            }
+            self.release(slot);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALICE: SessionId = SessionId(0);
+    const BOB: SessionId = SessionId(1);
+
+    fn new(table: &mut Subscriptions, session: SessionId, subject: &str, sid: &str) -> UpstreamSid {
+        match table.subscribe(session, subject.as_bytes(), None, sid.as_bytes()) {
+            Subscribed::New(upstream) => upstream,
+            Subscribed::Duplicate(_) => panic!("{sid} is taken"),
+        }
+    }
+
+    #[test]
+    fn a_session_gets_back_exactly_its_own_sid() {
+        let mut table = Subscriptions::default();
+        let a = new(&mut table, ALICE, "a", "007");
+        let b = new(&mut table, BOB, "a", "007");
+        assert_ne!(a, b);
+        let recipient = table.deliver(b, true).expect("live");
+        assert_eq!((recipient.session, recipient.sid), (BOB, &b"007"[..]));
+    }
+
+    #[test]
+    fn a_live_sid_keeps_its_first_subject() {
+        let mut table = Subscriptions::default();
+        let first = new(&mut table, ALICE, "a", "1");
+        assert_eq!(
+            table.subscribe(ALICE, b"b", None, b"1"),
+            Subscribed::Duplicate(first)
+        );
+        assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn max_counts_from_the_sub_and_removes_exactly_there() {
+        let mut table = Subscriptions::default();
+        let sid = new(&mut table, ALICE, "a", "1");
+        for _ in 0..3 {
+            assert!(table.deliver(sid, true).is_some());
+        }
+        assert_eq!(
+            table.unsubscribe(ALICE, b"1", Some(5)),
+            Unsubscribed::Limited(sid, 5)
+        );
+        assert!(table.deliver(sid, true).is_some());
+        assert!(table.deliver(sid, true).is_some());
+        assert!(table.deliver(sid, true).is_none());
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn a_max_that_is_reached_already_removes_at_once() {
+        let mut table = Subscriptions::default();
+        let sid = new(&mut table, ALICE, "a", "1");
+        for _ in 0..3 {
+            table.deliver(sid, true);
+        }
+        assert_eq!(
+            table.unsubscribe(ALICE, b"1", Some(3)),
+            Unsubscribed::Retired(sid)
+        );
+    }
+
+    #[test]
+    fn a_no_responders_status_does_not_count() {
+        let mut table = Subscriptions::default();
+        let sid = new(&mut table, ALICE, "a", "1");
+        table.unsubscribe(ALICE, b"1", Some(1));
+        assert!(table.deliver(sid, false).is_some());
+        assert!(table.deliver(sid, true).is_some());
+        assert!(table.deliver(sid, true).is_none());
+    }
+
+    #[test]
+    fn replay_tells_the_new_broker_what_remains() {
+        let mut table = Subscriptions::default();
+        let sid = new(&mut table, ALICE, "a", "1");
+        table.deliver(sid, true);
+        table.unsubscribe(ALICE, b"1", Some(5));
+        let remaining: Vec<_> = table.replay().map(|(_, sub)| sub.remaining()).collect();
+        assert_eq!(remaining, [Some(4)]);
+        table.deliver(sid, true);
+        assert_eq!(
+            table.unsubscribe(ALICE, b"1", Some(7)),
+            Unsubscribed::Limited(sid, 6)
+        );
+        let remaining: Vec<_> = table.replay().map(|(_, sub)| sub.remaining()).collect();
+        assert_eq!(remaining, [Some(5)]);
+    }
+
+    #[test]
+    fn what_was_sent_before_the_unsub_is_still_delivered() {
+        let mut table = Subscriptions::default();
+        let sid = new(&mut table, ALICE, "a", "1");
+        assert_eq!(
+            table.unsubscribe(ALICE, b"1", None),
+            Unsubscribed::Retired(sid)
+        );
+        assert!(table.deliver(sid, true).is_some());
+        table.forget(sid);
+        assert!(table.deliver(sid, true).is_none());
+    }
+
+    #[test]
+    fn a_late_message_does_not_reach_the_sids_next_user() {
+        let mut table = Subscriptions::default();
+        let old = new(&mut table, ALICE, "a", "1");
+        table.unsubscribe(ALICE, b"1", None);
+        let new_sid = new(&mut table, ALICE, "b", "1");
+        assert!(table.deliver(old, true).is_none());
+        assert!(table.deliver(new_sid, true).is_some());
+    }
+
+    #[test]
+    fn an_upstream_sid_is_never_used_twice() {
+        let mut table = Subscriptions::default();
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..100 {
+            let sid = new(&mut table, ALICE, "a", "1");
+            assert!(seen.insert(sid));
+            table.unsubscribe(ALICE, b"1", None);
+            table.forget(sid);
+        }
+        assert_eq!(table.slots.len(), 1);
+    }
+
+    #[test]
+    fn retiring_a_session_leaves_the_others() {
+        let mut table = Subscriptions::default();
+        let a = new(&mut table, ALICE, "a", "1");
+        new(&mut table, BOB, "a", "1");
+        assert_eq!(table.retire_session(ALICE), [a]);
+        assert!(!table.has_any(ALICE));
+        assert!(table.has_any(BOB));
+    }
+
+    #[test]
+    fn the_newest_of_equal_subscriptions_is_the_rejected_one() {
+        let mut table = Subscriptions::default();
+        new(&mut table, ALICE, "a", "1");
+        new(&mut table, BOB, "a", "1");
+        assert_eq!(table.reject(b"a", None), Some(BOB));
+        assert_eq!(table.reject(b"a", Some(b"g")), None);
+        assert_eq!(table.len(), 1);
+    }
+}

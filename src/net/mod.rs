@@ -1,0 +1,13 @@
+//! Bytes and sockets, no NATS.
+//!
+//! [`Outbox`] and [`Partial`] are pure and belong to the machines; [`Port`] and the
+//! functions of [`socket`] are the only places where a machine's bytes meet a socket.
+
+mod outbox;
+mod partial;
+mod port;
+pub mod socket;
+
+pub use outbox::{Outbox, Retention, Unproven};
+pub use partial::Partial;
+pub use port::{Flush, Port};

@@ -1,0 +1,291 @@
+//! What waits to be written to one socket, as a list of bounded chunks.
+//!
+//! A chunk always begins at a frame boundary, and a frame never spans two chunks.
+//! So the chunk that a dying socket was in the middle of still tells where its frames
+//! begin, without any book-keeping per frame. With [`Retention::UntilConfirmed`] a
+//! written chunk stays until the peer's answer proves that it was processed.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+/// Size that a chunk grows to before the next one is started, in bytes. One frame or one
+/// run of frames that is larger has a chunk of its own.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// How long written bytes are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retention {
+    /// A chunk is freed once its last byte is written.
+    UntilWritten,
+    /// A chunk is freed once [`Outbox::confirm`] has passed its last byte.
+    UntilConfirmed,
+}
+
+/// An ordered list of whole frames, partly written.
+#[derive(Debug)]
+pub struct Outbox {
+    /// Invariant: no chunk is empty, and each begins at a frame boundary.
+    chunks: VecDeque<Vec<u8>>,
+    /// Stream offset of the first byte of the first chunk.
+    base: u64,
+    /// Stream offset up to which bytes were handed to the socket.
+    written: u64,
+    /// Stream offset behind the last byte.
+    end: u64,
+    /// Stream offset up to which the peer has proven that it processed the bytes.
+    confirmed: u64,
+    /// Index of the chunk that holds `written`; `chunks.len()` when nothing waits.
+    next: usize,
+    retention: Retention,
+}
+
+/// What is left of an outbox when its socket is dead: see [`Outbox::into_unproven`].
+#[derive(Debug)]
+pub struct Unproven {
+    /// Chunks that hold at least one byte that is unwritten (or unconfirmed, where kept).
+    pub chunks: VecDeque<Vec<u8>>,
+    /// Offset in the first chunk of the first frame to look at.
+    pub start: usize,
+    /// How many bytes, counted from the first byte of the first chunk, were written.
+    pub written: usize,
+}
+
+impl Outbox {
+    /// An empty outbox. Allocates nothing.
+    pub fn new(retention: Retention) -> Self {
+        Self {
+            chunks: VecDeque::new(),
+            base: 0,
+            written: 0,
+            end: 0,
+            confirmed: 0,
+            next: 0,
+            retention,
+        }
+    }
+
+    /// Appends whole frames, copying them.
+    pub fn push(&mut self, frames: &[u8]) {
+        self.push_parts(&[frames]);
+    }
+
+    /// Appends one frame (or several whole ones) given in parts, copying them.
+    pub fn push_parts(&mut self, parts: &[&[u8]]) {
+        let len = parts.iter().map(|part| part.len()).sum();
+        if len == 0 {
+            return;
+        }
+        let chunk = self.room_for(len);
+        for part in parts {
+            chunk.extend_from_slice(part);
+        }
+        self.end += len as u64;
+    }
+
+    /// Appends a chunk of whole frames without copying it.
+    pub fn push_chunk(&mut self, chunk: Vec<u8>) {
+        if !chunk.is_empty() {
+            self.end += chunk.len() as u64;
+            self.chunks.push_back(chunk);
+        }
+    }
+
+    /// Number of bytes that wait to be written.
+    pub fn pending_bytes(&self) -> usize {
+        (self.end - self.written) as usize
+    }
+
+    /// Number of bytes in memory, written ones that are kept included.
+    pub fn held_bytes(&self) -> usize {
+        (self.end - self.base) as usize
+    }
+
+    /// Whether nothing waits to be written.
+    pub fn is_empty(&self) -> bool {
+        self.end == self.written
+    }
+
+    /// Stream offset behind the last appended byte.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Fills `slices` with the bytes to write next and returns how many were filled.
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut filled = 0;
+        let mut skip = self.written_in_next();
+        for (slice, chunk) in slices.iter_mut().zip(self.chunks.range(self.next..)) {
+            *slice = IoSlice::new(&chunk[skip..]);
+            skip = 0;
+            filled += 1;
+        }
+        filled
+    }
+
+    /// Notes that the socket took the next `count` bytes.
+    pub fn advance(&mut self, count: usize) {
+        debug_assert!(count <= self.pending_bytes());
+        let mut left = self.written_in_next() + count;
+        while let Some(chunk) = self.chunks.get(self.next) {
+            if left < chunk.len() {
+                break;
+            }
+            left -= chunk.len();
+            self.next += 1;
+        }
+        self.written += count as u64;
+        self.release();
+    }
+
+    /// Notes that the peer has processed everything before the stream offset `offset`,
+    /// which is a frame boundary.
+    pub fn confirm(&mut self, offset: u64) {
+        debug_assert!(offset <= self.end);
+        self.confirmed = self.confirmed.max(offset);
+        self.release();
+    }
+
+    /// Forgets everything that waits.
+    pub fn clear(&mut self) {
+        *self = Self {
+            base: self.end,
+            written: self.end,
+            end: self.end,
+            confirmed: self.end,
+            ..Self::new(self.retention)
+        };
+    }
+
+    /// Takes what is left when the socket is dead.
+    pub fn into_unproven(self) -> Unproven {
+        let start = match self.retention {
+            Retention::UntilWritten => 0,
+            Retention::UntilConfirmed => self.confirmed.saturating_sub(self.base) as usize,
+        };
+        Unproven {
+            start,
+            written: (self.written - self.base) as usize,
+            chunks: self.chunks,
+        }
+    }
+
+    fn room_for(&mut self, len: usize) -> &mut Vec<u8> {
+        let fits = self
+            .chunks
+            .back()
+            .is_some_and(|chunk| chunk.len() + len <= CHUNK_BYTES);
+        // Under `UntilWritten` the last chunk is unwritten or partly written, or it would
+        // have been released; under `UntilConfirmed` a written chunk may grow again.
+        if !fits {
+            self.chunks.push_back(Vec::with_capacity(len));
+        } else if self.next == self.chunks.len() {
+            self.next -= 1;
+        }
+        self.chunks
+            .back_mut()
+            .expect("pushed above when there was none")
+    }
+
+    fn written_in_next(&self) -> usize {
+        let before: usize = self.chunks.range(..self.next).map(Vec::len).sum();
+        (self.written - self.base) as usize - before
+    }
+
+    fn release(&mut self) {
+        let limit = match self.retention {
+            Retention::UntilWritten => self.written,
+            Retention::UntilConfirmed => self.confirmed.min(self.written),
+        };
+        while let Some(chunk) = self.chunks.front() {
+            let chunk_end = self.base + chunk.len() as u64;
+            if chunk_end > limit || self.next == 0 {
+                break;
+            }
+            self.base = chunk_end;
+            self.next -= 1;
+            self.chunks.pop_front();
+        }
+        if self.chunks.is_empty() && self.chunks.capacity() > 8 {
+            self.chunks.shrink_to(0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(outbox: &Outbox) -> Vec<u8> {
+        let mut slices = [IoSlice::new(&[]); 16];
+        let filled = outbox.slices(&mut slices);
+        slices[..filled]
+            .iter()
+            .flat_map(|slice| slice.to_vec())
+            .collect()
+    }
+
+    #[test]
+    fn bytes_leave_in_the_order_they_came() {
+        let mut outbox = Outbox::new(Retention::UntilWritten);
+        outbox.push_parts(&[b"ab", b"c"]);
+        outbox.push(b"def");
+        outbox.advance(4);
+        assert_eq!(waiting(&outbox), b"ef");
+        outbox.push_chunk(b"gh".to_vec());
+        assert_eq!(waiting(&outbox), b"efgh");
+        outbox.advance(4);
+        assert!(outbox.is_empty());
+        assert_eq!(outbox.held_bytes(), 0);
+    }
+
+    #[test]
+    fn a_frame_never_spans_two_chunks() {
+        let mut outbox = Outbox::new(Retention::UntilWritten);
+        let frame = vec![b'x'; CHUNK_BYTES - 10];
+        outbox.push(&frame);
+        outbox.push(&[b'y'; 20]);
+        assert_eq!(outbox.chunks.len(), 2);
+        outbox.advance(CHUNK_BYTES - 10 + 7);
+        let unproven = outbox.into_unproven();
+        assert_eq!((unproven.start, unproven.written), (0, 7));
+        assert_eq!(unproven.chunks[0], [b'y'; 20]);
+    }
+
+    #[test]
+    fn written_bytes_stay_until_confirmed_where_asked() {
+        let mut outbox = Outbox::new(Retention::UntilConfirmed);
+        outbox.push(b"aaaa");
+        outbox.push_chunk(b"bbbb".to_vec());
+        outbox.push_chunk(b"cccc".to_vec());
+        outbox.advance(9);
+        assert_eq!(outbox.held_bytes(), 12);
+        outbox.confirm(4);
+        assert_eq!(outbox.held_bytes(), 8);
+        let unproven = outbox.into_unproven();
+        assert_eq!((unproven.start, unproven.written), (0, 5));
+        assert_eq!(unproven.chunks.len(), 2);
+    }
+
+    #[test]
+    fn a_written_chunk_that_is_kept_can_grow() {
+        let mut outbox = Outbox::new(Retention::UntilConfirmed);
+        outbox.push(b"aa");
+        outbox.advance(2);
+        outbox.push(b"bb");
+        assert_eq!(waiting(&outbox), b"bb");
+        outbox.advance(2);
+        outbox.confirm(2);
+        assert_eq!(outbox.into_unproven().start, 2);
+    }
+
+    #[test]
+    fn clearing_keeps_the_stream_offset() {
+        let mut outbox = Outbox::new(Retention::UntilWritten);
+        outbox.push(b"abc");
+        outbox.advance(1);
+        outbox.clear();
+        assert!(outbox.is_empty());
+        outbox.push(b"d");
+        assert_eq!((outbox.end(), waiting(&outbox)), (4, b"d".to_vec()));
+    }
+}

@@ -1,0 +1,107 @@
+//! The writing side of a socket, shared between the task that owns the connection and the
+//! task whose machine has something for it.
+//!
+//! A trunk's pass writes to the components it touched at once, without waking their tasks;
+//! only a socket that is full wakes its own task, which then waits until it can be written.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::task::{Context, Poll, Waker};
+
+use tokio::net::tcp::OwnedWriteHalf;
+
+use super::Outbox;
+
+/// Chunks offered to one write.
+const SLICES: usize = 64;
+
+/// What a flush left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// Nothing waits.
+    Done,
+    /// The socket is full.
+    Full,
+    /// The socket is dead.
+    Dead(io::ErrorKind),
+}
+
+/// The writing side of one socket, and the waker of the task that owns it.
+#[derive(Debug)]
+pub struct Port {
+    write: OwnedWriteHalf,
+    waker: RefCell<Option<Waker>>,
+    full: Cell<bool>,
+}
+
+impl Port {
+    /// Wraps the writing half of a connected socket.
+    pub fn new(write: OwnedWriteHalf) -> Self {
+        Self {
+            write,
+            waker: RefCell::new(None),
+            full: Cell::new(false),
+        }
+    }
+
+    /// Remembers the task to wake with [`Port::wake`].
+    pub fn register(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// Wakes the task that owns the connection.
+    pub fn wake(&self) {
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether the last flush found the socket full and it wasn't seen writable since.
+    pub fn is_full(&self) -> bool {
+        self.full.get()
+    }
+
+    /// Writes as much of `outbox` as the socket takes.
+    pub fn flush(&self, outbox: &mut Outbox) -> Flush {
+        if self.full.get() {
+            return Flush::Full;
+        }
+        while !outbox.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let filled = outbox.slices(&mut slices);
+            match self.write.try_write_vectored(&slices[..filled]) {
+                Ok(count) => outbox.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.full.set(true);
+                    return Flush::Full;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Flush::Dead(error.kind()),
+            }
+        }
+        Flush::Done
+    }
+
+    /// Ready once a full socket can be written again. Called by the owning task only.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // An error is found by the write that follows.
+        match self.write.as_ref().poll_write_ready(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(_) => {
+                self.full.set(false);
+                Poll::Ready(())
+            }
+        }
+    }
+
+    /// The socket itself.
+    pub fn socket(&self) -> &tokio::net::TcpStream {
+        self.write.as_ref()
+    }
+}

@@ -1,0 +1,485 @@
+//! The options that a component states in CONNECT.
+//!
+//! They are parsed as nats-server parses them and written again from the parsed value: what natsmux doesn't know
+//! never reaches a broker. A [`ConnectInfo`] is comparable and hashable, so that it can be the key under which
+//! sessions share an upstream.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use thiserror::Error;
+
+use super::json::{self, Text};
+
+/// A credential. It has no readable `Debug`, and its memory is zeroed when it is dropped.
+#[derive(Clone)]
+pub struct Secret(SecretString);
+
+impl Secret {
+    /// Wraps a credential.
+    pub fn new(text: &str) -> Self {
+        Self(SecretString::from(text))
+    }
+
+    /// The credential itself, for a broker or a hash; never for a log.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose() == other.expose()
+    }
+}
+
+impl Eq for Secret {}
+
+impl Hash for Secret {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.expose().hash(state);
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// What a component asks for, and who it is. Absent and empty strings are the same to a broker, so both are `None`.
+///
+/// [`Default`] is what nats-server assumes of a connection that never sent CONNECT.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ConnectInfo {
+    /// `+OK` for every operation.
+    pub verbose: bool,
+    /// `Invalid Publish Subject` for publishes to wildcards.
+    pub pedantic: bool,
+    /// Whether own publishes come back to own subscriptions.
+    pub echo: bool,
+    /// Whether the component understands `HMSG`.
+    pub headers: bool,
+    /// Whether it wants a 503 when nobody listens.
+    pub no_responders: bool,
+    /// 0 or 1; what else was asked for is refused, see [`refusal`](Self::refusal).
+    pub protocol: i64,
+    /// User name.
+    pub user: Option<Secret>,
+    /// Password.
+    pub pass: Option<Secret>,
+    /// Token, in place of user and password.
+    pub auth_token: Option<Secret>,
+    /// User JWT.
+    pub jwt: Option<Secret>,
+    /// Public user key.
+    pub nkey: Option<Secret>,
+    /// Signature over the nonce of the broker's INFO: worthless on any other connection.
+    pub sig: Option<Secret>,
+    /// Cosmetic: name of the connection.
+    pub name: Option<String>,
+    /// Cosmetic: language of the client library.
+    pub lang: Option<String>,
+    /// Cosmetic: version of the client library.
+    pub version: Option<String>,
+    /// Once chose an account; brokers refuse any value.
+    pub account: Option<String>,
+    /// Once made an account; brokers refuse `true`.
+    pub new_account: bool,
+}
+
+impl Default for ConnectInfo {
+    fn default() -> Self {
+        Self {
+            verbose: true,
+            pedantic: true,
+            echo: true,
+            headers: false,
+            no_responders: false,
+            protocol: 0,
+            user: None,
+            pass: None,
+            auth_token: None,
+            jwt: None,
+            nkey: None,
+            sig: None,
+            name: None,
+            lang: None,
+            version: None,
+            account: None,
+            new_account: false,
+        }
+    }
+}
+
+/// Why a CONNECT is answered by closing without a word. Holds nothing of what was sent, which may be a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
+pub enum ConnectFault {
+    /// No JSON, or something behind it.
+    #[error("the options are not JSON")]
+    NotJson,
+    /// No object, or a value of the wrong type.
+    #[error("an option has the wrong type")]
+    WrongType,
+}
+
+impl From<ConnectFault> for super::client::ClientFault {
+    fn from(_: ConnectFault) -> Self {
+        Self::BadConnect
+    }
+}
+
+impl ConnectInfo {
+    /// Parses the options of a first CONNECT.
+    pub fn parse(json: &[u8]) -> Result<Self, ConnectFault> {
+        let mut options = Self::default();
+        options.merge(json)?;
+        Ok(options)
+    }
+
+    /// Takes over the options of a further CONNECT; those that it doesn't mention stay. Unchanged on a fault.
+    pub fn merge(&mut self, json: &[u8]) -> Result<(), ConnectFault> {
+        let json = json::checked(json).map_err(|_| ConnectFault::NotJson)?;
+        let mut merged = self.clone();
+        let visitor = Merge(&mut merged);
+        serde_json::Deserializer::from_slice(&json)
+            .deserialize_any(visitor)
+            .map_err(|_| ConnectFault::WrongType)?;
+        *self = merged;
+        Ok(())
+    }
+
+    /// Whether a nonce was signed, so that this CONNECT can't be replayed on another connection.
+    pub fn is_signed(&self) -> bool {
+        self.sig.is_some()
+    }
+
+    /// What a broker answers in `-ERR '…'` before it closes when it accepted the credentials but can't serve the
+    /// options. `server_headers` is whether it supports headers.
+    pub fn refusal(&self, server_headers: bool) -> Option<&'static str> {
+        if self.new_account || self.account.is_some() {
+            Some("Authorization Violation")
+        } else if !(0..=1).contains(&self.protocol) {
+            Some("invalid client protocol")
+        } else if self.no_responders && !(self.headers && server_headers) {
+            Some("no responders requires headers support")
+        } else {
+            None
+        }
+    }
+
+    /// Appends `CONNECT {…}` with its line end, under this `protocol` in place of the component's.
+    pub fn encode(&self, protocol: u8, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"CONNECT {");
+        flag(out, "verbose", self.verbose);
+        out.push(b',');
+        flag(out, "pedantic", self.pedantic);
+        out.push(b',');
+        flag(out, "echo", self.echo);
+        for (key, value) in [
+            ("headers", self.headers),
+            ("no_responders", self.no_responders),
+            ("new_account", self.new_account),
+        ] {
+            if value {
+                out.push(b',');
+                flag(out, key, value);
+            }
+        }
+        for (key, value) in self.texts() {
+            if let Some(value) = value {
+                out.push(b',');
+                name(out, key);
+                json::push_string(out, value);
+            }
+        }
+        out.extend_from_slice(b",\"protocol\":");
+        super::encode::decimal(out, u64::from(protocol));
+        out.extend_from_slice(b"}\r\n");
+    }
+
+    fn texts(&self) -> [(&'static str, Option<&str>); 10] {
+        fn secret(value: &Option<Secret>) -> Option<&str> {
+            value.as_ref().map(Secret::expose)
+        }
+        [
+            ("user", secret(&self.user)),
+            ("pass", secret(&self.pass)),
+            ("auth_token", secret(&self.auth_token)),
+            ("jwt", secret(&self.jwt)),
+            ("nkey", secret(&self.nkey)),
+            ("sig", secret(&self.sig)),
+            ("name", self.name.as_deref()),
+            ("lang", self.lang.as_deref()),
+            ("version", self.version.as_deref()),
+            ("account", self.account.as_deref()),
+        ]
+    }
+}
+
+fn name(out: &mut Vec<u8>, key: &str) {
+    out.push(b'"');
+    out.extend_from_slice(key.as_bytes());
+    out.extend_from_slice(b"\":");
+}
+
+fn flag(out: &mut Vec<u8>, key: &str, value: bool) {
+    name(out, key);
+    out.extend_from_slice(if value { b"true" } else { b"false" });
+}
+
+/// Reads an object over the options that are there: in document order, `null` leaves a value as it is.
+struct Merge<'a>(&'a mut ConnectInfo);
+
+impl<'de> Visitor<'de> for Merge<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let options = self.0;
+        while let Some(Text(key)) = map.next_key()? {
+            match json::folded(&key).as_str() {
+                "verbose" => take(&mut map, &mut options.verbose)?,
+                "pedantic" => take(&mut map, &mut options.pedantic)?,
+                "echo" => take(&mut map, &mut options.echo)?,
+                "headers" => take(&mut map, &mut options.headers)?,
+                "no_responders" => take(&mut map, &mut options.no_responders)?,
+                "new_account" => take(&mut map, &mut options.new_account)?,
+                "protocol" => take(&mut map, &mut options.protocol)?,
+                "user" => take_secret(&mut map, &mut options.user)?,
+                "pass" => take_secret(&mut map, &mut options.pass)?,
+                "auth_token" => take_secret(&mut map, &mut options.auth_token)?,
+                "jwt" => take_secret(&mut map, &mut options.jwt)?,
+                "nkey" => take_secret(&mut map, &mut options.nkey)?,
+                "sig" => take_secret(&mut map, &mut options.sig)?,
+                "name" => take_text(&mut map, &mut options.name)?,
+                "lang" => take_text(&mut map, &mut options.lang)?,
+                "version" => take_text(&mut map, &mut options.version)?,
+                "account" => take_text(&mut map, &mut options.account)?,
+                // Without effect on a client's connection, but of the wrong type they close it.
+                "tls_required" => take(&mut map, &mut false)?,
+                "import" | "export" => {
+                    map.next_value::<Option<std::collections::HashMap<String, IgnoredAny>>>()?;
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn take<'de, A: MapAccess<'de>, T: serde::Deserialize<'de>>(
+    map: &mut A,
+    value: &mut T,
+) -> Result<(), A::Error> {
+    if let Some(new) = map.next_value()? {
+        *value = new;
+    }
+    Ok(())
+}
+
+fn take_text<'de, A: MapAccess<'de>>(
+    map: &mut A,
+    value: &mut Option<String>,
+) -> Result<(), A::Error> {
+    if let Some(Text(new)) = map.next_value()? {
+        *value = (!new.is_empty()).then_some(new);
+    }
+    Ok(())
+}
+
+fn take_secret<'de, A: MapAccess<'de>>(
+    map: &mut A,
+    value: &mut Option<Secret>,
+) -> Result<(), A::Error> {
+    if let Some(Text(new)) = map.next_value()? {
+        *value = (!new.is_empty()).then(|| Secret(SecretString::from(new)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::client::{ClientLimits, ClientOp, Scan, scan};
+
+    fn parsed(json: &str) -> ConnectInfo {
+        ConnectInfo::parse(json.as_bytes()).expect("the test's options are well-formed")
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_a_session_without_connect() {
+        let options = parsed("{}");
+        assert_eq!(options, ConnectInfo::default());
+        assert!(options.verbose && options.pedantic && options.echo && !options.headers);
+        assert_eq!(parsed("null"), ConnectInfo::default());
+    }
+
+    #[test]
+    fn keys_match_in_any_case_and_the_last_one_wins() {
+        assert!(!parsed(r#"{"Verbose":true,"VERBOSE":false}"#).verbose);
+        assert!(parsed(r#"{"verbose":false,"\u0076erbose":true}"#).verbose);
+        assert!(parsed(r#"{"verbose":false,"verboſe":true}"#).verbose);
+        assert_eq!(
+            parsed(r#"{"USER":"a","user":"b"}"#).user,
+            Some(Secret::new("b"))
+        );
+    }
+
+    #[test]
+    fn null_leaves_a_value_and_unknown_keys_are_ignored() {
+        assert!(!parsed(r#"{"echo":false,"echo":null}"#).echo);
+        assert_eq!(
+            parsed(r#"{"x":[1,{"a":null}],"token":5,"ssl_required":5}"#),
+            ConnectInfo::default()
+        );
+    }
+
+    #[test]
+    fn wrong_types_and_malformed_json_are_faults() {
+        for json in [
+            r#"{"verbose":"no"}"#,
+            r#"{"verbose":1}"#,
+            r#"{"protocol":1.0}"#,
+            r#"{"protocol":1e0}"#,
+            r#"{"protocol":"1"}"#,
+            r#"{"name":5}"#,
+            r#"{"user":["a"]}"#,
+            r#"{"tls_required":5}"#,
+            r#"{"import":5}"#,
+            "[]",
+            "5",
+        ] {
+            assert_eq!(
+                ConnectInfo::parse(json.as_bytes()),
+                Err(ConnectFault::WrongType),
+                "{json}"
+            );
+        }
+        for json in [
+            "",
+            "\r",
+            "{",
+            "{}x",
+            "{\"verbose\":false,}",
+            "{'verbose':false}",
+            "{\"name\":\"a\u{1}\"}",
+        ] {
+            assert_eq!(
+                ConnectInfo::parse(json.as_bytes()),
+                Err(ConnectFault::NotJson),
+                "{json}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_second_connect_is_merged_over_the_first() {
+        let mut options = parsed(r#"{"verbose":false,"user":"u","pass":"p"}"#);
+        options
+            .merge(br#"{"headers":true,"pass":"q"}"#)
+            .expect("well-formed");
+        assert!(!options.verbose && options.headers);
+        assert_eq!(
+            (options.user.clone(), options.pass.clone()),
+            (Some(Secret::new("u")), Some(Secret::new("q")))
+        );
+        let before = options.clone();
+        assert_eq!(
+            options.merge(br#"{"user":"x","verbose":"x"}"#),
+            Err(ConnectFault::WrongType)
+        );
+        assert_eq!(options, before);
+    }
+
+    #[test]
+    fn what_is_written_parses_to_the_same_options() {
+        for json in [
+            "{}",
+            r#"{"verbose":false,"pedantic":false,"echo":false,"headers":true,"no_responders":true}"#,
+            r#"{"user":"ü\"\\\n","pass":"\u0000\ud800","name":"n","lang":"go","version":"1","protocol":1}"#,
+            r#"{"auth_token":"t","jwt":"j","nkey":"k","sig":"s","account":"a","new_account":true}"#,
+        ] {
+            let options = parsed(json);
+            let mut line = Vec::new();
+            options.encode(1, &mut line);
+            let Scan::Op {
+                op: ClientOp::Connect { json },
+                len,
+            } = scan(&line, &ClientLimits::default())
+            else {
+                panic!("{json}")
+            };
+            assert_eq!(len, line.len());
+            assert_eq!(
+                ConnectInfo::parse(json),
+                Ok(ConnectInfo {
+                    protocol: 1,
+                    ..options
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_empty_texts_are_not_written() {
+        let mut line = Vec::new();
+        parsed(r#"{"verbose":false,"pedantic":false,"user":"","x":1,"tls_required":true}"#)
+            .encode(0, &mut line);
+        assert_eq!(
+            line,
+            b"CONNECT {\"verbose\":false,\"pedantic\":false,\"echo\":true,\"protocol\":0}\r\n"
+        );
+    }
+
+    #[test]
+    fn only_a_signature_makes_a_connect_unrepeatable() {
+        assert!(parsed(r#"{"nkey":"U","sig":"x"}"#).is_signed());
+        assert!(!parsed(r#"{"jwt":"bearer","sig":""}"#).is_signed());
+    }
+
+    #[test]
+    fn options_that_no_broker_serves_have_its_answer() {
+        assert_eq!(parsed(r#"{"protocol":1}"#).refusal(true), None);
+        assert_eq!(
+            parsed(r#"{"protocol":2}"#).refusal(true),
+            Some("invalid client protocol")
+        );
+        assert_eq!(
+            parsed(r#"{"protocol":-1}"#).refusal(true),
+            Some("invalid client protocol")
+        );
+        assert_eq!(
+            parsed(r#"{"account":"x","protocol":2}"#).refusal(true),
+            Some("Authorization Violation")
+        );
+        assert_eq!(parsed(r#"{"account":""}"#).refusal(true), None);
+        let wants_both = parsed(r#"{"headers":true,"no_responders":true}"#);
+        assert_eq!(wants_both.refusal(true), None);
+        assert_eq!(
+            wants_both.refusal(false),
+            Some("no responders requires headers support")
+        );
+        assert!(parsed(r#"{"no_responders":true}"#).refusal(true).is_some());
+    }
+
+    #[test]
+    fn debug_output_shows_no_credential() {
+        let shown = format!(
+            "{:?}",
+            parsed(r#"{"user":"hunter1","pass":"hunter2","jwt":"hunter3","sig":"hunter4"}"#)
+        );
+        assert!(!shown.contains("hunter"), "{shown}");
+    }
+}

@@ -1,0 +1,165 @@
+//! Operations as bytes, appended to the caller's buffer.
+//!
+//! Arguments are written as they are: they come from parsed operations, so they hold no blank, CR or LF.
+
+use super::server::Msg;
+
+/// `PING`, from either side.
+pub const PING: &[u8] = b"PING\r\n";
+/// `PONG`, from either side.
+pub const PONG: &[u8] = b"PONG\r\n";
+/// `+OK`, to a component.
+pub const OK: &[u8] = b"+OK\r\n";
+
+/// `SUB subject [queue_group] sid`, to a broker.
+pub fn sub(out: &mut Vec<u8>, subject: &[u8], queue_group: Option<&[u8]>, sid: &[u8]) {
+    out.extend_from_slice(b"SUB ");
+    out.extend_from_slice(subject);
+    if let Some(queue_group) = queue_group {
+        out.push(b' ');
+        out.extend_from_slice(queue_group);
+    }
+    out.push(b' ');
+    out.extend_from_slice(sid);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// `UNSUB sid [max]`, to a broker. `max` must be below 10⁹: a broker takes what is longer as no number and ends the
+/// subscription at once, so a larger one is written as 999,999,999.
+pub fn unsub(out: &mut Vec<u8>, sid: &[u8], max: Option<u64>) {
+    out.extend_from_slice(b"UNSUB ");
+    out.extend_from_slice(sid);
+    if let Some(max) = max {
+        out.push(b' ');
+        decimal(out, max.min(999_999_999));
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// `-ERR 'text'`, to a component. Clients crash on any other form.
+pub fn err(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(b"-ERR '");
+    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(b"'\r\n");
+}
+
+/// The frame of `msg` under another sid, to a component that asked for headers, or of a message without any.
+pub fn msg(out: &mut Vec<u8>, msg: &Msg<'_>, sid: &[u8]) {
+    out.extend_from_slice(if msg.headers { b"HMSG " } else { b"MSG " });
+    out.extend_from_slice(msg.subject);
+    out.push(b' ');
+    out.extend_from_slice(sid);
+    out.extend_from_slice(msg.after_sid);
+}
+
+/// The frame of `msg` under another sid, without its headers, as a broker writes it to a component that didn't ask
+/// for headers.
+pub fn msg_without_headers(out: &mut Vec<u8>, msg: &Msg<'_>, sid: &[u8]) {
+    let body = &msg.payload[msg.header_len..];
+    out.extend_from_slice(b"MSG ");
+    out.extend_from_slice(msg.subject);
+    out.push(b' ');
+    out.extend_from_slice(sid);
+    if let Some(reply) = msg.reply {
+        out.push(b' ');
+        out.extend_from_slice(reply);
+    }
+    out.push(b' ');
+    decimal(out, body.len() as u64);
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(body);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends a number without going through the formatter.
+pub fn decimal(out: &mut Vec<u8>, mut number: u64) {
+    const MAX_DIGITS: usize = 20;
+    let mut digits = [0; MAX_DIGITS];
+    let mut at = MAX_DIGITS;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::server::{ServerLimits, ServerOp, ServerScan, scan};
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = b"+".to_vec();
+        write(&mut out);
+        String::from_utf8(out).expect("the tests write text")
+    }
+
+    fn parsed(frame: &[u8]) -> Msg<'_> {
+        match scan(frame, &ServerLimits::default()) {
+            ServerScan::Op {
+                op: ServerOp::Msg(msg),
+                ..
+            } => msg,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn operations_are_appended_in_canonical_form() {
+        assert_eq!(
+            written(|out| sub(out, b"a.>", None, b"7")),
+            "+SUB a.> 7\r\n"
+        );
+        assert_eq!(
+            written(|out| sub(out, b"a", Some(b"q"), b"7")),
+            "+SUB a q 7\r\n"
+        );
+        assert_eq!(written(|out| unsub(out, b"7", None)), "+UNSUB 7\r\n");
+        assert_eq!(written(|out| unsub(out, b"7", Some(12))), "+UNSUB 7 12\r\n");
+        assert_eq!(
+            written(|out| unsub(out, b"7", Some(u64::MAX))),
+            "+UNSUB 7 999999999\r\n"
+        );
+        assert_eq!(
+            written(|out| err(out, "Stale Connection")),
+            "+-ERR 'Stale Connection'\r\n"
+        );
+    }
+
+    #[test]
+    fn a_message_keeps_all_but_its_sid() {
+        let frame = b"MSG a.b 12  3\r\nxyz\r\n";
+        assert_eq!(
+            written(|out| msg(out, &parsed(frame), b"client-1")),
+            "+MSG a.b client-1  3\r\nxyz\r\n"
+        );
+        let frame = b"HMSG a 12 r 012 014\r\nNATS/1.0\r\n\r\nok\r\n";
+        let expected = "+HMSG a 1 r 012 014\r\nNATS/1.0\r\n\r\nok\r\n";
+        assert_eq!(written(|out| msg(out, &parsed(frame), b"1")), expected);
+    }
+
+    #[test]
+    fn stripping_headers_leaves_the_body_and_its_size() {
+        let frame = b"HMSG a 12 r 12 14\r\nNATS/1.0\r\n\r\nok\r\n";
+        assert_eq!(
+            written(|out| msg_without_headers(out, &parsed(frame), b"1")),
+            "+MSG a 1 r 2\r\nok\r\n"
+        );
+        let frame = b"HMSG a 12 12 12\r\nNATS/1.0\r\n\r\n\r\n";
+        assert_eq!(
+            written(|out| msg_without_headers(out, &parsed(frame), b"1")),
+            "+MSG a 1 0\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn decimals_have_no_leading_zero() {
+        for number in [0, 9, 10, 1_048_576, u64::MAX] {
+            assert_eq!(written(|out| decimal(out, number)), format!("+{number}"));
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! INFO: what a broker says of itself, and what natsmux says of its brokers.
+//!
+//! [`first_info`] is rule R17. It never carries a nonce, `connect_urls` or `ldm`: a component that learns of other
+//! addresses, or hears of a broker's shutdown, leaves natsmux.
+
+use serde::{Deserialize, Deserializer};
+use thiserror::Error;
+
+use super::{encode, json};
+
+/// Longest first INFO with `INFO ` and CRLF, in bytes. Node clients up to 0.7 match control lines on the first 512
+/// bytes they get, and hang for ever on a longer one.
+pub const MAX_FIRST_INFO: usize = 512;
+
+/// What a broker sent in INFO. What is missing has its default; unknown keys are ignored.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ServerInfo {
+    /// Changes at every start of the broker.
+    #[serde(deserialize_with = "or_default")]
+    pub server_id: String,
+    /// Configured name, or the id.
+    #[serde(deserialize_with = "or_default")]
+    pub server_name: String,
+    /// Such as `2.9.10`.
+    #[serde(deserialize_with = "or_default")]
+    pub version: String,
+    /// 1 where the broker sends later INFOs; 0 before gnatsd 0.9.2.
+    #[serde(deserialize_with = "or_default")]
+    pub proto: i64,
+    /// Address that the broker listens on.
+    #[serde(deserialize_with = "or_default")]
+    pub host: String,
+    /// Port that the broker listens on.
+    #[serde(deserialize_with = "or_default")]
+    pub port: u16,
+    /// Whether it supports `HPUB` and `HMSG`.
+    #[serde(deserialize_with = "or_default")]
+    pub headers: bool,
+    /// Whether CONNECT needs credentials.
+    #[serde(deserialize_with = "or_default")]
+    pub auth_required: bool,
+    /// Whether it wants TLS right after INFO.
+    #[serde(deserialize_with = "or_default")]
+    pub tls_required: bool,
+    /// Whether it takes TLS right after INFO.
+    #[serde(deserialize_with = "or_default")]
+    pub tls_available: bool,
+    /// Largest payload in bytes, headers included. 1 MiB where the broker names none.
+    #[serde(deserialize_with = "max_payload")]
+    pub max_payload: usize,
+    /// Whether JetStream is enabled.
+    #[serde(deserialize_with = "or_default")]
+    pub jetstream: bool,
+    /// The broker's number for this connection.
+    pub client_id: Option<u64>,
+    /// The address from which the broker sees this connection.
+    #[serde(deserialize_with = "or_default")]
+    pub client_ip: String,
+    /// To be signed by who uses nkeys or JWTs; of this connection only.
+    pub nonce: Option<String>,
+    /// Name of the cluster.
+    pub cluster: Option<String>,
+    /// JetStream domain.
+    pub domain: Option<String>,
+    /// JetStream API level; since 2.12.
+    pub api_lvl: Option<u64>,
+    /// `ip:port` of the brokers of the cluster.
+    #[serde(deserialize_with = "or_default")]
+    pub connect_urls: Vec<String>,
+    /// Whether the broker is in lame duck mode.
+    #[serde(deserialize_with = "or_default")]
+    pub ldm: bool,
+    /// Version of Go.
+    pub go: Option<String>,
+}
+
+/// nats-server's default `max_payload`.
+const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
+
+impl Default for ServerInfo {
+    fn default() -> Self {
+        Self {
+            server_id: String::new(),
+            server_name: String::new(),
+            version: String::new(),
+            proto: 0,
+            host: String::new(),
+            port: 0,
+            headers: false,
+            auth_required: false,
+            tls_required: false,
+            tls_available: false,
+            max_payload: DEFAULT_MAX_PAYLOAD,
+            jetstream: false,
+            client_id: None,
+            client_ip: String::new(),
+            nonce: None,
+            cluster: None,
+            domain: None,
+            api_lvl: None,
+            connect_urls: Vec::new(),
+            ldm: false,
+            go: None,
+        }
+    }
+}
+
+/// What answered is no broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
+pub enum InfoFault {
+    /// No JSON object, or a value of the wrong type.
+    #[error("INFO is no well-formed JSON object")]
+    Malformed,
+}
+
+impl ServerInfo {
+    /// Parses what stands behind `INFO `.
+    pub fn parse(json: &[u8]) -> Result<Self, InfoFault> {
+        let json = json::checked(json).map_err(|_| InfoFault::Malformed)?;
+        if json.trim_ascii().first() != Some(&b'{') {
+            return Err(InfoFault::Malformed);
+        }
+        serde_json::from_slice(&json).map_err(|_| InfoFault::Malformed)
+    }
+
+    /// Whether a broker ignores this INFO when a component sends it. Otherwise it closes.
+    pub(super) fn is_acceptable(json: &[u8]) -> bool {
+        json.trim_ascii() == b"null" || Self::parse(json).is_ok()
+    }
+
+    /// Major, minor and patch number of `version`; numbers that are missing or malformed are 0.
+    pub fn version_numbers(&self) -> [u64; 3] {
+        let mut numbers = [0; 3];
+        let parts = self.version.trim_start_matches('v').split(['.', '-', '+']);
+        for (number, part) in numbers.iter_mut().zip(parts) {
+            *number = part.parse().unwrap_or(0);
+        }
+        numbers
+    }
+}
+
+/// `null` counts as missing.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn max_payload<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let number = Option::<i64>::deserialize(deserializer)?;
+    Ok(number
+        .and_then(|number| usize::try_from(number).ok())
+        .unwrap_or(DEFAULT_MAX_PAYLOAD))
+}
+
+/// What natsmux says of itself to one component.
+#[derive(Debug, Clone, Copy)]
+pub struct FirstInfo<'a> {
+    /// natsmux's own, the same whatever broker serves.
+    pub server_id: &'a str,
+    /// natsmux's own. Old Go clients allow no blank in it; it is cut to 32 bytes.
+    pub server_name: &'a str,
+    /// Where natsmux listens.
+    pub host: &'a str,
+    /// Where natsmux listens.
+    pub port: u16,
+    /// The component's address.
+    pub client_ip: &'a str,
+    /// natsmux's number for the session.
+    pub client_id: u64,
+}
+
+/// R17: the first line that a component gets. `brokers` are the last INFOs of all brokers the session may come to;
+/// empty before any was seen. At most [`MAX_FIRST_INFO`] bytes: fields are left out from the end of R17's list.
+pub fn first_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
+    let common = Common::of(brokers);
+    let mut line = Line::new();
+    line.text("server_id", Some(local.server_id));
+    line.text("version", Some(common.version));
+    line.number("proto", Some(1));
+    line.text("host", Some(local.host));
+    line.number("port", Some(u64::from(local.port)));
+    line.number("max_payload", Some(common.max_payload as u64));
+    line.flag("headers", common.headers);
+    line.flag("auth_required", common.auth_required);
+    line.flag("tls_required", false);
+    line.text("server_name", Some(cut(local.server_name, 32)));
+    line.number("client_id", Some(local.client_id));
+    line.flag("jetstream", common.jetstream);
+    line.flag("ssl_required", false);
+    line.text("go", common.go);
+    line.number("api_lvl", common.api_lvl);
+    line.text("cluster", common.cluster);
+    line.text("domain", common.domain);
+    line.text("client_ip", Some(local.client_ip));
+    line.finish()
+}
+
+/// A later INFO, for a session that asked for protocol 1 and had its first PONG, when `max_payload` or `headers`
+/// changed. An INFO replaces all that the earlier one said, so it has the same fields.
+pub fn later_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
+    first_info(brokers, local)
+}
+
+/// What holds at every broker.
+struct Common<'a> {
+    version: &'a str,
+    max_payload: usize,
+    headers: bool,
+    auth_required: bool,
+    jetstream: bool,
+    go: Option<&'a str>,
+    api_lvl: Option<u64>,
+    cluster: Option<&'a str>,
+    domain: Option<&'a str>,
+}
+
+impl<'a> Common<'a> {
+    fn of(brokers: &[&'a ServerInfo]) -> Self {
+        let Some(oldest) = brokers.iter().min_by_key(|broker| broker.version_numbers()) else {
+            return Self::unseen();
+        };
+        let same = |field: fn(&ServerInfo) -> Option<&str>| {
+            field(oldest).filter(|value| brokers.iter().all(|broker| field(broker) == Some(value)))
+        };
+        Self {
+            version: if oldest.version.is_empty() {
+                Self::unseen().version
+            } else {
+                &oldest.version
+            },
+            max_payload: brokers
+                .iter()
+                .map(|broker| broker.max_payload)
+                .min()
+                .unwrap_or(DEFAULT_MAX_PAYLOAD),
+            headers: brokers.iter().all(|broker| broker.headers),
+            auth_required: brokers.iter().any(|broker| broker.auth_required),
+            jetstream: brokers.iter().all(|broker| broker.jetstream),
+            go: oldest.go.as_deref(),
+            api_lvl: brokers.iter().map(|broker| broker.api_lvl).min().flatten(),
+            cluster: same(|broker| broker.cluster.as_deref()),
+            domain: same(|broker| broker.domain.as_deref()),
+        }
+    }
+
+    /// Several clients send credentials only where `auth_required` is true.
+    fn unseen() -> Self {
+        Self {
+            version: "2.9.0",
+            max_payload: DEFAULT_MAX_PAYLOAD,
+            headers: true,
+            auth_required: true,
+            jetstream: false,
+            go: None,
+            api_lvl: None,
+            cluster: None,
+            domain: None,
+        }
+    }
+}
+
+/// An INFO line to which fields are added as long as they fit.
+struct Line {
+    bytes: Vec<u8>,
+    full: bool,
+}
+
+const END: &[u8] = b"}\r\n";
+
+impl Line {
+    fn new() -> Self {
+        let mut bytes = Vec::with_capacity(MAX_FIRST_INFO);
+        bytes.extend_from_slice(b"INFO {");
+        Self { bytes, full: false }
+    }
+
+    /// What follows a field that didn't fit is left out too: the list is in order of importance.
+    fn field(&mut self, key: &str, value: impl FnOnce(&mut Vec<u8>)) {
+        if self.full {
+            return;
+        }
+        let before = self.bytes.len();
+        if self.bytes.last() != Some(&b'{') {
+            self.bytes.push(b',');
+        }
+        json::push_string(&mut self.bytes, key);
+        self.bytes.push(b':');
+        value(&mut self.bytes);
+        if self.bytes.len() + END.len() > MAX_FIRST_INFO {
+            self.bytes.truncate(before);
+            self.full = true;
+        }
+    }
+
+    fn text(&mut self, key: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.field(key, |out| json::push_string(out, value));
+        }
+    }
+
+    fn number(&mut self, key: &str, value: Option<u64>) {
+        if let Some(value) = value {
+            self.field(key, |out| encode::decimal(out, value));
+        }
+    }
+
+    fn flag(&mut self, key: &str, value: bool) {
+        self.field(key, |out| {
+            out.extend_from_slice(if value { b"true" } else { b"false" })
+        });
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.bytes.extend_from_slice(END);
+        self.bytes
+    }
+}
+
+/// The first `max` bytes of `text`, or a few less where a character would be cut.
+fn cut(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
+}
+
+#[cfg(test)]
+#[path = "info_tests.rs"]
+mod tests;

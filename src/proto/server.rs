@@ -1,0 +1,308 @@
+//! Operations that a broker sends.
+//!
+//! [`scan`] is stateless, as in [`client`](super::client). It is tolerant in what brokers are known to do (a blank
+//! before INFO's CRLF, two blanks where JetStream of 2.9 has no reply) and strict in what keeps the stream in step:
+//! sizes, and the CRLF behind a payload. A fault here means that the link is worthless, never that a component is
+//! closed.
+
+use memchr::{memchr, memrchr};
+use thiserror::Error;
+
+use super::line::{self, Verb};
+
+/// What a broker may send, in bytes. Bounds against a broken peer, far above what a broker does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerLimits {
+    /// Longest control line with its line end. INFO of a large cluster is long.
+    pub max_control_line: usize,
+    /// Largest payload, headers included.
+    pub max_payload: usize,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            max_control_line: 64 * 1024,
+            max_payload: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// An operation that a broker sent. All slices point into the scanned input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerOp<'a> {
+    /// `INFO {…}`, not yet parsed.
+    Info {
+        /// For [`ServerInfo`](super::info::ServerInfo), without blanks around it.
+        json: &'a [u8],
+    },
+    /// `MSG` or `HMSG` with its payload.
+    Msg(Msg<'a>),
+    /// `PING`.
+    Ping,
+    /// `PONG`.
+    Pong,
+    /// `+OK`.
+    Ok,
+    /// `-ERR`.
+    Err {
+        /// What stands between the quotes, or the rest of the line without blanks where there are none. See
+        /// [`classify`](super::error_text::classify).
+        text: &'a [u8],
+        /// The whole line as received, with its line end.
+        line: &'a [u8],
+    },
+}
+
+/// A message: `MSG subject sid [reply] size` or `HMSG subject sid [reply] header_len size`, and the payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Msg<'a> {
+    /// The whole frame as received, from the verb to the CRLF behind the payload.
+    pub frame: &'a [u8],
+    /// Whether it is an `HMSG`.
+    pub headers: bool,
+    /// The published subject, which says nothing about the subscription's.
+    pub subject: &'a [u8],
+    /// Whose message it is.
+    pub sid: &'a [u8],
+    /// Where an answer goes.
+    pub reply: Option<&'a [u8]>,
+    /// Bytes of headers; 0 for `MSG`, at most `size`.
+    pub header_len: usize,
+    /// Bytes of payload, headers included.
+    pub size: usize,
+    /// From the blank behind the sid to the end of the frame: what is copied when the sid is rewritten.
+    pub after_sid: &'a [u8],
+    /// Headers and body, without the final CRLF.
+    pub payload: &'a [u8],
+}
+
+impl Msg<'_> {
+    /// Whether this is the status that tells a requester that nobody listens: 503 and no body.
+    pub fn is_no_responders(&self) -> bool {
+        const STATUS: &[u8] = b"NATS/1.0 503";
+        self.headers
+            && self.header_len == self.size
+            && self
+                .payload
+                .strip_prefix(STATUS)
+                .is_some_and(|rest| matches!(rest.first(), Some(b' ' | b'\r')))
+    }
+}
+
+/// What stands at the start of an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerScan<'a> {
+    /// A whole operation.
+    Op {
+        /// The operation.
+        op: ServerOp<'a>,
+        /// Bytes that it takes, from the start of the input.
+        len: usize,
+    },
+    /// An operation that may become whole.
+    Incomplete {
+        /// Bytes of the whole frame, once the head of a message is known; it is within the limits.
+        need: Option<usize>,
+    },
+    /// The link is out of step and must be left.
+    Fault(ServerFault),
+}
+
+/// How a broker, or what answers on its port, broke the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
+pub enum ServerFault {
+    /// No operation of a NATS broker.
+    #[error("unknown protocol operation from the broker")]
+    UnknownOperation,
+    /// A control line over the limit.
+    #[error("control line from the broker over the limit")]
+    LineTooLong,
+    /// A payload over the limit.
+    #[error("payload from the broker over the limit")]
+    PayloadTooLarge,
+    /// Wrong number of arguments, a size that is no number, a header longer than its payload.
+    #[error("malformed arguments from the broker")]
+    BadArguments,
+    /// A payload isn't followed by CRLF.
+    #[error("payload from the broker doesn't end where it should")]
+    BadPayloadEnd,
+}
+
+/// Says what stands at the start of `input`, which must be where an operation starts.
+pub fn scan<'a>(input: &'a [u8], limits: &ServerLimits) -> ServerScan<'a> {
+    let (verb, verb_len) = match input.first_chunk::<4>() {
+        Some(b"MSG ") => (ServerVerb::Msg, 3),
+        _ => match line::verb(input, VERBS) {
+            Verb::Is(verb, verb_len) => (verb, verb_len),
+            Verb::Partial => return ServerScan::Incomplete { need: None },
+            Verb::Unknown => return ServerScan::Fault(ServerFault::UnknownOperation),
+        },
+    };
+    let window = &input[..input.len().min(limits.max_control_line)];
+    let Some(line_feed) = memchr(b'\n', &window[verb_len.min(window.len())..]) else {
+        return if window.len() < limits.max_control_line {
+            ServerScan::Incomplete { need: None }
+        } else {
+            ServerScan::Fault(ServerFault::LineTooLong)
+        };
+    };
+    let len = verb_len + line_feed + 1;
+    let line = &input[..len];
+    let arg = &line[verb_len..len - 1];
+    let arg = arg.strip_suffix(b"\r").unwrap_or(arg);
+    let op = match verb {
+        ServerVerb::Msg | ServerVerb::Hmsg => {
+            return match Head::parse(arg, verb == ServerVerb::Hmsg) {
+                Some(head) => message(input, &head, verb_len, len, limits),
+                None => ServerScan::Fault(ServerFault::BadArguments),
+            };
+        }
+        ServerVerb::Info => ServerOp::Info {
+            json: arg.trim_ascii(),
+        },
+        ServerVerb::Ping => ServerOp::Ping,
+        ServerVerb::Pong => ServerOp::Pong,
+        ServerVerb::Ok => ServerOp::Ok,
+        ServerVerb::Err => ServerOp::Err {
+            text: unquoted(arg),
+            line,
+        },
+    };
+    ServerScan::Op { op, len }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ServerVerb {
+    Info,
+    Msg,
+    Hmsg,
+    Ping,
+    Pong,
+    Ok,
+    Err,
+}
+
+const VERBS: &[(&[u8], ServerVerb)] = &[
+    (b"MSG", ServerVerb::Msg),
+    (b"HMSG", ServerVerb::Hmsg),
+    (b"PING", ServerVerb::Ping),
+    (b"PONG", ServerVerb::Pong),
+    (b"+OK", ServerVerb::Ok),
+    (b"-ERR", ServerVerb::Err),
+    (b"INFO", ServerVerb::Info),
+];
+
+/// The arguments of a message.
+struct Head<'a> {
+    headers: bool,
+    subject: &'a [u8],
+    sid: &'a [u8],
+    /// Where the sid ends, from the start of the argument.
+    sid_end: usize,
+    reply: Option<&'a [u8]>,
+    header_len: usize,
+    size: usize,
+}
+
+impl<'a> Head<'a> {
+    fn parse(arg: &'a [u8], headers: bool) -> Option<Self> {
+        if !line::is_blank(*arg.first()?) {
+            return None;
+        }
+        let mut at = 0;
+        let subject = word(arg, &mut at);
+        let sid = word(arg, &mut at);
+        let sid_end = at;
+        let numbers = if headers { 2 } else { 1 };
+        let mut words: [&[u8]; 3] = [&[]; 3];
+        let mut count = 0;
+        loop {
+            let next = word(arg, &mut at);
+            if next.is_empty() {
+                break;
+            }
+            *words.get_mut(count)? = next;
+            count += 1;
+        }
+        let (reply, sizes) = match count.checked_sub(numbers)? {
+            0 => (None, &words[..count]),
+            1 => (Some(words[0]), &words[1..count]),
+            _ => return None,
+        };
+        let size = line::number(sizes.last()?)?;
+        let header_len = if headers {
+            line::number(sizes.first()?)?
+        } else {
+            0
+        };
+        (header_len <= size).then_some(Self {
+            headers,
+            subject,
+            sid,
+            sid_end,
+            reply,
+            header_len,
+            size,
+        })
+    }
+}
+
+/// The next word of `arg` from `at` on, which moves behind it. Empty at the end.
+#[inline]
+fn word<'a>(arg: &'a [u8], at: &mut usize) -> &'a [u8] {
+    let rest = &arg[*at..];
+    let blanks = rest.iter().take_while(|&&b| line::is_blank(b)).count();
+    let rest = &rest[blanks..];
+    let len = rest
+        .iter()
+        .position(|&b| line::is_blank(b))
+        .unwrap_or(rest.len());
+    *at += blanks + len;
+    &rest[..len]
+}
+
+/// Payload and line end behind a head.
+fn message<'a>(
+    input: &'a [u8],
+    head: &Head<'a>,
+    verb_len: usize,
+    head_len: usize,
+    limits: &ServerLimits,
+) -> ServerScan<'a> {
+    if head.size > limits.max_payload {
+        return ServerScan::Fault(ServerFault::PayloadTooLarge);
+    }
+    let end = head_len + head.size;
+    let len = end + 2;
+    let Some(frame) = input.get(..len) else {
+        return ServerScan::Incomplete { need: Some(len) };
+    };
+    if &frame[end..] != b"\r\n" {
+        return ServerScan::Fault(ServerFault::BadPayloadEnd);
+    }
+    let op = ServerOp::Msg(Msg {
+        frame,
+        headers: head.headers,
+        subject: head.subject,
+        sid: head.sid,
+        reply: head.reply,
+        header_len: head.header_len,
+        size: head.size,
+        after_sid: &frame[verb_len + head.sid_end..],
+        payload: &frame[head_len..end],
+    });
+    ServerScan::Op { op, len }
+}
+
+/// What stands between the outermost single quotes, or all of it without blanks around.
+fn unquoted(arg: &[u8]) -> &[u8] {
+    match (memchr(b'\'', arg), memrchr(b'\'', arg)) {
+        (Some(first), Some(last)) if first < last => &arg[first + 1..last],
+        _ => arg.trim_ascii(),
+    }
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

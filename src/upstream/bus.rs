@@ -1,0 +1,186 @@
+//! What all trunks of a bus share: settings, roster, barrier, admission, counters and the
+//! daemon's buffer budget.
+//!
+//! A trunk gets the bus as an argument of every call, so the pure machines need no shared
+//! ownership, and a simulation holds one bus per daemon.
+
+use std::cell::Cell;
+use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::admission::Admission;
+use super::barrier::Barrier;
+use super::roster::{BrokerId, Pick, Roster};
+use crate::config::{Admit, BusLimits, Delivery, Timings};
+use crate::telemetry::Counters;
+
+/// A trunk's number, never reused while the bus lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TrunkId(pub u64);
+
+/// The part of a bus's configuration that the machines read.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Deadlines and intervals.
+    pub timings: Timings,
+    /// Bounds.
+    pub limits: BusLimits,
+    /// What happens to publishes that were written and not proven.
+    pub delivery: Delivery,
+    /// R16.
+    pub admit: Admit,
+    /// R21.
+    pub lenient_connect: bool,
+    /// Fences that this bus sends per second at most, apart from the components' PINGs (R7).
+    pub fences_per_second: u32,
+}
+
+/// Bytes that the daemon holds for publishes, over all buses (R6).
+#[derive(Debug)]
+pub struct Budget {
+    used: Cell<usize>,
+    total: usize,
+}
+
+impl Budget {
+    /// A budget of `total` bytes.
+    pub fn new(total: usize) -> Self {
+        Self {
+            used: Cell::new(0),
+            total,
+        }
+    }
+
+    /// Takes `bytes`, also beyond the total: what was read must be kept, and reading stops
+    /// while [`Budget::is_spent`].
+    pub fn take(&self, bytes: usize) {
+        self.used.set(self.used.get() + bytes);
+    }
+
+    /// Gives `bytes` back.
+    pub fn give(&self, bytes: usize) {
+        debug_assert!(bytes <= self.used.get());
+        self.used.set(self.used.get().saturating_sub(bytes));
+    }
+
+    /// Bytes in use.
+    pub fn used(&self) -> usize {
+        self.used.get()
+    }
+
+    /// Whether the total is reached.
+    pub fn is_spent(&self) -> bool {
+        self.used.get() >= self.total
+    }
+}
+
+/// What the trunks of a bus share.
+#[derive(Debug)]
+pub struct Bus {
+    /// From the configuration.
+    pub settings: Settings,
+    /// The brokers.
+    pub roster: Roster,
+    /// R14.
+    pub barrier: Barrier,
+    /// R16.
+    pub admission: Admission,
+    /// Everything that is counted.
+    pub counters: Counters,
+    /// Buffered publishes, shared with the other buses.
+    pub budget: Rc<Budget>,
+    /// Operations that came before CONNECT (R21), shared with the other buses.
+    pub early_budget: Rc<Budget>,
+    waiting: BTreeSet<TrunkId>,
+    dial_queue: VecDeque<TrunkId>,
+    at_barrier: BTreeSet<TrunkId>,
+    woken: Vec<TrunkId>,
+    fence_window: (Instant, u32),
+}
+
+impl Bus {
+    /// A bus without trunks.
+    pub fn new(
+        settings: Settings,
+        roster: Roster,
+        admission: Admission,
+        budget: Rc<Budget>,
+        early_budget: Rc<Budget>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            settings,
+            roster,
+            barrier: Barrier::default(),
+            admission,
+            counters: Counters::default(),
+            budget,
+            early_budget,
+            waiting: BTreeSet::new(),
+            dial_queue: VecDeque::new(),
+            at_barrier: BTreeSet::new(),
+            woken: Vec::new(),
+            fence_window: (now, 0),
+        }
+    }
+
+    /// Takes the trunks whose wait may be over. The driver gives each a
+    /// [`Trunk::handle_wake`](super::Trunk::handle_wake).
+    pub fn take_woken(&mut self) -> Vec<TrunkId> {
+        if self.roster.take_changed() {
+            self.woken.extend(std::mem::take(&mut self.waiting));
+        }
+        std::mem::take(&mut self.woken)
+    }
+
+    pub(super) fn pick(&mut self, trunk: TrunkId, avoid: &[BrokerId], now: Instant) -> Pick {
+        let pick = self.roster.pick(avoid, now);
+        match pick {
+            Pick::Dial(_) => {}
+            Pick::Queue => self.dial_queue.push_back(trunk),
+            Pick::Wait => {
+                self.waiting.insert(trunk);
+            }
+        }
+        pick
+    }
+
+    pub(super) fn dial_ended(&mut self, broker: BrokerId) {
+        self.roster.dial_ended(broker);
+        self.woken.extend(self.dial_queue.pop_front());
+    }
+
+    pub(super) fn wait_at_barrier(&mut self, trunk: TrunkId) {
+        self.at_barrier.insert(trunk);
+    }
+
+    pub(super) fn leave_barrier(&mut self) {
+        if self.barrier.leave() {
+            self.woken.extend(std::mem::take(&mut self.at_barrier));
+        }
+    }
+
+    /// Forgets a trunk that is done.
+    pub(super) fn remove(&mut self, trunk: TrunkId) {
+        self.waiting.remove(&trunk);
+        self.at_barrier.remove(&trunk);
+        // A turn in the dial queue that nobody takes would be lost.
+        if let Some(at) = self.dial_queue.iter().position(|&id| id == trunk) {
+            self.dial_queue.remove(at);
+        }
+    }
+
+    /// Whether another fence may be sent now, within the bus's rate (R7).
+    pub(super) fn may_fence(&mut self, now: Instant) -> bool {
+        const WINDOWS_PER_SECOND: u32 = 10;
+        let (start, sent) = &mut self.fence_window;
+        if now.saturating_duration_since(*start).as_millis()
+            >= 1000 / u128::from(WINDOWS_PER_SECOND)
+        {
+            (*start, *sent) = (now, 0);
+        }
+        *sent += 1;
+        *sent <= self.settings.fences_per_second / WINDOWS_PER_SECOND
+    }
+}

@@ -1,0 +1,416 @@
+//! The task of one trunk: owns its links' sockets and its timer, and decides nothing.
+//!
+//! One pass: let links read, let the clock tick, do what the machine asks, write to brokers
+//! and to the sessions that were touched. Everything that is readable is read before
+//! anything is written, so that a broker gets few large writes.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::time::Sleep;
+use tracing::{debug, info, warn};
+
+use super::pool::{Pool, TrunkCell};
+use super::roster::{BrokerId, Failure};
+use super::trunk::{Action, LinkId, Report};
+use crate::net::{Flush, Port, socket};
+
+/// Reads of one link in a pass, so that one busy link doesn't keep the worker.
+const READS_PER_PASS: usize = 4;
+/// Rounds of one pass before the worker's other tasks get a turn.
+const ROUNDS_PER_PASS: usize = 8;
+
+type Dial = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
+
+enum Socket {
+    Dialing(Dial),
+    Open { read: OwnedReadHalf, port: Port },
+}
+
+struct LinkIo {
+    id: LinkId,
+    socket: Socket,
+}
+
+struct Driver {
+    pool: Rc<Pool>,
+    cell: Rc<TrunkCell>,
+    links: Vec<LinkIo>,
+    sleep: Option<Pin<Box<Sleep>>>,
+    armed: Option<Instant>,
+    done: bool,
+}
+
+/// Runs a trunk until it is done.
+pub(super) async fn run(pool: Rc<Pool>, cell: Rc<TrunkCell>) {
+    let mut driver = Driver {
+        pool,
+        cell,
+        links: Vec::new(),
+        sleep: None,
+        armed: None,
+        done: false,
+    };
+    poll_fn(|cx| driver.poll(cx)).await;
+}
+
+impl Driver {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.cell.register(cx);
+        let mut rounds = 0;
+        loop {
+            let mut busy = self.poll_links(cx);
+            self.tick();
+            busy |= self.act();
+            busy |= self.flush_links(cx);
+            self.flush_sessions();
+            rounds += 1;
+            if self.done {
+                break;
+            }
+            if !busy && !self.arm(cx) {
+                break;
+            }
+            if rounds == ROUNDS_PER_PASS {
+                cx.waker().wake_by_ref();
+                break;
+            }
+        }
+        self.pool.settle();
+        if self.done {
+            self.pool.remove(self.cell.machine.borrow().id());
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    /// Lets dials and reads get on. Returns whether there may be more.
+    fn poll_links(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut busy = false;
+        for at in 0..self.links.len() {
+            let link = &mut self.links[at];
+            let id = link.id;
+            match &mut link.socket {
+                Socket::Dialing(dial) => {
+                    let Poll::Ready(result) = dial.as_mut().poll(cx) else {
+                        continue;
+                    };
+                    busy = true;
+                    match result {
+                        Ok(stream) => {
+                            let (read, write) = stream.into_split();
+                            let port = Port::new(write);
+                            link.socket = Socket::Open { read, port };
+                            self.with_machine(|trunk, now, bus| {
+                                trunk.handle_connected(id, now, bus);
+                            });
+                        }
+                        Err(error) => self.fail(id, dial_failure(&error)),
+                    }
+                }
+                Socket::Open { .. } => busy |= self.read_link(at, cx),
+            }
+        }
+        busy
+    }
+
+    /// Reads what a link has. Returns whether there may be more.
+    fn read_link(&mut self, at: usize, cx: &mut Context<'_>) -> bool {
+        let id = self.links[at].id;
+        for _ in 0..READS_PER_PASS {
+            let Socket::Open { read, .. } = &mut self.links[at].socket else {
+                return false;
+            };
+            if read.as_ref().poll_read_ready(cx).is_pending() {
+                return false;
+            }
+            let buffer = Rc::clone(&self.pool.buffer);
+            let mut buffer = buffer.borrow_mut();
+            match socket::poll_read(read, cx, &mut buffer) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(0)) => {
+                    self.fail(id, Failure::Closed);
+                    return true;
+                }
+                Poll::Ready(Ok(count)) => {
+                    let bytes = &buffer[..count];
+                    self.with_machine(|trunk, now, bus| {
+                        trunk.handle_link_bytes(id, bytes, now, bus);
+                    });
+                }
+                Poll::Ready(Err(_)) => {
+                    self.fail(id, Failure::Reset);
+                    return true;
+                }
+            }
+            if !self.cell.machine.borrow().has_link(id) {
+                return true;
+            }
+        }
+        true
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.cell.take_woken() {
+            self.with_machine(|trunk, now, bus| trunk.handle_wake(now, bus));
+        }
+        let mut bus = self.pool.bus.borrow_mut();
+        let mut trunk = self.cell.machine.borrow_mut();
+        if trunk.poll_timeout(&bus).is_some_and(|at| at <= now) {
+            trunk.handle_timeout(now, &mut bus);
+        }
+    }
+
+    /// Does what the machine asks for. Returns whether it asked for anything.
+    fn act(&mut self) -> bool {
+        let mut acted = false;
+        loop {
+            let action = self.cell.machine.borrow_mut().poll_action();
+            let Some(action) = action else {
+                return acted;
+            };
+            acted = true;
+            match action {
+                Action::Dial { link, broker } => self.dial(link, broker),
+                Action::Close { link, abort } => self.close(link, abort),
+                Action::Report(report) => self.log(&report),
+                Action::Done => self.done = true,
+            }
+        }
+    }
+
+    fn dial(&mut self, id: LinkId, broker: BrokerId) {
+        let bus = self.pool.bus.borrow();
+        let addr = bus.roster.broker(broker).addr();
+        let dial = socket::connect(addr.host.clone(), addr.port);
+        self.links.push(LinkIo {
+            id,
+            socket: Socket::Dialing(Box::pin(dial)),
+        });
+    }
+
+    fn close(&mut self, id: LinkId, abort: bool) {
+        let Some(at) = self.links.iter().position(|link| link.id == id) else {
+            return;
+        };
+        let link = self.links.swap_remove(at);
+        if let Socket::Open { port, .. } = &link.socket
+            && abort
+        {
+            socket::abort(port.socket());
+        }
+    }
+
+    /// Writes what waits for brokers. Returns whether a link turned out to be dead.
+    fn flush_links(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut busy = false;
+        for at in 0..self.links.len() {
+            let id = self.links[at].id;
+            let Socket::Open { port, .. } = &self.links[at].socket else {
+                continue;
+            };
+            let flushed = loop {
+                let mut trunk = self.cell.machine.borrow_mut();
+                let Some(out) = trunk.link_out(id) else {
+                    break Flush::Done;
+                };
+                let flushed = port.flush(out);
+                drop(trunk);
+                if flushed != Flush::Full || port.poll_writable(cx).is_pending() {
+                    break flushed;
+                }
+            };
+            if let Flush::Dead(_) = flushed {
+                self.read_out(at, cx);
+                self.fail(id, Failure::WriteError);
+                busy = true;
+            }
+        }
+        let mut trunk = self.cell.machine.borrow_mut();
+        trunk.unpark(&self.pool.bus.borrow());
+        busy
+    }
+
+    /// R10: what a dead socket still holds is delivered and counted before the replay is
+    /// computed.
+    fn read_out(&mut self, at: usize, cx: &mut Context<'_>) {
+        let id = self.links[at].id;
+        let buffer = Rc::clone(&self.pool.buffer);
+        let mut buffer = buffer.borrow_mut();
+        loop {
+            let Socket::Open { read, .. } = &mut self.links[at].socket else {
+                return;
+            };
+            match socket::poll_read(read, cx, &mut buffer) {
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    let bytes = &buffer[..count];
+                    self.with_machine(|trunk, now, bus| {
+                        trunk.handle_link_bytes(id, bytes, now, bus);
+                    });
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Writes to the sessions that the pass touched; those that are full, closing or were
+    /// parked have their own task woken.
+    fn flush_sessions(&mut self) {
+        loop {
+            let touched = self.cell.machine.borrow_mut().poll_touched();
+            let Some(session) = touched else {
+                return;
+            };
+            let Some(port) = self.cell.port(session) else {
+                continue;
+            };
+            let mut trunk = self.cell.machine.borrow_mut();
+            let closing = trunk.closing(session).is_some();
+            let Some(out) = trunk.out(session) else {
+                continue;
+            };
+            if port.flush(out) != Flush::Done || closing || trunk.take_released(session) {
+                port.wake();
+            }
+        }
+    }
+
+    /// Sets the timer. Returns whether it is due already.
+    fn arm(&mut self, cx: &mut Context<'_>) -> bool {
+        let due = {
+            let bus = self.pool.bus.borrow();
+            self.cell.machine.borrow().poll_timeout(&bus)
+        };
+        let Some(due) = due else {
+            self.armed = None;
+            self.sleep = None;
+            return false;
+        };
+        let deadline = tokio::time::Instant::from_std(due);
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if self.armed != Some(due) {
+            // A timer that fires too early costs less than moving it for every message.
+            if self
+                .armed
+                .is_none_or(|armed| due < armed || armed <= Instant::now())
+            {
+                sleep.as_mut().reset(deadline);
+                self.armed = Some(due);
+            }
+        }
+        if sleep.as_mut().poll(cx).is_ready() {
+            self.armed = None;
+            return true;
+        }
+        false
+    }
+
+    fn fail(&mut self, id: LinkId, failure: Failure) {
+        self.with_machine(|trunk, now, bus| trunk.handle_link_failed(id, failure, now, bus));
+    }
+
+    fn with_machine(
+        &self,
+        input: impl FnOnce(&mut super::trunk::Trunk, Instant, &mut super::bus::Bus),
+    ) {
+        let mut bus = self.pool.bus.borrow_mut();
+        input(
+            &mut self.cell.machine.borrow_mut(),
+            Instant::now(),
+            &mut bus,
+        );
+    }
+
+    fn log(&self, report: &Report) {
+        let bus = self.pool.bus.borrow();
+        let addr = |broker: BrokerId| bus.roster.broker(broker).addr().to_string();
+        let (name, trunk) = (&self.pool.name, self.cell.machine.borrow().id().0);
+        match report {
+            Report::Attached {
+                link,
+                broker,
+                after: Some((before, failure)),
+                replayed,
+                held,
+                took,
+            } => info!(
+                bus = name,
+                trunk,
+                link = link.0,
+                broker = addr(*broker),
+                before = addr(*before),
+                cause = failure.as_str(),
+                replayed,
+                held,
+                took_ms = took.as_millis() as u64,
+                "link replaced"
+            ),
+            Report::Attached {
+                link, broker, took, ..
+            } => debug!(
+                bus = name,
+                trunk,
+                link = link.0,
+                broker = addr(*broker),
+                took_ms = took.as_millis() as u64,
+                "link attached"
+            ),
+            Report::Lost {
+                link,
+                broker,
+                failure,
+                moved,
+                in_doubt,
+                repeated,
+            } => warn!(
+                bus = name,
+                trunk,
+                link = link.0,
+                broker = addr(*broker),
+                cause = failure.as_str(),
+                moved,
+                in_doubt,
+                repeated,
+                "link lost"
+            ),
+            Report::DialFailed { broker, failure } => debug!(
+                bus = name,
+                trunk,
+                broker = addr(*broker),
+                cause = failure.as_str(),
+                "dial failed"
+            ),
+            Report::BrokerError { broker, text } => warn!(
+                bus = name, trunk, broker = addr(*broker),
+                text = %String::from_utf8_lossy(text).escape_debug(), "broker error"
+            ),
+            Report::Unproven { pongs } => {
+                warn!(bus = name, trunk, pongs, "pongs released without proof");
+            }
+            Report::Dropping { held_bytes } => {
+                warn!(
+                    bus = name,
+                    trunk, held_bytes, "publish buffer full, dropping"
+                );
+            }
+        }
+    }
+}
+
+pub(super) fn dial_failure(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Failure::ConnectionRefused,
+        io::ErrorKind::NotFound => Failure::NameNotFound,
+        io::ErrorKind::TimedOut => Failure::ConnectTimeout,
+        _ => Failure::Unreachable,
+    }
+}

@@ -1,0 +1,19 @@
+//! Towards brokers: which of them live, and the trunks that keep sessions attached to one.
+//!
+//! [`Bus`] and [`Trunk`] are pure machines; [`driver`], [`pool`] and [`probe`] own the
+//! sockets and timers and decide nothing. Nothing here knows that `downstream` exists: a
+//! trunk sees its sessions as slots with an outbox.
+
+pub mod admission;
+pub mod backoff;
+pub mod barrier;
+pub mod bus;
+mod driver;
+pub mod pool;
+mod probe;
+pub mod roster;
+pub mod trunk;
+
+pub use bus::{Budget, Bus, Settings, TrunkId};
+pub use roster::{BrokerId, Roster};
+pub use trunk::{CloseReason, Trunk};

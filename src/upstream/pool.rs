@@ -1,0 +1,186 @@
+//! The trunks of one bus on one worker, and the handles by which sessions reach them.
+//!
+//! Everything here lives on one thread. A session's task borrows its trunk's machine,
+//! hands it what it read, and wakes the trunk's task, which writes to the broker once all
+//! sessions that were readable have had their turn.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::task::{Context, Waker};
+use std::time::Instant;
+
+use tokio::task::spawn_local;
+
+use super::bus::{Bus, TrunkId};
+use super::driver;
+use super::trunk::{Gauges, Trunk};
+use crate::ledger::SessionId;
+use crate::net::{Outbox, Port};
+use crate::proto::connect::ConnectInfo;
+
+/// The buffer that a readable socket borrows: one per worker.
+pub type ReadBuffer = Rc<RefCell<Vec<u8>>>;
+
+/// A trunk and what its tasks share.
+#[derive(Debug)]
+pub struct TrunkCell {
+    /// The machine.
+    pub machine: RefCell<Trunk>,
+    ports: RefCell<Vec<Option<Rc<Port>>>>,
+    waker: RefCell<Option<Waker>>,
+    woken: Cell<bool>,
+}
+
+impl TrunkCell {
+    /// Lets the trunk's task run: its machine has something to do.
+    pub fn wake(&self) {
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub(super) fn register(&self, cx: &Context<'_>) {
+        *self.waker.borrow_mut() = Some(cx.waker().clone());
+    }
+
+    pub(super) fn take_woken(&self) -> bool {
+        self.woken.take()
+    }
+
+    /// The socket of a session, for a flush.
+    pub(super) fn port(&self, session: SessionId) -> Option<Rc<Port>> {
+        self.ports.borrow().get(session.0 as usize)?.clone()
+    }
+
+    fn set_port(&self, session: SessionId, port: Option<Rc<Port>>) {
+        let mut ports = self.ports.borrow_mut();
+        let at = session.0 as usize;
+        if ports.len() <= at {
+            ports.resize(at + 1, None);
+        }
+        ports[at] = port;
+    }
+}
+
+/// The trunks of a bus.
+#[derive(Debug)]
+pub struct Pool {
+    /// The bus's name, for logs.
+    pub name: String,
+    /// What the trunks share.
+    pub bus: RefCell<Bus>,
+    /// The worker's read buffer.
+    pub buffer: ReadBuffer,
+    trunks: RefCell<BTreeMap<TrunkId, Rc<TrunkCell>>>,
+    next_trunk: Cell<u64>,
+    probe_waker: RefCell<Option<Waker>>,
+    /// When the prober will look again by itself.
+    pub(super) probe_at: Cell<Option<Instant>>,
+}
+
+impl Pool {
+    /// A pool without trunks.
+    pub fn new(name: String, bus: Bus, buffer: ReadBuffer) -> Self {
+        Self {
+            name,
+            bus: RefCell::new(bus),
+            buffer,
+            trunks: RefCell::new(BTreeMap::new()),
+            next_trunk: Cell::new(0),
+            probe_waker: RefCell::new(None),
+            probe_at: Cell::new(None),
+        }
+    }
+
+    /// Finds or makes the trunk for a session and attaches it. `out` holds what the
+    /// component has not been sent yet.
+    pub fn attach(
+        self: &Rc<Self>,
+        connect: ConnectInfo,
+        sent: bool,
+        out: Outbox,
+        port: &Rc<Port>,
+        now: Instant,
+    ) -> (Rc<TrunkCell>, SessionId) {
+        let id = TrunkId(self.next_trunk.get());
+        self.next_trunk.set(id.0 + 1);
+        let mut machine = Trunk::new(id, connect);
+        let session = machine.attach(out, sent, now, &mut self.bus.borrow_mut());
+        let cell = Rc::new(TrunkCell {
+            machine: RefCell::new(machine),
+            ports: RefCell::new(Vec::new()),
+            waker: RefCell::new(None),
+            woken: Cell::new(false),
+        });
+        cell.set_port(session, Some(Rc::clone(port)));
+        self.trunks.borrow_mut().insert(id, Rc::clone(&cell));
+        spawn_local(driver::run(Rc::clone(self), Rc::clone(&cell)));
+        (cell, session)
+    }
+
+    /// A session's socket is gone.
+    pub fn detach(&self, cell: &TrunkCell, session: SessionId, now: Instant) {
+        cell.set_port(session, None);
+        let mut bus = self.bus.borrow_mut();
+        cell.machine.borrow_mut().detach(session, now, &mut bus);
+        drop(bus);
+        cell.wake();
+    }
+
+    /// Wakes what the last pass set free: trunks that waited for a broker, a turn to dial or
+    /// the barrier, and the prober.
+    pub fn settle(&self) {
+        let (woken, probe_at) = {
+            let mut bus = self.bus.borrow_mut();
+            (bus.take_woken(), bus.roster.poll_timeout())
+        };
+        if probe_at != self.probe_at.get() {
+            self.wake_prober();
+        }
+        let trunks = self.trunks.borrow();
+        for cell in woken.iter().filter_map(|id| trunks.get(id)) {
+            cell.woken.set(true);
+            cell.wake();
+        }
+    }
+
+    /// Gives every trunk a look at a changed configuration.
+    pub fn wake_all(&self) {
+        for cell in self.trunks.borrow().values() {
+            cell.woken.set(true);
+            cell.wake();
+        }
+        self.wake_prober();
+    }
+
+    /// Sums of all trunks, and their number.
+    pub fn gauges(&self) -> (u64, Gauges) {
+        let trunks = self.trunks.borrow();
+        let sum = trunks.values().fold(Gauges::default(), |sum, cell| {
+            let one = cell.machine.borrow().gauges();
+            Gauges {
+                sessions: sum.sessions + one.sessions,
+                links: sum.links + one.links,
+                subscriptions: sum.subscriptions + one.subscriptions,
+                waiting: sum.waiting + one.waiting,
+                buffered_bytes: sum.buffered_bytes + one.buffered_bytes,
+            }
+        });
+        (trunks.len() as u64, sum)
+    }
+
+    pub(super) fn remove(&self, id: TrunkId) {
+        self.trunks.borrow_mut().remove(&id);
+    }
+
+    pub(super) fn register_prober(&self, cx: &Context<'_>) {
+        *self.probe_waker.borrow_mut() = Some(cx.waker().clone());
+    }
+
+    pub(super) fn wake_prober(&self) {
+        if let Some(waker) = self.probe_waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+}

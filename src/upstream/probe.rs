@@ -1,0 +1,117 @@
+//! R11: asks brokers without a link how they are: connect, read the INFO, close.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Instant;
+
+use tokio::io::AsyncReadExt;
+use tokio::task::spawn_local;
+use tokio::time::{sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use super::pool::Pool;
+use super::roster::{BrokerId, Failure};
+use crate::net::socket;
+use crate::proto::info::ServerInfo;
+use crate::proto::server::{self, ServerLimits, ServerOp, ServerScan};
+
+impl Pool {
+    /// Probes the bus's brokers for as long as the worker runs.
+    pub async fn probe(self: Rc<Self>) {
+        loop {
+            let now = Instant::now();
+            let due = self.bus.borrow_mut().roster.poll_probe(now);
+            if let Some(broker) = due {
+                self.bus.borrow_mut().counters.probes += 1;
+                spawn_local(Rc::clone(&self).probe_one(broker));
+                continue;
+            }
+            let next = self.bus.borrow().roster.poll_timeout();
+            self.probe_at.set(next);
+            self.wait(next).await;
+        }
+    }
+
+    /// Waits until `due`, or until the roster has changed.
+    async fn wait(&self, due: Option<Instant>) {
+        let far = Instant::now() + std::time::Duration::from_secs(3600);
+        let mut sleep = pin!(sleep_until(due.unwrap_or(far).into()));
+        let mut first = true;
+        poll_fn(|cx| {
+            self.register_prober(cx);
+            if std::mem::take(&mut first) {
+                return sleep.as_mut().poll(cx);
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    async fn probe_one(self: Rc<Self>, broker: BrokerId) {
+        let result = self.ask(broker).await;
+        let now = Instant::now();
+        let mut bus = self.bus.borrow_mut();
+        let before = bus.roster.broker(broker).health();
+        let addr = bus.roster.broker(broker).addr().to_string();
+        match result {
+            Ok(info) => {
+                let version = info.version.clone();
+                bus.roster.handle_info(broker, info, now);
+                if bus.roster.broker(broker).health() != before {
+                    info!(bus = self.name, broker = addr, version, "broker up");
+                }
+            }
+            Err(failure) => {
+                let cause = failure.as_str();
+                bus.roster.handle_failure(broker, failure, now);
+                if bus.roster.broker(broker).health() != before {
+                    warn!(bus = self.name, broker = addr, cause, "broker down");
+                } else {
+                    debug!(bus = self.name, broker = addr, cause, "broker still down");
+                }
+            }
+        }
+        drop(bus);
+        self.settle();
+        self.wake_prober();
+    }
+
+    async fn ask(&self, broker: BrokerId) -> Result<ServerInfo, Failure> {
+        let (addr, timings) = {
+            let bus = self.bus.borrow();
+            let addr = bus.roster.broker(broker).addr().clone();
+            (addr, bus.settings.timings.clone())
+        };
+        let dial = socket::connect(addr.host, addr.port);
+        let mut stream = match timeout(timings.connect_timeout, dial).await {
+            Err(_) => return Err(Failure::ConnectTimeout),
+            Ok(Err(error)) => return Err(super::driver::dial_failure(&error)),
+            Ok(Ok(stream)) => stream,
+        };
+        timeout(timings.info_timeout, read_info(&mut stream))
+            .await
+            .unwrap_or(Err(Failure::InfoTimeout))
+    }
+}
+
+async fn read_info(stream: &mut tokio::net::TcpStream) -> Result<ServerInfo, Failure> {
+    let limits = ServerLimits::default();
+    let mut line = Vec::with_capacity(1024);
+    loop {
+        match stream.read_buf(&mut line).await {
+            Ok(0) => return Err(Failure::Closed),
+            Err(_) => return Err(Failure::Reset),
+            Ok(_) => {}
+        }
+        return match server::scan(&line, &limits) {
+            ServerScan::Incomplete { .. } => continue,
+            ServerScan::Op {
+                op: ServerOp::Info { json },
+                ..
+            } => ServerInfo::parse(json).map_err(|_| Failure::Garbage),
+            ServerScan::Op { .. } | ServerScan::Fault(_) => Err(Failure::Garbage),
+        };
+    }
+}

@@ -1,0 +1,597 @@
+//! The brokers of a bus: which of them live, and which one this host uses (R11-R13).
+//!
+//! Pure: dials, probes and deaths are told to it, probes to make come out of
+//! [`Roster::poll_probe`]. All trunks of a bus ask the same roster, so they leave a broker
+//! together and choose the next together. A broker that is down is tried by the roster's
+//! own probe only; the trunks wait for its answer instead of dialling, each by itself.
+
+use std::time::{Duration, Instant};
+
+use super::backoff::Backoff;
+use crate::config::BrokerAddr;
+use crate::proto::info::ServerInfo;
+
+/// Pause between probes of a broker that doesn't answer, while the bus has no live link.
+const PROBE_ALONE: Backoff = Backoff {
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(2),
+};
+/// The same while another broker carries the bus.
+const PROBE_SPARE: Backoff = Backoff {
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(10),
+};
+/// A broker that fails sooner than this after it came up is flapping.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// How long a flapping broker is passed over while another one lives.
+const HOLD_DOWN: Backoff = Backoff {
+    first: Duration::from_millis(250),
+    longest: Duration::from_secs(2),
+};
+/// Dials in flight to one broker.
+const DIALS_IN_FLIGHT: u32 = 128;
+
+/// A broker's place in the roster. Never reused while the bus lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BrokerId(pub u16);
+
+/// What is known of a broker's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Not asked yet.
+    Unknown,
+    /// It sent an INFO, and nothing since says otherwise.
+    Up,
+    /// It announced that it will go away.
+    LameDuck,
+    /// It couldn't be reached, or said nothing.
+    Down,
+}
+
+impl Health {
+    /// The word for operators.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::LameDuck => "lame duck",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// Why a broker or a link of it failed. A closed set, so that it can label a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    /// Nothing listens there, or the host says no.
+    ConnectionRefused,
+    /// The connection couldn't be opened for another reason.
+    Unreachable,
+    /// The name has no address.
+    NameNotFound,
+    /// The connection wasn't open within `connect_timeout`.
+    ConnectTimeout,
+    /// No INFO within `info_timeout`.
+    InfoTimeout,
+    /// The broker closed the connection.
+    Closed,
+    /// The connection was reset.
+    Reset,
+    /// A write failed.
+    WriteError,
+    /// A fence stayed unanswered for `link_timeout` (R9).
+    Silent,
+    /// The broker sent what isn't the protocol.
+    Garbage,
+    /// The broker sent an error about the link, such as `Stale Connection`.
+    LinkError,
+    /// The broker refused the credentials.
+    Refused,
+    /// The broker lacks what the session needs: headers, or plain TCP.
+    Unsuitable,
+    /// The broker announced lame duck mode.
+    LameDuck,
+    /// The broker is no longer configured.
+    Removed,
+    /// The component sent another CONNECT.
+    NewConnect,
+}
+
+impl Failure {
+    /// The label in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectionRefused => "connection_refused",
+            Self::Unreachable => "unreachable",
+            Self::NameNotFound => "name_not_found",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::InfoTimeout => "info_timeout",
+            Self::Closed => "closed",
+            Self::Reset => "reset",
+            Self::WriteError => "write_error",
+            Self::Silent => "silent",
+            Self::Garbage => "garbage",
+            Self::LinkError => "link_error",
+            Self::Refused => "refused",
+            Self::Unsuitable => "unsuitable",
+            Self::LameDuck => "lame_duck",
+            Self::Removed => "removed",
+            Self::NewConnect => "new_connect",
+        }
+    }
+}
+
+/// One broker.
+#[derive(Debug)]
+pub struct Broker {
+    addr: BrokerAddr,
+    health: Health,
+    since: Instant,
+    last_failure: Option<Failure>,
+    info: Option<Box<ServerInfo>>,
+    /// Failures in a row, for the probe's backoff.
+    failures: u32,
+    /// Failures shortly after it came up, for the hold-down.
+    flaps: u32,
+    held_until: Option<Instant>,
+    probe_at: Instant,
+    probing: bool,
+    dialing: u32,
+    links: u32,
+    removed: bool,
+}
+
+impl Broker {
+    /// Where it listens.
+    pub fn addr(&self) -> &BrokerAddr {
+        &self.addr
+    }
+
+    /// What is known of its life.
+    pub fn health(&self) -> Health {
+        self.health
+    }
+
+    /// Since when its health is what it is.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Its last failure.
+    pub fn last_failure(&self) -> Option<Failure> {
+        self.last_failure
+    }
+
+    /// Its last INFO.
+    pub fn info(&self) -> Option<&ServerInfo> {
+        self.info.as_deref()
+    }
+
+    /// Live links to it.
+    pub fn links(&self) -> u32 {
+        self.links
+    }
+
+    /// Failures in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Whether it is no longer configured.
+    pub fn is_removed(&self) -> bool {
+        self.removed
+    }
+
+    fn accepts_dials(&self) -> bool {
+        !self.removed && matches!(self.health, Health::Unknown | Health::Up)
+    }
+}
+
+/// What a roster says to a trunk that wants a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pick {
+    /// Dial this one.
+    Dial(BrokerId),
+    /// Its dials in flight are at their bound: wait for a turn.
+    Queue,
+    /// None is usable: wait until the roster changes.
+    Wait,
+}
+
+/// The brokers of a bus.
+#[derive(Debug)]
+pub struct Roster {
+    brokers: Vec<Broker>,
+    /// Configured order, rotated by the instance's name.
+    order: Vec<BrokerId>,
+    /// The one that this host uses.
+    current: BrokerId,
+    rotation: u64,
+    probe_interval: Duration,
+    seed: u64,
+    /// Whether a trunk that waits may find something new.
+    changed: bool,
+}
+
+impl Roster {
+    /// A roster of `addrs` (at least one), rotated by `rotation` (a hash of the instance's
+    /// name, R13). `seed` feeds the jitter.
+    pub fn new(
+        addrs: &[BrokerAddr],
+        rotation: u64,
+        probe_interval: Duration,
+        seed: u64,
+        now: Instant,
+    ) -> Self {
+        let mut roster = Self {
+            brokers: Vec::new(),
+            order: Vec::new(),
+            current: BrokerId(0),
+            rotation,
+            probe_interval,
+            seed,
+            changed: false,
+        };
+        roster.configure(addrs, probe_interval, now);
+        roster.current = roster.order[0];
+        roster
+    }
+
+    /// Takes a new list of brokers (reload) and returns those that were removed.
+    pub fn configure(
+        &mut self,
+        addrs: &[BrokerAddr],
+        probe_interval: Duration,
+        now: Instant,
+    ) -> Vec<BrokerId> {
+        self.probe_interval = probe_interval;
+        let mut order: Vec<BrokerId> = addrs.iter().map(|addr| self.enlist(addr, now)).collect();
+        let turns = (self.rotation % order.len().max(1) as u64) as usize;
+        order.rotate_left(turns);
+        let removed: Vec<BrokerId> = self
+            .order
+            .iter()
+            .copied()
+            .filter(|id| !order.contains(id))
+            .collect();
+        for &id in &removed {
+            self.broker_mut(id).removed = true;
+        }
+        if removed.contains(&self.current) {
+            self.current = order[0];
+        }
+        self.order = order;
+        self.changed = true;
+        removed
+    }
+
+    /// The brokers in the order in which this host tries them.
+    pub fn brokers(&self) -> impl Iterator<Item = (BrokerId, &Broker)> {
+        self.order.iter().map(|&id| (id, self.broker(id)))
+    }
+
+    /// One broker.
+    pub fn broker(&self, id: BrokerId) -> &Broker {
+        &self.brokers[usize::from(id.0)]
+    }
+
+    /// The one that this host uses, or would use.
+    pub fn current(&self) -> BrokerId {
+        self.current
+    }
+
+    /// Whether at least one broker lives.
+    pub fn is_alive(&self) -> bool {
+        self.brokers()
+            .any(|(_, broker)| matches!(broker.health, Health::Up | Health::LameDuck))
+    }
+
+    /// Whether any broker has ever sent an INFO.
+    pub fn was_seen(&self) -> bool {
+        self.infos().next().is_some()
+    }
+
+    /// Whether a component must send credentials: a broker of this bus asks for them, or
+    /// none was seen yet (R17).
+    pub fn auth_required(&self) -> bool {
+        !self.was_seen() || self.infos().any(|info| info.auth_required)
+    }
+
+    /// Whether no broker that was seen lacks headers.
+    pub fn has_headers(&self) -> bool {
+        self.infos().all(|info| info.headers)
+    }
+
+    /// Whether every configured broker was seen and none asks for credentials (R16).
+    pub fn no_auth_anywhere(&self) -> bool {
+        self.brokers()
+            .all(|(_, broker)| broker.info().is_some_and(|info| !info.auth_required))
+    }
+
+    /// The last INFO of each broker that has sent one.
+    pub fn infos(&self) -> impl Iterator<Item = &ServerInfo> {
+        self.brokers().filter_map(|(_, broker)| broker.info())
+    }
+
+    /// The broker to dial for a trunk that has no use for those in `avoid`. Where this
+    /// host's broker can't be used at all, the choice moves on for all trunks.
+    pub fn pick(&mut self, avoid: &[BrokerId], now: Instant) -> Pick {
+        let usable = self.from_current().find(|&id| self.is_usable(id, now));
+        self.current = usable.unwrap_or(self.current);
+        let choice = self
+            .from_current()
+            .find(|&id| self.broker(id).accepts_dials() && !avoid.contains(&id));
+        match choice {
+            Some(id) if self.broker(id).dialing >= DIALS_IN_FLIGHT => Pick::Queue,
+            Some(id) => {
+                self.broker_mut(id).dialing += 1;
+                Pick::Dial(id)
+            }
+            None => Pick::Wait,
+        }
+    }
+
+    /// A dial that [`Roster::pick`] started has ended, with a link or without.
+    pub fn dial_ended(&mut self, id: BrokerId) {
+        let broker = self.broker_mut(id);
+        broker.dialing = broker.dialing.saturating_sub(1);
+    }
+
+    /// A link to this broker is live.
+    pub fn link_opened(&mut self, id: BrokerId) {
+        self.broker_mut(id).links += 1;
+    }
+
+    /// A live link to this broker is gone. That alone doesn't make the broker dead: the
+    /// next dial tells.
+    pub fn link_closed(&mut self, id: BrokerId, now: Instant) {
+        let broker = self.broker_mut(id);
+        broker.links = broker.links.saturating_sub(1);
+        broker.probe_at = broker.probe_at.min(now + Duration::from_millis(100));
+    }
+
+    /// A broker sent its INFO, to a dial or to a probe.
+    pub fn handle_info(&mut self, id: BrokerId, info: ServerInfo, now: Instant) {
+        let interval = self.probe_interval;
+        let broker = self.broker_mut(id);
+        broker.probing = false;
+        broker.failures = 0;
+        broker.probe_at = now + interval;
+        let health = if info.ldm {
+            Health::LameDuck
+        } else {
+            Health::Up
+        };
+        broker.info = Some(Box::new(info));
+        if broker.health != health {
+            broker.health = health;
+            broker.since = now;
+            self.changed = true;
+        }
+    }
+
+    /// A broker announced that it will go away.
+    pub fn handle_lame_duck(&mut self, id: BrokerId, now: Instant) {
+        let broker = self.broker_mut(id);
+        if broker.health != Health::LameDuck {
+            broker.health = Health::LameDuck;
+            broker.since = now;
+            self.changed = true;
+        }
+    }
+
+    /// A dial or a probe failed before the broker sent an INFO, or its fences went silent.
+    pub fn handle_failure(&mut self, id: BrokerId, failure: Failure, now: Instant) {
+        let alone = !self.brokers().any(|(_, broker)| broker.links > 0);
+        let seed = self.seed ^ u64::from(id.0) << 32;
+        let broker = self.broker_mut(id);
+        broker.probing = false;
+        broker.failures = broker.failures.saturating_add(1);
+        broker.last_failure = Some(failure);
+        let pause = if alone { PROBE_ALONE } else { PROBE_SPARE };
+        broker.probe_at = now + pause.delay(broker.failures, seed);
+        if broker.health == Health::Down {
+            return;
+        }
+        if broker.health == Health::Up && now.duration_since(broker.since) < STABLE_AFTER {
+            broker.flaps = broker.flaps.saturating_add(1);
+            broker.held_until = Some(now + HOLD_DOWN.delay(broker.flaps, seed));
+        } else {
+            broker.flaps = 0;
+            broker.held_until = None;
+        }
+        broker.health = Health::Down;
+        broker.since = now;
+        self.changed = true;
+    }
+
+    /// A link failed for a reason that concerns its trunk only: remembered for operators.
+    pub fn note_failure(&mut self, id: BrokerId, failure: Failure) {
+        self.broker_mut(id).last_failure = Some(failure);
+    }
+
+    /// The next broker to probe now: connect, read the INFO, close.
+    pub fn poll_probe(&mut self, now: Instant) -> Option<BrokerId> {
+        let due = self
+            .order
+            .iter()
+            .copied()
+            .find(|&id| self.broker(id).probe_due().is_some_and(|at| at <= now))?;
+        self.broker_mut(due).probing = true;
+        Some(due)
+    }
+
+    /// When [`Roster::poll_probe`] will have something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.brokers()
+            .filter_map(|(_, broker)| broker.probe_due())
+            .min()
+    }
+
+    /// Whether trunks that wait for a broker should ask again; asked once per change.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    fn is_usable(&self, id: BrokerId, now: Instant) -> bool {
+        let broker = self.broker(id);
+        broker.accepts_dials() && broker.held_until.is_none_or(|until| until <= now)
+    }
+
+    /// This host's order, from its broker on and round to the one before it.
+    fn from_current(&self) -> impl Iterator<Item = BrokerId> {
+        let is_current = |&id: &BrokerId| id == self.current;
+        let at = self.order.iter().position(is_current).unwrap_or(0);
+        let (before, from) = self.order.split_at(at);
+        from.iter().chain(before).copied()
+    }
+
+    fn enlist(&mut self, addr: &BrokerAddr, now: Instant) -> BrokerId {
+        if let Some(at) = self.brokers.iter().position(|broker| broker.addr == *addr) {
+            self.brokers[at].removed = false;
+            return BrokerId(at as u16);
+        }
+        self.brokers.push(Broker {
+            addr: addr.clone(),
+            health: Health::Unknown,
+            since: now,
+            last_failure: None,
+            info: None,
+            failures: 0,
+            flaps: 0,
+            held_until: None,
+            probe_at: now,
+            probing: false,
+            dialing: 0,
+            links: 0,
+            removed: false,
+        });
+        BrokerId((self.brokers.len() - 1) as u16)
+    }
+
+    fn broker_mut(&mut self, id: BrokerId) -> &mut Broker {
+        &mut self.brokers[usize::from(id.0)]
+    }
+}
+
+impl Broker {
+    /// When to probe it; `None` while a link or a probe tells how it is.
+    fn probe_due(&self) -> Option<Instant> {
+        (self.links == 0 && !self.probing && !self.removed).then_some(self.probe_at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: BrokerId = BrokerId(0);
+    const B: BrokerId = BrokerId(1);
+
+    fn roster(now: Instant) -> Roster {
+        let addrs = ["a", "b"].map(|host| BrokerAddr {
+            host: host.to_owned(),
+            port: 4222,
+        });
+        Roster::new(&addrs, 0, Duration::from_secs(3), 1, now)
+    }
+
+    fn info() -> ServerInfo {
+        ServerInfo::parse(br#"{"server_id":"x","version":"2.9.10","max_payload":1048576}"#)
+            .expect("valid")
+    }
+
+    #[test]
+    fn all_trunks_move_on_together_when_the_hosts_broker_is_down() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        assert_eq!(roster.pick(&[], now), Pick::Dial(A));
+        roster.handle_failure(A, Failure::ConnectionRefused, now);
+        assert_eq!(roster.pick(&[], now), Pick::Dial(B));
+        roster.handle_info(A, info(), now);
+        assert_eq!(roster.pick(&[], now), Pick::Dial(B), "no move back");
+    }
+
+    #[test]
+    fn a_trunk_that_is_refused_goes_elsewhere_alone() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        assert_eq!(roster.pick(&[A], now), Pick::Dial(B));
+        assert_eq!(roster.pick(&[], now), Pick::Dial(A));
+        assert_eq!(roster.pick(&[A, B], now), Pick::Wait);
+    }
+
+    #[test]
+    fn a_dead_broker_is_left_to_the_probe() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        for id in [A, B] {
+            assert_eq!(roster.poll_probe(now), Some(id));
+            roster.handle_failure(id, Failure::ConnectionRefused, now);
+        }
+        assert_eq!(roster.pick(&[], now), Pick::Wait);
+        assert_eq!(roster.poll_probe(now), None);
+        let due = roster.poll_timeout().expect("a probe is planned");
+        assert!(due <= now + Duration::from_millis(100));
+        assert!(roster.poll_probe(due).is_some());
+    }
+
+    #[test]
+    fn a_flapping_broker_is_passed_over_only_while_another_lives() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        roster.handle_info(A, info(), now);
+        roster.handle_failure(A, Failure::ConnectionRefused, now);
+        roster.handle_info(A, info(), now);
+        roster.handle_info(B, info(), now);
+        assert_eq!(roster.pick(&[], now), Pick::Dial(B));
+        roster.handle_failure(B, Failure::ConnectionRefused, now);
+        assert_eq!(roster.pick(&[], now), Pick::Dial(A));
+    }
+
+    #[test]
+    fn dials_in_flight_are_bounded() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        for _ in 0..DIALS_IN_FLIGHT {
+            assert_eq!(roster.pick(&[], now), Pick::Dial(A));
+        }
+        assert_eq!(roster.pick(&[], now), Pick::Queue);
+        roster.dial_ended(A);
+        assert_eq!(roster.pick(&[], now), Pick::Dial(A));
+    }
+
+    #[test]
+    fn hosts_spread_over_brokers_by_name() {
+        let now = Instant::now();
+        let addrs = ["a", "b"].map(|host| BrokerAddr {
+            host: host.to_owned(),
+            port: 4222,
+        });
+        let first =
+            |rotation| Roster::new(&addrs, rotation, Duration::from_secs(3), 1, now).current();
+        assert_eq!((first(0), first(1)), (A, B));
+    }
+
+    #[test]
+    fn a_removed_broker_is_named_and_never_picked() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        let only_b = [roster.broker(B).addr().clone()];
+        assert_eq!(roster.configure(&only_b, Duration::from_secs(3), now), [A]);
+        assert_eq!(roster.pick(&[], now), Pick::Dial(B));
+        assert_eq!(roster.pick(&[B], now), Pick::Wait);
+    }
+
+    #[test]
+    fn credentials_are_asked_for_until_a_broker_says_otherwise() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        assert!(roster.auth_required());
+        roster.handle_info(A, info(), now);
+        assert!(!roster.auth_required());
+        assert!(!roster.no_auth_anywhere());
+        roster.handle_info(B, info(), now);
+        assert!(roster.no_auth_anywhere());
+    }
+}

@@ -1,0 +1,91 @@
+//! What a trunk asks of its driver, and what it reports.
+
+use std::time::Duration;
+
+use super::link::LinkId;
+use crate::upstream::roster::{BrokerId, Failure};
+
+/// Something that only a driver can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Open a connection and report with
+    /// [`handle_connected`](super::Trunk::handle_connected) or
+    /// [`handle_link_failed`](super::Trunk::handle_link_failed).
+    Dial {
+        /// The link that it is for.
+        link: LinkId,
+        /// Where to.
+        broker: BrokerId,
+    },
+    /// Close a link's socket, or give up its dial. It gets no more input.
+    Close {
+        /// The link.
+        link: LinkId,
+        /// With a reset, so that as little as possible of what the broker has not taken
+        /// yet arrives late (R5).
+        abort: bool,
+    },
+    /// Tell the operator.
+    Report(Report),
+    /// The trunk is done: drop it.
+    Done,
+}
+
+/// What an operator may want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// A link went live.
+    Attached {
+        /// The link.
+        link: LinkId,
+        /// Its broker.
+        broker: BrokerId,
+        /// The broker and the failure that it follows, where it replaces a link.
+        after: Option<(BrokerId, Failure)>,
+        /// Subscriptions that were replayed.
+        replayed: u64,
+        /// Publishes that had waited.
+        held: u64,
+        /// From the loss of the old link (or the start of the dial) until now.
+        took: Duration,
+    },
+    /// A live link ended.
+    Lost {
+        /// The link.
+        link: LinkId,
+        /// Its broker.
+        broker: BrokerId,
+        /// Why.
+        failure: Failure,
+        /// Publishes that were never written, and wait.
+        moved: u64,
+        /// Publishes that were written and not proven, and are not repeated.
+        in_doubt: u64,
+        /// Publishes that were written and not proven, and are repeated.
+        repeated: u64,
+    },
+    /// A dial failed.
+    DialFailed {
+        /// The broker.
+        broker: BrokerId,
+        /// Why.
+        failure: Failure,
+    },
+    /// A broker sent an error about the link, or refused the credentials.
+    BrokerError {
+        /// The broker.
+        broker: BrokerId,
+        /// Its text.
+        text: Box<[u8]>,
+    },
+    /// PONGs were released without proof (R3).
+    Unproven {
+        /// How many.
+        pongs: u64,
+    },
+    /// A session's buffer stayed full for `block_for`; its publishes are dropped now (R6).
+    Dropping {
+        /// Bytes that wait.
+        held_bytes: usize,
+    },
+}

@@ -1,0 +1,304 @@
+//! The end of links: by failure, by plan (R19), and of the trunk itself.
+
+use std::time::Instant;
+
+use super::action::{Action, Report};
+use super::link::{Link, LinkId, OkOwner, Phase};
+use super::{CloseReason, Move, Trunk};
+use crate::config::Delivery;
+use crate::ledger::{Settled, settle};
+use crate::proto::encode;
+use crate::upstream::bus::Bus;
+use crate::upstream::roster::{BrokerId, Failure, Health};
+
+impl Trunk {
+    /// A link's socket is dead, or its dial failed. Everything that could still be read was
+    /// handled before (R10).
+    pub fn handle_link_failed(
+        &mut self,
+        id: LinkId,
+        failure: Failure,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        if let Some(at) = self.link_index(id) {
+            self.fail(at, failure, now, bus);
+        }
+    }
+
+    /// Ends a link that natsmux finds to be bad.
+    pub(super) fn fail(&mut self, at: usize, failure: Failure, now: Instant, bus: &mut Bus) {
+        let link = self.drop_link(at, failure == Failure::Silent, bus);
+        let broker = link.broker;
+        if link.is_attached() {
+            self.lose(link, failure, now, bus);
+        } else {
+            self.note_failed_dial(&link, failure, now, bus);
+            self.actions
+                .push_back(Action::Report(Report::DialFailed { broker, failure }));
+        }
+        self.check_refused(now, bus);
+        self.replay_if_free(now, bus);
+        self.next_attempt(now, bus);
+        self.check_done(now, bus);
+    }
+
+    fn note_failed_dial(&mut self, link: &Link, failure: Failure, now: Instant, bus: &mut Bus) {
+        bus.counters.dial_failures += 1;
+        self.round.failures += 1;
+        match link.phase {
+            // The broker didn't even introduce itself: dead for all trunks.
+            Phase::Connecting | Phase::AwaitingInfo => {
+                bus.roster.handle_failure(link.broker, failure, now);
+            }
+            _ => {
+                bus.roster.note_failure(link.broker, failure);
+                self.round.avoid.push(link.broker);
+            }
+        }
+    }
+
+    /// A live link is gone: sort its publishes, keep its debts, look for another.
+    fn lose(&mut self, link: Link, failure: Failure, now: Instant, bus: &mut Bus) {
+        let (id, broker) = (link.id, link.broker);
+        let brief = now.saturating_duration_since(link.opened_at).as_millis() < 1000;
+        bus.counters.link_failures += 1;
+        bus.roster.link_closed(broker, now);
+        match failure {
+            Failure::Silent => bus.roster.handle_failure(broker, failure, now),
+            _ => bus.roster.note_failure(broker, failure),
+        }
+        if brief {
+            // A broker that accepts and hangs up must not be dialled in a tight loop.
+            self.round.failures += 1;
+            self.round.avoid.push(broker);
+        }
+        self.lost = Some((broker, failure, now));
+        if self
+            .moving
+            .is_some_and(|planned| planned.reason != Failure::NewConnect)
+        {
+            self.moving = None;
+        }
+        let (settled, in_doubt) = self.settle(link, bus);
+        self.actions.push_back(Action::Report(Report::Lost {
+            link: id,
+            broker,
+            failure,
+            moved: settled.moved,
+            in_doubt,
+            repeated: settled.repeated,
+        }));
+        self.requeue(settled, bus);
+        for session in self.sessions() {
+            let slot = &mut self.slots[session.0 as usize];
+            if let Some((_, reason)) = slot.finishing.take() {
+                self.close(session, reason);
+            } else if slot.owed_pongs > 0 {
+                self.arm_pong_hold(session, now, bus);
+            }
+        }
+        if self.moving.take().is_some() {
+            self.abandon_joining(bus);
+        }
+    }
+
+    /// Counts a dead link's unproven publishes and carries its debts over (R1, R4, R20).
+    fn settle(&mut self, link: Link, bus: &mut Bus) -> (Settled, u64) {
+        let repeat = bus.settings.delivery == Delivery::AtLeastOnce;
+        let unsettled = link.account.unsettled();
+        let unproven = link.out.into_unproven();
+        let settled = settle(unproven.chunks, unproven.start, unproven.written, repeat);
+        let unknown = unsettled.saturating_sub(settled.moved + settled.repeated);
+        let refused = link.account.refused.min(unknown);
+        let in_doubt = unknown - refused;
+        bus.counters.moved += settled.moved;
+        bus.counters.repeated += settled.repeated;
+        bus.counters.refused += refused;
+        bus.counters.in_doubt += in_doubt;
+        // The publishes that wait will be answered by the next broker.
+        let oks = link.oks.owed_to_component();
+        let oks = oks.saturating_sub(settled.waiting.messages());
+        for session in link.pings.into_askers().collect::<Vec<_>>() {
+            self.ask_for(session);
+        }
+        for (_, slot) in &mut self.slots {
+            slot.owed_oks += oks;
+            slot.publishes_covered_by = 0;
+            if slot.subs_covered_by > self.answered {
+                slot.subs_covered_by = u64::MAX;
+            }
+        }
+        self.subscriptions.forget_retired();
+        (settled, in_doubt)
+    }
+
+    /// Puts publishes that a dead link never wrote in front of those that wait.
+    fn requeue(&mut self, settled: Settled, bus: &mut Bus) {
+        bus.budget.take(settled.waiting.bytes());
+        let mut waiting = settled.waiting;
+        match self.slots.iter_mut().next() {
+            Some((_, slot)) => {
+                waiting.append(std::mem::take(&mut slot.held));
+                slot.held = waiting;
+            }
+            None => {
+                waiting.append(std::mem::take(&mut self.orphans));
+                self.orphans = waiting;
+            }
+        }
+    }
+
+    /// The configuration or a lame duck makes a broker one to leave.
+    pub(super) fn must_leave(broker: BrokerId, bus: &Bus) -> Option<Failure> {
+        let broker = bus.roster.broker(broker);
+        match broker.health() {
+            _ if broker.is_removed() => Some(Failure::Removed),
+            Health::LameDuck => Some(Failure::LameDuck),
+            _ => None,
+        }
+    }
+
+    /// Plans to leave the live link for another broker (R19).
+    pub(super) fn start_move(&mut self, reason: Failure, now: Instant, bus: &mut Bus) {
+        if self.moving.is_none() && self.live().is_some() {
+            self.moving = Some(Move { reason });
+            self.next_attempt(now, bus);
+        }
+    }
+
+    /// No other broker: the move is off until the roster changes.
+    pub(super) fn stay(&mut self) {
+        if self
+            .moving
+            .is_some_and(|planned| planned.reason != Failure::NewConnect)
+        {
+            self.moving = None;
+        }
+    }
+
+    /// The new link is accepted: unsubscribe everything on the old one and fence it.
+    pub(super) fn leave_old_link(&mut self, now: Instant, bus: &mut Bus) {
+        let old = self.links.iter().position(|link| link.phase == Phase::Live);
+        let Some(at) = old else {
+            return;
+        };
+        let link = &mut self.links[at];
+        for upstream in self.subscriptions.live_sids() {
+            encode::unsub(&mut self.scratch, upstream.text().as_bytes(), None);
+            if link.verbose {
+                link.oks.push(OkOwner::Nobody, 1);
+            }
+        }
+        link.out.push(&self.scratch);
+        self.scratch.clear();
+        let seq = self.push_ping(at, None, now, bus);
+        let link = &mut self.links[at];
+        link.phase = Phase::Leaving(seq);
+        link.deadline = Some(now + bus.settings.timings.link_timeout);
+    }
+
+    /// Everything that the old link owed has come: close it and replay on the new one.
+    pub(super) fn left(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        let reason = self
+            .moving
+            .map_or(Failure::Removed, |planned| planned.reason);
+        let link = self.drop_link(at, false, bus);
+        self.lost = Some((link.broker, reason, now));
+        bus.roster.link_closed(link.broker, now);
+        let (settled, _) = self.settle(link, bus);
+        self.requeue(settled, bus);
+        self.moving = None;
+        self.replay_if_free(now, bus);
+        self.next_attempt(now, bus);
+    }
+
+    /// Gives up a link that isn't live yet.
+    pub(super) fn abandon_joining(&mut self, bus: &mut Bus) {
+        while let Some(at) = self.links.iter().position(|link| !link.is_attached()) {
+            self.drop_link(at, false, bus);
+        }
+    }
+
+    /// Takes a link out and has its socket closed.
+    fn drop_link(&mut self, at: usize, abort: bool, bus: &mut Bus) -> Link {
+        let mut link = self.links.remove(at);
+        if std::mem::take(&mut link.dialing) {
+            bus.dial_ended(link.broker);
+        }
+        if std::mem::take(&mut link.in_barrier) {
+            bus.leave_barrier();
+        }
+        self.actions.push_back(Action::Close {
+            link: link.id,
+            abort,
+        });
+        link
+    }
+
+    /// Whether every broker that could be reached has refused the credentials (R15).
+    pub(super) fn check_refused(&mut self, now: Instant, bus: &mut Bus) {
+        let Some(due) = self.refusal_due(bus) else {
+            return;
+        };
+        let everywhere = bus.roster.brokers().all(|(id, broker)| {
+            broker.health() == Health::Down || self.round.refused_by.contains(&id)
+        });
+        if everywhere || now >= due {
+            self.refuse_sessions(now, bus);
+        }
+    }
+
+    /// When a refusal reaches the sessions at the latest, if no broker accepts them.
+    pub(super) fn refusal_due(&self, bus: &Bus) -> Option<Instant> {
+        let (_, since) = self.round.refusal.as_ref()?;
+        let attached = self.links.iter().any(Link::is_attached);
+        (!attached).then(|| *since + bus.settings.timings.refusal_window)
+    }
+
+    /// The brokers' refusal reaches the sessions; what they published is refused with them.
+    pub(super) fn refuse_sessions(&mut self, now: Instant, bus: &mut Bus) {
+        let Some((text, _)) = self.round.refusal.take() else {
+            return;
+        };
+        self.abandon_joining(bus);
+        self.moving = None;
+        for session in self.sessions() {
+            let held = std::mem::take(&mut self.slots[session.0 as usize].held);
+            bus.budget.give(held.bytes());
+            bus.counters.refused += held.messages();
+            self.close(session, CloseReason::Refused(text.clone()));
+        }
+        let orphans = std::mem::take(&mut self.orphans);
+        bus.budget.give(orphans.bytes());
+        bus.counters.refused += orphans.messages();
+        self.refused = true;
+        self.check_done(now, bus);
+    }
+
+    /// Ends the trunk once it has no session and owes no broker anything.
+    pub(super) fn check_done(&mut self, now: Instant, bus: &mut Bus) {
+        let owes = !self.orphans.is_empty()
+            || self
+                .links
+                .iter()
+                .any(|link| link.account.unsettled() > 0 && !self.refused);
+        if self.done || !self.slots.is_empty() || owes {
+            return;
+        }
+        self.done = true;
+        while !self.links.is_empty() {
+            let link = self.drop_link(0, false, bus);
+            if link.is_attached() {
+                bus.roster.link_closed(link.broker, now);
+            }
+        }
+        bus.remove(self.id);
+        self.actions.push_back(Action::Done);
+    }
+
+    /// The link's number, if it is being dialled or open.
+    pub fn has_link(&self, id: LinkId) -> bool {
+        self.link_index(id).is_some()
+    }
+}

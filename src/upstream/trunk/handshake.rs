@@ -1,0 +1,320 @@
+//! A link's way from dial to live:
+//! INFO → CONNECT, PING → PONG → every SUB, PING → PONG → waiting publishes → owed PINGs.
+
+use std::time::Instant;
+
+use super::action::{Action, Report};
+use super::link::{Link, LinkId, OkOwner, Phase};
+use super::{Round, Trunk, Verdict};
+use crate::ledger::SessionId;
+use crate::proto::encode;
+use crate::proto::info::ServerInfo;
+use crate::upstream::backoff::Backoff;
+use crate::upstream::bus::Bus;
+use crate::upstream::roster::{BrokerId, Failure, Pick};
+
+/// Pause of a trunk that every broker turned away.
+const RETRY: Backoff = Backoff {
+    first: std::time::Duration::from_millis(50),
+    longest: std::time::Duration::from_secs(2),
+};
+
+impl Trunk {
+    /// Dials the next broker, if the trunk needs a link and none is on its way.
+    pub(super) fn next_attempt(&mut self, now: Instant, bus: &mut Bus) {
+        let joining = self.links.iter().any(|link| !link.is_attached());
+        let attached = self.links.iter().any(Link::is_attached);
+        if self.done || joining || (attached && self.moving.is_none()) {
+            return;
+        }
+        self.round.retry_at = None;
+        match bus.pick(self.id, &self.avoided(), now) {
+            Pick::Dial(broker) => self.dial(broker, now, bus),
+            Pick::Queue => {}
+            Pick::Wait if attached => self.stay(),
+            Pick::Wait => {
+                if !self.round.avoid.is_empty() {
+                    let pause = RETRY.delay(self.round.failures, self.id.0);
+                    self.round.retry_at = Some(now + pause);
+                }
+            }
+        }
+    }
+
+    /// A dial's connection is open.
+    pub fn handle_connected(&mut self, id: LinkId, now: Instant, bus: &mut Bus) {
+        let Some(at) = self.link_index(id) else {
+            return;
+        };
+        let link = &mut self.links[at];
+        link.phase = Phase::AwaitingInfo;
+        link.deadline = Some(now + bus.settings.timings.info_timeout);
+        link.last_read_at = now;
+        bus.counters.links_opened += 1;
+    }
+
+    /// The roster changed, a turn to dial came, or the barrier opened.
+    pub fn handle_wake(&mut self, now: Instant, bus: &mut Bus) {
+        if let Some(broker) = self.broker()
+            && self.moving.is_none()
+            && let Some(reason) = Self::must_leave(broker, bus)
+        {
+            self.start_move(reason, now, bus);
+        }
+        self.next_attempt(now, bus);
+        self.pass_barrier(now, bus);
+    }
+
+    fn dial(&mut self, broker: BrokerId, now: Instant, bus: &mut Bus) {
+        let id = LinkId(self.next_link);
+        self.next_link += 1;
+        let deadline = now + bus.settings.timings.connect_timeout;
+        let mut link = Link::new(id, broker, Self::retention(bus), deadline, now);
+        // Only those that were live before hold others up: they have subscriptions that
+        // the neighbours rely on.
+        if self.lost.is_some() {
+            link.in_barrier = true;
+            bus.barrier.join();
+        }
+        self.links.push(link);
+        self.actions.push_back(Action::Dial { link: id, broker });
+    }
+
+    fn avoided(&self) -> Vec<BrokerId> {
+        let leaving = self
+            .moving
+            .filter(|planned| planned.reason != Failure::NewConnect)
+            .and_then(|_| self.broker());
+        let refused = &self.round.refused_by;
+        let avoid = self.round.avoid.iter().chain(refused).copied();
+        avoid.chain(leaving).collect()
+    }
+
+    /// A broker's INFO during the handshake: answer with CONNECT and PING.
+    pub(super) fn introduce(&mut self, at: usize, info: ServerInfo, now: Instant, bus: &mut Bus) {
+        let suits = !info.tls_required && (info.headers || !self.connect.headers);
+        let broker = self.links[at].broker;
+        let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);
+        bus.roster.handle_info(broker, info, now);
+        if !suits {
+            return self.fail(at, Failure::Unsuitable, now, bus);
+        }
+        let mut connect = std::mem::take(&mut self.scratch);
+        self.connect.encode(protocol, &mut connect);
+        let link = &mut self.links[at];
+        link.max_payload = max_payload;
+        link.phase = Phase::Authenticating;
+        link.deadline = Some(now + 2 * bus.settings.timings.link_timeout);
+        link.out.push(&connect);
+        connect.clear();
+        self.scratch = connect;
+        link.verbose = self.connect.verbose;
+        if link.verbose {
+            let owner = match self.connect_ok_owed {
+                true => OkOwner::Component,
+                false => OkOwner::Nobody,
+            };
+            link.oks.push(owner, 1);
+        }
+        self.push_ping(at, None, now, bus);
+    }
+
+    /// The broker accepted the CONNECT.
+    pub(super) fn authenticated(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        self.verdict = Verdict::Accepted;
+        self.connect_ok_owed = false;
+        bus.admission.remember(&self.connect);
+        self.tell_verdict(bus);
+        let link = &mut self.links[at];
+        link.deadline = None;
+        link.phase = Phase::Authenticated;
+        if std::mem::take(&mut link.dialing) {
+            let broker = link.broker;
+            bus.dial_ended(broker);
+        }
+        self.leave_old_link(now, bus);
+        self.replay_if_free(now, bus);
+    }
+
+    /// Answers the PINGs that waited for nothing but this.
+    fn tell_verdict(&mut self, bus: &Bus) {
+        for session in self.sessions() {
+            let slot = &mut self.slots[session.0 as usize];
+            for _ in 0..std::mem::take(&mut slot.awaiting_verdict) {
+                self.deliver(session, &[encode::PONG], bus);
+            }
+        }
+    }
+
+    /// Replays on the link that waits for it, once no other is being left.
+    pub(super) fn replay_if_free(&mut self, now: Instant, bus: &mut Bus) {
+        let busy = self.links.iter().any(Link::is_attached);
+        let waiting = self
+            .links
+            .iter()
+            .position(|link| link.phase == Phase::Authenticated);
+        let (false, Some(at)) = (busy, waiting) else {
+            return;
+        };
+        self.subscriptions.forget_retired();
+        let link = &mut self.links[at];
+        let (mut count, mut operations) = (0, 0);
+        for (upstream, subscription) in self.subscriptions.replay() {
+            let sid = upstream.text();
+            let (subject, group) = (subscription.subject(), subscription.queue_group());
+            encode::sub(&mut self.scratch, subject, group, sid.as_bytes());
+            count += 1;
+            operations += 1;
+            if let Some(max) = subscription.remaining() {
+                encode::unsub(&mut self.scratch, sid.as_bytes(), Some(max));
+                operations += 1;
+            }
+            link.out.push(&self.scratch);
+            self.scratch.clear();
+        }
+        if link.verbose {
+            link.oks.push(OkOwner::Nobody, operations);
+        }
+        link.replayed = count;
+        link.phase = Phase::Replaying;
+        bus.counters.replayed_subscriptions += count;
+        if count == 0 {
+            return self.replayed(at, now, bus);
+        }
+        bus.counters.replays += 1;
+        let seq = self.push_ping(at, None, now, bus);
+        for (_, slot) in &mut self.slots {
+            if slot.subs_covered_by > self.answered {
+                slot.subs_covered_by = seq;
+            }
+        }
+    }
+
+    /// The ledger is in place on this link.
+    pub(super) fn replayed(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        let link = &mut self.links[at];
+        link.phase = Phase::Fenced;
+        if std::mem::take(&mut link.in_barrier) {
+            bus.leave_barrier();
+        }
+        self.pass_barrier(now, bus);
+    }
+
+    /// Goes live, unless neighbours still replay (R14).
+    pub(super) fn pass_barrier(&mut self, now: Instant, bus: &mut Bus) {
+        let fenced = self
+            .links
+            .iter()
+            .position(|link| link.phase == Phase::Fenced);
+        let Some(at) = fenced else {
+            return;
+        };
+        let limit = bus.settings.timings.replay_barrier;
+        if self.lost.is_some()
+            && let Some(opens_at) = bus.barrier.opens_at(now, limit)
+        {
+            if self.links[at].deadline.is_none() {
+                self.links[at].deadline = Some(opens_at);
+                bus.wait_at_barrier(self.id);
+            }
+            return;
+        }
+        if bus.barrier.replaying() > 0 && self.lost.is_some() {
+            bus.counters.barrier_timeouts += 1;
+        }
+        self.go_live(at, now, bus);
+    }
+
+    fn go_live(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        let link = &mut self.links[at];
+        link.phase = Phase::Live;
+        link.deadline = None;
+        let (id, broker, replayed) = (link.id, link.broker, link.replayed);
+        let started = self.lost.map_or(link.opened_at, |(_, _, when)| when);
+        bus.roster.link_opened(broker);
+        self.moving = None;
+        self.round = Round::default();
+        if self.lost.is_some_and(|(before, _, _)| before != broker) {
+            bus.counters.failovers += 1;
+        }
+        let held = self.send_held(at, now, bus);
+        self.settle_owed(at, now, bus);
+        self.actions.push_back(Action::Report(Report::Attached {
+            link: id,
+            broker,
+            after: self.lost.map(|(broker, failure, _)| (broker, failure)),
+            replayed,
+            held,
+            took: now.saturating_duration_since(started),
+        }));
+        self.lost = None;
+        self.unpark(bus);
+        self.check_done(now, bus);
+    }
+
+    /// Sends what waited, in order, each chunk followed by a fence.
+    fn send_held(&mut self, at: usize, now: Instant, bus: &mut Bus) -> u64 {
+        let mut sent = 0;
+        let mut queues = vec![std::mem::take(&mut self.orphans)];
+        for session in self.sessions() {
+            let slot = &mut self.slots[session.0 as usize];
+            slot.dropping = false;
+            slot.blocked_until = None;
+            // Verbose answers that no broker will give any more come before those that this
+            // one will (R20).
+            let oks = std::mem::take(&mut slot.owed_oks);
+            for _ in 0..oks {
+                self.deliver(session, &[encode::OK], bus);
+            }
+            queues.push(std::mem::take(&mut self.slots[session.0 as usize].held));
+        }
+        for mut held in queues {
+            while let Some((chunk, messages)) = held.pop() {
+                let bytes = chunk.len();
+                bus.budget.give(bytes);
+                sent += messages;
+                let link = &mut self.links[at];
+                link.out.push_chunk(chunk);
+                link.account.appended += messages;
+                self.appended_publishes(at, bytes, messages, now, bus);
+                if self.links[at].unfenced_since.is_some() {
+                    self.push_ping(at, None, now, bus);
+                }
+            }
+        }
+        sent
+    }
+
+    /// Re-asks what was owed, behind replay and waiting publishes (R1).
+    fn settle_owed(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        for session in self.sessions() {
+            let has_any = self.subscriptions.has_any(session);
+            let covered_by = self.next_ping;
+            let slot = &mut self.slots[session.0 as usize];
+            slot.pongs_until = None;
+            let pongs = std::mem::take(&mut slot.owed_pongs);
+            if slot.publishes_covered_by == u64::MAX {
+                slot.publishes_covered_by = covered_by;
+            }
+            if slot.subs_covered_by == u64::MAX {
+                slot.subs_covered_by = 0;
+            }
+            let local = self.lost.is_none() && !has_any && !slot.is_unproven(self.answered);
+            for _ in 0..pongs {
+                if local {
+                    self.deliver(session, &[encode::PONG], bus);
+                } else {
+                    self.slots[session.0 as usize].asked += 1;
+                    self.push_ping(at, Some(session), now, bus);
+                }
+            }
+        }
+    }
+
+    pub(super) fn ask_for(&mut self, session: SessionId) {
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.asked = slot.asked.saturating_sub(1);
+            slot.owed_pongs += 1;
+        }
+    }
+}

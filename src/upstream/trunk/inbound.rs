@@ -1,0 +1,310 @@
+//! What brokers send: messages to sessions, PONGs that prove, errors to whom they concern.
+
+use std::time::Instant;
+
+use super::action::{Action, Report};
+use super::link::{LinkId, OkOwner, Phase};
+use super::{CloseReason, Trunk, Verdict};
+use crate::ledger::{Ping, UpstreamSid};
+use crate::proto::encode;
+use crate::proto::error_text::{BrokerError, classify};
+use crate::proto::info::ServerInfo;
+use crate::proto::server::{self, Msg, ServerLimits, ServerOp, ServerScan};
+use crate::upstream::bus::Bus;
+use crate::upstream::roster::Failure;
+
+/// Errors that close the link, and that on a trunk with one session are the session's own
+/// doing: the broker's bound is lower than the one natsmux could know.
+const OWN_FAULTS: [&[u8]; 2] = [
+    b"Maximum Payload Violation",
+    b"maximum control line exceeded",
+];
+
+impl Trunk {
+    /// Handles bytes that a broker sent.
+    pub fn handle_link_bytes(&mut self, id: LinkId, input: &[u8], now: Instant, bus: &mut Bus) {
+        let Some(at) = self.link_index(id) else {
+            return;
+        };
+        self.links[at].last_read_at = now;
+        let mut rest = input;
+        while !rest.is_empty() {
+            let Some(at) = self.link_index(id) else {
+                return;
+            };
+            let partial = &mut self.links[at].partial;
+            if partial.is_empty() {
+                let (used, need) = self.consume(id, rest, now, bus);
+                rest = &rest[used..];
+                if let Some(at) = self.link_index(id)
+                    && !rest.is_empty()
+                {
+                    self.links[at].partial.keep(rest, need);
+                }
+                return;
+            }
+            rest = &rest[partial.fill(rest)..];
+            if partial.is_filled() {
+                let frame = partial.take();
+                let (used, need) = self.consume(id, &frame, now, bus);
+                if let Some(at) = self.link_index(id)
+                    && used < frame.len()
+                {
+                    self.links[at].partial.restore(frame, need);
+                }
+            }
+        }
+    }
+
+    /// Handles the whole frames at the start of `bytes`; returns how many bytes they were,
+    /// and how long the frame behind them will be, if known.
+    fn consume(
+        &mut self,
+        id: LinkId,
+        bytes: &[u8],
+        now: Instant,
+        bus: &mut Bus,
+    ) -> (usize, Option<usize>) {
+        let limits = ServerLimits::default();
+        let mut used = 0;
+        while let Some(at) = self.link_index(id) {
+            match server::scan(&bytes[used..], &limits) {
+                ServerScan::Op { op, len } => {
+                    used += len;
+                    self.handle_op(at, op, now, bus);
+                }
+                ServerScan::Incomplete { need } => return (used, need),
+                ServerScan::Fault(_) => {
+                    self.fail(at, Failure::Garbage, now, bus);
+                }
+            }
+        }
+        (bytes.len(), None)
+    }
+
+    fn handle_op(&mut self, at: usize, op: ServerOp<'_>, now: Instant, bus: &mut Bus) {
+        match op {
+            ServerOp::Msg(msg) => self.handle_msg(&msg, bus),
+            ServerOp::Pong => self.handle_pong(at, now, bus),
+            ServerOp::Ping => {
+                if self.links[at].phase != Phase::AwaitingInfo {
+                    self.links[at].out.push(encode::PONG);
+                }
+            }
+            ServerOp::Ok => self.handle_ok(at, bus),
+            ServerOp::Info { json } => self.handle_info(at, json, now, bus),
+            ServerOp::Err { text, .. } => self.handle_error(at, text, now, bus),
+        }
+    }
+
+    fn handle_msg(&mut self, msg: &Msg<'_>, bus: &mut Bus) {
+        let counts = !msg.is_no_responders();
+        let recipient = UpstreamSid::parse(msg.sid)
+            .and_then(|upstream| self.subscriptions.deliver(upstream, counts));
+        let Some(recipient) = recipient else {
+            bus.counters.unknown_sid_msgs += 1;
+            return;
+        };
+        bus.counters.out_msgs += 1;
+        bus.counters.out_bytes += msg.frame.len() as u64;
+        let verb: &[u8] = if msg.headers { b"HMSG " } else { b"MSG " };
+        let session = recipient.session;
+        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+            return;
+        };
+        if slot.closing.is_some() {
+            return;
+        }
+        slot.out
+            .push_parts(&[verb, msg.subject, b" ", recipient.sid, msg.after_sid]);
+        if slot.out.pending_bytes() > bus.settings.limits.max_pending {
+            slot.out.clear();
+            slot.closing = Some(CloseReason::SlowConsumer);
+        }
+        self.touch(session);
+    }
+
+    fn handle_pong(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        let Some(ping) = self.links[at].pings.answer() else {
+            return;
+        };
+        self.prove(at, &ping, bus);
+        match self.links[at].phase {
+            Phase::Authenticating => self.authenticated(at, now, bus),
+            Phase::Replaying => {
+                self.answered = self.answered.max(ping.seq);
+                self.replayed(at, now, bus);
+            }
+            Phase::Live => {
+                self.answered = ping.seq;
+                self.answer(ping, bus);
+                self.close_finished();
+                self.check_done(now, bus);
+            }
+            Phase::Leaving(seq) => {
+                self.answered = ping.seq;
+                self.answer(ping, bus);
+                if ping.seq >= seq {
+                    self.left(at, now, bus);
+                }
+            }
+            Phase::Connecting | Phase::AwaitingInfo | Phase::Authenticated | Phase::Fenced => {}
+        }
+    }
+
+    /// Books what a fence proves (R4).
+    fn prove(&mut self, at: usize, ping: &Ping, bus: &mut Bus) {
+        let link = &mut self.links[at];
+        let (confirmed, refused) = link.account.prove(ping.publishes);
+        bus.counters.confirmed += confirmed;
+        bus.counters.refused += refused;
+        link.out.confirm(ping.offset);
+        while let Some(&(covered_by, upstream)) = link.retired.front()
+            && covered_by <= ping.seq
+        {
+            link.retired.pop_front();
+            self.subscriptions.forget(upstream);
+        }
+    }
+
+    fn answer(&mut self, ping: Ping, bus: &Bus) {
+        if let Some(session) = ping.asker
+            && let Some(slot) = self.slots.get_mut(session.0 as usize)
+        {
+            slot.asked = slot.asked.saturating_sub(1);
+            self.deliver(session, &[encode::PONG], bus);
+        }
+    }
+
+    fn close_finished(&mut self) {
+        let answered = self.answered;
+        for session in self.sessions() {
+            let finishing = &mut self.slots[session.0 as usize].finishing;
+            if let Some((_, reason)) = finishing.take_if(|(seq, _)| *seq <= answered) {
+                self.close(session, reason);
+            }
+        }
+    }
+
+    fn handle_ok(&mut self, at: usize, bus: &Bus) {
+        // The server of 2012 says +OK to a CONNECT that asked for none: nobody's.
+        if self.links[at].oks.pop() == Some(OkOwner::Component) {
+            if self.links[at].phase == Phase::Authenticating {
+                self.connect_ok_owed = false;
+            }
+            self.deliver_to_own(encode::OK, bus);
+        }
+    }
+
+    fn handle_info(&mut self, at: usize, json: &[u8], now: Instant, bus: &mut Bus) {
+        let Ok(info) = ServerInfo::parse(json) else {
+            return self.fail(at, Failure::Garbage, now, bus);
+        };
+        let broker = self.links[at].broker;
+        match self.links[at].phase {
+            Phase::Connecting | Phase::AwaitingInfo => self.introduce(at, info, now, bus),
+            _ => {
+                self.links[at].max_payload = info.max_payload;
+                let ldm = info.ldm;
+                bus.roster.handle_info(broker, info, now);
+                if ldm && self.links[at].phase == Phase::Live {
+                    self.start_move(Failure::LameDuck, now, bus);
+                }
+            }
+        }
+    }
+
+    fn handle_error(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
+        let error = classify(text);
+        if matches!(error, BrokerError::Refused) {
+            return self.handle_refusal(at, text, now, bus);
+        }
+        let line = [b"-ERR '", text, b"'\r\n"].concat();
+        match error {
+            BrokerError::Refused => {}
+            BrokerError::PublishViolation { .. } | BrokerError::ReplyViolation => {
+                self.links[at].account.refused += 1;
+                self.links[at].oks.pop();
+                self.deliver_to_own(&line, bus);
+            }
+            BrokerError::SubscriptionViolation {
+                sid: Some(sid),
+                subject,
+                ..
+            } => self.handle_revoked(text, sid, &subject, bus),
+            BrokerError::SubscriptionViolation {
+                subject,
+                queue_group,
+                ..
+            } => {
+                let queue_group = queue_group.as_deref();
+                self.subscriptions.reject(&subject, queue_group);
+                self.links[at].oks.pop();
+                self.deliver_to_own(&line, bus);
+            }
+            BrokerError::InvalidSubject | BrokerError::MaxSubscriptions => {
+                self.links[at].oks.pop();
+                self.deliver_to_own(&line, bus);
+            }
+            BrokerError::InvalidPublishSubject => self.deliver_to_own(&line, bus),
+            BrokerError::LinkOnly => self.handle_link_error(at, text, now, bus),
+        }
+    }
+
+    /// A reload took a permission away: the text names the sid, which must be the session's.
+    fn handle_revoked(&mut self, text: &[u8], sid: &[u8], _subject: &[u8], bus: &Bus) {
+        let rejected =
+            UpstreamSid::parse(sid).and_then(|upstream| self.subscriptions.reject_sid(upstream));
+        if let Some((session, own_sid)) = rejected {
+            let cut = text.len() - b"\")".len() - sid.len();
+            let line = [&b"-ERR '"[..], &text[..cut], &own_sid[..], b"\")'\r\n"];
+            self.deliver(session, &line, bus);
+        }
+    }
+
+    fn handle_link_error(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
+        let attached = self.links[at].is_attached();
+        self.actions.push_back(Action::Report(Report::BrokerError {
+            broker: self.links[at].broker,
+            text: text.into(),
+        }));
+        let own_fault = OWN_FAULTS.iter().any(|own| text.eq_ignore_ascii_case(own));
+        if own_fault && attached && self.slots.len() == 1 {
+            for session in self.sessions() {
+                self.close(session, CloseReason::Refused(text.into()));
+            }
+            return;
+        }
+        self.fail(at, Failure::LinkError, now, bus);
+    }
+
+    /// R15.
+    fn handle_refusal(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
+        let broker = self.links[at].broker;
+        self.actions.push_back(Action::Report(Report::BrokerError {
+            broker,
+            text: text.into(),
+        }));
+        if self.links[at].is_attached() {
+            // Expired or revoked while live: the next handshake decides.
+            return self.fail(at, Failure::Refused, now, bus);
+        }
+        let first = self.verdict != Verdict::Accepted;
+        if first {
+            bus.admission.forget(&self.connect);
+        }
+        self.round.refused_by.push(broker);
+        self.round.refusal.get_or_insert((text.into(), now));
+        if first {
+            return self.refuse_sessions(now, bus);
+        }
+        self.fail(at, Failure::Refused, now, bus);
+    }
+
+    /// Only a trunk of its own is verbose or pedantic, and gets violations without a sid.
+    fn deliver_to_own(&mut self, line: &[u8], bus: &Bus) {
+        for session in self.sessions() {
+            self.deliver(session, &[line], bus);
+        }
+    }
+}

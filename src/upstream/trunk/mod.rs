@@ -1,0 +1,406 @@
+//! The stable upstream side of one or more sessions: a pure machine.
+//!
+//! A trunk owns the ledger of its sessions and outlives every link. Its methods are
+//!
+//! - inputs from sessions: [`attach`](Trunk::attach), [`publish`](Trunk::publish),
+//!   [`subscribe`](Trunk::subscribe), [`unsubscribe`](Trunk::unsubscribe),
+//!   [`ping`](Trunk::ping), [`reconnect`](Trunk::reconnect), [`finish`](Trunk::finish),
+//!   [`detach`](Trunk::detach);
+//! - inputs from links and the clock: `handle_*`;
+//! - outputs: [`poll_action`](Trunk::poll_action), [`poll_timeout`](Trunk::poll_timeout),
+//!   [`poll_touched`](Trunk::poll_touched), and the buffers [`out`](Trunk::out) and
+//!   [`link_out`](Trunk::link_out);
+//! - questions: [`wants_read`](Trunk::wants_read), [`gauges`](Trunk::gauges), …
+//!
+//! Files: `sessions` holds the inputs from sessions, `handshake` the way of a link from
+//! dial to live, `inbound` what brokers send, `failover` the end of links, `timers` the
+//! clock. Every method takes the [`Bus`] that the trunk belongs to.
+
+mod action;
+mod failover;
+mod handshake;
+mod inbound;
+mod link;
+mod sessions;
+mod slot;
+#[cfg(test)]
+mod tests;
+mod timers;
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use slab::Slab;
+
+pub use action::{Action, Report};
+pub use link::LinkId;
+pub use slot::CloseReason;
+
+use crate::config::Delivery;
+use crate::ledger::{Held, Ping, SessionId, Subscriptions};
+use crate::net::{Outbox, Retention};
+use crate::proto::connect::ConnectInfo;
+use crate::proto::encode;
+use crate::upstream::bus::{Bus, TrunkId};
+use crate::upstream::roster::{BrokerId, Failure};
+use link::{Link, Phase};
+use slot::Slot;
+
+/// A link's buffer beyond this stops the reads of the sessions that feed it, in bytes.
+const LINK_FULL_BYTES: usize = 512 * 1024;
+
+/// What the brokers think of the trunk's credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// None has judged them.
+    Pending,
+    /// None has judged them, but the component may go on (R16).
+    Admitted,
+    /// One accepted them.
+    Accepted,
+}
+
+/// The attempts since a link was last live.
+#[derive(Debug, Default)]
+struct Round {
+    /// Brokers that failed this trunk, apart from those that the roster calls dead.
+    avoid: Vec<BrokerId>,
+    /// Brokers that refused its credentials, the first text, and when that was (R15).
+    refused_by: Vec<BrokerId>,
+    refusal: Option<(Box<[u8]>, Instant)>,
+    /// Attempts that failed.
+    failures: u32,
+    /// When to try again, where nothing else says.
+    retry_at: Option<Instant>,
+}
+
+/// A planned change of link (R19).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Move {
+    reason: Failure,
+}
+
+/// The machine. See the module's documentation.
+#[derive(Debug)]
+pub struct Trunk {
+    id: TrunkId,
+    connect: ConnectInfo,
+    /// A component that sent no CONNECT is owed no `+OK` for the one that natsmux sends.
+    connect_ok_owed: bool,
+    verdict: Verdict,
+    slots: Slab<Slot>,
+    subscriptions: Subscriptions,
+    /// Publishes of sessions that are gone.
+    orphans: Held,
+    /// At most two: one to leave, one to join.
+    links: Vec<Link>,
+    next_link: u32,
+    next_ping: u64,
+    /// Every PING of the publishing link up to this number was answered.
+    answered: u64,
+    round: Round,
+    moving: Option<Move>,
+    /// The last live link's broker, why it ended, and when.
+    lost: Option<(BrokerId, Failure, Instant)>,
+    /// Silence is measured from here at the earliest, after a clock that jumped (R9).
+    clock_floor: Option<Instant>,
+    /// Earliest timer of any slot; may be too early, never too late.
+    slots_timeout: Option<Instant>,
+    /// Whether a slot may be parked.
+    any_parked: bool,
+    touched: VecDeque<SessionId>,
+    actions: VecDeque<Action>,
+    scratch: Vec<u8>,
+    /// The brokers refused the credentials for good.
+    refused: bool,
+    done: bool,
+}
+
+/// Numbers for monitoring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Sessions.
+    pub sessions: u64,
+    /// Live links.
+    pub links: u64,
+    /// Subscriptions.
+    pub subscriptions: u64,
+    /// Publishes that are held, or written to a live link and not yet fenced (R4).
+    pub waiting: u64,
+    /// Bytes in buffers, either way.
+    pub buffered_bytes: u64,
+}
+
+impl Trunk {
+    /// A trunk for sessions that connect as `connect`. It dials once a session is attached.
+    pub fn new(id: TrunkId, connect: ConnectInfo) -> Self {
+        Self {
+            id,
+            connect,
+            connect_ok_owed: false,
+            verdict: Verdict::Pending,
+            slots: Slab::new(),
+            subscriptions: Subscriptions::default(),
+            orphans: Held::default(),
+            links: Vec::new(),
+            next_link: 0,
+            next_ping: 1,
+            answered: 0,
+            round: Round::default(),
+            moving: None,
+            lost: None,
+            clock_floor: None,
+            slots_timeout: None,
+            any_parked: false,
+            touched: VecDeque::new(),
+            actions: VecDeque::new(),
+            scratch: Vec::new(),
+            refused: false,
+            done: false,
+        }
+    }
+
+    /// The trunk's number.
+    pub fn id(&self) -> TrunkId {
+        self.id
+    }
+
+    /// What it sends as CONNECT.
+    pub fn connect(&self) -> &ConnectInfo {
+        &self.connect
+    }
+
+    /// The next thing that the driver must do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// The next session that was touched since the last call: the driver flushes its
+    /// [`out`](Trunk::out), and wakes it where it is parked or closing.
+    pub fn poll_touched(&mut self) -> Option<SessionId> {
+        let session = self.touched.pop_front()?;
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.touched = false;
+        }
+        Some(session)
+    }
+
+    /// What goes to a session's component; `None` once it is detached.
+    pub fn out(&mut self, session: SessionId) -> Option<&mut Outbox> {
+        Some(&mut self.slots.get_mut(session.0 as usize)?.out)
+    }
+
+    /// What goes to a link's broker; `None` once it is closed.
+    pub fn link_out(&mut self, link: LinkId) -> Option<&mut Outbox> {
+        let at = self.link_index(link)?;
+        Some(&mut self.links[at].out)
+    }
+
+    /// Why the driver must close a session, once its outbox is flushed.
+    pub fn closing(&self, session: SessionId) -> Option<&CloseReason> {
+        self.slots.get(session.0 as usize)?.closing.as_ref()
+    }
+
+    /// Whether the driver may read from a session's component. Where not, the session is
+    /// *parked*, and touched once that changes.
+    pub fn wants_read(&mut self, session: SessionId, now: Instant, bus: &Bus) -> bool {
+        let wants = self.has_room(session, bus);
+        let live = self.live().is_some();
+        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+            return false;
+        };
+        slot.parked = !wants;
+        self.any_parked |= !wants;
+        // Only a full buffer without a link ends by time (R6); a full link by its own fate.
+        if wants || live || slot.closing.is_some() || slot.finishing.is_some() {
+            slot.blocked_until = None;
+        } else if slot.blocked_until.is_none() && bus.settings.delivery == Delivery::AtMostOnce {
+            let until = now + bus.settings.timings.block_for;
+            slot.blocked_until = Some(until);
+            self.note_slot_timeout(until);
+        }
+        wants
+    }
+
+    /// Unparks the sessions that wait for room, after links were flushed or held publishes
+    /// went out.
+    pub fn unpark(&mut self, bus: &Bus) {
+        if !std::mem::take(&mut self.any_parked) {
+            return;
+        }
+        for session in self.sessions() {
+            if !self.slots[session.0 as usize].parked {
+                continue;
+            }
+            if self.has_room(session, bus) {
+                self.release(session);
+            } else {
+                self.any_parked = true;
+            }
+        }
+    }
+
+    /// Whether a parked session was released since the last call: its driver may read again.
+    pub fn take_released(&mut self, session: SessionId) -> bool {
+        let slot = self.slots.get_mut(session.0 as usize);
+        slot.is_some_and(|slot| std::mem::take(&mut slot.released))
+    }
+
+    /// Largest payload that the present broker takes, in bytes.
+    pub fn max_payload(&self) -> usize {
+        self.links
+            .iter()
+            .filter(|link| link.takes_subscriptions())
+            .map(|link| link.max_payload)
+            .min()
+            .unwrap_or(usize::MAX)
+    }
+
+    /// The broker that publishes go to.
+    pub fn broker(&self) -> Option<BrokerId> {
+        self.live().map(|at| self.links[at].broker)
+    }
+
+    /// Numbers for monitoring.
+    pub fn gauges(&self) -> Gauges {
+        let held = self.slots.iter().map(|(_, slot)| &slot.held);
+        let held = held.chain(std::iter::once(&self.orphans));
+        let (messages, bytes) = held.fold((0, 0), |(messages, bytes), held| {
+            (messages + held.messages(), bytes + held.bytes())
+        });
+        let unsettled: u64 = self.links.iter().map(|link| link.account.unsettled()).sum();
+        let outboxes = self.slots.iter().map(|(_, slot)| slot.out.held_bytes());
+        let links = self.links.iter().map(|link| link.out.held_bytes());
+        Gauges {
+            sessions: self.slots.len() as u64,
+            links: self.links.iter().filter(|link| link.is_attached()).count() as u64,
+            subscriptions: self.subscriptions.len() as u64,
+            waiting: messages + unsettled,
+            buffered_bytes: (bytes + outboxes.chain(links).sum::<usize>()) as u64,
+        }
+    }
+
+    fn has_room(&self, session: SessionId, bus: &Bus) -> bool {
+        let Some(slot) = self.slots.get(session.0 as usize) else {
+            return false;
+        };
+        if slot.closing.is_some() || slot.finishing.is_some() {
+            return false;
+        }
+        match self.live() {
+            Some(at) => self.links[at].out.pending_bytes() < LINK_FULL_BYTES,
+            None if slot.dropping => true,
+            None => {
+                slot.held.bytes() < bus.settings.limits.publish_buffer && !bus.budget.is_spent()
+            }
+        }
+    }
+
+    /// The link that publishes go to now.
+    fn live(&self) -> Option<usize> {
+        if self
+            .moving
+            .is_some_and(|planned| planned.reason == Failure::NewConnect)
+        {
+            return None;
+        }
+        self.links.iter().position(|link| link.phase == Phase::Live)
+    }
+
+    fn link_index(&self, id: LinkId) -> Option<usize> {
+        self.links.iter().position(|link| link.id == id)
+    }
+
+    fn retention(bus: &Bus) -> Retention {
+        match bus.settings.delivery {
+            Delivery::AtMostOnce => Retention::UntilWritten,
+            Delivery::AtLeastOnce => Retention::UntilConfirmed,
+        }
+    }
+
+    fn touch(&mut self, session: SessionId) {
+        if let Some(slot) = self.slots.get_mut(session.0 as usize)
+            && !slot.touched
+        {
+            slot.touched = true;
+            self.touched.push_back(session);
+        }
+    }
+
+    /// Gives `bytes` to a session's component, within `max_pending` (R25).
+    fn deliver(&mut self, session: SessionId, parts: &[&[u8]], bus: &Bus) {
+        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+            return;
+        };
+        if slot.closing.is_some() {
+            return;
+        }
+        slot.out.push_parts(parts);
+        if slot.out.pending_bytes() > bus.settings.limits.max_pending {
+            slot.out.clear();
+            slot.closing = Some(CloseReason::SlowConsumer);
+        }
+        self.touch(session);
+    }
+
+    /// Ends a session; its component hears the reason's text.
+    fn close(&mut self, session: SessionId, reason: CloseReason) {
+        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+            return;
+        };
+        if slot.closing.is_none() {
+            if let Some(text) = reason.error_text() {
+                slot.out.push_parts(&[b"-ERR '", text, b"'\r\n"]);
+            }
+            slot.closing = Some(reason);
+        }
+        self.touch(session);
+    }
+
+    fn push_ping(
+        &mut self,
+        at: usize,
+        asker: Option<SessionId>,
+        now: Instant,
+        bus: &mut Bus,
+    ) -> u64 {
+        let seq = self.next_ping;
+        self.next_ping += 1;
+        let link = &mut self.links[at];
+        link.out.push(encode::PING);
+        link.pings.push(Ping {
+            seq,
+            asker,
+            offset: link.out.end(),
+            publishes: link.account.appended,
+            at: now,
+        });
+        link.unfenced_bytes = 0;
+        link.unfenced_messages = 0;
+        link.unfenced_since = None;
+        link.last_ping_at = now;
+        if asker.is_none() {
+            bus.counters.fences += 1;
+        }
+        seq
+    }
+
+    fn release(&mut self, session: SessionId) {
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.parked = false;
+            slot.released = true;
+        }
+        self.touch(session);
+    }
+
+    fn sessions(&self) -> Vec<SessionId> {
+        self.slots
+            .iter()
+            .map(|(index, _)| SessionId(index as u32))
+            .collect()
+    }
+
+    fn note_slot_timeout(&mut self, at: Instant) {
+        self.slots_timeout = Some(self.slots_timeout.map_or(at, |known| known.min(at)));
+    }
+}

@@ -1,0 +1,377 @@
+//! What sessions do: attach, publish, subscribe, ping, and go.
+
+use std::time::Instant;
+
+use super::link::{OkOwner, Phase};
+use super::slot::Slot;
+use super::{CloseReason, Move, Trunk, Verdict};
+use crate::config::{Delivery, PongHold};
+use crate::ledger::{SessionId, Subscribed, Unsubscribed};
+use crate::net::Outbox;
+use crate::proto::connect::ConnectInfo;
+use crate::proto::{encode, subject};
+use crate::upstream::bus::Bus;
+use crate::upstream::roster::Failure;
+
+/// A sid that natsmux never uses for a subscription of the ledger: for operations that only
+/// a broker can answer.
+const NO_SID: &[u8] = b"-";
+
+impl Trunk {
+    /// Takes a session, whose outbox so far is `out`, and dials if there is no link.
+    /// `sent_connect` says whether the component sent the CONNECT itself.
+    pub fn attach(
+        &mut self,
+        out: Outbox,
+        sent_connect: bool,
+        now: Instant,
+        bus: &mut Bus,
+    ) -> SessionId {
+        let index = self.slots.insert(Slot::new(out));
+        self.connect_ok_owed = sent_connect && self.connect.verbose;
+        let session = SessionId(index as u32);
+        if self.links.is_empty() {
+            self.next_attempt(now, bus);
+        }
+        if self.verdict == Verdict::Pending && !bus.roster.is_alive() {
+            let admit = bus.settings.admit;
+            let no_auth = bus.roster.no_auth_anywhere();
+            if bus.admission.admits(&self.connect, admit, no_auth) {
+                self.verdict = Verdict::Admitted;
+                if std::mem::take(&mut self.connect_ok_owed) {
+                    self.deliver(session, &[encode::OK], bus);
+                }
+            }
+        }
+        session
+    }
+
+    /// Publishes `messages` whole PUB or HPUB frames.
+    pub fn publish(
+        &mut self,
+        session: SessionId,
+        frames: &[u8],
+        messages: u64,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        bus.counters.published += messages;
+        bus.counters.in_msgs += messages;
+        bus.counters.in_bytes += frames.len() as u64;
+        let live = self.live();
+        let covered_by = self.next_ping;
+        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+            bus.counters.dropped += messages;
+            return;
+        };
+        match live {
+            Some(at) if slot.held.is_empty() => {
+                slot.publishes_covered_by = covered_by;
+                let link = &mut self.links[at];
+                link.out.push(frames);
+                link.account.appended += messages;
+                self.appended_publishes(at, frames.len(), messages, now, bus);
+            }
+            _ if slot.dropping => {
+                bus.counters.dropped += messages;
+                if self.connect.verbose {
+                    self.owe_oks(session, messages);
+                }
+            }
+            _ => {
+                slot.held.push(frames, messages);
+                bus.budget.take(frames.len());
+            }
+        }
+    }
+
+    /// Enters a subscription. An invalid subject, and a sid in use, are for the broker to
+    /// answer: it judges permissions first.
+    pub fn subscribe(
+        &mut self,
+        session: SessionId,
+        subject: &[u8],
+        queue_group: Option<&[u8]>,
+        sid: &[u8],
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        let upstream = if subject::is_valid_subscription(subject) {
+            match self
+                .subscriptions
+                .subscribe(session, subject, queue_group, sid)
+            {
+                Subscribed::New(upstream) | Subscribed::Duplicate(upstream) => {
+                    Some(upstream.text())
+                }
+            }
+        } else {
+            None
+        };
+        let mut frame = std::mem::take(&mut self.scratch);
+        let sid = upstream.as_ref().map_or(NO_SID, |text| text.as_bytes());
+        encode::sub(&mut frame, subject, queue_group, sid);
+        if !self.send_operation(session, &frame, now, bus) && upstream.is_none() {
+            self.deliver(session, &[b"-ERR 'Invalid Subject'\r\n"], bus);
+        }
+        frame.clear();
+        self.scratch = frame;
+    }
+
+    /// Ends a subscription, at once or after `max` deliveries counted from its SUB.
+    pub fn unsubscribe(
+        &mut self,
+        session: SessionId,
+        sid: &[u8],
+        max: Option<u64>,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        let mut frame = std::mem::take(&mut self.scratch);
+        match self.subscriptions.unsubscribe(session, sid, max) {
+            Unsubscribed::Retired(upstream) => {
+                encode::unsub(&mut frame, upstream.text().as_bytes(), None);
+                let covered_by = self.next_ping;
+                if self.send_operation(session, &frame, now, bus)
+                    && let Some(at) = self.subscription_link()
+                {
+                    self.links[at].retired.push_back((covered_by, upstream));
+                } else {
+                    self.subscriptions.forget(upstream);
+                }
+            }
+            Unsubscribed::Limited(upstream, max) => {
+                encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
+                self.send_operation(session, &frame, now, bus);
+            }
+            Unsubscribed::Unknown if self.connect.verbose || self.connect.pedantic => {
+                encode::unsub(&mut frame, NO_SID, None);
+                self.send_operation(session, &frame, now, bus);
+            }
+            Unsubscribed::Unknown => {}
+        }
+        frame.clear();
+        self.scratch = frame;
+    }
+
+    /// Answers a component's PING, now or when it is proven (R1-R3).
+    pub fn ping(&mut self, session: SessionId, now: Instant, bus: &mut Bus) {
+        let live = self.live();
+        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+            return;
+        };
+        let unproven = slot.is_unproven(self.answered);
+        let in_turn = slot.owed_pongs == 0 && slot.asked == 0;
+        let judged = self.verdict != Verdict::Pending;
+        match live {
+            Some(at) if unproven || !in_turn || self.subscriptions.has_any(session) => {
+                slot.asked += 1;
+                self.push_ping(at, Some(session), now, bus);
+            }
+            None if !judged && !unproven && in_turn => slot.awaiting_verdict += 1,
+            None if unproven || !in_turn => {
+                slot.owed_pongs += 1;
+                if judged {
+                    self.arm_pong_hold(session, now, bus);
+                }
+            }
+            _ => self.deliver(session, &[encode::PONG], bus),
+        }
+    }
+
+    /// A second CONNECT: everything after it happens under the new options. Where `drop`,
+    /// the session's subscriptions end (brokers from 2.12.8 on do that).
+    pub fn reconnect(
+        &mut self,
+        session: SessionId,
+        connect: ConnectInfo,
+        drop: bool,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        if drop {
+            self.retire_subscriptions(session, now);
+        }
+        self.connect = connect;
+        self.connect_ok_owed = self.connect.verbose;
+        self.verdict = Verdict::Pending;
+        self.round = super::Round::default();
+        self.abandon_joining(bus);
+        if self.links.iter().any(|link| link.phase == Phase::Live) {
+            self.moving = Some(Move {
+                reason: Failure::NewConnect,
+            });
+        }
+        self.next_attempt(now, bus);
+    }
+
+    /// The component has closed its side, or natsmux drains it: what it sent so far is
+    /// carried out and answered, then the session closes.
+    pub fn finish(&mut self, session: SessionId, reason: CloseReason, now: Instant, bus: &mut Bus) {
+        let Some(slot) = self.slots.get(session.0 as usize) else {
+            return;
+        };
+        if slot.closing.is_some() || slot.finishing.is_some() {
+            return;
+        }
+        match self.live() {
+            Some(at) => {
+                let seq = self.push_ping(at, None, now, bus);
+                self.slots[session.0 as usize].finishing = Some((seq, reason));
+                self.retire_subscriptions(session, now);
+            }
+            None => self.close(session, reason),
+        }
+    }
+
+    /// Ends a session for its own fault; its component hears the reason's text.
+    pub fn close_session(&mut self, session: SessionId, reason: CloseReason) {
+        self.close(session, reason);
+    }
+
+    /// natsmux's own PING to a component.
+    pub fn ping_component(&mut self, session: SessionId, bus: &Bus) {
+        self.deliver(session, &[encode::PING], bus);
+    }
+
+    /// Whether a broker has judged the credentials, or they are admitted (R16).
+    pub fn is_judged(&self) -> bool {
+        self.verdict != Verdict::Pending
+    }
+
+    /// The session is gone. What it published and no broker has yet is still delivered.
+    pub fn detach(&mut self, session: SessionId, now: Instant, bus: &mut Bus) {
+        let Some(slot) = self.slots.try_remove(session.0 as usize) else {
+            return;
+        };
+        self.orphans.append(slot.held);
+        self.retire_subscriptions(session, now);
+        for link in &mut self.links {
+            link.pings.disown(session);
+        }
+        if self.slots.is_empty() {
+            if let Some(at) = self.live()
+                && self.links[at].account.unsettled() > 0
+            {
+                self.push_ping(at, None, now, bus);
+            }
+            self.check_done(now, bus);
+        }
+    }
+
+    /// Sends a SUB or UNSUB where the ledger is in place. Returns false where a replay will
+    /// carry it, or nothing has to.
+    fn send_operation(
+        &mut self,
+        session: SessionId,
+        frame: &[u8],
+        now: Instant,
+        bus: &mut Bus,
+    ) -> bool {
+        bus.counters.in_bytes += frame.len() as u64;
+        let at = self.subscription_link();
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.subs_covered_by = if at.is_some() {
+                self.next_ping
+            } else {
+                u64::MAX
+            };
+        }
+        let Some(at) = at else {
+            if self.connect.verbose {
+                self.owe_oks(session, 1);
+            }
+            return false;
+        };
+        let link = &mut self.links[at];
+        link.out.push(frame);
+        link.note_unfenced(frame.len(), 0, now);
+        if link.verbose {
+            link.oks.push(OkOwner::Component, 1);
+        }
+        true
+    }
+
+    /// The link that SUBs and UNSUBs go to: where the ledger is in place or on its way.
+    fn subscription_link(&self) -> Option<usize> {
+        if self
+            .moving
+            .is_some_and(|planned| planned.reason == Failure::NewConnect)
+        {
+            return None;
+        }
+        self.links
+            .iter()
+            .position(|link| link.takes_subscriptions())
+    }
+
+    fn retire_subscriptions(&mut self, session: SessionId, now: Instant) {
+        let retired = self.subscriptions.retire_session(session);
+        let at = self
+            .links
+            .iter()
+            .position(|link| link.takes_subscriptions());
+        let Some(at) = at else {
+            for upstream in retired {
+                self.subscriptions.forget(upstream);
+            }
+            return;
+        };
+        let covered_by = self.next_ping;
+        let link = &mut self.links[at];
+        for upstream in retired {
+            encode::unsub(&mut self.scratch, upstream.text().as_bytes(), None);
+            link.retired.push_back((covered_by, upstream));
+            if link.verbose {
+                link.oks.push(OkOwner::Nobody, 1);
+            }
+        }
+        if !self.scratch.is_empty() {
+            link.out.push(&self.scratch);
+            link.note_unfenced(self.scratch.len(), 0, now);
+            self.scratch.clear();
+        }
+    }
+
+    /// Books `messages` publishes that were appended to a link, and fences where due (R7).
+    pub(super) fn appended_publishes(
+        &mut self,
+        at: usize,
+        bytes: usize,
+        messages: u64,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        let link = &mut self.links[at];
+        link.note_unfenced(bytes, messages, now);
+        if link.verbose {
+            link.oks.push(OkOwner::Component, messages);
+        }
+        let limits = &bus.settings.limits;
+        let due = link.unfenced_bytes >= limits.fence_bytes
+            || link.unfenced_messages >= limits.fence_messages as u64;
+        if due && bus.may_fence(now) {
+            self.push_ping(at, None, now, bus);
+        }
+    }
+
+    pub(super) fn arm_pong_hold(&mut self, session: SessionId, now: Instant, bus: &Bus) {
+        let hold = match (bus.settings.timings.pong_hold, bus.settings.delivery) {
+            (PongHold::After(hold), Delivery::AtMostOnce) => hold,
+            _ => return,
+        };
+        let until = now + hold;
+        if let Some(slot) = self.slots.get_mut(session.0 as usize)
+            && slot.pongs_until.is_none()
+        {
+            slot.pongs_until = Some(until);
+            self.note_slot_timeout(until);
+        }
+    }
+
+    fn owe_oks(&mut self, session: SessionId, count: u64) {
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.owed_oks += count;
+        }
+    }
+}

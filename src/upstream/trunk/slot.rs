@@ -1,0 +1,151 @@
+//! A session as its trunk sees it.
+
+use std::time::Instant;
+
+use crate::ledger::Held;
+use crate::net::{Outbox, Retention};
+use crate::proto::client::ClientFault;
+
+/// Why a session ends. A closed set: it labels a metric and says what the component hears.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The component closed its connection.
+    ComponentClosed,
+    /// The component's connection broke.
+    ComponentLost,
+    /// The component sent what a broker would not accept.
+    Fault(ClientFault),
+    /// The component sent another operation before CONNECT, with `lenient_connect` off.
+    ConnectExpected,
+    /// The component sent no CONNECT in time.
+    AuthTimeout,
+    /// What the component sent ahead of CONNECT is over its bound (R21).
+    EarlyBytesExceeded,
+    /// The brokers refused its credentials, with this text.
+    Refused(Box<[u8]>),
+    /// The component didn't read what was sent to it.
+    SlowConsumer,
+    /// The component answered no PING.
+    Stale,
+    /// Its CONNECT signs a broker's nonce, which can't be replayed (R18).
+    Signed,
+    /// natsmux is shutting down.
+    Drained,
+}
+
+impl CloseReason {
+    /// The text of the `-ERR` that the component hears; `None` closes silently.
+    pub fn error_text(&self) -> Option<&[u8]> {
+        match self {
+            Self::Fault(fault) => fault.error_text().map(str::as_bytes),
+            Self::ConnectExpected | Self::Signed => Some(b"Authorization Violation"),
+            Self::AuthTimeout => Some(b"Authentication Timeout"),
+            Self::Refused(text) => Some(text),
+            Self::Stale => Some(b"Stale Connection"),
+            Self::ComponentClosed
+            | Self::ComponentLost
+            | Self::EarlyBytesExceeded
+            | Self::SlowConsumer
+            | Self::Drained => None,
+        }
+    }
+
+    /// The label in metrics and logs.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::ComponentClosed => "component_closed",
+            Self::ComponentLost => "component_lost",
+            Self::Fault(_) => "protocol_error",
+            Self::ConnectExpected => "connect_expected",
+            Self::AuthTimeout => "auth_timeout",
+            Self::EarlyBytesExceeded => "early_bytes_exceeded",
+            Self::Refused(_) => "refused",
+            Self::SlowConsumer => "slow_consumer",
+            Self::Stale => "stale",
+            Self::Signed => "signed",
+            Self::Drained => "drained",
+        }
+    }
+}
+
+/// One session's state in its trunk.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// What goes to the component.
+    pub(super) out: Outbox,
+    /// Publishes that wait for a link.
+    pub(super) held: Held,
+    /// PONGs owed from before the present link, or from while there was none.
+    pub(super) owed_pongs: u32,
+    /// PONGs that wait for nothing but the brokers' verdict on the CONNECT.
+    pub(super) awaiting_verdict: u32,
+    /// `+OK`s owed from the same time (verbose sessions).
+    pub(super) owed_oks: u64,
+    /// Number of the first PING that covers the session's last SUB or UNSUB (R2).
+    pub(super) subs_covered_by: u64,
+    /// The same for its last publish.
+    pub(super) publishes_covered_by: u64,
+    /// PONGs that brokers still owe it on a live link.
+    pub(super) asked: u32,
+    /// When owed PONGs are released unproven (R3).
+    pub(super) pongs_until: Option<Instant>,
+    /// When a full buffer stops blocking the component (R6).
+    pub(super) blocked_until: Option<Instant>,
+    /// Whether further publishes are dropped (R6).
+    pub(super) dropping: bool,
+    /// The driver waits for [`Trunk::wants_read`](super::Trunk::wants_read) to change.
+    pub(super) parked: bool,
+    /// It need not wait any more, and the driver doesn't know yet.
+    pub(super) released: bool,
+    /// The session ends for this reason once the PING with this number is answered.
+    pub(super) finishing: Option<(u64, CloseReason)>,
+    /// Decided; the driver flushes and closes.
+    pub(super) closing: Option<CloseReason>,
+    /// Whether it is in the list of touched slots.
+    pub(super) touched: bool,
+}
+
+impl Slot {
+    pub(super) fn new(out: Outbox) -> Self {
+        Self {
+            out,
+            held: Held::default(),
+            owed_pongs: 0,
+            awaiting_verdict: 0,
+            owed_oks: 0,
+            subs_covered_by: 0,
+            publishes_covered_by: 0,
+            asked: 0,
+            pongs_until: None,
+            blocked_until: None,
+            dropping: false,
+            parked: false,
+            released: false,
+            finishing: None,
+            closing: None,
+            touched: false,
+        }
+    }
+
+    /// Whether something of it isn't behind an answered PING. `answered` is the number of
+    /// the last one that was.
+    pub(super) fn is_unproven(&self, answered: u64) -> bool {
+        !self.held.is_empty()
+            || self.subs_covered_by > answered
+            || self.publishes_covered_by > answered
+    }
+
+    /// When this slot needs a timer.
+    pub(super) fn timeout(&self) -> Option<Instant> {
+        match (self.pongs_until, self.blocked_until) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self::new(Outbox::new(Retention::UntilWritten))
+    }
+}

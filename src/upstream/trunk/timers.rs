@@ -1,0 +1,171 @@
+//! The clock: deadlines of links, fences, silence, and what slots wait for.
+
+use std::time::{Duration, Instant};
+
+use super::Trunk;
+use super::action::{Action, Report};
+use super::link::{Link, Phase};
+use crate::ledger::SessionId;
+use crate::proto::encode;
+use crate::upstream::backoff::unit;
+use crate::upstream::bus::Bus;
+use crate::upstream::roster::Failure;
+
+/// A tick that comes later than this restarts the clocks of silence (R9).
+const LATE: Duration = Duration::from_millis(250);
+/// Pause before a fence that the bus's rate didn't allow.
+const FENCE_PAUSE: Duration = Duration::from_millis(10);
+
+impl Trunk {
+    /// When [`Trunk::handle_timeout`] wants to be called. May be too early, never too late.
+    pub fn poll_timeout(&self, bus: &Bus) -> Option<Instant> {
+        let links = self.links.iter().flat_map(|link| {
+            [
+                link.deadline,
+                self.fence_due(link, bus),
+                self.silent_at(link, bus),
+            ]
+        });
+        links
+            .chain([
+                self.round.retry_at,
+                self.refusal_due(bus),
+                self.slots_timeout,
+            ])
+            .flatten()
+            .min()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant, bus: &mut Bus) {
+        if let Some(due) = self.poll_timeout(bus)
+            && now.saturating_duration_since(due) > LATE
+        {
+            self.clock_floor = Some(now);
+        }
+        self.end_overdue_links(now, bus);
+        for at in 0..self.links.len() {
+            if self
+                .fence_due(&self.links[at], bus)
+                .is_some_and(|due| due <= now)
+            {
+                self.fence(at, now, bus);
+            }
+        }
+        if self.round.retry_at.is_some_and(|at| at <= now) {
+            self.round.avoid.clear();
+            self.next_attempt(now, bus);
+        }
+        self.check_refused(now, bus);
+        if self.slots_timeout.is_some_and(|at| at <= now) {
+            self.handle_slot_timeouts(now, bus);
+        }
+    }
+
+    fn end_overdue_links(&mut self, now: Instant, bus: &mut Bus) {
+        let overdue = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let mut at = 0;
+        while at < self.links.len() {
+            let link = &self.links[at];
+            let failure = match link.phase {
+                _ if overdue(self.silent_at(link, bus)) => Failure::Silent,
+                _ if !overdue(link.deadline) => {
+                    at += 1;
+                    continue;
+                }
+                Phase::Fenced => {
+                    self.links[at].deadline = None;
+                    self.pass_barrier(now, bus);
+                    at += 1;
+                    continue;
+                }
+                Phase::Connecting => Failure::ConnectTimeout,
+                Phase::AwaitingInfo => Failure::InfoTimeout,
+                _ => Failure::Silent,
+            };
+            let id = link.id;
+            self.fail(at, failure, now, bus);
+            // The failure may have added links; look at all again, bounded by their number.
+            at = if self.has_link(id) { at + 1 } else { 0 };
+        }
+    }
+
+    fn fence(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        if self.links[at].unfenced_since.is_some() && !bus.may_fence(now) {
+            let interval = bus.settings.timings.fence_interval;
+            let since = (now + FENCE_PAUSE).checked_sub(interval).unwrap_or(now);
+            self.links[at].unfenced_since = Some(since);
+            return;
+        }
+        self.push_ping(at, None, now, bus);
+    }
+
+    /// R7: 50 ms behind an unfenced operation, and on an idle link every 30 s with jitter.
+    fn fence_due(&self, link: &Link, bus: &Bus) -> Option<Instant> {
+        if !matches!(link.phase, Phase::Live) {
+            return None;
+        }
+        let timings = &bus.settings.timings;
+        let idle = timings.idle_fence_interval;
+        let jitter = idle.mul_f64(0.2 * unit(self.id.0 ^ (self.next_ping << 20)));
+        let idle_due = link.last_ping_at + idle - jitter;
+        let due = link
+            .unfenced_since
+            .map_or(idle_due, |since| since + timings.fence_interval);
+        Some(due.min(idle_due))
+    }
+
+    /// R9: when the oldest unanswered PING makes the link dead, if nothing is read until
+    /// then; at three times that, whatever is read.
+    fn silent_at(&self, link: &Link, bus: &Bus) -> Option<Instant> {
+        if !matches!(
+            link.phase,
+            Phase::Replaying | Phase::Live | Phase::Leaving(_)
+        ) {
+            return None;
+        }
+        let oldest = link.pings.oldest()?;
+        let timeout = bus.settings.timings.link_timeout;
+        let asked = self
+            .clock_floor
+            .map_or(oldest.at, |floor| floor.max(oldest.at));
+        let quiet = asked.max(link.last_read_at) + timeout;
+        Some(quiet.min(asked + 3 * timeout))
+    }
+
+    fn handle_slot_timeouts(&mut self, now: Instant, bus: &mut Bus) {
+        self.slots_timeout = None;
+        for session in self.sessions() {
+            let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+            let slot = &mut self.slots[session.0 as usize];
+            if due(slot.pongs_until) {
+                self.release_pongs(session, bus);
+            }
+            let slot = &mut self.slots[session.0 as usize];
+            if due(slot.blocked_until) {
+                slot.blocked_until = None;
+                slot.dropping = true;
+                let held_bytes = slot.held.bytes();
+                self.actions
+                    .push_back(Action::Report(Report::Dropping { held_bytes }));
+                self.release(session);
+            }
+            if let Some(at) = self.slots[session.0 as usize].timeout() {
+                self.note_slot_timeout(at);
+            }
+        }
+    }
+
+    /// R3: the owed PONGs now mean *held by natsmux*.
+    fn release_pongs(&mut self, session: SessionId, bus: &mut Bus) {
+        let slot = &mut self.slots[session.0 as usize];
+        slot.pongs_until = None;
+        let pongs = u64::from(std::mem::take(&mut slot.owed_pongs));
+        for _ in 0..pongs {
+            self.deliver(session, &[encode::PONG], bus);
+        }
+        bus.counters.pongs_unproven += pongs;
+        self.actions
+            .push_back(Action::Report(Report::Unproven { pongs }));
+    }
+}
