@@ -1,0 +1,28 @@
+# natsmux: `make help` lists what can be made.
+
+.DEFAULT_GOAL := help
+.PHONY: help run build broker test-deps check test
+
+export PORT HTTP KILL NATS_SERVER
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
+
+run: ## the demo: two brokers, natsmux, a broker killed every 10 s (PORT=4222 HTTP=8222 KILL=0 NATS_SERVER=path)
+	@python3 tests/demo/run.py --check
+	@test -n "$$NATS_SERVER" || python3 tests/tools/fetch-broker >/dev/null
+	cargo build --release
+	@exec python3 tests/demo/run.py
+
+build: ## the daemon, in release
+	cargo build --release
+
+test-deps: ## what the tests need (as root: Debian packages; the rest under target/)
+	@tests/tools/install-test-deps
+
+check: ## formatting and lints
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+
+test: test-deps check ## everything: dependencies, formatting, lints, all tests
+	cargo test
