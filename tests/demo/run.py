@@ -62,15 +62,24 @@ def broker_binary():
     return binary
 
 
-def make_was_interrupted(parent):
-    """make waits for its recipe after SIGINT without passing it on, but it resets
-    its handler first: a make that no longer catches SIGINT wants to end."""
-    try:
-        status = pathlib.Path(f"/proc/{parent}/status").read_text()
-    except OSError:
-        return True
-    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    return fields.get("Name") == "make" and not int(fields["SigCgt"], 16) & SIGINT_BIT
+class ParentMake:
+    """make waits for its recipe after SIGINT without passing the signal on, but it
+    resets its handler first: a make that stopped catching SIGINT wants to end."""
+
+    def __init__(self):
+        self._pid = os.getppid()
+        self._caught_at_start = self._catches_sigint()
+
+    def _catches_sigint(self):
+        try:
+            status = pathlib.Path(f"/proc/{self._pid}/status").read_text()
+        except OSError:
+            return False
+        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        return fields.get("Name") == "make" and bool(int(fields["SigCgt"], 16) & SIGINT_BIT)
+
+    def wants_to_end(self):
+        return self._caught_at_start and not self._catches_sigint()
 
 
 class Demo:
@@ -78,7 +87,7 @@ class Demo:
 
     def __init__(self, folder):
         self.folder = folder
-        self.parent = os.getppid()
+        self.make = ParentMake()
         self.killing = os.environ.get("KILL", "1") != "0"
         self.ports = {"PORT": port_from("PORT", 4222), "HTTP": port_from("HTTP", 8222)}
         self.brokers, self.peers = [], []
@@ -150,9 +159,9 @@ class Demo:
             second += 1
             while not stopping.wait(min(0.1, max(0.0, started + second - time.monotonic()))):
                 self.restart_due()
-                if time.monotonic() >= started + second or make_was_interrupted(self.parent):
+                if time.monotonic() >= started + second or self.make.wants_to_end():
                     break
-            if stopping.is_set() or make_was_interrupted(self.parent):
+            if stopping.is_set() or self.make.wants_to_end():
                 break
             if complaint := self.dead_daemon():
                 raise Failure(complaint)
