@@ -1,0 +1,189 @@
+//! The daemon under test.
+
+use std::fs;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{Cluster, HttpAnswer, PATIENCE, Port, Process, RawClient, http_get, wait_for};
+
+const CONFIG_FILE: &str = "natsmux.toml";
+
+/// How natsmux is started.
+#[derive(Debug, Clone, Default)]
+pub struct NatsmuxOptions {
+    /// URLs of its brokers.
+    pub brokers: Vec<String>,
+    /// More arguments of `run`.
+    pub args: Vec<String>,
+    /// A configuration file instead of `--listen` and `--broker`; `{listen}` and `{http}`
+    /// in it become the addresses.
+    pub config: Option<String>,
+}
+
+/// A running natsmux. Dropping it kills it; its log is printed when the test panics.
+#[derive(Debug)]
+pub struct Natsmux {
+    listen: Port,
+    http: Port,
+    folder: TempDir,
+    process: Process,
+}
+
+impl Natsmux {
+    /// natsmux in front of `cluster`, healthy already.
+    pub fn start(cluster: &Cluster) -> Self {
+        let natsmux = Self::launch(&NatsmuxOptions {
+            brokers: cluster.urls(),
+            ..NatsmuxOptions::default()
+        });
+        natsmux.wait_healthy()
+    }
+
+    /// natsmux with options, started but not waited for (its brokers may be dead).
+    pub fn launch(options: &NatsmuxOptions) -> Self {
+        let (listen, http) = (Port::reserve(), Port::reserve());
+        let folder = TempDir::new().expect("a temporary folder");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_natsmux"));
+        command.arg("run");
+        match &options.config {
+            Some(text) => {
+                let path = folder.path().join(CONFIG_FILE);
+                fs::write(&path, fill(text, &listen, &http)).expect("a configuration file");
+                command.arg("-c").arg(path);
+            }
+            None => {
+                command.args(["--listen", &listen.address()]);
+                command.args(["--http", &http.address()]);
+                command.args(["--broker", &options.brokers.join(",")]);
+            }
+        }
+        command.args(&options.args);
+        let process = Process::start("natsmux", &mut command, &folder.path().join("natsmux.log"));
+        Self {
+            listen,
+            http,
+            folder,
+            process,
+        }
+    }
+
+    /// Waits until `/healthz` answers 200.
+    ///
+    /// # Panics
+    ///
+    /// If it doesn't in time, or natsmux ends.
+    #[must_use]
+    pub fn wait_healthy(mut self) -> Self {
+        wait_for("natsmux to be healthy", PATIENCE, || {
+            let ended = self.process.ended();
+            assert!(ended.is_none(), "natsmux ended at once: {ended:?}");
+            self.is_healthy().then_some(())
+        });
+        self
+    }
+
+    /// True while `/healthz` answers 200.
+    pub fn is_healthy(&self) -> bool {
+        self.get("/healthz").is_some_and(|answer| answer.status == 200)
+    }
+
+    /// `127.0.0.1:PORT` for components.
+    pub fn address(&self) -> String {
+        self.listen.address()
+    }
+
+    /// `nats://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("nats://{}", self.address())
+    }
+
+    /// `127.0.0.1:PORT` of its HTTP side.
+    pub fn http_address(&self) -> String {
+        self.http.address()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// An answer of its HTTP side, `None` while it doesn't answer.
+    pub fn get(&self, path: &str) -> Option<HttpAnswer> {
+        http_get(&self.http.address(), path).ok()
+    }
+
+    /// The object `natsmux` of `/varz`.
+    ///
+    /// # Panics
+    ///
+    /// If `/varz` doesn't answer with one.
+    pub fn varz(&self) -> Value {
+        let answer = self.get("/varz").expect("an answer of /varz");
+        let mut varz: Value = serde_json::from_str(&answer.body).expect("/varz is JSON");
+        assert!(varz["natsmux"].is_object(), "no natsmux in {varz}");
+        varz["natsmux"].take()
+    }
+
+    /// One counter of `/varz`.
+    pub fn counter(&self, name: &str) -> u64 {
+        let varz = self.varz();
+        let value = varz[name].as_u64();
+        value.unwrap_or_else(|| panic!("{name} is no counter of {varz}"))
+    }
+
+    /// `host:port` of the broker that the first bus uses.
+    pub fn current_broker(&self) -> Option<String> {
+        self.varz()["buses"][0]["current"].as_str().map(str::to_owned)
+    }
+
+    /// Waits until `test` holds for `/varz`, and returns that.
+    pub fn wait_varz(&self, what: &str, patience: Duration, test: impl Fn(&Value) -> bool) -> Value {
+        wait_for(what, patience, || Some(self.varz()).filter(&test))
+    }
+
+    /// A raw client that has read INFO and is past CONNECT and PONG.
+    pub fn client(&self) -> RawClient {
+        RawClient::ready(&self.address())
+    }
+
+    /// Rewrites the configuration file; `{listen}` and `{http}` become the addresses.
+    pub fn rewrite_config(&self, text: &str) {
+        let path = self.folder.path().join(CONFIG_FILE);
+        fs::write(path, fill(text, &self.listen, &self.http)).expect("a configuration file");
+    }
+
+    /// SIGHUP: reload.
+    pub fn sighup(&mut self) {
+        self.process.signal(Signal::HUP);
+    }
+
+    /// SIGTERM; returns how it ended.
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.process.signal(Signal::TERM);
+        self.process.wait()
+    }
+
+    /// How it ended, `None` while it runs.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.process.wait()
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+}
+
+fn fill(text: &str, listen: &Port, http: &Port) -> String {
+    text.replace("{listen}", &listen.address())
+        .replace("{http}", &http.address())
+}
