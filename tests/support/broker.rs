@@ -196,7 +196,9 @@ impl Broker {
     pub fn restart(&mut self) {
         self.kill();
         let mut command = Command::new(self.options.version.program());
-        command.arg("-c").arg(self.folder.path().join("broker.conf"));
+        command
+            .arg("-c")
+            .arg(self.folder.path().join("broker.conf"));
         let log = self.folder.path().join("broker.log");
         self.process = Some(Process::start(&self.name, &mut command, &log));
         let what = format!("INFO of {} on {}", self.name, self.address());

@@ -88,7 +88,8 @@ impl Natsmux {
 
     /// True while `/healthz` answers 200.
     pub fn is_healthy(&self) -> bool {
-        self.get("/healthz").is_some_and(|answer| answer.status == 200)
+        self.get("/healthz")
+            .is_some_and(|answer| answer.status == 200)
     }
 
     /// `127.0.0.1:PORT` for components.
@@ -137,11 +138,18 @@ impl Natsmux {
 
     /// `host:port` of the broker that the first bus uses.
     pub fn current_broker(&self) -> Option<String> {
-        self.varz()["buses"][0]["current"].as_str().map(str::to_owned)
+        self.varz()["buses"][0]["current"]
+            .as_str()
+            .map(str::to_owned)
     }
 
     /// Waits until `test` holds for `/varz`, and returns that.
-    pub fn wait_varz(&self, what: &str, patience: Duration, test: impl Fn(&Value) -> bool) -> Value {
+    pub fn wait_varz(
+        &self,
+        what: &str,
+        patience: Duration,
+        test: impl Fn(&Value) -> bool,
+    ) -> Value {
         wait_for(what, patience, || Some(self.varz()).filter(&test))
     }
 

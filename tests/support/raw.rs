@@ -171,7 +171,10 @@ impl RawClient {
     fn read_more(&mut self, deadline: Instant, what: &str) {
         let open = self.try_read(deadline, what);
         let unread = String::from_utf8_lossy(&self.unread);
-        assert!(open, "{what} expected, but the peer closed after {unread:?}");
+        assert!(
+            open,
+            "{what} expected, but the peer closed after {unread:?}"
+        );
     }
 
     /// False at the end of the stream. A reset counts as an end.

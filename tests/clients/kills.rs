@@ -1,0 +1,178 @@
+//! Twenty SIGKILLs in a row over one unbroken connection of every client.
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::client::{Client, Kind, Mode};
+use crate::support::{Cluster, Natsmux, PATIENCE, Version, wait_for};
+
+const KILLS: u64 = 20;
+/// Messages a second of all clients together.
+const RATE: u64 = Kind::ALL.len() as u64 * 500;
+/// R5: what may be in doubt after one SIGKILL.
+const DOUBT_PER_KILL: u64 = RATE / 10;
+/// R4: a confirmed message can die in the killed broker's queues, 5 ms of them at most.
+const UNPROVEN_PER_KILL: u64 = RATE / 200;
+
+#[test]
+fn twenty_kills_of_a_2_15_broker_are_noticed_by_no_client() {
+    twenty_kills(Version::V215);
+}
+
+#[test]
+fn twenty_kills_of_a_2_9_broker_are_noticed_by_no_client() {
+    twenty_kills(Version::V29);
+}
+
+fn twenty_kills(version: Version) {
+    let mut cluster = Cluster::start(version, 2);
+    let natsmux = Natsmux::start(&cluster);
+    let mut clients = Kind::ALL.map(|kind| {
+        let prefix = format!("{kind:?}");
+        Client::start(kind, &natsmux.url(), &prefix, Mode::Steady)
+    });
+    wait_for_flow(&mut clients, "at the start");
+    let mut longest = Duration::ZERO;
+    for round in 1..=KILLS {
+        longest = longest.max(kill_active(&mut cluster, &natsmux, &mut clients, round));
+    }
+    let totals = totals(clients);
+    let varz = natsmux.wait_varz("no publish to wait", PATIENCE, |varz| varz["waiting"] == 0);
+    print_figures(version, &totals, &varz, longest);
+    check(&totals, &varz);
+}
+
+/// Kills the broker in use, waits until every client's messages flow again, and brings the
+/// broker back. Returns how long the flow took.
+fn kill_active(
+    cluster: &mut Cluster,
+    natsmux: &Natsmux,
+    clients: &mut [Client],
+    round: u64,
+) -> Duration {
+    let current = natsmux.current_broker();
+    let victim = current.as_deref().and_then(|c| cluster.index_of(c));
+    let victim = victim.unwrap_or_else(|| panic!("round {round}: no broker is {current:?}"));
+    cluster.broker(victim).kill();
+    let killed = Instant::now();
+    wait_for("natsmux to use the other broker", PATIENCE, || {
+        let now = natsmux.current_broker();
+        (now.is_some() && now != current && natsmux.is_healthy()).then_some(())
+    });
+    wait_for_flow(clients, &format!("after kill {round}"));
+    let silence = killed.elapsed();
+    cluster.restart(victim);
+    wait_for_flow(clients, &format!("after return {round}"));
+    silence
+}
+
+/// Waits until every client received a message that it published after this call.
+fn wait_for_flow(clients: &mut [Client], when: &str) {
+    for client in clients {
+        client.refresh();
+        // The newest report is up to 100 ms old: skip what may be on its way already.
+        let goal = client.published + 100;
+        let what = format!("{:?} to receive message {goal} {when}", client.kind);
+        wait_for(&what, PATIENCE, || {
+            client.refresh();
+            (client.received >= goal).then_some(())
+        });
+    }
+}
+
+/// The sums of what the clients report at the end.
+#[derive(Debug, Default)]
+struct Totals {
+    published: u64,
+    others: u64,
+    received: u64,
+    missing: u64,
+    duplicates: u64,
+    out_of_order: u64,
+    disconnects: u64,
+    errors: u64,
+    /// Clients that ended well.
+    content: usize,
+}
+
+fn totals(mut clients: [Client; 4]) -> Totals {
+    for client in &mut clients {
+        client.stop();
+    }
+    let mut totals = Totals::default();
+    for client in clients {
+        let kind = client.kind;
+        let (events, content) = client.finish();
+        let report = events.last().filter(|event| event["event"] == "report");
+        let report = report.unwrap_or_else(|| panic!("{kind:?} ends without a report: {events:?}"));
+        let count = |name: &str| report[name].as_u64().unwrap_or(0);
+        totals.published += count("published");
+        totals.others += count("others");
+        totals.received += count("received");
+        totals.missing += count("missing");
+        totals.duplicates += count("duplicates");
+        totals.out_of_order += count("out_of_order");
+        totals.disconnects += count("disconnects");
+        totals.errors += count("errors");
+        totals.content += usize::from(content);
+    }
+    totals
+}
+
+fn counter(varz: &Value, name: &str) -> u64 {
+    let value = varz[name].as_u64();
+    value.unwrap_or_else(|| panic!("{name} is no counter of {varz}"))
+}
+
+fn print_figures(version: Version, totals: &Totals, varz: &Value, longest: Duration) {
+    let figures = [
+        "published",
+        "confirmed",
+        "in_doubt",
+        "refused",
+        "dropped",
+        "waiting",
+        "moved",
+        "failovers",
+    ]
+    .map(|name| format!("{name}={}", counter(varz, name)))
+    .join(" ");
+    let unproven = totals.missing.saturating_sub(counter(varz, "in_doubt"));
+    // Past the test runner's capture: the figures are what the test is for.
+    let _ = writeln!(
+        io::stdout(),
+        "{version:?}: {KILLS} kills, flow back within {} ms\n  clients: {totals:?}\n  \
+         natsmux: {figures}\n  missing though confirmed: {unproven}",
+        longest.as_millis()
+    );
+}
+
+fn check(totals: &Totals, varz: &Value) {
+    assert_eq!(totals.disconnects, 0, "disconnects");
+    assert_eq!(totals.errors, 0, "errors");
+    assert_eq!(totals.duplicates, 0, "duplicates");
+    assert_eq!(totals.out_of_order, 0, "out of order");
+    assert_eq!(totals.content, Kind::ALL.len(), "clients that ended well");
+    let in_doubt = counter(varz, "in_doubt");
+    let published = counter(varz, "published");
+    assert_eq!(published, totals.published + totals.others, "R4: published");
+    let parts = ["confirmed", "in_doubt", "refused", "dropped", "waiting"];
+    let sum: u64 = parts.iter().map(|name| counter(varz, name)).sum();
+    assert_eq!(published, sum, "R4: the sum of {parts:?}");
+    assert!(
+        in_doubt <= KILLS * DOUBT_PER_KILL,
+        "R5: {in_doubt} in doubt"
+    );
+    let missing = totals.missing;
+    let bound = in_doubt + KILLS * UNPROVEN_PER_KILL;
+    assert!(
+        missing <= bound,
+        "R4: {missing} missing, {in_doubt} in doubt"
+    );
+    assert!(
+        counter(varz, "failovers") >= KILLS,
+        "every kill is a failover"
+    );
+}

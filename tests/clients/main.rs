@@ -1,0 +1,11 @@
+//! Real client libraries through natsmux, their own reconnect off.
+//!
+//! What they can do must be what they can do on a broker, and a broker's death must be
+//! nothing that they notice.
+
+mod basic;
+mod client;
+mod kills;
+mod rust_client;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,94 @@
+//! async-nats as a component, on the contract of the other client programs.
+//!
+//! async-nats can't be told never to reconnect; with `max_reconnects(1)` it may once, and
+//! every disconnect is counted, so that one shows.
+
+mod basic;
+mod steady;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
+use serde_json::{Value, json};
+
+pub(crate) use basic::basic;
+pub(crate) use steady::steady;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What went wrong on all connections of one client.
+#[derive(Default)]
+struct Counts {
+    disconnects: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Counts {
+    fn values(&self) -> (u64, u64) {
+        let disconnects = self.disconnects.load(Ordering::Relaxed);
+        (disconnects, self.errors.load(Ordering::Relaxed))
+    }
+}
+
+fn options(counts: &Arc<Counts>) -> ConnectOptions {
+    let counts = Arc::clone(counts);
+    ConnectOptions::new()
+        .max_reconnects(1)
+        .connection_timeout(PATIENCE)
+        .event_callback(move |event| {
+            let counter = match event {
+                Event::Disconnected => Some(&counts.disconnects),
+                Event::ServerError(_) | Event::ClientError(_) | Event::SlowConsumer(_) => {
+                    Some(&counts.errors)
+                }
+                _ => None,
+            };
+            if let Some(counter) = counter {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+            async {}
+        })
+}
+
+async fn connect(url: &str, counts: &Arc<Counts>) -> Result<Client, ConnectError> {
+    options(counts).connect(url).await
+}
+
+/// The transcript: what was got, held against what is expected.
+struct Transcript {
+    events: Sender<Value>,
+    content: bool,
+}
+
+impl Transcript {
+    fn new(events: Sender<Value>) -> Self {
+        Self {
+            events,
+            content: true,
+        }
+    }
+
+    fn step(&mut self, name: &str, got: Value, expected: Value) {
+        let ok = got == expected;
+        self.content &= ok;
+        // The test may have given up already.
+        let _ = self
+            .events
+            .send(json!({"event": "step", "name": name, "got": got, "ok": ok}));
+    }
+}
+
+/// Connects with a wrong password.
+pub(crate) async fn refused(url: &str, events: Sender<Value>) -> bool {
+    let mut transcript = Transcript::new(events);
+    let got = match connect(url, &Arc::default()).await {
+        Ok(_) => "admitted".to_owned(),
+        Err(error) => format!("{:?}", error.kind()),
+    };
+    let expected = format!("{:?}", ConnectErrorKind::AuthorizationViolation);
+    transcript.step("refused", json!(got), json!(expected));
+    transcript.content
+}
