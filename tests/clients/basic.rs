@@ -59,7 +59,9 @@ fn compare(kind: Kind, options: &BrokerOptions, scheme: &str, mode: Mode) {
 fn transcript(kind: Kind, url: &str, mode: Mode) -> Vec<Value> {
     let client = Client::start(kind, url, "basic", mode);
     let (events, content) = client.finish();
-    assert!(content, "{kind:?} {mode:?} on {url}: {events:#?}");
+    let lines: Vec<_> = events.iter().map(Value::to_string).collect();
+    let lines = lines.join("\n");
+    assert!(content, "{kind:?} {mode:?} on {url}:\n{lines}");
     assert!(!events.is_empty(), "{kind:?} {mode:?} says nothing");
     events
 }

@@ -100,9 +100,9 @@ pub struct Broker {
     name: String,
     client: Port,
     monitor: Port,
-    folder: TempDir,
-    /// `None` before the first start.
+    /// `None` before the first start. Dropped before the folder that holds its log.
     process: Option<Process>,
+    folder: TempDir,
 }
 
 impl Broker {

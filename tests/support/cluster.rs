@@ -69,10 +69,10 @@ impl Cluster {
             .collect();
         for &from in &running {
             for &to in running.iter().filter(|&&to| to != from) {
-                let name = self.brokers[to].name().to_owned();
-                let broker = &self.brokers[from];
-                let what = format!("routes from {} to {name}", broker.name());
-                wait_for(&what, PATIENCE, || is_routed(broker, &name).then_some(()));
+                let (broker, peer) = (&self.brokers[from], &self.brokers[to]);
+                let what = format!("routes from {} to {}", broker.name(), peer.name());
+                let routed = || is_routed(broker, peer)?.then_some(());
+                wait_for(&what, PATIENCE, routed);
             }
         }
     }
@@ -93,16 +93,15 @@ fn membership(routes: &[Port], own: usize) -> String {
 }
 
 /// 2.15 has a pool of three routes to each peer and one for the system account; an account's
-/// messages pass only when its own one is up.
-fn is_routed(broker: &Broker, peer: &str) -> bool {
+/// messages pass only when its own one is up. A server's id is new at every start, so that a
+/// route to the peer's former life doesn't count.
+fn is_routed(broker: &Broker, peer: &Broker) -> Option<bool> {
     let wanted = match broker.version() {
         Version::V29 => 1,
         Version::V215 => 4,
     };
-    let Some(routez) = broker.monitoring("/routez") else {
-        return false;
-    };
-    let routes = routez["routes"].as_array().map_or(&[][..], Vec::as_slice);
-    let up = routes.iter().filter(|r| r["remote_name"] == peer).count();
-    up >= wanted
+    let (routez, peer) = (broker.monitoring("/routez")?, peer.monitoring("/routez")?);
+    let routes = routez["routes"].as_array()?.iter();
+    let up = routes.filter(|route| route["remote_id"] == peer["server_id"]);
+    Some(up.count() >= wanted)
 }

@@ -29,8 +29,9 @@ pub struct NatsmuxOptions {
 pub struct Natsmux {
     listen: Port,
     http: Port,
-    folder: TempDir,
+    /// Dropped before the folder that holds its log.
     process: Process,
+    folder: TempDir,
 }
 
 impl Natsmux {

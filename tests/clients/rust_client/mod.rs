@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use serde_json::{Value, json};
 
 pub(crate) use basic::basic;
@@ -33,9 +33,19 @@ impl Counts {
     }
 }
 
-fn options(counts: &Arc<Counts>) -> ConnectOptions {
+/// async-nats takes no credentials from the URL.
+fn options(url: &str, counts: &Arc<Counts>) -> ConnectOptions {
     let counts = Arc::clone(counts);
-    ConnectOptions::new()
+    let address = url.parse::<ServerAddr>().ok();
+    let user = address.as_ref().and_then(ServerAddr::username);
+    let password = address.as_ref().and_then(ServerAddr::password);
+    let options = match (user, password) {
+        (Some(user), Some(password)) => {
+            ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
+        }
+        _ => ConnectOptions::new(),
+    };
+    options
         .max_reconnects(1)
         .connection_timeout(PATIENCE)
         .event_callback(move |event| {
@@ -54,7 +64,7 @@ fn options(counts: &Arc<Counts>) -> ConnectOptions {
 }
 
 async fn connect(url: &str, counts: &Arc<Counts>) -> Result<Client, ConnectError> {
-    options(counts).connect(url).await
+    options(url, counts).connect(url).await
 }
 
 /// The transcript: what was got, held against what is expected.
