@@ -143,7 +143,7 @@ fn print_figures(version: Version, totals: &Totals, varz: &Value, longest: Durat
     // Past the test runner's capture: the figures are what the test is for.
     let _ = writeln!(
         io::stdout(),
-        "{version:?}: {KILLS} kills, flow back within {} ms\n  clients: {totals:?}\n  \
+        "{version:?}: {KILLS} kills, every client past 100 new messages within {} ms\n  clients: {totals:?}\n  \
          natsmux: {figures}\n  missing though confirmed: {unproven}",
         longest.as_millis()
     );
