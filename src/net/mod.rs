@@ -7,6 +7,7 @@ mod outbox;
 mod partial;
 mod port;
 pub mod socket;
+mod unacked;
 
 pub use outbox::{Outbox, Retention, Unproven};
 pub use partial::Partial;

@@ -11,6 +11,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 
+pub use super::unacked::unacked_bytes;
+
 /// Size of the buffer that a readable socket borrows, in bytes. Smaller ones cost CPU at
 /// high rates; an idle connection owns none.
 pub const READ_BYTES: usize = 256 * 1024;

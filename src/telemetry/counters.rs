@@ -48,6 +48,10 @@ counters! {
     pongs_unproven,
     /// Changes of the link that publishes go to, counted for each trunk.
     failovers,
+    /// Times that a broker's sentinel waited too long for an answer (R8).
+    suspicions,
+    /// Milliseconds that brokers were suspect and answered in the end.
+    suspect_ms,
     /// Links that were told everything from a ledger again.
     replays,
     /// SUBs that replays sent.

@@ -2,15 +2,17 @@
 //! know its neighbours' subscriptions.
 //!
 //! A trunk joins when it dials a link to replay on, and leaves when its replay is fenced,
-//! or when it is refused or has to wait. The barrier is open while nobody has joined, and
-//! at the latest `replay_barrier` after the first replay was fenced.
+//! or when it is refused or has to wait. *Stragglers* are trunks that are still attached to
+//! a broker that others have left for dead: they will have to replay too. The barrier is
+//! open while there is neither, and at the latest `replay_barrier` after the first replay
+//! was fenced.
 
 use std::time::{Duration, Instant};
 
 /// Counts the trunks of a bus that are replaying.
 #[derive(Debug, Default)]
 pub struct Barrier {
-    replaying: u32,
+    replaying: usize,
     opens_at: Option<Instant>,
 }
 
@@ -20,29 +22,34 @@ impl Barrier {
         self.replaying += 1;
     }
 
-    /// A trunk is done, or can't replay now. Returns whether the barrier is open by that.
-    pub fn leave(&mut self) -> bool {
+    /// A trunk is done, or can't replay now.
+    pub fn leave(&mut self) {
         debug_assert!(self.replaying > 0);
         self.replaying = self.replaying.saturating_sub(1);
-        if self.replaying == 0 {
+    }
+
+    /// Whether nobody is waited for. Then the next round has its full time again.
+    pub fn is_open(&mut self, stragglers: usize) -> bool {
+        let open = self.replaying == 0 && stragglers == 0;
+        if open {
             self.opens_at = None;
         }
-        self.replaying == 0
+        open
     }
 
     /// A trunk whose replay is fenced may publish from this time on; `None`: now. `limit`
     /// is `replay_barrier`.
-    pub fn opens_at(&mut self, now: Instant, limit: Duration) -> Option<Instant> {
-        if self.replaying == 0 {
+    pub fn opens_at(
+        &mut self,
+        stragglers: usize,
+        now: Instant,
+        limit: Duration,
+    ) -> Option<Instant> {
+        if self.is_open(stragglers) {
             return None;
         }
         let opens_at = *self.opens_at.get_or_insert(now + limit);
         (opens_at > now).then_some(opens_at)
-    }
-
-    /// Number of trunks that are replaying.
-    pub fn replaying(&self) -> u32 {
-        self.replaying
     }
 }
 
@@ -58,10 +65,18 @@ mod tests {
         let mut barrier = Barrier::default();
         barrier.join();
         barrier.join();
-        assert!(!barrier.leave());
-        assert_eq!(barrier.opens_at(now, LIMIT), Some(now + LIMIT));
-        assert!(barrier.leave());
-        assert_eq!(barrier.opens_at(now, LIMIT), None);
+        barrier.leave();
+        assert_eq!(barrier.opens_at(0, now, LIMIT), Some(now + LIMIT));
+        barrier.leave();
+        assert_eq!(barrier.opens_at(0, now, LIMIT), None);
+    }
+
+    #[test]
+    fn those_who_have_yet_to_notice_are_waited_for() {
+        let now = Instant::now();
+        let mut barrier = Barrier::default();
+        assert_eq!(barrier.opens_at(1, now, LIMIT), Some(now + LIMIT));
+        assert_eq!(barrier.opens_at(0, now, LIMIT), None);
     }
 
     #[test]
@@ -69,9 +84,9 @@ mod tests {
         let now = Instant::now();
         let mut barrier = Barrier::default();
         barrier.join();
-        assert_eq!(barrier.opens_at(now, LIMIT), Some(now + LIMIT));
+        assert_eq!(barrier.opens_at(0, now, LIMIT), Some(now + LIMIT));
         let later = now + LIMIT / 2;
-        assert_eq!(barrier.opens_at(later, LIMIT), Some(now + LIMIT));
-        assert_eq!(barrier.opens_at(now + LIMIT, LIMIT), None);
+        assert_eq!(barrier.opens_at(0, later, LIMIT), Some(now + LIMIT));
+        assert_eq!(barrier.opens_at(0, now + LIMIT, LIMIT), None);
     }
 }

@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use super::admission::Admission;
 use super::barrier::Barrier;
-use super::roster::{BrokerId, Pick, Roster};
+use super::roster::{Broker, BrokerId, Health, Pick, Roster};
+use super::watch::Watches;
 use crate::config::{Admit, BusLimits, Delivery, Timings};
 use crate::telemetry::Counters;
 
@@ -86,6 +87,8 @@ pub struct Bus {
     pub barrier: Barrier,
     /// R16.
     pub admission: Admission,
+    /// R7, R8.
+    pub watches: Watches,
     /// Everything that is counted.
     pub counters: Counters,
     /// Buffered publishes, shared with the other buses.
@@ -114,6 +117,7 @@ impl Bus {
             roster,
             barrier: Barrier::default(),
             admission,
+            watches: Watches::default(),
             counters: Counters::default(),
             budget,
             early_budget,
@@ -156,8 +160,78 @@ impl Bus {
     }
 
     pub(super) fn leave_barrier(&mut self) {
-        if self.barrier.leave() {
+        self.barrier.leave();
+        self.check_barrier();
+    }
+
+    /// When a trunk whose replay is fenced may publish; `None`: now (R14).
+    pub(super) fn barrier_opens_at(&mut self, now: Instant) -> Option<Instant> {
+        let stragglers = self.stragglers();
+        let limit = self.settings.timings.replay_barrier;
+        self.barrier.opens_at(stragglers, now, limit)
+    }
+
+    fn check_barrier(&mut self) {
+        let stragglers = self.stragglers();
+        if self.barrier.is_open(stragglers) {
             self.woken.extend(std::mem::take(&mut self.at_barrier));
+        }
+    }
+
+    /// Trunks that are still attached to a broker that is down.
+    fn stragglers(&self) -> usize {
+        let down = |broker: &Broker| broker.health() == Health::Down;
+        let brokers = self.roster.brokers().filter(|(_, broker)| down(broker));
+        brokers.map(|(id, _)| self.watches.attached(id)).sum()
+    }
+
+    /// A trunk's link to this broker went live.
+    pub(super) fn attached(&mut self, trunk: TrunkId, broker: BrokerId) {
+        self.roster.link_opened(broker);
+        self.watches.attach(broker, trunk);
+    }
+
+    /// A trunk's live link to this broker is gone.
+    pub(super) fn detached(&mut self, trunk: TrunkId, broker: BrokerId, now: Instant) {
+        self.roster.link_closed(broker, now);
+        let next_sentinel = self.watches.detach(broker, trunk);
+        self.woken.extend(next_sentinel);
+        if self.watches.suspect_since(broker).is_none() {
+            self.roster.set_suspect(broker, false);
+        }
+        self.check_barrier();
+    }
+
+    /// Something is published to this broker.
+    pub(super) fn note_publish(&mut self, broker: BrokerId, now: Instant) {
+        let sentinel = self.watches.note_publish(broker, now);
+        self.woken.extend(sentinel);
+    }
+
+    /// The broker's sentinel waits too long for an answer (R8).
+    pub(super) fn suspect(&mut self, broker: BrokerId, now: Instant) {
+        self.counters.suspicions += 1;
+        self.roster.set_suspect(broker, true);
+        let concerned = self.watches.suspect(broker, now);
+        self.woken.extend(concerned);
+    }
+
+    /// A fence of `asked` was answered by this broker.
+    pub(super) fn fence_answered(
+        &mut self,
+        trunk: TrunkId,
+        broker: BrokerId,
+        asked: Instant,
+        now: Instant,
+    ) {
+        let round_trip = now.saturating_duration_since(asked);
+        self.watches.note_round_trip(broker, round_trip);
+        self.roster.handle_answer(broker, now);
+        if let Some((suspected, concerned)) = self.watches.clear(broker, trunk, now) {
+            self.counters.suspect_ms += suspected.as_millis() as u64;
+            self.roster.set_suspect(broker, false);
+            self.woken.extend(concerned);
+            self.check_barrier();
         }
     }
 

@@ -163,7 +163,7 @@ impl Driver {
         }
         let mut bus = self.pool.bus.borrow_mut();
         let mut trunk = self.cell.machine.borrow_mut();
-        if trunk.poll_timeout(&bus).is_some_and(|at| at <= now) {
+        if trunk.timeout(&bus).is_some_and(|at| at <= now) {
             trunk.handle_timeout(now, &mut bus);
         }
     }
@@ -180,6 +180,7 @@ impl Driver {
             match action {
                 Action::Dial { link, broker } => self.dial(link, broker),
                 Action::Close { link, abort } => self.close(link, abort),
+                Action::Measure { link } => self.measure(link),
                 Action::Report(report) => self.log(&report),
                 Action::Done => self.done = true,
             }
@@ -205,6 +206,15 @@ impl Driver {
             && abort
         {
             socket::abort(port.socket());
+        }
+    }
+
+    fn measure(&self, id: LinkId) {
+        let link = self.links.iter().find(|link| link.id == id);
+        if let Some(Socket::Open { port, .. }) = link.map(|link| &link.socket)
+            && let Ok(bytes) = socket::unacked_bytes(port.socket())
+        {
+            self.with_machine(|trunk, now, _| trunk.handle_unacked(id, bytes, now));
         }
     }
 
@@ -286,7 +296,7 @@ impl Driver {
     fn arm(&mut self, cx: &mut Context<'_>) -> bool {
         let due = {
             let bus = self.pool.bus.borrow();
-            self.cell.machine.borrow().poll_timeout(&bus)
+            self.cell.machine.borrow_mut().poll_timeout(&bus)
         };
         let Some(due) = due else {
             self.armed = None;

@@ -13,6 +13,7 @@ pub mod pool;
 mod probe;
 pub mod roster;
 pub mod trunk;
+pub mod watch;
 
 pub use bus::{Budget, Bus, Settings, TrunkId};
 pub use roster::{BrokerId, Roster};

@@ -138,6 +138,8 @@ pub struct Broker {
     probing: bool,
     dialing: u32,
     links: u32,
+    /// Its sentinel waits too long for an answer (R8).
+    suspect: bool,
     removed: bool,
 }
 
@@ -170,6 +172,11 @@ impl Broker {
     /// Live links to it.
     pub fn links(&self) -> u32 {
         self.links
+    }
+
+    /// Whether its sentinel waits too long for an answer (R8).
+    pub fn is_suspect(&self) -> bool {
+        self.suspect
     }
 
     /// Failures in a row.
@@ -318,9 +325,11 @@ impl Roster {
     pub fn pick(&mut self, avoid: &[BrokerId], now: Instant) -> Pick {
         let usable = self.from_current().find(|&id| self.is_usable(id, now));
         self.current = usable.unwrap_or(self.current);
+        let possible = |&id: &BrokerId| self.broker(id).accepts_dials() && !avoid.contains(&id);
         let choice = self
             .from_current()
-            .find(|&id| self.broker(id).accepts_dials() && !avoid.contains(&id));
+            .filter(possible)
+            .min_by_key(|&id| self.broker(id).suspect);
         match choice {
             Some(id) if self.broker(id).dialing >= DIALS_IN_FLIGHT => Pick::Queue,
             Some(id) => {
@@ -370,6 +379,17 @@ impl Roster {
         }
     }
 
+    /// A broker answered a fence: whatever was thought of it, it lives.
+    pub fn handle_answer(&mut self, id: BrokerId, now: Instant) {
+        let broker = self.broker_mut(id);
+        if broker.health == Health::Down {
+            broker.health = Health::Up;
+            broker.since = now;
+            broker.failures = 0;
+            self.changed = true;
+        }
+    }
+
     /// A broker announced that it will go away.
     pub fn handle_lame_duck(&mut self, id: BrokerId, now: Instant) {
         let broker = self.broker_mut(id);
@@ -403,6 +423,11 @@ impl Roster {
         broker.health = Health::Down;
         broker.since = now;
         self.changed = true;
+    }
+
+    /// Its sentinel waits too long, or doesn't any more: a suspect broker is tried last.
+    pub fn set_suspect(&mut self, id: BrokerId, suspect: bool) {
+        self.broker_mut(id).suspect = suspect;
     }
 
     /// A link failed for a reason that concerns its trunk only: remembered for operators.
@@ -464,6 +489,7 @@ impl Roster {
             probing: false,
             dialing: 0,
             links: 0,
+            suspect: false,
             removed: false,
         });
         BrokerId((self.brokers.len() - 1) as u16)

@@ -25,6 +25,12 @@ pub enum Action {
         /// yet arrives late (R5).
         abort: bool,
     },
+    /// Ask the kernel how many written bytes the broker's host has not acknowledged
+    /// (SIOCOUTQ), and report with [`handle_unacked`](super::Trunk::handle_unacked) (R9).
+    Measure {
+        /// The link.
+        link: LinkId,
+    },
     /// Tell the operator.
     Report(Report),
     /// The trunk is done: drop it.

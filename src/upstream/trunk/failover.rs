@@ -63,7 +63,7 @@ impl Trunk {
         let (id, broker) = (link.id, link.broker);
         let brief = now.saturating_duration_since(link.opened_at).as_millis() < 1000;
         bus.counters.link_failures += 1;
-        bus.roster.link_closed(broker, now);
+        bus.detached(self.id, broker, now);
         match failure {
             Failure::Silent => bus.roster.handle_failure(broker, failure, now),
             _ => bus.roster.note_failure(broker, failure),
@@ -205,7 +205,7 @@ impl Trunk {
             .map_or(Failure::Removed, |planned| planned.reason);
         let link = self.drop_link(at, false, bus);
         self.lost = Some((link.broker, reason, now));
-        bus.roster.link_closed(link.broker, now);
+        bus.detached(self.id, link.broker, now);
         let (settled, _) = self.settle(link, bus);
         self.requeue(settled, bus);
         self.moving = None;
@@ -290,7 +290,7 @@ impl Trunk {
         while !self.links.is_empty() {
             let link = self.drop_link(0, false, bus);
             if link.is_attached() {
-                bus.roster.link_closed(link.broker, now);
+                bus.detached(self.id, link.broker, now);
             }
         }
         bus.remove(self.id);

@@ -55,6 +55,7 @@ impl Trunk {
 
     /// The roster changed, a turn to dial came, or the barrier opened.
     pub fn handle_wake(&mut self, now: Instant, bus: &mut Bus) {
+        self.meet_suspicion(now, bus);
         if let Some(broker) = self.broker()
             && self.moving.is_none()
             && let Some(reason) = Self::must_leave(broker, bus)
@@ -209,18 +210,10 @@ impl Trunk {
         let Some(at) = fenced else {
             return;
         };
-        let limit = bus.settings.timings.replay_barrier;
-        if self.lost.is_some()
-            && let Some(opens_at) = bus.barrier.opens_at(now, limit)
-        {
-            if self.links[at].deadline.is_none() {
-                self.links[at].deadline = Some(opens_at);
-                bus.wait_at_barrier(self.id);
-            }
+        if let Some(opens_at) = bus.barrier_opens_at(now) {
+            self.links[at].deadline = Some(opens_at);
+            bus.wait_at_barrier(self.id);
             return;
-        }
-        if bus.barrier.replaying() > 0 && self.lost.is_some() {
-            bus.counters.barrier_timeouts += 1;
         }
         self.go_live(at, now, bus);
     }
@@ -231,14 +224,14 @@ impl Trunk {
         link.deadline = None;
         let (id, broker, replayed) = (link.id, link.broker, link.replayed);
         let started = self.lost.map_or(link.opened_at, |(_, _, when)| when);
-        bus.roster.link_opened(broker);
+        bus.attached(self.id, broker);
         self.moving = None;
         self.round = Round::default();
         if self.lost.is_some_and(|(before, _, _)| before != broker) {
             bus.counters.failovers += 1;
         }
-        let held = self.send_held(at, now, bus);
-        self.settle_owed(at, now, bus);
+        let first = self.lost.is_none();
+        let held = self.resume(at, first, now, bus);
         self.actions.push_back(Action::Report(Report::Attached {
             link: id,
             broker,
@@ -248,12 +241,38 @@ impl Trunk {
             took: now.saturating_duration_since(started),
         }));
         self.lost = None;
-        self.unpark(bus);
         self.check_done(now, bus);
     }
 
+    /// Suspicion began or ended (R8): fence at once, or go on.
+    fn meet_suspicion(&mut self, now: Instant, bus: &mut Bus) {
+        let Some(at) = self.live() else {
+            return;
+        };
+        let link = &self.links[at];
+        match bus.watches.suspect_since(link.broker) {
+            Some(since) if self.is_suspect(at, bus) => {
+                if link.last_ping_at < since {
+                    self.push_ping(at, None, now, bus);
+                }
+            }
+            _ => {
+                self.resume(at, false, now, bus);
+            }
+        }
+    }
+
+    /// Sends what waited for this link, and then what is owed. Returns the number of
+    /// publishes. `first`: the trunk had no live link before.
+    pub(super) fn resume(&mut self, at: usize, first: bool, now: Instant, bus: &mut Bus) -> u64 {
+        let held = self.send_held(at, now, bus);
+        self.settle_owed(at, first, now, bus);
+        self.unpark(bus);
+        held
+    }
+
     /// Sends what waited, in order, each chunk followed by a fence.
-    fn send_held(&mut self, at: usize, now: Instant, bus: &mut Bus) -> u64 {
+    pub(super) fn send_held(&mut self, at: usize, now: Instant, bus: &mut Bus) -> u64 {
         let mut sent = 0;
         let mut queues = vec![std::mem::take(&mut self.orphans)];
         for session in self.sessions() {
@@ -286,20 +305,16 @@ impl Trunk {
     }
 
     /// Re-asks what was owed, behind replay and waiting publishes (R1).
-    fn settle_owed(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    fn settle_owed(&mut self, at: usize, first: bool, now: Instant, bus: &mut Bus) {
         for session in self.sessions() {
             let has_any = self.subscriptions.has_any(session);
-            let covered_by = self.next_ping;
             let slot = &mut self.slots[session.0 as usize];
             slot.pongs_until = None;
             let pongs = std::mem::take(&mut slot.owed_pongs);
-            if slot.publishes_covered_by == u64::MAX {
-                slot.publishes_covered_by = covered_by;
-            }
             if slot.subs_covered_by == u64::MAX {
                 slot.subs_covered_by = 0;
             }
-            let local = self.lost.is_none() && !has_any && !slot.is_unproven(self.answered);
+            let local = first && !has_any && !slot.is_unproven(self.answered);
             for _ in 0..pongs {
                 if local {
                     self.deliver(session, &[encode::PONG], bus);

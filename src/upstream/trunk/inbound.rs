@@ -128,7 +128,8 @@ impl Trunk {
         let Some(ping) = self.links[at].pings.answer() else {
             return;
         };
-        self.prove(at, &ping, bus);
+        let was_suspect = self.is_suspect(at, bus);
+        self.prove(at, &ping, now, bus);
         match self.links[at].phase {
             Phase::Authenticating => self.authenticated(at, now, bus),
             Phase::Replaying => {
@@ -138,6 +139,9 @@ impl Trunk {
             Phase::Live => {
                 self.answered = ping.seq;
                 self.answer(ping, bus);
+                if was_suspect && !self.is_suspect(at, bus) {
+                    self.resume(at, false, now, bus);
+                }
                 self.close_finished();
                 self.check_done(now, bus);
             }
@@ -153,8 +157,12 @@ impl Trunk {
     }
 
     /// Books what a fence proves (R4).
-    fn prove(&mut self, at: usize, ping: &Ping, bus: &mut Bus) {
+    fn prove(&mut self, at: usize, ping: &Ping, now: Instant, bus: &mut Bus) {
         let link = &mut self.links[at];
+        link.proven_at = Some(ping.at);
+        if link.is_attached() {
+            bus.fence_answered(self.id, link.broker, ping.at, now);
+        }
         let (confirmed, refused) = link.account.prove(ping.publishes);
         bus.counters.confirmed += confirmed;
         bus.counters.refused += refused;

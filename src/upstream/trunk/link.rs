@@ -103,6 +103,13 @@ pub(super) struct Link {
     pub(super) opened_at: Instant,
     pub(super) last_read_at: Instant,
     pub(super) last_ping_at: Instant,
+    /// When the PING was appended that was answered last.
+    pub(super) proven_at: Option<Instant>,
+    /// When the kernel was last asked for its unacknowledged bytes, and the last answer.
+    pub(super) measured_at: Option<Instant>,
+    pub(super) unacked: Option<(u64, Instant)>,
+    /// When that number last shrank (R9).
+    pub(super) progress_at: Option<Instant>,
     pub(super) replayed: u64,
     pub(super) max_payload: usize,
     /// Whether its CONNECT asked for an answer to every operation.
@@ -136,6 +143,10 @@ impl Link {
             opened_at: now,
             last_read_at: now,
             last_ping_at: now,
+            proven_at: None,
+            measured_at: None,
+            unacked: None,
+            progress_at: None,
             replayed: 0,
             max_payload: usize::MAX,
             verbose: false,

@@ -102,6 +102,8 @@ pub struct Trunk {
     moving: Option<Move>,
     /// The last live link's broker, why it ended, and when.
     lost: Option<(BrokerId, Failure, Instant)>,
+    /// What the driver's timer was last set for.
+    timer: Option<Instant>,
     /// Silence is measured from here at the earliest, after a clock that jumped (R9).
     clock_floor: Option<Instant>,
     /// Earliest timer of any slot; may be too early, never too late.
@@ -149,6 +151,7 @@ impl Trunk {
             round: Round::default(),
             moving: None,
             lost: None,
+            timer: None,
             clock_floor: None,
             slots_timeout: None,
             any_parked: false,
@@ -205,7 +208,7 @@ impl Trunk {
     /// *parked*, and touched once that changes.
     pub fn wants_read(&mut self, session: SessionId, now: Instant, bus: &Bus) -> bool {
         let wants = self.has_room(session, bus);
-        let live = self.live().is_some();
+        let live = self.open(bus).is_some();
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             return false;
         };
@@ -287,7 +290,7 @@ impl Trunk {
         if slot.closing.is_some() || slot.finishing.is_some() {
             return false;
         }
-        match self.live() {
+        match self.open(bus) {
             Some(at) => self.links[at].out.pending_bytes() < LINK_FULL_BYTES,
             None if slot.dropping => true,
             None => {
@@ -296,7 +299,20 @@ impl Trunk {
         }
     }
 
-    /// The link that publishes go to now.
+    /// The link that publishes may be written to now: live, and not suspect (R8).
+    fn open(&self, bus: &Bus) -> Option<usize> {
+        self.live().filter(|&at| !self.is_suspect(at, bus))
+    }
+
+    /// Whether a link waits to be proven: its broker is suspect, and nothing that was asked
+    /// since then was answered.
+    fn is_suspect(&self, at: usize, bus: &Bus) -> bool {
+        let link = &self.links[at];
+        let since = bus.watches.suspect_since(link.broker);
+        since.is_some_and(|since| link.proven_at.is_none_or(|proven| proven < since))
+    }
+
+    /// The link that publishes go to, suspect or not.
     fn live(&self) -> Option<usize> {
         if self
             .moving

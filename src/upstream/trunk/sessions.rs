@@ -58,13 +58,13 @@ impl Trunk {
         bus.counters.published += messages;
         bus.counters.in_msgs += messages;
         bus.counters.in_bytes += frames.len() as u64;
-        let live = self.live();
+        let open = self.open(bus);
         let covered_by = self.next_ping;
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             bus.counters.dropped += messages;
             return;
         };
-        match live {
+        match open {
             Some(at) if slot.held.is_empty() => {
                 slot.publishes_covered_by = covered_by;
                 let link = &mut self.links[at];
@@ -156,20 +156,22 @@ impl Trunk {
 
     /// Answers a component's PING, now or when it is proven (R1-R3).
     pub fn ping(&mut self, session: SessionId, now: Instant, bus: &mut Bus) {
-        let live = self.live();
+        let (open, live) = (self.open(bus), self.live());
+        let subscribed = self.subscriptions.has_any(session);
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             return;
         };
         let unproven = slot.is_unproven(self.answered);
         let in_turn = slot.owed_pongs == 0 && slot.asked == 0;
         let judged = self.verdict != Verdict::Pending;
-        match live {
-            Some(at) if unproven || !in_turn || self.subscriptions.has_any(session) => {
+        match open {
+            Some(at) if unproven || !in_turn || subscribed => {
                 slot.asked += 1;
                 self.push_ping(at, Some(session), now, bus);
             }
             None if !judged && !unproven && in_turn => slot.awaiting_verdict += 1,
-            None if unproven || !in_turn => {
+            // A live link that is suspect may still have messages for it (R2).
+            None if unproven || !in_turn || (subscribed && live.is_some()) => {
                 slot.owed_pongs += 1;
                 if judged {
                     self.arm_pong_hold(session, now, bus);
@@ -250,6 +252,9 @@ impl Trunk {
             link.pings.disown(session);
         }
         if self.slots.is_empty() {
+            if let Some(at) = self.open(bus) {
+                self.send_held(at, now, bus);
+            }
             if let Some(at) = self.live()
                 && self.links[at].account.unsettled() > 0
             {
@@ -343,6 +348,7 @@ impl Trunk {
         bus: &mut Bus,
     ) {
         let link = &mut self.links[at];
+        bus.note_publish(link.broker, now);
         link.note_unfenced(bytes, messages, now);
         if link.verbose {
             link.oks.push(OkOwner::Component, messages);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Trunk;
 use super::action::{Action, Report};
-use super::link::{Link, Phase};
+use super::link::{Link, LinkId, Phase};
 use crate::ledger::SessionId;
 use crate::proto::encode;
 use crate::upstream::backoff::unit;
@@ -13,16 +13,28 @@ use crate::upstream::roster::Failure;
 
 /// A tick that comes later than this restarts the clocks of silence (R9).
 const LATE: Duration = Duration::from_millis(250);
+/// How often the kernel is asked how much is unacknowledged, while a fence waits.
+const MEASURE_EVERY: Duration = Duration::from_millis(500);
 /// Pause before a fence that the bus's rate didn't allow.
 const FENCE_PAUSE: Duration = Duration::from_millis(10);
 
 impl Trunk {
     /// When [`Trunk::handle_timeout`] wants to be called. May be too early, never too late.
-    pub fn poll_timeout(&self, bus: &Bus) -> Option<Instant> {
+    /// The driver sets its timer for this; a call that comes much later than it shows that
+    /// the process didn't run (R9).
+    pub fn poll_timeout(&mut self, bus: &Bus) -> Option<Instant> {
+        self.timer = self.timeout(bus);
+        self.timer
+    }
+
+    /// The same, for a look at the clock between two timers.
+    pub fn timeout(&self, bus: &Bus) -> Option<Instant> {
         let links = self.links.iter().flat_map(|link| {
             [
                 link.deadline,
                 self.fence_due(link, bus),
+                self.suspect_due(link, bus),
+                self.measure_due(link),
                 self.silent_at(link, bus),
             ]
         });
@@ -38,18 +50,25 @@ impl Trunk {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, bus: &mut Bus) {
-        if let Some(due) = self.poll_timeout(bus)
-            && now.saturating_duration_since(due) > LATE
+        if let Some(timer) = self.timer
+            && now.saturating_duration_since(timer) > LATE
         {
             self.clock_floor = Some(now);
         }
         self.end_overdue_links(now, bus);
+        self.measure(now);
         for at in 0..self.links.len() {
             if self
                 .fence_due(&self.links[at], bus)
                 .is_some_and(|due| due <= now)
             {
                 self.fence(at, now, bus);
+            }
+            if self
+                .suspect_due(&self.links[at], bus)
+                .is_some_and(|due| due <= now)
+            {
+                bus.suspect(self.links[at].broker, now);
             }
         }
         if self.round.retry_at.is_some_and(|at| at <= now) {
@@ -75,6 +94,7 @@ impl Trunk {
                 }
                 Phase::Fenced => {
                     self.links[at].deadline = None;
+                    bus.counters.barrier_timeouts += 1;
                     self.pass_barrier(now, bus);
                     at += 1;
                     continue;
@@ -112,7 +132,63 @@ impl Trunk {
         let due = link
             .unfenced_since
             .map_or(idle_due, |since| since + timings.fence_interval);
-        Some(due.min(idle_due))
+        let sentinel_due = bus
+            .watches
+            .fence_due(link.broker, self.id, link.last_ping_at);
+        Some(due.min(sentinel_due.unwrap_or(idle_due)))
+    }
+
+    /// R8: when the sentinel's oldest fence makes its broker suspect.
+    fn suspect_due(&self, link: &Link, bus: &Bus) -> Option<Instant> {
+        if link.phase != Phase::Live {
+            return None;
+        }
+        let oldest = link.pings.oldest()?;
+        let asked = self
+            .clock_floor
+            .map_or(oldest.at, |floor| floor.max(oldest.at));
+        bus.watches.suspect_due(link.broker, self.id, asked)
+    }
+
+    /// When to ask the kernel whether the broker's host still takes bytes.
+    fn measure_due(&self, link: &Link) -> Option<Instant> {
+        if !matches!(link.phase, Phase::Live | Phase::Leaving(_)) {
+            return None;
+        }
+        let oldest = link.pings.oldest()?;
+        let since = link.measured_at.map_or(oldest.at, |at| at.max(oldest.at));
+        Some(since + MEASURE_EVERY)
+    }
+
+    fn measure(&mut self, now: Instant) {
+        for at in 0..self.links.len() {
+            if self
+                .measure_due(&self.links[at])
+                .is_some_and(|due| due <= now)
+            {
+                let link = &mut self.links[at];
+                link.measured_at = Some(now);
+                self.actions.push_back(Action::Measure { link: link.id });
+            }
+        }
+    }
+
+    /// The kernel's answer to [`Action::Measure`].
+    pub fn handle_unacked(&mut self, id: LinkId, bytes: u64, now: Instant) {
+        let Some(at) = self.link_index(id) else {
+            return;
+        };
+        let link = &mut self.links[at];
+        // The first answer after a while has nothing to be compared with: by then, what was
+        // written with the fence is acknowledged or never will be.
+        let recent = |at: Instant| now.saturating_duration_since(at) < 2 * MEASURE_EVERY;
+        if link
+            .unacked
+            .is_some_and(|(before, at)| recent(at) && bytes < before)
+        {
+            link.progress_at = Some(now);
+        }
+        link.unacked = Some((bytes, now));
     }
 
     /// R9: when the oldest unanswered PING makes the link dead, if nothing is read until
@@ -125,11 +201,15 @@ impl Trunk {
             return None;
         }
         let oldest = link.pings.oldest()?;
-        let timeout = bus.settings.timings.link_timeout;
+        let configured = bus.settings.timings.link_timeout;
+        let timeout = bus.watches.link_timeout(link.broker, configured);
         let asked = self
             .clock_floor
             .map_or(oldest.at, |floor| floor.max(oldest.at));
-        let quiet = asked.max(link.last_read_at) + timeout;
+        let alive = link
+            .progress_at
+            .map_or(asked, |progress| progress.max(asked));
+        let quiet = alive.max(link.last_read_at) + timeout;
         Some(quiet.min(asked + 3 * timeout))
     }
 

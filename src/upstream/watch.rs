@@ -1,0 +1,236 @@
+//! Liveness of the brokers that carry links: one *sentinel* per broker and bus (R7, R8).
+//!
+//! Watching every link would cost thousands of fences a second on a host with thousands of
+//! sessions. So one trunk per broker fences often; when it waits too long for its PONG, the
+//! broker is *suspect*: every trunk there holds its publishes, fences once, and is judged by
+//! its own link.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::bus::TrunkId;
+use super::roster::BrokerId;
+
+/// Sentinel's pause between fences while something is published to the broker.
+const BUSY_INTERVAL: Duration = Duration::from_millis(50);
+/// The same while nothing is.
+const QUIET_INTERVAL: Duration = Duration::from_millis(500);
+/// A sentinel's fence that waits longer than this makes the broker suspect.
+const SUSPECT_AFTER: Duration = Duration::from_millis(150);
+/// The same, in smoothed round trips, where those are long.
+const SUSPECT_AFTER_ROUND_TRIPS: u32 = 4;
+/// `link_timeout` is at least this many smoothed round trips (R9).
+const DEAD_AFTER_ROUND_TRIPS: u32 = 8;
+
+/// The watch over one broker.
+#[derive(Debug, Default)]
+struct Watch {
+    /// Trunks with a live link there.
+    attached: BTreeSet<TrunkId>,
+    /// One of them.
+    sentinel: Option<TrunkId>,
+    suspect_since: Option<Instant>,
+    round_trip: Option<Duration>,
+    last_publish: Option<Instant>,
+}
+
+/// The watches of a bus.
+#[derive(Debug, Default)]
+pub struct Watches {
+    by_broker: Vec<Watch>,
+}
+
+impl Watches {
+    /// A trunk has a live link to this broker.
+    pub fn attach(&mut self, broker: BrokerId, trunk: TrunkId) {
+        let watch = self.watch_mut(broker);
+        watch.attached.insert(trunk);
+        watch.sentinel.get_or_insert(trunk);
+    }
+
+    /// A trunk's live link to this broker is gone. Returns the sentinel that takes over.
+    pub fn detach(&mut self, broker: BrokerId, trunk: TrunkId) -> Option<TrunkId> {
+        let watch = self.watch_mut(broker);
+        watch.attached.remove(&trunk);
+        if watch.attached.is_empty() {
+            watch.suspect_since = None;
+            watch.round_trip = None;
+        }
+        if watch.sentinel != Some(trunk) {
+            return None;
+        }
+        watch.sentinel = watch.attached.first().copied();
+        watch.sentinel
+    }
+
+    /// Something is published to this broker. Returns the sentinel where it has to fence
+    /// more often from now on.
+    pub fn note_publish(&mut self, broker: BrokerId, now: Instant) -> Option<TrunkId> {
+        let watch = self.watch_mut(broker);
+        let before = watch.last_publish.replace(now);
+        let was_busy = before.is_some_and(|at| now.saturating_duration_since(at) < BUSY_INTERVAL);
+        watch.sentinel.filter(|_| !was_busy)
+    }
+
+    /// When the sentinel's next fence is due; `None` for any other trunk.
+    pub fn fence_due(
+        &self,
+        broker: BrokerId,
+        trunk: TrunkId,
+        last_fence: Instant,
+    ) -> Option<Instant> {
+        let watch = self.watch(broker)?;
+        if watch.sentinel != Some(trunk) {
+            return None;
+        }
+        let busy = watch
+            .last_publish
+            .is_some_and(|at| at + BUSY_INTERVAL > last_fence);
+        let interval = if busy { BUSY_INTERVAL } else { QUIET_INTERVAL };
+        Some(last_fence + interval)
+    }
+
+    /// When the sentinel's fence of `asked` makes the broker suspect; `None` for any other
+    /// trunk, and while it is suspect already.
+    pub fn suspect_due(&self, broker: BrokerId, trunk: TrunkId, asked: Instant) -> Option<Instant> {
+        let watch = self.watch(broker)?;
+        if watch.sentinel != Some(trunk) || watch.suspect_since.is_some() {
+            return None;
+        }
+        let round_trips = watch.round_trip.unwrap_or_default() * SUSPECT_AFTER_ROUND_TRIPS;
+        Some(asked + SUSPECT_AFTER.max(round_trips))
+    }
+
+    /// The broker is suspect from now on. Returns the trunks that must know.
+    pub fn suspect(&mut self, broker: BrokerId, now: Instant) -> Vec<TrunkId> {
+        let watch = self.watch_mut(broker);
+        watch.suspect_since.get_or_insert(now);
+        watch.attached.iter().copied().collect()
+    }
+
+    /// The sentinel's fence of `asked` was answered. Returns how long the broker was
+    /// suspect, if that is over by this, and the trunks that must know.
+    pub fn clear(
+        &mut self,
+        broker: BrokerId,
+        trunk: TrunkId,
+        now: Instant,
+    ) -> Option<(Duration, Vec<TrunkId>)> {
+        let watch = self.watch_mut(broker);
+        if watch.sentinel != Some(trunk) {
+            return None;
+        }
+        let since = watch.suspect_since.take()?;
+        let suspected = now.saturating_duration_since(since);
+        Some((suspected, watch.attached.iter().copied().collect()))
+    }
+
+    /// Number of trunks with a live link to this broker.
+    pub fn attached(&self, broker: BrokerId) -> usize {
+        self.watch(broker).map_or(0, |watch| watch.attached.len())
+    }
+
+    /// Since when this broker is suspect.
+    pub fn suspect_since(&self, broker: BrokerId) -> Option<Instant> {
+        self.watch(broker)?.suspect_since
+    }
+
+    /// A fence was answered after `sample`.
+    pub fn note_round_trip(&mut self, broker: BrokerId, sample: Duration) {
+        let smoothed = &mut self.watch_mut(broker).round_trip;
+        *smoothed = Some(smoothed.map_or(sample, |before| (before * 7 + sample) / 8));
+    }
+
+    /// The smoothed round trip of fences.
+    pub fn round_trip(&self, broker: BrokerId) -> Option<Duration> {
+        self.watch(broker)?.round_trip
+    }
+
+    /// R9: how long a fence may stay unanswered, where `configured` is `link_timeout`.
+    pub fn link_timeout(&self, broker: BrokerId, configured: Duration) -> Duration {
+        let round_trip = self.round_trip(broker).unwrap_or_default();
+        configured.max(round_trip * DEAD_AFTER_ROUND_TRIPS)
+    }
+
+    fn watch(&self, broker: BrokerId) -> Option<&Watch> {
+        self.by_broker.get(usize::from(broker.0))
+    }
+
+    fn watch_mut(&mut self, broker: BrokerId) -> &mut Watch {
+        let at = usize::from(broker.0);
+        if self.by_broker.len() <= at {
+            self.by_broker.resize_with(at + 1, Watch::default);
+        }
+        &mut self.by_broker[at]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BROKER: BrokerId = BrokerId(0);
+    const FIRST: TrunkId = TrunkId(1);
+    const SECOND: TrunkId = TrunkId(2);
+
+    fn watched() -> (Watches, Instant) {
+        let mut watches = Watches::default();
+        watches.attach(BROKER, FIRST);
+        watches.attach(BROKER, SECOND);
+        (watches, Instant::now())
+    }
+
+    #[test]
+    fn one_trunk_per_broker_is_the_sentinel_and_another_takes_over() {
+        let (mut watches, now) = watched();
+        assert!(watches.fence_due(BROKER, FIRST, now).is_some());
+        assert!(watches.fence_due(BROKER, SECOND, now).is_none());
+        assert_eq!(watches.detach(BROKER, FIRST), Some(SECOND));
+        assert!(watches.fence_due(BROKER, SECOND, now).is_some());
+        assert_eq!(watches.detach(BROKER, SECOND), None);
+    }
+
+    #[test]
+    fn a_publish_anywhere_quickens_the_sentinel() {
+        let (mut watches, now) = watched();
+        assert_eq!(
+            watches.fence_due(BROKER, FIRST, now),
+            Some(now + QUIET_INTERVAL)
+        );
+        assert_eq!(watches.note_publish(BROKER, now), Some(FIRST));
+        assert_eq!(watches.note_publish(BROKER, now), None);
+        assert_eq!(
+            watches.fence_due(BROKER, FIRST, now),
+            Some(now + BUSY_INTERVAL)
+        );
+    }
+
+    #[test]
+    fn suspicion_waits_for_four_long_round_trips() {
+        let (mut watches, now) = watched();
+        assert_eq!(
+            watches.suspect_due(BROKER, FIRST, now),
+            Some(now + SUSPECT_AFTER)
+        );
+        let long = Duration::from_millis(100);
+        watches.note_round_trip(BROKER, long);
+        assert_eq!(
+            watches.suspect_due(BROKER, FIRST, now),
+            Some(now + 4 * long)
+        );
+        assert_eq!(watches.suspect_due(BROKER, SECOND, now), None);
+        let configured = Duration::from_millis(500);
+        assert_eq!(watches.link_timeout(BROKER, configured), 8 * long);
+    }
+
+    #[test]
+    fn only_the_sentinels_answer_ends_suspicion() {
+        let (mut watches, now) = watched();
+        assert_eq!(watches.suspect(BROKER, now), [FIRST, SECOND]);
+        assert!(watches.clear(BROKER, SECOND, now).is_none());
+        let later = now + SUSPECT_AFTER;
+        let cleared = watches.clear(BROKER, FIRST, later);
+        assert_eq!(cleared, Some((SUSPECT_AFTER, vec![FIRST, SECOND])));
+        assert_eq!(watches.suspect_since(BROKER), None);
+    }
+}
