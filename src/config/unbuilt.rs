@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 
-use super::choice::{Choice, Delivery, Sharing, Topology};
+use super::choice::{Choice, Sharing, Topology};
 use super::options::Config;
 
 /// A value that isn't built yet.
@@ -27,9 +27,6 @@ impl Config {
         self.buses.iter().find_map(|bus| {
             unbuilt_choice(&bus.name, "topology", bus.topology, Topology::Cluster)
                 .or_else(|| unbuilt_choice(&bus.name, "sharing", bus.sharing, Sharing::None))
-                .or_else(|| {
-                    unbuilt_choice(&bus.name, "delivery", bus.delivery, Delivery::AtMostOnce)
-                })
         })
     }
 }

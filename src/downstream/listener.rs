@@ -35,6 +35,7 @@ pub struct Identity {
 
 /// Accepts on one address until the bus drains.
 pub async fn accept(listener: TcpListener, shared: Rc<Shared>, identity: Rc<Identity>) {
+    let mut failing = false;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -42,10 +43,15 @@ pub async fn accept(listener: TcpListener, shared: Rc<Shared>, identity: Rc<Iden
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => welcome(stream, peer, &shared, &identity),
+            Ok((stream, peer)) => {
+                failing = false;
+                welcome(stream, peer, &shared, &identity);
+            }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                warn!(bus = shared.pool.name, %error, "accept failed");
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(bus = shared.pool.name, %error, "can't accept, trying on");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

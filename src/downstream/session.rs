@@ -237,6 +237,7 @@ impl Session {
             {
                 used += len;
                 run.messages += 1;
+                run.payload_bytes += publish.size;
                 if run.is_full(used, bus) {
                     run.flush(bytes, used, home, now, bus);
                 }
@@ -303,7 +304,7 @@ impl Session {
                 queue_group,
                 sid,
             } => trunk.subscribe(id, subject, queue_group, sid, now, bus),
-            ClientOp::Unsubscribe { sid, max } => trunk.unsubscribe(id, sid, max, now, bus),
+            ClientOp::Unsubscribe { sid, max } => trunk.unsubscribe(id, sid, max, now),
             ClientOp::Ping => trunk.ping(id, now, bus),
             ClientOp::Connect { .. } | ClientOp::Pong | ClientOp::Ignored => {}
         }
@@ -318,6 +319,8 @@ impl Session {
         }
         let mut frame = Vec::with_capacity(publish.frame.len());
         publish.encode(&mut frame);
+        bus.counters.in_msgs += 1;
+        bus.counters.in_bytes += publish.size as u64;
         home.trunk.publish(home.id, &frame, 1, now, bus);
     }
 
@@ -451,6 +454,7 @@ impl Session {
 struct Run {
     start: usize,
     messages: u64,
+    payload_bytes: usize,
 }
 
 impl Run {
@@ -470,8 +474,11 @@ impl Run {
     ) {
         if self.messages > 0 {
             let frames = &bytes[self.start..end];
+            bus.counters.in_msgs += self.messages;
+            bus.counters.in_bytes += self.payload_bytes as u64;
             home.trunk.publish(home.id, frames, self.messages, now, bus);
             self.messages = 0;
+            self.payload_bytes = 0;
         }
         self.start = end;
     }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::admission::Admission;
 use super::barrier::Barrier;
+use super::failover::Failovers;
 use super::roster::{Broker, BrokerId, Health, Pick, Roster};
 use super::watch::Watches;
 use crate::config::{Admit, BusLimits, Delivery, Timings};
@@ -89,6 +90,8 @@ pub struct Bus {
     pub admission: Admission,
     /// R7, R8.
     pub watches: Watches,
+    /// For the operator.
+    pub failovers: Failovers,
     /// Everything that is counted.
     pub counters: Counters,
     /// Buffered publishes, shared with the other buses.
@@ -118,6 +121,7 @@ impl Bus {
             barrier: Barrier::default(),
             admission,
             watches: Watches::default(),
+            failovers: Failovers::default(),
             counters: Counters::default(),
             budget,
             early_budget,

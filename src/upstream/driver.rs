@@ -14,7 +14,7 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::Sleep;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::pool::{Pool, TrunkCell};
 use super::roster::{BrokerId, Failure};
@@ -348,29 +348,18 @@ impl Driver {
             Report::Attached {
                 link,
                 broker,
-                after: Some((before, failure)),
+                after,
                 replayed,
                 held,
                 took,
-            } => info!(
-                bus = name,
-                trunk,
-                link = link.0,
-                broker = addr(*broker),
-                before = addr(*before),
-                cause = failure.as_str(),
-                replayed,
-                held,
-                took_ms = took.as_millis() as u64,
-                "link replaced"
-            ),
-            Report::Attached {
-                link, broker, took, ..
             } => debug!(
                 bus = name,
                 trunk,
                 link = link.0,
                 broker = addr(*broker),
+                cause = after.map(|(_, failure)| failure.as_str()),
+                replayed,
+                held,
                 took_ms = took.as_millis() as u64,
                 "link attached"
             ),
@@ -378,20 +367,14 @@ impl Driver {
                 link,
                 broker,
                 failure,
-                moved,
-                in_doubt,
-                repeated,
-            } => warn!(
-                bus = name,
-                trunk,
-                link = link.0,
-                broker = addr(*broker),
-                cause = failure.as_str(),
-                moved,
-                in_doubt,
-                repeated,
-                "link lost"
-            ),
+                first,
+            } => {
+                let (broker, cause) = (addr(*broker), failure.as_str());
+                if *first {
+                    warn!(bus = name, broker, cause, "broker lost, failing over");
+                }
+                debug!(bus = name, trunk, link = link.0, broker, cause, "link lost");
+            }
             Report::DialFailed { broker, failure } => debug!(
                 bus = name,
                 trunk,
@@ -418,9 +401,18 @@ impl Driver {
 
 pub(super) fn dial_failure(error: &io::Error) -> Failure {
     match error.kind() {
+        _ if is_out_of_files(error) => Failure::OutOfFiles,
         io::ErrorKind::ConnectionRefused => Failure::ConnectionRefused,
         io::ErrorKind::NotFound => Failure::NameNotFound,
         io::ErrorKind::TimedOut => Failure::ConnectTimeout,
         _ => Failure::Unreachable,
     }
+}
+
+fn is_out_of_files(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error();
+    [Errno::MFILE, Errno::NFILE]
+        .iter()
+        .any(|out| errno == Some(out.raw_os_error()))
 }

@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod barrier;
 pub mod bus;
 mod driver;
+pub mod failover;
 pub mod pool;
 mod probe;
 pub mod roster;

@@ -11,6 +11,7 @@ use std::task::{Context, Waker};
 use std::time::Instant;
 
 use tokio::task::spawn_local;
+use tracing::{error, info};
 
 use super::bus::{Bus, TrunkId};
 use super::driver;
@@ -75,6 +76,8 @@ pub struct Pool {
     trunks: RefCell<BTreeMap<TrunkId, Rc<TrunkCell>>>,
     next_trunk: Cell<u64>,
     probe_waker: RefCell<Option<Waker>>,
+    /// What the operator was last told.
+    alive: Cell<Option<bool>>,
     /// When the prober will look again by itself.
     pub(super) probe_at: Cell<Option<Instant>>,
 }
@@ -89,6 +92,7 @@ impl Pool {
             trunks: RefCell::new(BTreeMap::new()),
             next_trunk: Cell::new(0),
             probe_waker: RefCell::new(None),
+            alive: Cell::new(None),
             probe_at: Cell::new(None),
         }
     }
@@ -135,6 +139,7 @@ impl Pool {
             let mut bus = self.bus.borrow_mut();
             (bus.take_woken(), bus.roster.poll_timeout())
         };
+        self.report();
         if probe_at != self.probe_at.get() {
             self.wake_prober();
         }
@@ -168,6 +173,40 @@ impl Pool {
             }
         });
         (trunks.len() as u64, sum)
+    }
+
+    /// Tells the operator what concerns the whole bus.
+    fn report(&self) {
+        let mut bus = self.bus.borrow_mut();
+        let addr = |bus: &Bus, id| bus.roster.broker(id).addr().to_string();
+        if let Some(failover) = bus.failovers.poll_report(Instant::now()) {
+            info!(
+                bus = self.name,
+                from = addr(&bus, failover.from),
+                to = failover.to.map(|to| addr(&bus, to)),
+                cause = failover.cause.as_str(),
+                detection_ms = failover.detection.as_millis() as u64,
+                took_ms = failover.took.as_millis() as u64,
+                trunks = failover.trunks,
+                attached = failover.attached,
+                replayed = failover.replayed,
+                moved = failover.moved,
+                in_doubt = failover.in_doubt,
+                repeated = failover.repeated,
+                held = failover.held,
+                "failover"
+            );
+        }
+        let alive = bus.roster.is_alive();
+        if self.alive.replace(Some(alive)) != Some(alive) {
+            match alive {
+                true => info!(bus = self.name, "bus has a live broker"),
+                false if bus.roster.was_asked() => {
+                    error!(bus = self.name, "bus has no live broker");
+                }
+                false => self.alive.set(None),
+            }
+        }
     }
 
     pub(super) fn remove(&self, id: TrunkId) {

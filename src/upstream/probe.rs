@@ -82,7 +82,7 @@ impl Pool {
         let (addr, timings) = {
             let bus = self.bus.borrow();
             let addr = bus.roster.broker(broker).addr().clone();
-            (addr, bus.settings.timings.clone())
+            (addr, bus.settings.timings)
         };
         let dial = socket::connect(addr.host, addr.port);
         let mut stream = match timeout(timings.connect_timeout, dial).await {

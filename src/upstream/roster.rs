@@ -71,6 +71,8 @@ pub enum Failure {
     NameNotFound,
     /// The connection wasn't open within `connect_timeout`.
     ConnectTimeout,
+    /// natsmux has no descriptor left for the connection: not the broker's fault.
+    OutOfFiles,
     /// No INFO within `info_timeout`.
     InfoTimeout,
     /// The broker closed the connection.
@@ -105,6 +107,7 @@ impl Failure {
             Self::Unreachable => "unreachable",
             Self::NameNotFound => "name_not_found",
             Self::ConnectTimeout => "connect_timeout",
+            Self::OutOfFiles => "out_of_files",
             Self::InfoTimeout => "info_timeout",
             Self::Closed => "closed",
             Self::Reset => "reset",
@@ -298,6 +301,12 @@ impl Roster {
         self.infos().next().is_some()
     }
 
+    /// Whether every broker has answered, or failed to.
+    pub fn was_asked(&self) -> bool {
+        self.brokers()
+            .all(|(_, broker)| broker.health != Health::Unknown)
+    }
+
     /// Whether a component must send credentials: a broker of this bus asks for them, or
     /// none was seen yet (R17).
     pub fn auth_required(&self) -> bool {
@@ -323,11 +332,11 @@ impl Roster {
     /// The broker to dial for a trunk that has no use for those in `avoid`. Where this
     /// host's broker can't be used at all, the choice moves on for all trunks.
     pub fn pick(&mut self, avoid: &[BrokerId], now: Instant) -> Pick {
-        let usable = self.from_current().find(|&id| self.is_usable(id, now));
+        let usable = self.in_order().find(|&id| self.is_usable(id, now));
         self.current = usable.unwrap_or(self.current);
         let possible = |&id: &BrokerId| self.broker(id).accepts_dials() && !avoid.contains(&id);
         let choice = self
-            .from_current()
+            .in_order()
             .filter(possible)
             .min_by_key(|&id| self.broker(id).suspect);
         match choice {
@@ -402,6 +411,13 @@ impl Roster {
 
     /// A dial or a probe failed before the broker sent an INFO, or its fences went silent.
     pub fn handle_failure(&mut self, id: BrokerId, failure: Failure, now: Instant) {
+        if failure == Failure::OutOfFiles {
+            let broker = self.broker_mut(id);
+            broker.probing = false;
+            broker.last_failure = Some(failure);
+            broker.probe_at = now + PROBE_ALONE.longest;
+            return;
+        }
         let alone = !self.brokers().any(|(_, broker)| broker.links > 0);
         let seed = self.seed ^ u64::from(id.0) << 32;
         let broker = self.broker_mut(id);
@@ -464,7 +480,7 @@ impl Roster {
     }
 
     /// This host's order, from its broker on and round to the one before it.
-    fn from_current(&self) -> impl Iterator<Item = BrokerId> {
+    fn in_order(&self) -> impl Iterator<Item = BrokerId> {
         let is_current = |&id: &BrokerId| id == self.current;
         let at = self.order.iter().position(is_current).unwrap_or(0);
         let (before, from) = self.order.split_at(at);

@@ -63,12 +63,8 @@ pub enum Report {
         broker: BrokerId,
         /// Why.
         failure: Failure,
-        /// Publishes that were never written, and wait.
-        moved: u64,
-        /// Publishes that were written and not proven, and are not repeated.
-        in_doubt: u64,
-        /// Publishes that were written and not proven, and are repeated.
-        repeated: u64,
+        /// Whether it is the first of its bus in this failover.
+        first: bool,
     },
     /// A dial failed.
     DialFailed {

@@ -9,6 +9,7 @@ use crate::config::Delivery;
 use crate::ledger::{Settled, settle};
 use crate::proto::encode;
 use crate::upstream::bus::Bus;
+use crate::upstream::failover::LostLink;
 use crate::upstream::roster::{BrokerId, Failure, Health};
 
 impl Trunk {
@@ -48,7 +49,7 @@ impl Trunk {
         self.round.failures += 1;
         match link.phase {
             // The broker didn't even introduce itself: dead for all trunks.
-            Phase::Connecting | Phase::AwaitingInfo => {
+            Phase::Connecting | Phase::AwaitingInfo if failure != Failure::OutOfFiles => {
                 bus.roster.handle_failure(link.broker, failure, now);
             }
             _ => {
@@ -80,14 +81,22 @@ impl Trunk {
         {
             self.moving = None;
         }
+        let last_read = link.last_read_at;
         let (settled, in_doubt) = self.settle(link, bus);
+        let lost = LostLink {
+            broker,
+            cause: failure,
+            last_read,
+            moved: settled.moved,
+            in_doubt,
+            repeated: settled.repeated,
+        };
+        let first = bus.failovers.lost(lost, now);
         self.actions.push_back(Action::Report(Report::Lost {
             link: id,
             broker,
             failure,
-            moved: settled.moved,
-            in_doubt,
-            repeated: settled.repeated,
+            first,
         }));
         self.requeue(settled, bus);
         for session in self.sessions() {
@@ -292,6 +301,9 @@ impl Trunk {
             if link.is_attached() {
                 bus.detached(self.id, link.broker, now);
             }
+        }
+        if self.lost.is_some() {
+            bus.failovers.gone();
         }
         bus.remove(self.id);
         self.actions.push_back(Action::Done);

@@ -232,6 +232,9 @@ impl Trunk {
         }
         let first = self.lost.is_none();
         let held = self.resume(at, first, now, bus);
+        if self.lost.is_some() {
+            bus.failovers.attached(broker, replayed, held, now);
+        }
         self.actions.push_back(Action::Report(Report::Attached {
             link: id,
             broker,

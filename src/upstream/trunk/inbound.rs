@@ -7,7 +7,7 @@ use super::link::{LinkId, OkOwner, Phase};
 use super::{CloseReason, Trunk, Verdict};
 use crate::ledger::{Ping, UpstreamSid};
 use crate::proto::encode;
-use crate::proto::error_text::{BrokerError, classify};
+use crate::proto::error_text::{BrokerError, classify, unquote};
 use crate::proto::info::ServerInfo;
 use crate::proto::server::{self, Msg, ServerLimits, ServerOp, ServerScan};
 use crate::upstream::bus::Bus;
@@ -106,7 +106,7 @@ impl Trunk {
             return;
         };
         bus.counters.out_msgs += 1;
-        bus.counters.out_bytes += msg.frame.len() as u64;
+        bus.counters.out_bytes += msg.size as u64;
         let verb: &[u8] = if msg.headers { b"HMSG " } else { b"MSG " };
         let session = recipient.session;
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
@@ -235,18 +235,16 @@ impl Trunk {
                 self.links[at].oks.pop();
                 self.deliver_to_own(&line, bus);
             }
-            BrokerError::SubscriptionViolation {
-                sid: Some(sid),
-                subject,
-                ..
-            } => self.handle_revoked(text, sid, &subject, bus),
+            BrokerError::SubscriptionViolation { sid: Some(sid), .. } => {
+                self.handle_revoked(text, sid, bus)
+            }
             BrokerError::SubscriptionViolation {
                 subject,
                 queue_group,
                 ..
             } => {
-                let queue_group = queue_group.as_deref();
-                self.subscriptions.reject(&subject, queue_group);
+                let (subject, group) = (unquote(subject), queue_group.map(unquote));
+                self.subscriptions.reject(&subject, group.as_deref());
                 self.links[at].oks.pop();
                 self.deliver_to_own(&line, bus);
             }
@@ -260,7 +258,7 @@ impl Trunk {
     }
 
     /// A reload took a permission away: the text names the sid, which must be the session's.
-    fn handle_revoked(&mut self, text: &[u8], sid: &[u8], _subject: &[u8], bus: &Bus) {
+    fn handle_revoked(&mut self, text: &[u8], sid: &[u8], bus: &Bus) {
         let rejected =
             UpstreamSid::parse(sid).and_then(|upstream| self.subscriptions.reject_sid(upstream));
         if let Some((session, own_sid)) = rejected {

@@ -291,7 +291,12 @@ impl Trunk {
             return false;
         }
         match self.open(bus) {
-            Some(at) => self.links[at].out.pending_bytes() < LINK_FULL_BYTES,
+            Some(at) => {
+                let out = &self.links[at].out;
+                // With at-least-once, what was written stays in memory until it is proven.
+                out.pending_bytes() < LINK_FULL_BYTES
+                    && out.held_bytes() < bus.settings.limits.publish_buffer
+            }
             None if slot.dropping => true,
             None => {
                 slot.held.bytes() < bus.settings.limits.publish_buffer && !bus.budget.is_spent()

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::link::{OkOwner, Phase};
 use super::slot::Slot;
 use super::{CloseReason, Move, Trunk, Verdict};
-use crate::config::{Delivery, PongHold};
+use crate::config::PongHold;
 use crate::ledger::{SessionId, Subscribed, Unsubscribed};
 use crate::net::Outbox;
 use crate::proto::connect::ConnectInfo;
@@ -56,8 +56,6 @@ impl Trunk {
         bus: &mut Bus,
     ) {
         bus.counters.published += messages;
-        bus.counters.in_msgs += messages;
-        bus.counters.in_bytes += frames.len() as u64;
         let open = self.open(bus);
         let covered_by = self.next_ping;
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
@@ -111,7 +109,7 @@ impl Trunk {
         let mut frame = std::mem::take(&mut self.scratch);
         let sid = upstream.as_ref().map_or(NO_SID, |text| text.as_bytes());
         encode::sub(&mut frame, subject, queue_group, sid);
-        if !self.send_operation(session, &frame, now, bus) && upstream.is_none() {
+        if !self.send_operation(session, &frame, now) && upstream.is_none() {
             self.deliver(session, &[b"-ERR 'Invalid Subject'\r\n"], bus);
         }
         frame.clear();
@@ -119,20 +117,13 @@ impl Trunk {
     }
 
     /// Ends a subscription, at once or after `max` deliveries counted from its SUB.
-    pub fn unsubscribe(
-        &mut self,
-        session: SessionId,
-        sid: &[u8],
-        max: Option<u64>,
-        now: Instant,
-        bus: &mut Bus,
-    ) {
+    pub fn unsubscribe(&mut self, session: SessionId, sid: &[u8], max: Option<u64>, now: Instant) {
         let mut frame = std::mem::take(&mut self.scratch);
         match self.subscriptions.unsubscribe(session, sid, max) {
             Unsubscribed::Retired(upstream) => {
                 encode::unsub(&mut frame, upstream.text().as_bytes(), None);
                 let covered_by = self.next_ping;
-                if self.send_operation(session, &frame, now, bus)
+                if self.send_operation(session, &frame, now)
                     && let Some(at) = self.subscription_link()
                 {
                     self.links[at].retired.push_back((covered_by, upstream));
@@ -142,11 +133,11 @@ impl Trunk {
             }
             Unsubscribed::Limited(upstream, max) => {
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
-                self.send_operation(session, &frame, now, bus);
+                self.send_operation(session, &frame, now);
             }
             Unsubscribed::Unknown if self.connect.verbose || self.connect.pedantic => {
                 encode::unsub(&mut frame, NO_SID, None);
-                self.send_operation(session, &frame, now, bus);
+                self.send_operation(session, &frame, now);
             }
             Unsubscribed::Unknown => {}
         }
@@ -266,14 +257,7 @@ impl Trunk {
 
     /// Sends a SUB or UNSUB where the ledger is in place. Returns false where a replay will
     /// carry it, or nothing has to.
-    fn send_operation(
-        &mut self,
-        session: SessionId,
-        frame: &[u8],
-        now: Instant,
-        bus: &mut Bus,
-    ) -> bool {
-        bus.counters.in_bytes += frame.len() as u64;
+    fn send_operation(&mut self, session: SessionId, frame: &[u8], now: Instant) -> bool {
         let at = self.subscription_link();
         if let Some(slot) = self.slots.get_mut(session.0 as usize) {
             slot.subs_covered_by = if at.is_some() {
@@ -362,9 +346,8 @@ impl Trunk {
     }
 
     pub(super) fn arm_pong_hold(&mut self, session: SessionId, now: Instant, bus: &Bus) {
-        let hold = match (bus.settings.timings.pong_hold, bus.settings.delivery) {
-            (PongHold::After(hold), Delivery::AtMostOnce) => hold,
-            _ => return,
+        let PongHold::After(hold) = bus.settings.timings.pong_hold else {
+            return;
         };
         let until = now + hold;
         if let Some(slot) = self.slots.get_mut(session.0 as usize)
