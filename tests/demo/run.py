@@ -46,6 +46,8 @@ def port_from(name, default):
 
 
 def check_ports(ports):
+    if len(set(ports.values())) < len(ports):
+        raise Failure(f"PORT and HTTP must differ, and both are {ports['PORT']}")
     for name, port in ports.items():
         if not ps.port_is_free(port):
             raise Failure(
