@@ -149,7 +149,7 @@ async fn limits(client: &Client, prefix: &str, t: &mut Transcript) -> Result<(),
     // Behind the watcher's last message, the drained one has all in its queue.
     collect(&mut watcher, 5).await;
     drained.drain().await?;
-    let got = bodies(&collect(&mut drained, 6).await);
+    let got = bodies(&collect(&mut drained, 5).await);
     t.step(
         "drain a subscription",
         json!(got),
