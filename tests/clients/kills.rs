@@ -1,6 +1,7 @@
 //! Twenty SIGKILLs in a row over one unbroken connection of every client.
 
 use std::io::{self, Write};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -57,15 +58,28 @@ fn kill_active(
     let victim = victim.unwrap_or_else(|| panic!("round {round}: no broker is {current:?}"));
     cluster.broker(victim).kill();
     let killed = Instant::now();
-    wait_for("natsmux to use the other broker", PATIENCE, || {
-        let now = natsmux.current_broker();
-        (now.is_some() && now != current && natsmux.is_healthy()).then_some(())
-    });
+    wait_for_other_broker(natsmux, current.as_deref(), round);
     wait_for_flow(clients, &format!("after kill {round}"));
     let silence = killed.elapsed();
     cluster.restart(victim);
     wait_for_flow(clients, &format!("after return {round}"));
     silence
+}
+
+fn wait_for_other_broker(natsmux: &Natsmux, before: Option<&str>, round: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (now, health) = (natsmux.current_broker(), natsmux.get("/healthz"));
+        let healthy = health.as_ref().is_some_and(|answer| answer.status == 200);
+        if now.is_some() && now.as_deref() != before && healthy {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "kill {round}: {before:?} is dead, natsmux uses {now:?}; {health:?}"
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Waits until every client received a message that it published after this call.
