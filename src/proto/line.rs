@@ -100,6 +100,27 @@ pub(super) fn is_blank(byte: u8) -> bool {
     byte == b' ' || byte == b'\t'
 }
 
+/// Where the first blank or control character stands, from `at` on: eight bytes at a time, since a call into a vector
+/// search costs more than the words here are long.
+#[inline]
+pub(super) fn word_end(line: &[u8], mut at: usize) -> Option<usize> {
+    const EACH: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = EACH << 7;
+    while let Some(eight) = line[at..].first_chunk::<8>() {
+        let eight = u64::from_le_bytes(*eight);
+        // The lowest high bit stands in the first byte below 0x21; borrows spoil only what is above it.
+        let below = eight.wrapping_sub(EACH * 0x21) & !eight & HIGH;
+        if below != 0 {
+            return Some(at + (below.trailing_zeros() / 8) as usize);
+        }
+        at += 8;
+    }
+    line[at..]
+        .iter()
+        .position(|&b| b <= b' ')
+        .map(|found| at + found)
+}
+
 /// Splits `arg` on runs of bytes for which `separates` holds. `None` when there are more than `N` parts.
 pub(super) fn split<const N: usize>(
     arg: &[u8],

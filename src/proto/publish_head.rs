@@ -110,27 +110,6 @@ fn word(line: &[u8], mut at: usize) -> Option<(&[u8], usize)> {
     while *line.get(at)? == b' ' {
         at += 1;
     }
-    let end = word_end(line, at)?;
+    let end = super::line::word_end(line, at)?;
     (end > at).then(|| (&line[at..end], end))
-}
-
-/// Where the first blank or control character stands, from `at` on: eight bytes at a time, since a call into a vector
-/// search costs more than the words here are long.
-#[inline]
-fn word_end(line: &[u8], mut at: usize) -> Option<usize> {
-    const EACH: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH: u64 = EACH << 7;
-    while let Some(eight) = line[at..].first_chunk::<8>() {
-        let eight = u64::from_le_bytes(*eight);
-        // The lowest high bit stands in the first byte below 0x21; borrows spoil only what is above it.
-        let below = eight.wrapping_sub(EACH * 0x21) & !eight & HIGH;
-        if below != 0 {
-            return Some(at + (below.trailing_zeros() / 8) as usize);
-        }
-        at += 8;
-    }
-    line[at..]
-        .iter()
-        .position(|&b| b <= b' ')
-        .map(|found| at + found)
 }

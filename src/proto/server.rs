@@ -251,15 +251,17 @@ impl<'a> Head<'a> {
 /// The next word of `arg` from `at` on, which moves behind it. Empty at the end.
 #[inline]
 fn word<'a>(arg: &'a [u8], at: &mut usize) -> &'a [u8] {
-    let rest = &arg[*at..];
-    let blanks = rest.iter().take_while(|&&b| line::is_blank(b)).count();
-    let rest = &rest[blanks..];
-    let len = rest
-        .iter()
-        .position(|&b| line::is_blank(b))
-        .unwrap_or(rest.len());
-    *at += blanks + len;
-    &rest[..len]
+    while arg.get(*at).is_some_and(|&b| line::is_blank(b)) {
+        *at += 1;
+    }
+    let start = *at;
+    loop {
+        *at = line::word_end(arg, *at).unwrap_or(arg.len());
+        if arg.get(*at).is_none_or(|&b| line::is_blank(b)) {
+            return &arg[start..*at];
+        }
+        *at += 1;
+    }
 }
 
 /// Payload and line end behind a head.
