@@ -28,6 +28,8 @@ const HOLD_DOWN: Backoff = Backoff {
     first: Duration::from_millis(250),
     longest: Duration::from_secs(2),
 };
+/// A failure that is younger than this needs no second look.
+const FRESH_FAILURE: Duration = Duration::from_millis(100);
 /// Dials in flight to one broker.
 const DIALS_IN_FLIGHT: u32 = 128;
 
@@ -131,6 +133,7 @@ pub struct Broker {
     health: Health,
     since: Instant,
     last_failure: Option<Failure>,
+    failed_at: Option<Instant>,
     info: Option<Box<ServerInfo>>,
     /// Failures in a row, for the probe's backoff.
     failures: u32,
@@ -221,6 +224,8 @@ pub struct Roster {
     seed: u64,
     /// Whether a trunk that waits may find something new.
     changed: bool,
+    /// No broker can be dialled, and all were asked again because of that.
+    stranded: bool,
 }
 
 impl Roster {
@@ -241,6 +246,7 @@ impl Roster {
             probe_interval,
             seed,
             changed: false,
+            stranded: false,
         };
         roster.configure(addrs, probe_interval, now);
         roster.current = roster.order[0];
@@ -332,8 +338,7 @@ impl Roster {
     /// The broker to dial for a trunk that has no use for those in `avoid`. Where this
     /// host's broker can't be used at all, the choice moves on for all trunks.
     pub fn pick(&mut self, avoid: &[BrokerId], now: Instant) -> Pick {
-        let usable = self.in_order().find(|&id| self.is_usable(id, now));
-        self.current = usable.unwrap_or(self.current);
+        self.reconsider(now);
         let possible = |&id: &BrokerId| self.broker(id).accepts_dials() && !avoid.contains(&id);
         let choice = self
             .in_order()
@@ -346,6 +351,30 @@ impl Roster {
                 Pick::Dial(id)
             }
             None => Pick::Wait,
+        }
+    }
+
+    /// Moves this host's choice on where its broker can't be used. Where none can, what is
+    /// known of the others may be old: they are asked again at once.
+    fn reconsider(&mut self, now: Instant) {
+        let accepts = |&id: &BrokerId| self.broker(id).accepts_dials();
+        let usable = self.in_order().find(|&id| self.is_usable(id, now));
+        let next = usable.or_else(|| self.in_order().find(accepts));
+        match next {
+            Some(next) => {
+                self.current = next;
+                self.stranded = false;
+            }
+            None if !std::mem::replace(&mut self.stranded, true) => {
+                for broker in &mut self.brokers {
+                    let fresh = |at: Instant| now.saturating_duration_since(at) < FRESH_FAILURE;
+                    broker.failures = 0;
+                    if !broker.failed_at.is_some_and(fresh) {
+                        broker.probe_at = broker.probe_at.min(now);
+                    }
+                }
+            }
+            None => {}
         }
     }
 
@@ -385,6 +414,7 @@ impl Roster {
             broker.health = health;
             broker.since = now;
             self.changed = true;
+            self.reconsider(now);
         }
     }
 
@@ -396,6 +426,7 @@ impl Roster {
             broker.since = now;
             broker.failures = 0;
             self.changed = true;
+            self.reconsider(now);
         }
     }
 
@@ -424,6 +455,7 @@ impl Roster {
         broker.probing = false;
         broker.failures = broker.failures.saturating_add(1);
         broker.last_failure = Some(failure);
+        broker.failed_at = Some(now);
         let pause = if alone { PROBE_ALONE } else { PROBE_SPARE };
         broker.probe_at = now + pause.delay(broker.failures, seed);
         if broker.health == Health::Down {
@@ -439,6 +471,7 @@ impl Roster {
         broker.health = Health::Down;
         broker.since = now;
         self.changed = true;
+        self.reconsider(now);
     }
 
     /// Its sentinel waits too long, or doesn't any more: a suspect broker is tried last.
@@ -497,6 +530,7 @@ impl Roster {
             health: Health::Unknown,
             since: now,
             last_failure: None,
+            failed_at: None,
             info: None,
             failures: 0,
             flaps: 0,
@@ -552,6 +586,36 @@ mod tests {
         assert_eq!(roster.pick(&[], now), Pick::Dial(B));
         roster.handle_info(A, info(), now);
         assert_eq!(roster.pick(&[], now), Pick::Dial(B), "no move back");
+    }
+
+    #[test]
+    fn the_choice_moves_on_when_the_probe_finds_the_broker_dead() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        roster.handle_info(A, info(), now);
+        roster.handle_info(B, info(), now);
+        // Its trunks may have left it already, and will not ask again.
+        roster.handle_failure(A, Failure::ConnectionRefused, now);
+        assert_eq!(roster.current(), B);
+    }
+
+    #[test]
+    fn when_the_last_broker_dies_the_others_are_asked_at_once() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        roster.handle_info(A, info(), now);
+        roster.link_opened(A);
+        let mut later = now;
+        for _ in 0..10 {
+            roster.handle_failure(B, Failure::ConnectionRefused, later);
+            later = roster.poll_timeout().expect("a probe is planned");
+        }
+        roster.handle_failure(B, Failure::ConnectionRefused, later);
+        let soon = later + Duration::from_secs(1);
+        assert_eq!(roster.poll_probe(soon), None, "others live: every 10 s");
+        roster.link_closed(A, soon);
+        roster.handle_failure(A, Failure::ConnectionRefused, soon);
+        assert_eq!(roster.poll_probe(soon), Some(B));
     }
 
     #[test]
