@@ -1,0 +1,209 @@
+//! Holds the table of layers in ARCHITECTURE.md against the code: who imports whom, and
+//! what a pure module must not know. Test code inside the modules is left out.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Module, and the modules of this crate that it may import.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("proto", &[]),
+    ("config", &[]),
+    ("telemetry", &[]),
+    ("ledger", &["proto"]),
+    ("net", &["config", "telemetry"]),
+    (
+        "upstream",
+        &["proto", "config", "telemetry", "ledger", "net"],
+    ),
+    (
+        "downstream",
+        &["proto", "config", "telemetry", "ledger", "net", "upstream"],
+    ),
+    ("admin", &["config", "telemetry"]),
+    (
+        "daemon",
+        &[
+            "proto",
+            "config",
+            "telemetry",
+            "ledger",
+            "net",
+            "upstream",
+            "downstream",
+            "admin",
+        ],
+    ),
+];
+
+/// Files and folders without IO, clock, randomness or logging.
+const PURE: &[&str] = &[
+    "proto",
+    "ledger",
+    "net/outbox.rs",
+    "net/partial.rs",
+    "upstream/admission.rs",
+    "upstream/backoff.rs",
+    "upstream/barrier.rs",
+    "upstream/bus.rs",
+    "upstream/failover.rs",
+    "upstream/roster.rs",
+    "upstream/trunk",
+    "upstream/watch.rs",
+    "downstream/early.rs",
+    "downstream/session.rs",
+];
+
+/// What gives a pure module away.
+const IMPURE: &[&str] = &[
+    "tokio",
+    "hyper",
+    "socket2",
+    "rustix",
+    "tracing",
+    "std::net",
+    "std::fs",
+    "std::thread",
+    "std::sync",
+    "std::env",
+    "Instant::now",
+    "SystemTime",
+    "RandomState::new",
+    "println!",
+    "eprintln!",
+    "info!(",
+    "warn!(",
+    "error!(",
+    "debug!(",
+    "trace!(",
+];
+
+/// A breach of a layer, as one line.
+fn foreign_imports(module: &str, code: &str) -> Vec<String> {
+    let allowed = LAYERS
+        .iter()
+        .find(|(name, _)| *name == module)
+        .map_or(&[][..], |(_, allowed)| allowed);
+    code.split("crate::")
+        .skip(1)
+        .filter_map(|rest| {
+            rest.split(|c: char| !c.is_alphanumeric() && c != '_')
+                .next()
+        })
+        .filter(|name| LAYERS.iter().any(|(known, _)| known == name))
+        .filter(|name| *name != module && !allowed.contains(name))
+        .map(|name| format!("{module} imports {name}"))
+        .collect()
+}
+
+/// Words in `code` that no pure module may hold.
+fn impurities(code: &str) -> Vec<&'static str> {
+    let mut found: Vec<_> = IMPURE
+        .iter()
+        .copied()
+        .filter(|word| code.contains(word))
+        .collect();
+    // `use crate::{a, b}` would hide an import from the check above.
+    if code.contains("crate::{") {
+        found.push("crate::{");
+    }
+    found
+}
+
+/// The part of a source file that is neither a comment nor its tests.
+fn code_of(source: &str) -> String {
+    let code = source
+        .split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or("");
+    code.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("the source is there") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Every file under `src` as its path below it and its code; files of tests are left out.
+fn tree() -> Vec<(String, String)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let shown = |path: &Path| {
+        let below = path.strip_prefix(&src).expect("below src");
+        below.to_string_lossy().into_owned()
+    };
+    sources(&src)
+        .iter()
+        .map(|path| (shown(path), fs::read_to_string(path).expect("readable")))
+        .filter(|(path, _)| !path.ends_with("tests.rs") && !path.contains("/tests/"))
+        .map(|(path, source)| (path, code_of(&source)))
+        .collect()
+}
+
+#[test]
+fn modules_import_only_lower_layers() {
+    let mut breaches = Vec::new();
+    for (path, code) in tree() {
+        if let Some((module, _)) = path.split_once('/') {
+            let found = foreign_imports(module, &code);
+            breaches.extend(found.into_iter().map(|breach| format!("{path}: {breach}")));
+        }
+    }
+    assert!(breaches.is_empty(), "{breaches:#?}");
+}
+
+#[test]
+fn pure_modules_know_no_io_clock_randomness_or_logging() {
+    let mut breaches = Vec::new();
+    let mut seen = 0;
+    for (path, code) in tree() {
+        let pure = |place: &&str| path == **place || path.starts_with(&format!("{place}/"));
+        if PURE.iter().any(|place| pure(&place)) {
+            seen += 1;
+            let found = impurities(&code);
+            breaches.extend(found.into_iter().map(|word| format!("{path}: {word}")));
+        }
+    }
+    assert!(breaches.is_empty(), "{breaches:#?}");
+    assert!(seen > PURE.len(), "the list names files that are gone");
+}
+
+#[test]
+fn every_module_has_its_layer() {
+    let lib = include_str!("../../src/lib.rs");
+    let modules = lib.lines().filter_map(|line| line.strip_prefix("pub mod "));
+    let modules: Vec<_> = modules.map(|name| name.trim_end_matches(';')).collect();
+    let layers: Vec<_> = LAYERS.iter().map(|(name, _)| *name).collect();
+    let mut sorted = layers.clone();
+    sorted.sort_unstable();
+    assert_eq!(modules, sorted);
+}
+
+#[test]
+fn the_checks_find_what_they_are_for() {
+    assert_eq!(
+        foreign_imports(
+            "ledger",
+            "use crate::net::Outbox;\nuse crate::proto::client;"
+        ),
+        ["ledger imports net"]
+    );
+    let bad =
+        "use tokio::time;\nlet now = Instant::now();\ninfo!(\"x\");\nuse std::net::TcpStream;";
+    assert_eq!(
+        impurities(bad),
+        ["tokio", "std::net", "Instant::now", "info!("]
+    );
+    assert!(impurities("now: Instant").is_empty());
+    let tested = "fn a() {}\n// tokio\n#[cfg(test)]\nmod tests {\n use tokio::x;\n}";
+    assert_eq!(code_of(tested), "fn a() {}\n");
+}
