@@ -95,6 +95,7 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         file,
         handle,
         log,
+        open_files,
     };
     let result = runtime.block_on(control.run(http));
     drop(control);
@@ -110,6 +111,7 @@ struct Control {
     file: Option<PathBuf>,
     handle: Handle,
     log: LogGuard,
+    open_files: u64,
 }
 
 struct Signals {
@@ -200,7 +202,12 @@ impl Control {
             }
         }
         self.log.set_level(new.log.level.into());
-        self.handle.reload(new.clone(), listeners).await;
+        let start = Start {
+            config: new.clone(),
+            listeners,
+            max_connections: limits::max_connections(&new, self.open_files),
+        };
+        self.handle.reload(start).await;
         self.config = new;
         Ok(())
     }

@@ -25,7 +25,7 @@ use crate::net::socket;
 use crate::telemetry::{BrokerSnapshot, BusSnapshot, Counters, Snapshot};
 use crate::upstream::admission::Admission;
 use crate::upstream::pool::{Pool, ReadBuffer};
-use crate::upstream::{Budget, Bus, Roster, Settings};
+use crate::upstream::{Budget, Budgets, Bus, Roster, Settings};
 
 /// How long components wait at start for the first broker's INFO (R17).
 const FIRST_INFO: Duration = Duration::from_millis(300);
@@ -39,7 +39,7 @@ const QUEUE: usize = 16;
 /// Bound sockets by bus.
 pub(super) type Listeners = BTreeMap<String, Vec<std::net::TcpListener>>;
 
-/// What the worker is started with.
+/// What the worker is started with, or reloads to: then with the listeners of new buses only.
 pub(super) struct Start {
     pub(super) config: Config,
     pub(super) listeners: Listeners,
@@ -48,7 +48,7 @@ pub(super) struct Start {
 
 enum Command {
     Snapshot(oneshot::Sender<Snapshot>),
-    Reload(Box<Config>, Listeners, oneshot::Sender<()>),
+    Reload(Box<Start>, oneshot::Sender<()>),
     Drain(oneshot::Sender<()>),
 }
 
@@ -68,9 +68,9 @@ impl Handle {
     }
 
     /// Applies a configuration that was checked against the running one.
-    pub(super) async fn reload(&self, config: Config, listeners: Listeners) {
+    pub(super) async fn reload(&self, start: Start) {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Reload(Box::new(config), listeners, reply);
+        let command = Command::Reload(Box::new(start), reply);
         if self.commands.send(command).await.is_ok() {
             let _ = answer.await;
         }
@@ -134,8 +134,7 @@ struct Worker {
     identity: Rc<Identity>,
     buses: RefCell<Vec<Running>>,
     buffer: ReadBuffer,
-    budget: Rc<Budget>,
-    early_budget: Rc<Budget>,
+    budgets: Budgets,
     started: (Instant, SystemTime),
     seed: u64,
 }
@@ -148,14 +147,17 @@ impl Worker {
             identity: Rc::new(Identity {
                 server_id: format!("NMX{seed:016X}"),
                 server_name: start.config.name.clone(),
-                max_connections: start.max_connections,
+                max_connections: Cell::new(start.max_connections),
                 connections: Cell::new(0),
                 next_cid: Cell::new(0),
             }),
             buses: RefCell::new(Vec::new()),
             buffer: Rc::new(RefCell::new(vec![0; socket::READ_BYTES])),
-            budget: Rc::new(Budget::new(limits.publish_buffer_total)),
-            early_budget: Rc::new(Budget::new(limits.lenient_buffer_total)),
+            budgets: Budgets {
+                held: Rc::new(Budget::new(limits.publish_buffer_total)),
+                early: Rc::new(Budget::new(limits.lenient_buffer_total)),
+                pending: Rc::new(Budget::new(limits.max_pending_total)),
+            },
             started: (Instant::now(), SystemTime::now()),
             seed,
         }
@@ -176,8 +178,8 @@ impl Worker {
                     // Whoever asked may have given up.
                     let _ = reply.send(self.snapshot());
                 }
-                Command::Reload(config, listeners, reply) => {
-                    self.reload(&config, listeners);
+                Command::Reload(start, reply) => {
+                    self.reload(*start);
                     let _ = reply.send(());
                 }
                 Command::Drain(reply) => {
@@ -202,8 +204,7 @@ impl Worker {
             settings(bus, config.buses.len()),
             roster,
             Admission::new(RandomState::new()),
-            Rc::clone(&self.budget),
-            Rc::clone(&self.early_budget),
+            self.budgets.clone(),
             now,
         );
         let pool = Rc::new(Pool::new(
@@ -248,8 +249,19 @@ impl Worker {
         });
     }
 
-    fn reload(&self, config: &Config, mut listeners: Listeners) {
+    fn reload(&self, start: Start) {
         let now = Instant::now();
+        let (config, mut listeners) = (start.config, start.listeners);
+        self.identity.max_connections.set(start.max_connections);
+        self.budgets
+            .held
+            .set_total(config.limits.publish_buffer_total);
+        self.budgets
+            .early
+            .set_total(config.limits.lenient_buffer_total);
+        self.budgets
+            .pending
+            .set_total(config.limits.max_pending_total);
         for running in self.buses.borrow().iter() {
             let pool = &running.shared.pool;
             let Some(bus) = config.buses.iter().find(|bus| bus.name == pool.name) else {
@@ -277,7 +289,7 @@ impl Worker {
             .retain(|running| !running.removed.get());
         for bus in &config.buses {
             if let Some(listeners) = listeners.remove(&bus.name) {
-                self.start_bus(config, bus, listeners);
+                self.start_bus(&config, bus, listeners);
             }
         }
     }
@@ -311,7 +323,7 @@ impl Worker {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             start: self.started.1,
             now: self.started.1 + self.started.0.elapsed(),
-            max_connections: self.identity.max_connections as u64,
+            max_connections: self.identity.max_connections.get() as u64,
             connections: self.identity.connections.get() as u64,
             total_connections: self.identity.next_cid.get(),
             subscriptions: buses.iter().map(|bus| bus.subscriptions).sum(),

@@ -258,10 +258,12 @@ impl Connection {
     fn flush_once(&mut self) -> Flush {
         if let Some((cell, id)) = &self.home {
             let mut trunk = cell.machine.borrow_mut();
-            return match trunk.out(*id) {
-                Some(out) => self.port.flush(out),
-                None => Flush::Done,
+            let Some(out) = trunk.out(*id) else {
+                return Flush::Done;
             };
+            let flushed = self.port.flush(out);
+            trunk.account(*id, &self.shared.pool.bus.borrow());
+            return flushed;
         }
         self.port.flush(self.session.out())
     }

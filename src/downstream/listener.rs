@@ -26,7 +26,7 @@ pub struct Identity {
     /// The instance's name.
     pub server_name: String,
     /// Sessions that the daemon takes.
-    pub max_connections: usize,
+    pub max_connections: Cell<usize>,
     /// Sessions that the daemon has.
     pub connections: Cell<usize>,
     /// Sessions that the daemon has had.
@@ -80,7 +80,7 @@ fn welcome(stream: TcpStream, peer: SocketAddr, shared: &Rc<Shared>, identity: &
             max_payload.unwrap_or(1024 * 1024),
         )
     };
-    let full = identity.connections.get() >= identity.max_connections;
+    let full = identity.connections.get() >= identity.max_connections.get();
     if full {
         info.extend_from_slice(b"-ERR 'maximum connections exceeded'\r\n");
     }

@@ -399,7 +399,7 @@ impl Session {
         let limit = bus.settings.limits.lenient_buffer;
         let early = self
             .early
-            .get_or_insert_with(|| Box::new(Early::new(limit, bus.early_budget.clone())));
+            .get_or_insert_with(|| Box::new(Early::new(limit, bus.budgets.early.clone())));
         early.keep(frame)
     }
 

@@ -21,6 +21,17 @@ use crate::telemetry::Counters;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TrunkId(pub u64);
 
+/// The daemon's buffers, shared by its buses.
+#[derive(Clone, Debug)]
+pub struct Budgets {
+    /// Publishes that wait for a link (R6).
+    pub held: Rc<Budget>,
+    /// Operations that came before CONNECT (R21).
+    pub early: Rc<Budget>,
+    /// What components have not taken yet (R25).
+    pub pending: Rc<Budget>,
+}
+
 /// The part of a bus's configuration that the machines read.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -38,11 +49,11 @@ pub struct Settings {
     pub fences_per_second: u32,
 }
 
-/// Bytes that the daemon holds for publishes, over all buses (R6).
+/// Bytes of one kind that the daemon may hold, over all buses.
 #[derive(Debug)]
 pub struct Budget {
     used: Cell<usize>,
-    total: usize,
+    total: Cell<usize>,
 }
 
 impl Budget {
@@ -50,8 +61,13 @@ impl Budget {
     pub fn new(total: usize) -> Self {
         Self {
             used: Cell::new(0),
-            total,
+            total: Cell::new(total),
         }
+    }
+
+    /// Changes the total (reload).
+    pub fn set_total(&self, total: usize) {
+        self.total.set(total);
     }
 
     /// Takes `bytes`, also beyond the total: what was read must be kept, and reading stops
@@ -73,7 +89,7 @@ impl Budget {
 
     /// Whether the total is reached.
     pub fn is_spent(&self) -> bool {
-        self.used.get() >= self.total
+        self.used.get() >= self.total.get()
     }
 }
 
@@ -94,10 +110,8 @@ pub struct Bus {
     pub failovers: Failovers,
     /// Everything that is counted.
     pub counters: Counters,
-    /// Buffered publishes, shared with the other buses.
-    pub budget: Rc<Budget>,
-    /// Operations that came before CONNECT (R21), shared with the other buses.
-    pub early_budget: Rc<Budget>,
+    /// Buffers, shared with the other buses.
+    pub budgets: Budgets,
     waiting: BTreeSet<TrunkId>,
     dial_queue: VecDeque<TrunkId>,
     at_barrier: BTreeSet<TrunkId>,
@@ -111,8 +125,7 @@ impl Bus {
         settings: Settings,
         roster: Roster,
         admission: Admission,
-        budget: Rc<Budget>,
-        early_budget: Rc<Budget>,
+        budgets: Budgets,
         now: Instant,
     ) -> Self {
         Self {
@@ -123,8 +136,7 @@ impl Bus {
             watches: Watches::default(),
             failovers: Failovers::default(),
             counters: Counters::default(),
-            budget,
-            early_budget,
+            budgets,
             waiting: BTreeSet::new(),
             dial_queue: VecDeque::new(),
             at_barrier: BTreeSet::new(),

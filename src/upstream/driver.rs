@@ -286,7 +286,9 @@ impl Driver {
             let Some(out) = trunk.out(session) else {
                 continue;
             };
-            if port.flush(out) != Flush::Done || closing || trunk.take_released(session) {
+            let flushed = port.flush(out);
+            trunk.account(session, &self.pool.bus.borrow());
+            if flushed != Flush::Done || closing || trunk.take_released(session) {
                 port.wake();
             }
         }

@@ -16,6 +16,6 @@ pub mod roster;
 pub mod trunk;
 pub mod watch;
 
-pub use bus::{Budget, Bus, Settings, TrunkId};
+pub use bus::{Budget, Budgets, Bus, Settings, TrunkId};
 pub use roster::{BrokerId, Roster};
 pub use trunk::{CloseReason, Trunk};

@@ -139,6 +139,7 @@ impl Pool {
             let mut bus = self.bus.borrow_mut();
             (bus.take_woken(), bus.roster.poll_timeout())
         };
+        self.shed();
         self.report();
         if probe_at != self.probe_at.get() {
             self.wake_prober();
@@ -173,6 +174,24 @@ impl Pool {
             }
         });
         (trunks.len() as u64, sum)
+    }
+
+    /// R25: where components have not taken more than the daemon may hold, the one of this
+    /// bus that lags most is closed.
+    fn shed(&self) {
+        if !self.bus.borrow().budgets.pending.is_spent() {
+            return;
+        }
+        let trunks = self.trunks.borrow();
+        let lags = trunks.values().filter_map(|cell| {
+            let (session, pending) = cell.machine.borrow().slowest()?;
+            Some((pending, cell, session))
+        });
+        if let Some((_, cell, session)) = lags.max_by_key(|(pending, ..)| *pending) {
+            let bus = self.bus.borrow();
+            cell.machine.borrow_mut().close_slow(session, &bus);
+            cell.wake();
+        }
     }
 
     /// Tells the operator what concerns the whole bus.

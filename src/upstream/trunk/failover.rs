@@ -144,7 +144,7 @@ impl Trunk {
 
     /// Puts publishes that a dead link never wrote in front of those that wait.
     fn requeue(&mut self, settled: Settled, bus: &mut Bus) {
-        bus.budget.take(settled.waiting.bytes());
+        bus.budgets.held.take(settled.waiting.bytes());
         let mut waiting = settled.waiting;
         match self.slots.iter_mut().next() {
             Some((_, slot)) => {
@@ -274,12 +274,12 @@ impl Trunk {
         self.moving = None;
         for session in self.sessions() {
             let held = std::mem::take(&mut self.slots[session.0 as usize].held);
-            bus.budget.give(held.bytes());
+            bus.budgets.held.give(held.bytes());
             bus.counters.refused += held.messages();
             self.close(session, CloseReason::Refused(text.clone()));
         }
         let orphans = std::mem::take(&mut self.orphans);
-        bus.budget.give(orphans.bytes());
+        bus.budgets.held.give(orphans.bytes());
         bus.counters.refused += orphans.messages();
         self.refused = true;
         self.check_done(now, bus);

@@ -293,7 +293,7 @@ impl Trunk {
         for mut held in queues {
             while let Some((chunk, messages)) = held.pop() {
                 let bytes = chunk.len();
-                bus.budget.give(bytes);
+                bus.budgets.held.give(bytes);
                 sent += messages;
                 let link = &mut self.links[at];
                 link.out.push_chunk(chunk);

@@ -118,8 +118,7 @@ impl Trunk {
         slot.out
             .push_parts(&[verb, msg.subject, b" ", recipient.sid, msg.after_sid]);
         if slot.out.pending_bytes() > bus.settings.limits.max_pending {
-            slot.out.clear();
-            slot.closing = Some(CloseReason::SlowConsumer);
+            return self.close_slow(session, bus);
         }
         self.touch(session);
     }

@@ -193,6 +193,32 @@ impl Trunk {
         Some(&mut self.slots.get_mut(session.0 as usize)?.out)
     }
 
+    /// Tells the daemon's budget how much the component has not taken, after a flush (R25).
+    pub fn account(&mut self, session: SessionId, bus: &Bus) {
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            let pending = slot.out.pending_bytes();
+            bus.budgets.pending.take(pending);
+            bus.budgets.pending.give(slot.accounted);
+            slot.accounted = pending;
+        }
+    }
+
+    /// The session whose component lags most, and by how many bytes.
+    pub fn slowest(&self) -> Option<(SessionId, usize)> {
+        let open = self.slots.iter().filter(|(_, slot)| slot.closing.is_none());
+        open.map(|(index, slot)| (SessionId(index as u32), slot.out.pending_bytes()))
+            .max_by_key(|(_, pending)| *pending)
+    }
+
+    /// Closes a session whose component reads too slowly; what it has not taken is dropped.
+    pub fn close_slow(&mut self, session: SessionId, bus: &Bus) {
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.out.clear();
+        }
+        self.account(session, bus);
+        self.close(session, CloseReason::SlowConsumer);
+    }
+
     /// What goes to a link's broker; `None` once it is closed.
     pub fn link_out(&mut self, link: LinkId) -> Option<&mut Outbox> {
         let at = self.link_index(link)?;
@@ -299,7 +325,8 @@ impl Trunk {
             }
             None if slot.dropping => true,
             None => {
-                slot.held.bytes() < bus.settings.limits.publish_buffer && !bus.budget.is_spent()
+                slot.held.bytes() < bus.settings.limits.publish_buffer
+                    && !bus.budgets.held.is_spent()
             }
         }
     }
@@ -358,8 +385,7 @@ impl Trunk {
         }
         slot.out.push_parts(parts);
         if slot.out.pending_bytes() > bus.settings.limits.max_pending {
-            slot.out.clear();
-            slot.closing = Some(CloseReason::SlowConsumer);
+            return self.close_slow(session, bus);
         }
         self.touch(session);
     }

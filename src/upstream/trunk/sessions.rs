@@ -78,7 +78,7 @@ impl Trunk {
             }
             _ => {
                 slot.held.push(frames, messages);
-                bus.budget.take(frames.len());
+                bus.budgets.held.take(frames.len());
             }
         }
     }
@@ -237,6 +237,7 @@ impl Trunk {
         let Some(slot) = self.slots.try_remove(session.0 as usize) else {
             return;
         };
+        bus.budgets.pending.give(slot.accounted);
         self.orphans.append(slot.held);
         self.retire_subscriptions(session, now);
         for link in &mut self.links {

@@ -73,6 +73,8 @@ impl CloseReason {
 pub(super) struct Slot {
     /// What goes to the component.
     pub(super) out: Outbox,
+    /// Bytes of `out` that the daemon's budget knows of (R25).
+    pub(super) accounted: usize,
     /// Publishes that wait for a link.
     pub(super) held: Held,
     /// PONGs owed from before the present link, or from while there was none.
@@ -109,6 +111,7 @@ impl Slot {
     pub(super) fn new(out: Outbox) -> Self {
         Self {
             out,
+            accounted: 0,
             held: Held::default(),
             owed_pongs: 0,
             awaiting_verdict: 0,
