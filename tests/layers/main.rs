@@ -167,7 +167,7 @@ fn pure_modules_know_no_io_clock_randomness_or_logging() {
     let mut seen = 0;
     for (path, code) in tree() {
         let pure = |place: &&str| path == **place || path.starts_with(&format!("{place}/"));
-        if PURE.iter().any(|place| pure(place)) {
+        if PURE.iter().any(pure) {
             seen += 1;
             let found = impurities(&code);
             breaches.extend(found.into_iter().map(|word| format!("{path}: {word}")));
