@@ -454,3 +454,43 @@ fn each_fault_has_the_brokers_answer() {
         assert_eq!(silent.error_text(), None);
     }
 }
+
+/// Deterministic noise (xorshift), so that a failure can be repeated.
+struct Noise(u64);
+
+impl Noise {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 33).unwrap_or(0) % bound
+    }
+}
+
+#[test]
+fn a_verdict_never_changes_with_what_comes_after_it() {
+    const BYTES: &[u8] = b"\r\n\t 0129aHPUBSN+-{}\"\xff\0";
+    let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
+    for _ in 0..20_000 {
+        let mut input = [
+            WHOLE[noise.below(WHOLE.len())],
+            WHOLE[noise.below(WHOLE.len())],
+        ]
+        .concat();
+        for _ in 0..noise.below(4) {
+            let at = noise.below(input.len());
+            match noise.below(3) {
+                0 => input[at] = BYTES[noise.below(BYTES.len())],
+                1 => input.insert(at, BYTES[noise.below(BYTES.len())]),
+                _ => drop(input.remove(at)),
+            }
+        }
+        let whole = scan(&input, &limits());
+        for split in 0..input.len() {
+            let verdict = scan(&input[..split], &limits());
+            if !matches!(verdict, Scan::Incomplete { .. }) {
+                assert_eq!(verdict, whole, "{} at {split}", shown(&input));
+            }
+        }
+    }
+}
