@@ -17,6 +17,7 @@ mod natsmux;
 mod ports;
 mod process;
 mod raw;
+mod scripted;
 
 use std::path::PathBuf;
 use std::thread;
@@ -29,6 +30,7 @@ pub use natsmux::{Natsmux, NatsmuxOptions};
 pub use ports::Port;
 pub use process::Process;
 pub use raw::{Frame, RawClient};
+pub use scripted::{BrokerLink, Brokers, Flavour, Greeting, Received, ScriptedBroker, message};
 
 /// How long a process may take to start, stop or answer before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(15);

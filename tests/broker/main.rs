@@ -1,0 +1,12 @@
+//! natsmux in front of scripted brokers, which the test plays byte by byte.
+//!
+//! What no real broker can be made to do at will: die at a given byte, send half a frame,
+//! stay silent, refuse on a replay, violate the protocol.
+
+mod errors;
+mod frames;
+mod reading_out;
+mod replay;
+mod setup;
+#[path = "../support/mod.rs"]
+mod support;
