@@ -3,6 +3,7 @@
 //! What no real broker can be made to do at will: die at a given byte, send half a frame,
 //! stay silent, refuse on a replay, violate the protocol.
 
+mod before_connect;
 mod errors;
 mod frames;
 mod reading_out;

@@ -277,7 +277,7 @@ impl Trunk {
     /// Sends what waited, in order, each chunk followed by a fence.
     pub(super) fn send_held(&mut self, at: usize, now: Instant, bus: &mut Bus) -> u64 {
         let mut sent = 0;
-        let mut queues = vec![std::mem::take(&mut self.orphans)];
+        let mut queues = vec![(None, std::mem::take(&mut self.orphans))];
         for session in self.sessions() {
             let slot = &mut self.slots[session.0 as usize];
             slot.dropping = false;
@@ -288,10 +288,15 @@ impl Trunk {
             for _ in 0..oks {
                 self.deliver(session, &[encode::OK], bus);
             }
-            queues.push(std::mem::take(&mut self.slots[session.0 as usize].held));
+            let held = std::mem::take(&mut self.slots[session.0 as usize].held);
+            queues.push((Some(session), held));
         }
-        for mut held in queues {
+        for (session, mut held) in queues {
             while let Some((chunk, messages)) = held.pop() {
+                if let Some(session) = session {
+                    // No PONG before these are proven, as for publishes that never waited.
+                    self.slots[session.0 as usize].publishes_covered_by = self.next_ping;
+                }
                 let bytes = chunk.len();
                 bus.budgets.held.give(bytes);
                 sent += messages;
