@@ -5,9 +5,12 @@
 
 mod before_connect;
 mod errors;
+mod first_info;
 mod frames;
 mod reading_out;
 mod replay;
+mod second_connect;
 mod setup;
 #[path = "../support/mod.rs"]
 mod support;
+mod verbose;

@@ -1,0 +1,90 @@
+//! A second CONNECT: a new link under the merged options (R20).
+
+use serde_json::json;
+
+use crate::setup::{Setup, component_as, round_trip, subscribe};
+use crate::support::{Brokers, Flavour, message};
+
+const FIRST: &str = r#"CONNECT {"verbose":false,"name":"first","user":"u","pass":"p"}"#;
+
+/// The subscriptions that the new link hears of.
+fn replayed_at(flavour: Flavour) -> Vec<String> {
+    let brokers = Brokers::with_flavours(&[flavour]);
+    let natsmux = Setup::new(&brokers).start();
+    let (mut client, mut old) = component_as(&natsmux, &brokers, FIRST);
+    let sid = subscribe(&mut client, &mut old, "foo", "1");
+    client.send("CONNECT {\"name\":\"second\"}\r\nPUB a 0\r\n\r\nPING\r\n");
+    let mut new = brokers.link();
+    new.accept();
+    assert_eq!(new.connect["name"], json!("second"));
+    assert_eq!(new.connect["user"], json!("u"));
+    assert_eq!(new.connect["verbose"], json!(false));
+    let left = old.until(|op| op.verb() == "PING");
+    assert_eq!(left[0].line, format!("UNSUB {sid}"));
+    let before = new.until(|op| op.verb() == "PUB");
+    // natsmux's own fence behind what waited, and the component's PING.
+    new.answer_ping();
+    new.answer_ping();
+    client.pong();
+    old.until_closed();
+    before
+        .iter()
+        .filter(|op| op.verb() == "SUB")
+        .map(|op| op.word(1).to_owned())
+        .collect()
+}
+
+#[test]
+fn a_second_connect_drops_subscriptions_where_the_broker_does() {
+    for version in ["2.15.1", "2.14.0", "2.12.8"] {
+        let replayed = replayed_at(Flavour::v2_15().with("version", version));
+        assert_eq!(replayed, [""; 0], "{version}");
+    }
+}
+
+#[test]
+fn a_second_connect_keeps_subscriptions_where_the_broker_does() {
+    for version in ["2.9.10", "2.12.7"] {
+        let replayed = replayed_at(Flavour::v2_15().with("version", version));
+        assert_eq!(replayed, ["foo"], "{version}");
+    }
+}
+
+#[test]
+fn messages_on_the_old_link_are_delivered_up_to_the_change() {
+    let brokers = Brokers::with_flavours(&[Flavour::v2_9()]);
+    let natsmux = Setup::new(&brokers).start();
+    let (mut client, mut old) = component_as(&natsmux, &brokers, FIRST);
+    let sid = subscribe(&mut client, &mut old, "foo", "1");
+    client.send("CONNECT {\"name\":\"second\"}\r\n");
+    let mut new = brokers.link();
+    new.accept();
+    old.expect(&format!("UNSUB {sid}"));
+    old.expect("PING");
+    old.msg("foo", &sid, "old");
+    old.send("PONG\r\n");
+    let sid = new.sub("foo");
+    new.answer_ping();
+    new.msg("foo", &sid, "new");
+    client.expect(&message("foo", "1", "old"));
+    client.expect(&message("foo", "1", "new"));
+    round_trip(&mut client, &mut new);
+}
+
+#[test]
+fn a_second_connect_that_is_refused_closes_the_session() {
+    let brokers = Brokers::with_flavours(&[Flavour::v2_15().with_auth()]);
+    let natsmux = Setup::new(&brokers).start();
+    let (mut client, mut old) = component_as(&natsmux, &brokers, FIRST);
+    subscribe(&mut client, &mut old, "foo", "1");
+    client.send("CONNECT {\"pass\":\"wrong\"}\r\nPING\r\n");
+    let mut new = brokers.link();
+    new.connecting();
+    assert_eq!(new.connect["pass"], json!("wrong"));
+    new.send("-ERR 'Authorization Violation'\r\n");
+    let last = client.until_closed();
+    assert_eq!(
+        String::from_utf8_lossy(&last),
+        "-ERR 'Authorization Violation'\r\n"
+    );
+}
