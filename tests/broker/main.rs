@@ -7,10 +7,12 @@ mod before_connect;
 mod errors;
 mod first_info;
 mod frames;
+mod outage;
 mod reading_out;
 mod replay;
 mod second_connect;
 mod setup;
+mod start;
 #[path = "../support/mod.rs"]
 mod support;
 mod verbose;

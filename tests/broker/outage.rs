@@ -1,0 +1,248 @@
+//! No broker is alive: what waits, what is answered, what is dropped (R2, R3, R6).
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::setup::{
+    MOMENT, SOON, Setup, assert_books_balance, component, count, round_trip, subscribe, wait_count,
+    wait_outage,
+};
+use crate::support::{Brokers, Natsmux, RawClient};
+
+/// A component whose only broker dies.
+fn in_outage(setup: &Setup, brokers: &mut Brokers, subjects: &[&str]) -> (Natsmux, RawClient) {
+    let natsmux = setup.start();
+    let (mut client, mut link) = component(&natsmux, brokers);
+    for (sid, subject) in subjects.iter().enumerate() {
+        subscribe(&mut client, &mut link, subject, &sid.to_string());
+    }
+    brokers.get(0).down();
+    link.reset();
+    wait_outage(&natsmux);
+    (natsmux, client)
+}
+
+#[test]
+fn a_ping_of_a_session_that_owes_nothing_is_answered_at_once() {
+    let mut brokers = Brokers::start(1);
+    let setup = Setup::new(&brokers);
+    let (natsmux, mut client) = in_outage(&setup, &mut brokers, &["foo"]);
+    client.flush();
+    client.send("PING\r\nPING\r\n");
+    client.pong();
+    client.pong();
+    assert_eq!(natsmux.counter("pongs_unproven"), 0);
+    brokers.get(0).up();
+    let mut link = brokers.link();
+    link.accept_replay(&["foo"]);
+    round_trip(&mut client, &mut link);
+}
+
+#[test]
+fn a_pong_waits_for_waiting_operations_as_long_as_pong_hold_and_is_counted() {
+    for operation in ["PUB a 0\r\n\r\n", "SUB bar 2\r\n", "UNSUB 0\r\n"] {
+        let mut brokers = Brokers::start(1);
+        let setup = Setup::new(&brokers).timing("pong_hold", "300ms");
+        let (natsmux, mut client) = in_outage(&setup, &mut brokers, &["foo"]);
+        let since = Instant::now();
+        client.send(format!("{operation}PING\r\nPING\r\n"));
+        client.pong();
+        client.pong();
+        let took = since.elapsed();
+        assert!(took >= Duration::from_millis(300), "{took:?} {operation}");
+        wait_count(&natsmux, "pongs_unproven", 2);
+        assert_eq!(natsmux.log().matches("without proof").count(), 1);
+        // They were released: the next broker owes none of them.
+        brokers.get(0).up();
+        let mut link = brokers.link();
+        link.accept();
+        let last = |line: &str| match operation.split(' ').next() {
+            Some("PUB") => line == "PUB a 0",
+            _ => line == "PING",
+        };
+        if !operation.starts_with("UNSUB") {
+            link.until(|op| last(&op.line));
+        }
+        client.send("PUB end 0\r\n\r\nPING\r\n");
+        link.until(|op| op.line == "PUB end 0");
+        link.until(|op| op.line == "PING");
+        client.pong();
+    }
+}
+
+#[test]
+fn a_strict_pong_hold_waits_for_the_next_broker() {
+    let mut brokers = Brokers::start(1);
+    let setup = Setup::new(&brokers).timing("pong_hold", "never");
+    let (natsmux, mut client) = in_outage(&setup, &mut brokers, &[]);
+    client.send("PUB a 0\r\n\r\nPING\r\n");
+    client.expect_silence(Duration::from_millis(300));
+    brokers.get(0).up();
+    let mut link = brokers.link();
+    link.accept();
+    link.publish("PUB a 0", "");
+    link.answer_ping();
+    link.expect("PING");
+    client.expect_silence(MOMENT);
+    link.send("PONG\r\n");
+    client.pong();
+    assert_eq!(natsmux.counter("pongs_unproven"), 0);
+}
+
+#[test]
+fn a_pong_after_an_outage_waits_until_what_was_held_is_proven() {
+    let mut brokers = Brokers::start(1);
+    let setup = Setup::new(&brokers);
+    let (natsmux, mut client) = in_outage(&setup, &mut brokers, &[]);
+    client.send("PUB a 0\r\n\r\n");
+    wait_count(&natsmux, "published", 1);
+    brokers.get(0).up();
+    let mut link = brokers.link();
+    link.accept();
+    link.publish("PUB a 0", "");
+    client.send("PING\r\n");
+    client.expect_silence(MOMENT);
+    link.answer_ping();
+    link.answer_ping();
+    client.pong();
+    // With nothing unproven and no subscription natsmux answers by itself.
+    client.flush();
+}
+
+#[test]
+fn a_full_buffer_blocks_then_drops_and_the_drops_are_counted() {
+    const SENT: usize = 4000;
+    let mut brokers = Brokers::start(1);
+    let setup = Setup::new(&brokers)
+        .timing("block_for", "400ms")
+        .timing("pong_hold", "100ms")
+        .limit("publish_buffer", "\"64KiB\"");
+    let (natsmux, mut client) = in_outage(&setup, &mut brokers, &[]);
+    let payload = "x".repeat(1000);
+    let all: String = (0..SENT)
+        .map(|number| format!("PUB {number} 1000\r\n{payload}\r\n"))
+        .collect();
+    let since = Instant::now();
+    let writer = thread::spawn(move || {
+        client.set_patience(SOON);
+        client.send(all);
+        // Served again once publishes are dropped, and the next sessions too.
+        client.send("SUB foo 1\r\nPING\r\n");
+        client.pong();
+        client
+    });
+    let full = natsmux.wait_varz("a full buffer", SOON, |varz| {
+        count(varz, "waiting") > 0 && count(varz, "dropped") == 0
+    });
+    assert!(count(&full, "published") < SENT as u64);
+    let mut client = writer.join().expect("the component's thread");
+    assert!(since.elapsed() >= Duration::from_millis(400));
+    let varz = natsmux.wait_varz("all to be read", SOON, |varz| {
+        count(varz, "published") == SENT as u64
+    });
+    let (waiting, dropped) = (count(&varz, "waiting"), count(&varz, "dropped"));
+    assert_eq!(waiting + dropped, SENT as u64);
+    assert!(dropped > 0);
+    assert_eq!(natsmux.log().matches("buffer full").count(), 1);
+
+    brokers.get(0).up();
+    let mut link = brokers.link();
+    link.accept();
+    link.sub("foo");
+    link.answer_ping();
+    client.send("PUB end 0\r\n\r\nPING\r\n");
+    let received = link.until(|op| op.word(1) == "end");
+    link.until(|op| op.verb() == "PING");
+    client.pong();
+    let numbers: Vec<_> = received
+        .iter()
+        .filter(|op| op.verb() == "PUB" && op.word(1) != "end")
+        .map(|op| op.word(1).parse::<u64>().expect("a number"))
+        .collect();
+    assert_eq!(numbers, (0..waiting).collect::<Vec<_>>());
+    let varz = assert_books_balance(&natsmux, SENT as u64 + 1);
+    assert_eq!(count(&varz, "dropped"), dropped);
+}
+
+#[test]
+fn a_broker_that_comes_back_in_time_loses_nothing_of_a_full_buffer() {
+    const SENT: usize = 2000;
+    let mut brokers = Brokers::start(1);
+    let setup = Setup::new(&brokers)
+        .timing("block_for", "1m")
+        .limit("publish_buffer", "\"64KiB\"");
+    let (natsmux, mut client) = in_outage(&setup, &mut brokers, &[]);
+    let payload = "x".repeat(1000);
+    let all: String = (0..SENT)
+        .map(|number| format!("PUB {number} 1000\r\n{payload}\r\n"))
+        .collect();
+    let writer = thread::spawn(move || {
+        client.send(all);
+        client
+    });
+    natsmux.wait_varz("a full buffer", SOON, |varz| {
+        count(varz, "buffered_bytes") > 64 * 1024
+    });
+    brokers.get(0).up();
+    let mut link = brokers.link();
+    link.accept();
+    let last = (SENT - 1).to_string();
+    let received = link.until(|op| op.word(1) == last);
+    let numbers: Vec<_> = received
+        .iter()
+        .filter(|op| op.verb() == "PUB")
+        .map(|op| op.word(1).parse::<usize>().expect("a number"))
+        .collect();
+    assert_eq!(numbers, (0..SENT).collect::<Vec<_>>());
+    let mut client = writer.join().expect("the component's thread");
+    client.send("PING\r\n");
+    link.until(|op| op.verb() == "PING");
+    client.pong();
+    let varz = assert_books_balance(&natsmux, SENT as u64);
+    assert_eq!(count(&varz, "dropped"), 0, "{varz}");
+}
+
+#[test]
+fn publishes_of_a_component_that_left_in_an_outage_are_still_delivered() {
+    let mut brokers = Brokers::start(1);
+    let setup = Setup::new(&brokers);
+    let (natsmux, mut client) = in_outage(&setup, &mut brokers, &["foo"]);
+    client.send("PUB a 1\r\n1\r\nPUB b 1\r\n2\r\n");
+    wait_count(&natsmux, "published", 2);
+    drop(client);
+    wait_count(&natsmux, "sessions_closed", 1);
+    brokers.get(0).up();
+    let mut link = brokers.link();
+    link.accept();
+    link.publish("PUB a 1", "1");
+    link.publish("PUB b 1", "2");
+    link.answer_ping();
+    link.until_closed();
+    let varz = assert_books_balance(&natsmux, 2);
+    assert_eq!(count(&varz, "confirmed"), 2, "{varz}");
+}
+
+#[test]
+fn many_outages_in_a_row_are_survived_by_one_connection() {
+    let mut brokers = Brokers::start(2);
+    let natsmux = Setup::new(&brokers).start();
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    subscribe(&mut client, &mut link, "foo", "1");
+    for round in 0..5 {
+        for index in 0..2 {
+            brokers.get(index).down();
+        }
+        link.reset();
+        wait_outage(&natsmux);
+        client.send(format!("PUB {round} 0\r\n\r\nPING\r\n"));
+        brokers.get(round % 2).up();
+        link = brokers.link();
+        assert_eq!(link.broker, round % 2);
+        link.accept_replay(&["foo"]);
+        link.publish(&format!("PUB {round} 0"), "");
+        link.answer_ping();
+        link.answer_ping();
+        client.pong();
+    }
+    assert_books_balance(&natsmux, 5);
+}
