@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 use std::thread;
 
-use crate::setup::{Setup, assert_books_balance, component, count, round_trip, subscribe};
-use crate::support::{BrokerLink, Brokers, Received, message};
+use crate::setup::{
+    Setup, assert_books_balance, component, count, finish, published_numbers, round_trip,
+    subscribe, wait_live,
+};
+use crate::support::{BrokerLink, Brokers, message};
 
 const KILLS: [fn(BrokerLink); 2] = [BrokerLink::reset, |link| drop(link.fin())];
 
@@ -135,17 +138,6 @@ fn a_message_in_any_two_segments_reaches_the_component_whole() {
     client.expect(&message("foo", "own", "PING\r\nMSG foo"));
 }
 
-/// The numbers that the whole publishes among `received` carry.
-fn numbers(received: &[Received]) -> Vec<usize> {
-    let publishes = received.iter().filter(|op| op.verb() == "PUB");
-    publishes
-        .map(|op| {
-            assert_eq!(op.payload.len(), BIG, "{}", op.line);
-            op.word(1).parse().expect("the subject is a number")
-        })
-        .collect()
-}
-
 const BIG: usize = 8 * 1024;
 const COUNT: usize = 1500;
 
@@ -179,7 +171,6 @@ fn publishes_that_a_full_link_never_took_move_in_order_and_none_arrives_twice() 
         // natsmux stops reading while the link is full.
         let writer = thread::spawn(move || {
             client.send(all);
-            client.send("PING\r\n");
             client
         });
         link.bytes(frame.len() + read);
@@ -187,14 +178,16 @@ fn publishes_that_a_full_link_never_took_move_in_order_and_none_arrives_twice() 
         link.reset();
         let mut next = brokers.link();
         next.accept();
-        let received = next.until(|op| op.word(1) == format!("{:04}", COUNT - 1));
-        let moved = numbers(&received);
+        let last = format!("{:04}", COUNT - 1);
+        let received = next.until(|op| op.word(1) == last);
+        let sizes = received.iter().map(|op| op.payload.len());
+        assert!(sizes.filter(|size| *size > 0).all(|size| size == BIG));
+        let moved = published_numbers(&received);
         let start = COUNT - moved.len();
         assert!(start >= first, "{start} came over both links");
         assert_eq!(moved, (start..COUNT).collect::<Vec<_>>());
-        next.until(|op| op.verb() == "PING");
         let mut client = writer.join().expect("the component's thread");
-        client.pong();
+        finish(&mut client, &mut next);
         let varz = assert_books_balance(&natsmux, COUNT as u64);
         assert_eq!(count(&varz, "in_doubt"), start as u64, "{varz}");
         assert!(count(&varz, "moved") > 0, "{varz}");
@@ -212,19 +205,14 @@ fn publishes_keep_their_order_over_many_dying_links() {
             let subject = round * 10 + number;
             client.send(format!("PUB {subject} 1\r\nx\r\n"));
         }
-        let first = link.until(|op| op.verb() == "PUB").pop();
-        let number = first.and_then(|op| op.word(1).parse::<u32>().ok());
-        seen.push(number.expect("a number"));
+        let first = link.until(|op| op.verb() == "PUB");
+        seen.extend(published_numbers(&first));
         link.reset();
         link = brokers.link();
         link.accept();
     }
-    client.send("PUB last 0\r\n\r\nPING\r\n");
-    let rest = link.until(|op| op.word(1) == "last");
-    link.until(|op| op.verb() == "PING");
-    client.pong();
-    let rest = rest.iter().filter(|op| op.verb() == "PUB");
-    seen.extend(rest.filter_map(|op| op.word(1).parse::<u32>().ok()));
+    seen.extend(published_numbers(&wait_live(&mut client, &mut link)));
+    finish(&mut client, &mut link);
     let sorted: BTreeSet<_> = seen.iter().copied().collect();
     assert_eq!(seen, sorted.into_iter().collect::<Vec<_>>());
     assert_books_balance(&natsmux, 201);

@@ -4,8 +4,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::setup::{
-    MOMENT, SOON, Setup, assert_books_balance, component, count, round_trip, subscribe, wait_count,
-    wait_outage,
+    MOMENT, SOON, Setup, assert_books_balance, component, count, finish, published_numbers,
+    round_trip, subscribe, wait_count, wait_live, wait_outage,
 };
 use crate::support::{Brokers, Natsmux, RawClient};
 
@@ -56,17 +56,9 @@ fn a_pong_waits_for_waiting_operations_as_long_as_pong_hold_and_is_counted() {
         brokers.get(0).up();
         let mut link = brokers.link();
         link.accept();
-        let last = |line: &str| match operation.split(' ').next() {
-            Some("PUB") => line == "PUB a 0",
-            _ => line == "PING",
-        };
-        if !operation.starts_with("UNSUB") {
-            link.until(|op| last(&op.line));
-        }
-        client.send("PUB end 0\r\n\r\nPING\r\n");
-        link.until(|op| op.line == "PUB end 0");
-        link.until(|op| op.line == "PING");
-        client.pong();
+        wait_live(&mut client, &mut link);
+        finish(&mut client, &mut link);
+        round_trip(&mut client, &mut link);
     }
 }
 
@@ -150,16 +142,9 @@ fn a_full_buffer_blocks_then_drops_and_the_drops_are_counted() {
     link.accept();
     link.sub("foo");
     link.answer_ping();
-    client.send("PUB end 0\r\n\r\nPING\r\n");
-    let received = link.until(|op| op.word(1) == "end");
-    link.until(|op| op.verb() == "PING");
-    client.pong();
-    let numbers: Vec<_> = received
-        .iter()
-        .filter(|op| op.verb() == "PUB" && op.word(1) != "end")
-        .map(|op| op.word(1).parse::<u64>().expect("a number"))
-        .collect();
-    assert_eq!(numbers, (0..waiting).collect::<Vec<_>>());
+    let numbers = published_numbers(&wait_live(&mut client, &mut link));
+    finish(&mut client, &mut link);
+    assert_eq!(numbers, (0..waiting as usize).collect::<Vec<_>>());
     let varz = assert_books_balance(&natsmux, SENT as u64 + 1);
     assert_eq!(count(&varz, "dropped"), dropped);
 }
@@ -187,17 +172,10 @@ fn a_broker_that_comes_back_in_time_loses_nothing_of_a_full_buffer() {
     let mut link = brokers.link();
     link.accept();
     let last = (SENT - 1).to_string();
-    let received = link.until(|op| op.word(1) == last);
-    let numbers: Vec<_> = received
-        .iter()
-        .filter(|op| op.verb() == "PUB")
-        .map(|op| op.word(1).parse::<usize>().expect("a number"))
-        .collect();
+    let numbers = published_numbers(&link.until(|op| op.word(1) == last));
     assert_eq!(numbers, (0..SENT).collect::<Vec<_>>());
     let mut client = writer.join().expect("the component's thread");
-    client.send("PING\r\n");
-    link.until(|op| op.verb() == "PING");
-    client.pong();
+    finish(&mut client, &mut link);
     let varz = assert_books_balance(&natsmux, SENT as u64);
     assert_eq!(count(&varz, "dropped"), 0, "{varz}");
 }

@@ -1,6 +1,6 @@
 //! R10: what a dead link still holds is delivered and counted before the replay.
 
-use crate::setup::{Setup, assert_books_balance, component, count, subscribe};
+use crate::setup::{Setup, assert_books_balance, component, count, finish, subscribe, wait_live};
 use crate::support::{BrokerLink, Brokers, message};
 
 const KILLS: [fn(BrokerLink); 2] = [BrokerLink::reset, |link| drop(link.fin())];
@@ -56,9 +56,7 @@ fn a_link_that_dies_of_a_write_is_read_to_its_end() {
     let sid = link.accept_replay(&["foo"]).remove(0);
     link.msg("foo", &sid, "next");
     client.expect(&message("foo", "1", "next"));
-    client.send("PUB last 0\r\n\r\nPING\r\n");
-    link.until(|op| op.word(1) == "last");
-    link.until(|op| op.verb() == "PING");
-    client.pong();
+    wait_live(&mut client, &mut link);
+    finish(&mut client, &mut link);
     assert_books_balance(&natsmux, 101);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{BrokerLink, Brokers, Natsmux, NatsmuxOptions, RawClient, wait_for};
+use crate::support::{BrokerLink, Brokers, Natsmux, NatsmuxOptions, RawClient, Received, wait_for};
 
 /// How long something may take that should happen at once.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -187,6 +187,29 @@ pub(crate) fn round_trip(client: &mut RawClient, link: &mut BrokerLink) {
     client.send("PING\r\n");
     link.answer_ping();
     client.pong();
+}
+
+/// Waits until publishes reach the link, by one more of them. Returns all that came, up to
+/// that one, every PING answered.
+pub(crate) fn wait_live(client: &mut RawClient, link: &mut BrokerLink) -> Vec<Received> {
+    client.send("PUB live 0\r\n\r\n");
+    link.until(|op| op.line == "PUB live 0")
+}
+
+/// On a live link: everything is proven behind this, and the component gets one PONG and
+/// nothing else. Returns all that came, every PING answered.
+pub(crate) fn finish(client: &mut RawClient, link: &mut BrokerLink) -> Vec<Received> {
+    // By the SUB the broker knows that it has seen the component's PING.
+    client.send("PING\r\nSUB end end\r\n");
+    let received = link.until(|op| op.line.starts_with("SUB end "));
+    client.pong();
+    received
+}
+
+/// The subjects of the publishes among `received`, as far as they are numbers.
+pub(crate) fn published_numbers(received: &[Received]) -> Vec<usize> {
+    let publishes = received.iter().filter(|op| op.verb() == "PUB");
+    publishes.filter_map(|op| op.word(1).parse().ok()).collect()
 }
 
 /// Waits until `/healthz` says that no broker is alive.
