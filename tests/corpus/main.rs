@@ -16,6 +16,7 @@ mod case;
 mod play;
 mod record;
 mod scanner;
+mod through;
 
 use std::collections::BTreeMap;
 use std::env;

@@ -25,10 +25,22 @@ fn natsmux_answers_as_recorded(version: &Version) {
         let broker = Running::start(version, kind);
         (kind, Mux::start(broker.addr), broker)
     });
-    let addrs: BTreeMap<_, _> = pairs.iter().map(|(kind, mux, _)| (*kind, mux.addr)).collect();
-    let cases: Vec<Case> = case::all().into_iter().filter(|case| case.differs.is_none()).collect();
+    let addrs: BTreeMap<_, _> = pairs
+        .iter()
+        .map(|(kind, mux, _)| (*kind, mux.addr))
+        .collect();
+    let cases: Vec<Case> = case::all()
+        .into_iter()
+        .filter(|case| case.differs.is_none())
+        .collect();
     let differences = compare(&cases, &addrs, &record::read(version));
-    assert!(differences.is_empty(), "{} of {}:\n{}", differences.len(), cases.len(), differences.join("\n"));
+    assert!(
+        differences.is_empty(),
+        "{} of {}:\n{}",
+        differences.len(),
+        cases.len(),
+        differences.join("\n")
+    );
 }
 
 /// A running natsmux, killed when it is dropped.
@@ -42,7 +54,13 @@ impl Mux {
     fn start(broker: SocketAddr) -> Self {
         let addr = free_addr();
         let process = Command::new(env!("CARGO_BIN_EXE_natsmux"))
-            .args(["run", "--listen", &addr.to_string(), "--broker", &format!("nats://{broker}")])
+            .args([
+                "run",
+                "--listen",
+                &addr.to_string(),
+                "--broker",
+                &format!("nats://{broker}"),
+            ])
             .args(["--http", "off", "--log-level", "warn"])
             .stdout(Stdio::null())
             .spawn()
