@@ -90,6 +90,9 @@ pub async fn run(
     if let Some((cell, id)) = connection.home.take() {
         shared.pool.detach(&cell, id, Instant::now());
     }
+    connection
+        .session
+        .abandon(&mut shared.pool.bus.borrow_mut());
     count(&shared.pool, &reason);
     debug!(
         bus = shared.pool.name,
@@ -112,6 +115,7 @@ impl Connection {
         let mut reads = 0;
         loop {
             self.tick();
+            self.go_on();
             let more = self.read(cx);
             self.note_closing();
             if let Poll::Ready(reason) = self.flush(cx) {
@@ -138,6 +142,19 @@ impl Connection {
         if self.session.poll_timeout().is_some_and(|at| at <= now) {
             self.with_session(|session, home, now, bus| session.handle_timeout(home, now, bus));
             self.act(now);
+            self.wake_trunk();
+        }
+    }
+
+    /// Lets what waited for the trunk go on.
+    fn go_on(&mut self) {
+        let ready = |(cell, id): &(Rc<TrunkCell>, _)| cell.machine.borrow().is_ready(*id);
+        if self.session.has_early() && self.home.as_ref().is_some_and(ready) {
+            self.with_session(|session, home, now, bus| {
+                if let Some(home) = home {
+                    session.handle_ready(home, now, bus);
+                }
+            });
             self.wake_trunk();
         }
     }
@@ -321,7 +338,9 @@ impl Connection {
         let wants = {
             let bus = self.shared.pool.bus.borrow();
             let mut trunk = cell.machine.borrow_mut();
-            trunk.wants_read(*id, Instant::now(), &bus)
+            let wants = trunk.wants_read(*id, Instant::now(), &bus);
+            let waits = !trunk.is_ready(*id) && !trunk.is_ending(*id);
+            wants || (waits && self.session.may_wait_for_more(&bus))
         };
         if !wants {
             // Its timer may have to be set for the time that this may last.

@@ -31,9 +31,25 @@ impl Early {
         if self.frames.len() + frame.len() > self.limit || self.budget.is_spent() {
             return false;
         }
-        self.budget.take(frame.len());
-        self.frames.extend_from_slice(frame);
+        self.push(frame);
         true
+    }
+
+    /// Keeps bytes that were read already, whatever the bounds: the driver stops reading
+    /// where one is reached.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.budget.take(bytes.len());
+        self.frames.extend_from_slice(bytes);
+    }
+
+    /// Number of bytes that are kept.
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether nothing is kept.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
     }
 
     /// Takes what was kept.

@@ -63,6 +63,8 @@ pub struct Session {
     connect: Option<Box<ConnectInfo>>,
     action: Option<SessionAction>,
     pings: Pings,
+    /// The component closed its side.
+    eof: bool,
 }
 
 /// natsmux's own PINGs to the component, as nats-server sends them.
@@ -97,6 +99,7 @@ impl Session {
                 next: now + settings.timings.ping_interval,
                 active: false,
             },
+            eof: false,
         }
     }
 
@@ -111,25 +114,24 @@ impl Session {
     ) -> usize {
         let mut used = 0;
         while used < input.len() && self.is_open(&home) {
+            if self.must_wait(&home) {
+                self.early(bus).push(&input[used..]);
+                return input.len();
+            }
             let rest = &input[used..];
             if self.partial.is_empty() {
-                let (count, need) = self.consume(rest, &mut home, now, bus);
+                let (count, then) = self.consume(rest, &mut home, now, bus);
                 used += count;
-                if self.action.is_none() && self.is_open(&home) {
-                    let rest = &input[used..];
-                    if !rest.is_empty() {
-                        self.partial.keep(rest, need);
+                if let Then::Unfinished(need) = then {
+                    if used < input.len() {
+                        self.partial.keep(&input[used..], need);
                     }
                     return input.len();
                 }
             } else {
                 used += self.partial.fill(rest);
                 if self.partial.is_filled() {
-                    let frame = self.partial.take();
-                    let (count, need) = self.consume(&frame, &mut home, now, bus);
-                    if count < frame.len() && self.is_open(&home) {
-                        self.partial.restore(frame, need);
-                    }
+                    self.handle_filled(&mut home, now, bus);
                 }
             }
             if self.action.is_some() {
@@ -139,25 +141,90 @@ impl Session {
         input.len()
     }
 
-    /// The driver has attached the session. `home` gets what was kept from before.
-    pub fn handle_attached(&mut self, mut home: Home<'_>, now: Instant, bus: &mut Bus) {
-        self.stage = Stage::Attached;
-        if let Some(early) = self.early.take().map(|mut early| early.take())
-            && !early.is_empty()
-        {
-            bus.counters.lenient_connects += 1;
-            self.handle_early(&early, &mut home, now, bus);
+    /// Handles a frame that arrived in several reads, if it is whole now.
+    fn handle_filled(&mut self, home: &mut Option<Home<'_>>, now: Instant, bus: &mut Bus) {
+        let frame = self.partial.take();
+        match self.consume(&frame, home, now, bus) {
+            (0, Then::Unfinished(need)) => self.partial.restore(frame, need),
+            (0, Then::Later) if self.must_wait(home) => self.early(bus).push(&frame),
+            _ => {}
         }
     }
 
-    /// The component closed its side. What it sent is carried out first.
+    /// The driver has attached the session.
+    pub fn handle_attached(&mut self, home: Home<'_>, now: Instant, bus: &mut Bus) {
+        self.stage = Stage::Attached;
+        if self.early.is_some() && self.connect.is_some() {
+            bus.counters.lenient_connects += 1;
+        }
+        self.handle_ready(home, now, bus);
+    }
+
+    /// The trunk may have become ready: what the component sent before that goes on, in its
+    /// order.
+    pub fn handle_ready(&mut self, home: Home<'_>, now: Instant, bus: &mut Bus) {
+        if !home.trunk.is_ready(home.id) {
+            return;
+        }
+        let (trunk, id) = (home.trunk, home.id);
+        if let Some(mut early) = self.early.take() {
+            let bytes = early.take();
+            let home = Home {
+                trunk: &mut *trunk,
+                id,
+            };
+            self.handle_bytes(&bytes, Some(home), now, bus);
+        }
+        if self.eof && self.early.is_none() {
+            trunk.finish(id, CloseReason::ComponentClosed, now, bus);
+        }
+    }
+
+    /// The component closed its side. What it sent is carried out first, unless no broker is
+    /// there that could: then it has given up waiting.
     pub fn handle_eof(&mut self, home: Option<Home<'_>>, now: Instant, bus: &mut Bus) {
+        self.eof = true;
         match home {
+            Some(home) if home.trunk.is_ready(home.id) => self.handle_ready(home, now, bus),
+            Some(_) if bus.roster.is_alive() => {}
             Some(home) => home
                 .trunk
-                .finish(home.id, CloseReason::ComponentClosed, now, bus),
+                .close_session(home.id, CloseReason::ComponentClosed),
             None => self.close(CloseReason::ComponentClosed),
         }
+    }
+
+    /// Whether the driver may read although the trunk has no room: to notice that the
+    /// component is gone while it waits for a broker's verdict.
+    pub fn may_wait_for_more(&self, bus: &Bus) -> bool {
+        let kept = self.early.as_ref().map_or(0, |early| early.len());
+        kept < bus.settings.limits.lenient_buffer && !bus.budgets.early.is_spent()
+    }
+
+    /// The session is over. Publishes that waited for a verdict on its CONNECT, and will not
+    /// get one, are counted as refused (R4).
+    pub fn abandon(&mut self, bus: &mut Bus) {
+        let Some(mut early) = self.early.take() else {
+            return;
+        };
+        let bytes = early.take();
+        let limits = ClientLimits {
+            max_control_line: self.max_control_line,
+            max_payload: self.max_payload,
+        };
+        let mut rest = &bytes[..];
+        while let Scan::Op { op, len } = client::scan(rest, &limits) {
+            rest = &rest[len..];
+            if matches!(op, ClientOp::Publish(_)) {
+                bus.counters.published += 1;
+                bus.counters.refused += 1;
+            }
+        }
+    }
+
+    /// Whether something waits for [`Session::handle_ready`].
+    pub fn has_early(&self) -> bool {
+        self.early.is_some() || self.eof
     }
 
     /// natsmux shuts down: end the session once what it sent is carried out.
@@ -205,21 +272,26 @@ impl Session {
         std::mem::replace(&mut self.out, Outbox::new(Retention::UntilWritten))
     }
 
+    /// Whether what comes now must wait until the trunk is ready.
+    fn must_wait(&self, home: &Option<Home<'_>>) -> bool {
+        home.as_ref()
+            .is_some_and(|home| !home.trunk.is_ready(home.id))
+    }
+
     fn is_open(&self, home: &Option<Home<'_>>) -> bool {
-        let closing = |home: &Home<'_>| home.trunk.closing(home.id).is_some();
+        let closing = |home: &Home<'_>| home.trunk.is_ending(home.id);
         !matches!(self.stage, Stage::Over) && !home.as_ref().is_some_and(closing)
     }
 
     /// Handles the whole frames at the start of `bytes` and returns how many bytes they were,
-    /// and how long the frame behind them will be, if known. Stops behind a frame that leaves
-    /// an action.
+    /// and what is to be done with the rest.
     fn consume(
         &mut self,
         bytes: &[u8],
         home: &mut Option<Home<'_>>,
         now: Instant,
         bus: &mut Bus,
-    ) -> (usize, Option<usize>) {
+    ) -> (usize, Then) {
         let limits = self.limits(home);
         let mut run = Run::default();
         let mut used = 0;
@@ -247,26 +319,44 @@ impl Session {
                 run.flush(bytes, used, home, now, bus);
             }
             match scanned {
+                Scan::Op { op, .. } if self.must_settle(&op, home, now, bus) => {
+                    return (used, Then::Later);
+                }
                 Scan::Op { op, len } => {
                     let frame = &bytes[used..used + len];
                     used += len;
                     run.start = used;
                     self.pings.active = true;
                     self.handle_op(op, frame, home, now, bus);
-                    if self.action.is_some() || !self.is_open(home) {
-                        return (used, None);
+                    if self.action.is_some() || self.must_wait(home) || !self.is_open(home) {
+                        return (used, Then::Later);
                     }
                 }
                 Scan::Incomplete { need } => {
                     self.pings.active |= used > 0;
-                    return (used, need);
+                    return (used, Then::Unfinished(need));
                 }
                 Scan::Fault(fault) => {
                     bus.counters.protocol_errors += 1;
-                    self.end(CloseReason::Fault(fault), home);
-                    return (used, None);
+                    self.end(CloseReason::Fault(fault), home, now, bus);
+                    return (used, Then::Later);
                 }
             }
+        }
+    }
+
+    fn must_settle(
+        &self,
+        op: &ClientOp<'_>,
+        home: &mut Option<Home<'_>>,
+        now: Instant,
+        bus: &mut Bus,
+    ) -> bool {
+        match (op, home) {
+            (ClientOp::Subscribe { sid, .. }, Some(home)) => {
+                home.trunk.must_settle(home.id, sid, now, bus)
+            }
+            _ => false,
         }
     }
 
@@ -315,7 +405,7 @@ impl Session {
         if publish.header_len.is_some() && !self.headers {
             bus.counters.protocol_errors += 1;
             let reason = CloseReason::Fault(ClientFault::BadArguments);
-            return home.trunk.close_session(home.id, reason);
+            return home.trunk.finish(home.id, reason, now, bus);
         }
         let mut frame = Vec::with_capacity(publish.frame.len());
         publish.encode(&mut frame);
@@ -339,14 +429,12 @@ impl Session {
         let refusal = match connect.merge(json) {
             Err(fault) => Some(CloseReason::Fault(fault.into())),
             Ok(()) if connect.is_signed() => Some(CloseReason::Signed),
-            Ok(()) => connect
-                .refusal(bus.roster.has_headers())
-                .map(|text| CloseReason::Refused(text.as_bytes().into())),
+            Ok(()) => None,
         };
         if let Some(reason) = refusal {
             bus.counters.protocol_errors += 1;
             return match home {
-                Some(home) => home.trunk.close_session(home.id, reason),
+                Some(home) => home.trunk.finish(home.id, reason, now, bus),
                 None => self.close(reason),
             };
         }
@@ -376,7 +464,7 @@ impl Session {
             if matches!(op, ClientOp::Ping) && self.early.is_none() {
                 return self.out.push(encode::PONG);
             }
-            if !self.keep_early(frame, bus) {
+            if !self.early(bus).keep(frame) {
                 return self.close(CloseReason::EarlyBytesExceeded);
             }
             let defaults = ConnectInfo::default();
@@ -390,31 +478,20 @@ impl Session {
         if !bus.settings.lenient_connect {
             return self.close(CloseReason::ConnectExpected);
         }
-        if !self.keep_early(frame, bus) {
+        if !self.early(bus).keep(frame) {
             self.close(CloseReason::EarlyBytesExceeded);
         }
     }
 
-    fn keep_early(&mut self, frame: &[u8], bus: &Bus) -> bool {
+    fn early(&mut self, bus: &Bus) -> &mut Early {
         let limit = bus.settings.limits.lenient_buffer;
-        let early = self
-            .early
-            .get_or_insert_with(|| Box::new(Early::new(limit, bus.budgets.early.clone())));
-        early.keep(frame)
-    }
-
-    fn handle_early(&mut self, frames: &[u8], home: &mut Home<'_>, now: Instant, bus: &mut Bus) {
-        let id = home.id;
-        let mut home = Some(Home {
-            trunk: &mut *home.trunk,
-            id,
-        });
-        self.consume(frames, &mut home, now, bus);
+        self.early
+            .get_or_insert_with(|| Box::new(Early::new(limit, bus.budgets.early.clone())))
     }
 
     fn tick_pings(&mut self, home: Home<'_>, now: Instant, bus: &mut Bus) {
         self.pings.next = now + bus.settings.timings.ping_interval;
-        if !home.trunk.is_judged() {
+        if !home.trunk.is_ready(home.id) {
             // Between INFO and the first PONG a component hears nothing but +OK or -ERR.
             return;
         }
@@ -429,10 +506,16 @@ impl Session {
         }
     }
 
-    /// Ends the session for its own fault.
-    fn end(&mut self, reason: CloseReason, home: &mut Option<Home<'_>>) {
+    /// Ends the session for its own fault; what came before is answered first.
+    fn end(
+        &mut self,
+        reason: CloseReason,
+        home: &mut Option<Home<'_>>,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
         match home {
-            Some(home) => home.trunk.close_session(home.id, reason),
+            Some(home) => home.trunk.finish(home.id, reason, now, bus),
             None => self.close(reason),
         }
     }
@@ -447,6 +530,14 @@ impl Session {
         self.stage = Stage::Over;
         self.action = Some(SessionAction::Close(reason));
     }
+}
+
+/// What is to be done with the bytes behind those that were handled.
+enum Then {
+    /// They are the beginning of a frame of this length, if it is known.
+    Unfinished(Option<usize>),
+    /// Nothing now: the session waits for something, or is over.
+    Later,
 }
 
 /// A run of publishes that goes on as one slice of the read buffer.

@@ -22,6 +22,8 @@ pub struct Subscription {
     base: u64,
     /// The component's UNSUB max; 0 means none.
     max: u64,
+    /// Number of the first PING that covers its SUB; 0 once a replay has proven it.
+    covered_by: u64,
     state: State,
 }
 
@@ -96,8 +98,8 @@ pub struct Subscriptions {
     by_sid: BTreeMap<(SessionId, Box<[u8]>), u32>,
     /// Retired subscriptions that still deliver, by session and the component's sid.
     retired: BTreeMap<(SessionId, Box<[u8]>), u32>,
-    /// The slot whose last message is being delivered.
-    finished: Option<u32>,
+    /// See [`Subscriptions::take_spent`].
+    spent: bool,
 }
 
 #[derive(Debug, Default)]
@@ -126,15 +128,15 @@ impl Subscriptions {
             .is_some_and(|((owner, _), _)| *owner == session)
     }
 
-    /// Enters a SUB.
+    /// Enters a SUB, which the PING with the number `covered_by` will prove.
     pub fn subscribe(
         &mut self,
         session: SessionId,
         subject: &[u8],
         queue_group: Option<&[u8]>,
         sid: &[u8],
+        covered_by: u64,
     ) -> Subscribed {
-        self.sweep();
         let key = (session, Box::from(sid));
         if let Some(&slot) = self.by_sid.get(&key) {
             return Subscribed::Duplicate(self.upstream(slot));
@@ -149,6 +151,7 @@ impl Subscriptions {
             delivered: 0,
             base: 0,
             max: 0,
+            covered_by,
             state: State::Live,
         };
         let upstream = self.insert(subscription);
@@ -163,7 +166,6 @@ impl Subscriptions {
         sid: &[u8],
         max: Option<u64>,
     ) -> Unsubscribed {
-        self.sweep();
         let key = (session, Box::from(sid));
         let Some(&slot) = self.by_sid.get(&key) else {
             return Unsubscribed::Unknown;
@@ -184,7 +186,6 @@ impl Subscriptions {
     /// Counts a message that a broker sent for `upstream` and says who gets it. With
     /// `counts` false (a no-responders status) it isn't counted towards a max.
     pub fn deliver(&mut self, upstream: UpstreamSid, counts: bool) -> Option<Recipient<'_>> {
-        self.sweep();
         let slot = self.slots.get_mut(upstream.slot as usize)?;
         if slot.generation != upstream.generation {
             return None;
@@ -194,18 +195,39 @@ impl Subscriptions {
             return None;
         }
         subscription.delivered += u64::from(counts);
-        if subscription.max > 0 && subscription.delivered >= subscription.max {
-            self.finished = Some(upstream.slot);
+        let at_max = subscription.max > 0 && subscription.delivered >= subscription.max;
+        if at_max && subscription.state == State::Live {
+            subscription.state = State::Retired;
+            let key = (subscription.session, Box::from(subscription.sid()));
+            self.by_sid.remove(&key);
+            self.retired.insert(key, upstream.slot);
+            self.spent = true;
         }
+        let subscription = slot.subscription.as_ref()?;
         Some(Recipient {
             session: subscription.session,
             sid: subscription.sid(),
         })
     }
 
+    /// Whether the last delivery reached its subscription's max. The subscription is retired
+    /// then: the broker has removed it, or will when it gets to the UNSUB, and what it sent
+    /// before that is still delivered.
+    pub fn take_spent(&mut self) -> bool {
+        std::mem::take(&mut self.spent)
+    }
+
+    /// Whether only the broker knows what a SUB of this sid will find: the sid is live here,
+    /// but its SUB isn't proven (`answered` is the last PING that was), or its max may be
+    /// reached by messages on their way.
+    pub fn is_uncertain(&self, session: SessionId, sid: &[u8], answered: u64) -> bool {
+        let slot = self.by_sid.get(&(session, Box::from(sid)));
+        let live = slot.and_then(|&slot| self.live(slot));
+        live.is_some_and(|live| live.max > 0 || live.covered_by > answered)
+    }
+
     /// Retires all that `session` has and names it, for UNSUBs.
     pub fn retire_session(&mut self, session: SessionId) -> Vec<UpstreamSid> {
-        self.sweep();
         let from = (session, Box::default());
         let owned: Vec<_> = self
             .by_sid
@@ -224,7 +246,6 @@ impl Subscriptions {
     /// Removes a subscription that a broker refused, newest first where several are equal,
     /// and says whose it was.
     pub fn reject(&mut self, subject: &[u8], queue_group: Option<&[u8]>) -> Option<SessionId> {
-        self.sweep();
         let slot = (0..self.slots.len() as u32).rev().find(|&slot| {
             self.live(slot).is_some_and(|subscription| {
                 subscription.subject() == subject && subscription.queue_group() == queue_group
@@ -235,7 +256,6 @@ impl Subscriptions {
 
     /// Removes the subscription that a broker named by its sid.
     pub fn reject_sid(&mut self, upstream: UpstreamSid) -> Option<(SessionId, Box<[u8]>)> {
-        self.sweep();
         let known = self.slots.get(upstream.slot as usize)?.generation == upstream.generation;
         let sid = self.live(upstream.slot).filter(|_| known)?.sid().into();
         Some((self.reject_slot(upstream.slot)?, sid))
@@ -257,7 +277,6 @@ impl Subscriptions {
 
     /// Frees everything that is retired: its link is gone.
     pub fn forget_retired(&mut self) {
-        self.sweep();
         for slot in 0..self.slots.len() as u32 {
             let retired = self.slots[slot as usize]
                 .subscription
@@ -272,7 +291,6 @@ impl Subscriptions {
     /// All live subscriptions, for a replay on a new link, where the broker's counts begin
     /// at zero: what was delivered so far becomes their base.
     pub fn replay(&mut self) -> impl Iterator<Item = (UpstreamSid, &Subscription)> {
-        self.sweep();
         self.slots
             .iter_mut()
             .enumerate()
@@ -283,6 +301,7 @@ impl Subscriptions {
                     return None;
                 }
                 subscription.base = subscription.delivered;
+                subscription.covered_by = 0;
                 let upstream = UpstreamSid {
                     slot: index as u32,
                     generation,
@@ -361,21 +380,6 @@ impl Subscriptions {
             subscription.state = State::Mute;
         }
     }
-
-    /// Removes the subscription whose last message was delivered. The broker has removed it
-    /// by itself, so its slot is free at once.
-    fn sweep(&mut self) {
-        let Some(slot) = self.finished.take() else {
-            return;
-        };
-        if let Some(subscription) = &self.slots[slot as usize].subscription {
-            let key = (subscription.session, Box::from(subscription.sid()));
-            if self.by_sid.get(&key) == Some(&slot) {
-                self.by_sid.remove(&key);
-            }
-            self.release(slot);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -386,7 +390,7 @@ mod tests {
     const BOB: SessionId = SessionId(1);
 
     fn new(table: &mut Subscriptions, session: SessionId, subject: &str, sid: &str) -> UpstreamSid {
-        match table.subscribe(session, subject.as_bytes(), None, sid.as_bytes()) {
+        match table.subscribe(session, subject.as_bytes(), None, sid.as_bytes(), 1) {
             Subscribed::New(upstream) => upstream,
             Subscribed::Duplicate(_) => panic!("{sid} is taken"),
         }
@@ -407,7 +411,7 @@ mod tests {
         let mut table = Subscriptions::default();
         let first = new(&mut table, ALICE, "a", "1");
         assert_eq!(
-            table.subscribe(ALICE, b"b", None, b"1"),
+            table.subscribe(ALICE, b"b", None, b"1", 1),
             Subscribed::Duplicate(first)
         );
         assert_eq!(table.len(), 1);
@@ -425,9 +429,33 @@ mod tests {
             Unsubscribed::Limited(sid, 5)
         );
         assert!(table.deliver(sid, true).is_some());
+        assert!(!table.take_spent());
         assert!(table.deliver(sid, true).is_some());
-        assert!(table.deliver(sid, true).is_none());
+        assert!(table.take_spent());
         assert!(table.is_empty());
+        table.forget(sid);
+        assert!(table.deliver(sid, true).is_none());
+    }
+
+    #[test]
+    fn what_was_sent_before_the_broker_got_to_the_max_is_still_delivered() {
+        let mut table = Subscriptions::default();
+        let sid = new(&mut table, ALICE, "a", "1");
+        table.unsubscribe(ALICE, b"1", Some(1));
+        assert!(table.deliver(sid, true).is_some());
+        assert!(table.deliver(sid, true).is_some());
+        assert_eq!(table.replay().count(), 0);
+    }
+
+    #[test]
+    fn a_sid_is_uncertain_while_only_the_broker_knows() {
+        let mut table = Subscriptions::default();
+        new(&mut table, ALICE, "a", "1");
+        assert!(table.is_uncertain(ALICE, b"1", 0));
+        assert!(!table.is_uncertain(ALICE, b"1", 1));
+        assert!(!table.is_uncertain(ALICE, b"2", 0));
+        table.unsubscribe(ALICE, b"1", Some(9));
+        assert!(table.is_uncertain(ALICE, b"1", 1));
     }
 
     #[test]
@@ -449,8 +477,9 @@ mod tests {
         let sid = new(&mut table, ALICE, "a", "1");
         table.unsubscribe(ALICE, b"1", Some(1));
         assert!(table.deliver(sid, false).is_some());
+        assert!(!table.take_spent());
         assert!(table.deliver(sid, true).is_some());
-        assert!(table.deliver(sid, true).is_none());
+        assert!(table.take_spent());
     }
 
     #[test]

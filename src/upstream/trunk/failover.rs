@@ -101,6 +101,11 @@ impl Trunk {
         self.requeue(settled, bus);
         for session in self.sessions() {
             let slot = &mut self.slots[session.0 as usize];
+            if slot.gate.take().is_some() {
+                slot.gate_passed = true;
+                self.release(session);
+            }
+            let slot = &mut self.slots[session.0 as usize];
             if let Some((_, reason)) = slot.finishing.take() {
                 self.close(session, reason);
             } else if slot.owed_pongs > 0 {
@@ -171,7 +176,10 @@ impl Trunk {
     /// Plans to leave the live link for another broker (R19).
     pub(super) fn start_move(&mut self, reason: Failure, now: Instant, bus: &mut Bus) {
         if self.moving.is_none() && self.live().is_some() {
-            self.moving = Some(Move { reason });
+            self.moving = Some(Move {
+                reason,
+                after: None,
+            });
             self.next_attempt(now, bus);
         }
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
-use super::{Round, Trunk, Verdict};
+use super::{CloseReason, Round, Trunk, Verdict};
 use crate::ledger::SessionId;
 use crate::proto::encode;
 use crate::proto::info::ServerInfo;
@@ -24,7 +24,8 @@ impl Trunk {
     pub(super) fn next_attempt(&mut self, now: Instant, bus: &mut Bus) {
         let joining = self.links.iter().any(|link| !link.is_attached());
         let attached = self.links.iter().any(Link::is_attached);
-        if self.done || joining || (attached && self.moving.is_none()) {
+        let waits = self.moving.is_some_and(|planned| planned.after.is_some());
+        if self.done || joining || (attached && (self.moving.is_none() || waits)) {
             return;
         }
         self.round.retry_at = None;
@@ -33,6 +34,7 @@ impl Trunk {
             Pick::Queue => {}
             Pick::Wait if attached => self.stay(),
             Pick::Wait => {
+                self.try_to_admit(bus);
                 if !self.round.avoid.is_empty() {
                     let pause = RETRY.delay(self.round.failures, self.id.0);
                     self.round.retry_at = Some(now + pause);
@@ -125,7 +127,7 @@ impl Trunk {
         self.verdict = Verdict::Accepted;
         self.connect_ok_owed = false;
         bus.admission.remember(&self.connect);
-        self.tell_verdict(bus);
+        self.refuse_own_options(bus);
         let link = &mut self.links[at];
         link.deadline = None;
         link.phase = Phase::Authenticated;
@@ -137,12 +139,12 @@ impl Trunk {
         self.replay_if_free(now, bus);
     }
 
-    /// Answers the PINGs that waited for nothing but this.
-    fn tell_verdict(&mut self, bus: &Bus) {
-        for session in self.sessions() {
-            let slot = &mut self.slots[session.0 as usize];
-            for _ in 0..std::mem::take(&mut slot.awaiting_verdict) {
-                self.deliver(session, &[encode::PONG], bus);
+    /// A broker accepts the credentials before it looks at the other options; what it would
+    /// refuse of those, natsmux refuses.
+    pub(super) fn refuse_own_options(&mut self, bus: &Bus) {
+        if let Some(text) = self.connect.refusal(bus.roster.has_headers()) {
+            for session in self.sessions() {
+                self.close(session, CloseReason::Refused(text.as_bytes().into()));
             }
         }
     }
@@ -230,8 +232,8 @@ impl Trunk {
         if self.lost.is_some_and(|(before, _, _)| before != broker) {
             bus.counters.failovers += 1;
         }
-        let first = self.lost.is_none();
-        let held = self.resume(at, first, now, bus);
+        self.make_ready();
+        let held = self.resume(at, now, bus);
         if self.lost.is_some() {
             bus.failovers.attached(broker, replayed, held, now);
         }
@@ -247,6 +249,15 @@ impl Trunk {
         self.check_done(now, bus);
     }
 
+    /// Lets the sessions go on that waited for this.
+    pub(super) fn make_ready(&mut self) {
+        if !std::mem::replace(&mut self.ready, true) {
+            for session in self.sessions() {
+                self.release(session);
+            }
+        }
+    }
+
     /// Suspicion began or ended (R8): fence at once, or go on.
     fn meet_suspicion(&mut self, now: Instant, bus: &mut Bus) {
         let Some(at) = self.live() else {
@@ -260,16 +271,16 @@ impl Trunk {
                 }
             }
             _ => {
-                self.resume(at, false, now, bus);
+                self.resume(at, now, bus);
             }
         }
     }
 
     /// Sends what waited for this link, and then what is owed. Returns the number of
-    /// publishes. `first`: the trunk had no live link before.
-    pub(super) fn resume(&mut self, at: usize, first: bool, now: Instant, bus: &mut Bus) -> u64 {
+    /// publishes.
+    pub(super) fn resume(&mut self, at: usize, now: Instant, bus: &mut Bus) -> u64 {
         let held = self.send_held(at, now, bus);
-        self.settle_owed(at, first, now, bus);
+        self.settle_owed(at, now, bus);
         self.unpark(bus);
         held
     }
@@ -313,23 +324,17 @@ impl Trunk {
     }
 
     /// Re-asks what was owed, behind replay and waiting publishes (R1).
-    fn settle_owed(&mut self, at: usize, first: bool, now: Instant, bus: &mut Bus) {
+    fn settle_owed(&mut self, at: usize, now: Instant, bus: &mut Bus) {
         for session in self.sessions() {
-            let has_any = self.subscriptions.has_any(session);
             let slot = &mut self.slots[session.0 as usize];
             slot.pongs_until = None;
             let pongs = std::mem::take(&mut slot.owed_pongs);
+            slot.asked += pongs;
             if slot.subs_covered_by == u64::MAX {
                 slot.subs_covered_by = 0;
             }
-            let local = first && !has_any && !slot.is_unproven(self.answered);
             for _ in 0..pongs {
-                if local {
-                    self.deliver(session, &[encode::PONG], bus);
-                } else {
-                    self.slots[session.0 as usize].asked += 1;
-                    self.push_ping(at, Some(session), now, bus);
-                }
+                self.push_ping(at, Some(session), now, bus);
             }
         }
     }

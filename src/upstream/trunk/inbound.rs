@@ -84,7 +84,7 @@ impl Trunk {
 
     fn handle_op(&mut self, at: usize, op: ServerOp<'_>, now: Instant, bus: &mut Bus) {
         match op {
-            ServerOp::Msg(msg) => self.handle_msg(&msg, bus),
+            ServerOp::Msg(msg) => self.handle_msg(at, &msg, now, bus),
             ServerOp::Pong => self.handle_pong(at, now, bus),
             ServerOp::Ping => {
                 if self.links[at].phase != Phase::AwaitingInfo {
@@ -97,11 +97,13 @@ impl Trunk {
         }
     }
 
-    fn handle_msg(&mut self, msg: &Msg<'_>, bus: &mut Bus) {
+    fn handle_msg(&mut self, at: usize, msg: &Msg<'_>, now: Instant, bus: &mut Bus) {
         let counts = !msg.is_no_responders();
-        let recipient = UpstreamSid::parse(msg.sid)
-            .and_then(|upstream| self.subscriptions.deliver(upstream, counts));
-        let Some(recipient) = recipient else {
+        let Some(upstream) = UpstreamSid::parse(msg.sid) else {
+            bus.counters.unknown_sid_msgs += 1;
+            return;
+        };
+        let Some(recipient) = self.subscriptions.deliver(upstream, counts) else {
             bus.counters.unknown_sid_msgs += 1;
             return;
         };
@@ -117,6 +119,12 @@ impl Trunk {
         }
         slot.out
             .push_parts(&[verb, msg.subject, b" ", recipient.sid, msg.after_sid]);
+        if self.subscriptions.take_spent() {
+            // Freed once a fence behind its UNSUB, which was sent before, is answered.
+            let link = &mut self.links[at];
+            link.retired.push_back((self.next_ping, upstream));
+            link.note_unfenced(0, 0, now);
+        }
         if slot.out.pending_bytes() > bus.settings.limits.max_pending {
             return self.close_slow(session, bus);
         }
@@ -139,9 +147,11 @@ impl Trunk {
                 self.answered = ping.seq;
                 self.answer(ping, bus);
                 if was_suspect && !self.is_suspect(at, bus) {
-                    self.resume(at, false, now, bus);
+                    self.resume(at, now, bus);
                 }
                 self.close_finished();
+                self.open_gates();
+                self.go_on_moving(now, bus);
                 self.check_done(now, bus);
             }
             Phase::Leaving(seq) => {
@@ -152,6 +162,28 @@ impl Trunk {
                 }
             }
             Phase::Connecting | Phase::AwaitingInfo | Phase::Authenticated | Phase::Fenced => {}
+        }
+    }
+
+    /// Lets sessions go on whose next operation waited for this PONG.
+    pub(super) fn open_gates(&mut self) {
+        let answered = self.answered;
+        for session in self.sessions() {
+            let slot = &mut self.slots[session.0 as usize];
+            if slot.gate.take_if(|seq| *seq <= answered).is_some() {
+                slot.gate_passed = true;
+                self.release(session);
+            }
+        }
+    }
+
+    /// The old link has answered what came before a second CONNECT.
+    fn go_on_moving(&mut self, now: Instant, bus: &mut Bus) {
+        let answered = self.answered;
+        if let Some(planned) = &mut self.moving
+            && planned.after.take_if(|seq| *seq <= answered).is_some()
+        {
+            self.next_attempt(now, bus);
         }
     }
 
@@ -273,6 +305,11 @@ impl Trunk {
             broker: self.links[at].broker,
             text: text.into(),
         }));
+        let refused = self.connect.refusal(bus.roster.has_headers());
+        if !attached && refused.is_some() {
+            self.refuse_own_options(bus);
+            return self.fail(at, Failure::Refused, now, bus);
+        }
         let own_fault = OWN_FAULTS.iter().any(|own| text.eq_ignore_ascii_case(own));
         if own_fault && attached && self.slots.len() == 1 {
             for session in self.sessions() {

@@ -78,6 +78,8 @@ struct Round {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Move {
     reason: Failure,
+    /// The PING on the old link that must be answered before the new one is dialled.
+    after: Option<u64>,
 }
 
 /// The machine. See the module's documentation.
@@ -88,6 +90,7 @@ pub struct Trunk {
     /// A component that sent no CONNECT is owed no `+OK` for the one that natsmux sends.
     connect_ok_owed: bool,
     verdict: Verdict,
+    ready: bool,
     slots: Slab<Slot>,
     subscriptions: Subscriptions,
     /// Publishes of sessions that are gone.
@@ -141,6 +144,7 @@ impl Trunk {
             connect,
             connect_ok_owed: false,
             verdict: Verdict::Pending,
+            ready: false,
             slots: Slab::new(),
             subscriptions: Subscriptions::default(),
             orphans: Held::default(),
@@ -230,6 +234,12 @@ impl Trunk {
         self.slots.get(session.0 as usize)?.closing.as_ref()
     }
 
+    /// Whether nothing that a session's component sends is looked at any more.
+    pub fn is_ending(&self, session: SessionId) -> bool {
+        let slot = self.slots.get(session.0 as usize);
+        slot.is_none_or(|slot| slot.closing.is_some() || slot.finishing.is_some())
+    }
+
     /// Whether the driver may read from a session's component. Where not, the session is
     /// *parked*, and touched once that changes.
     pub fn wants_read(&mut self, session: SessionId, now: Instant, bus: &Bus) -> bool {
@@ -241,7 +251,13 @@ impl Trunk {
         slot.parked = !wants;
         self.any_parked |= !wants;
         // Only a full buffer without a link ends by time (R6); a full link by its own fate.
-        if wants || live || slot.closing.is_some() || slot.finishing.is_some() {
+        if wants
+            || live
+            || !self.ready
+            || slot.gate.is_some()
+            || slot.closing.is_some()
+            || slot.finishing.is_some()
+        {
             slot.blocked_until = None;
         } else if slot.blocked_until.is_none() && bus.settings.delivery == Delivery::AtMostOnce {
             let until = now + bus.settings.timings.block_for;
@@ -313,7 +329,8 @@ impl Trunk {
         let Some(slot) = self.slots.get(session.0 as usize) else {
             return false;
         };
-        if slot.closing.is_some() || slot.finishing.is_some() {
+        if !self.ready || slot.gate.is_some() || slot.closing.is_some() || slot.finishing.is_some()
+        {
             return false;
         }
         match self.open(bus) {

@@ -33,17 +33,28 @@ impl Trunk {
         if self.links.is_empty() {
             self.next_attempt(now, bus);
         }
-        if self.verdict == Verdict::Pending && !bus.roster.is_alive() {
-            let admit = bus.settings.admit;
-            let no_auth = bus.roster.no_auth_anywhere();
-            if bus.admission.admits(&self.connect, admit, no_auth) {
-                self.verdict = Verdict::Admitted;
-                if std::mem::take(&mut self.connect_ok_owed) {
-                    self.deliver(session, &[encode::OK], bus);
-                }
+        session
+    }
+
+    /// R16: with no live broker, a component that is known may go on without a verdict.
+    pub(super) fn try_to_admit(&mut self, bus: &Bus) {
+        let no_auth = bus.roster.no_auth_anywhere();
+        if self.verdict != Verdict::Pending
+            || bus.roster.is_alive()
+            || !bus
+                .admission
+                .admits(&self.connect, bus.settings.admit, no_auth)
+        {
+            return;
+        }
+        self.verdict = Verdict::Admitted;
+        self.make_ready();
+        if std::mem::take(&mut self.connect_ok_owed) {
+            for session in self.sessions() {
+                self.deliver(session, &[encode::OK], bus);
             }
         }
-        session
+        self.refuse_own_options(bus);
     }
 
     /// Publishes `messages` whole PUB or HPUB frames.
@@ -95,9 +106,10 @@ impl Trunk {
         bus: &mut Bus,
     ) {
         let upstream = if subject::is_valid_subscription(subject) {
+            let covered_by = self.next_ping;
             match self
                 .subscriptions
-                .subscribe(session, subject, queue_group, sid)
+                .subscribe(session, subject, queue_group, sid, covered_by)
             {
                 Subscribed::New(upstream) | Subscribed::Duplicate(upstream) => {
                     Some(upstream.text())
@@ -154,19 +166,15 @@ impl Trunk {
         };
         let unproven = slot.is_unproven(self.answered);
         let in_turn = slot.owed_pongs == 0 && slot.asked == 0;
-        let judged = self.verdict != Verdict::Pending;
         match open {
             Some(at) if unproven || !in_turn || subscribed => {
                 slot.asked += 1;
                 self.push_ping(at, Some(session), now, bus);
             }
-            None if !judged && !unproven && in_turn => slot.awaiting_verdict += 1,
             // A live link that is suspect may still have messages for it (R2).
             None if unproven || !in_turn || (subscribed && live.is_some()) => {
                 slot.owed_pongs += 1;
-                if judged {
-                    self.arm_pong_hold(session, now, bus);
-                }
+                self.arm_pong_hold(session, now, bus);
             }
             _ => self.deliver(session, &[encode::PONG], bus),
         }
@@ -188,11 +196,19 @@ impl Trunk {
         self.connect = connect;
         self.connect_ok_owed = self.connect.verbose;
         self.verdict = Verdict::Pending;
+        self.ready = false;
         self.round = super::Round::default();
         self.abandon_joining(bus);
-        if self.links.iter().any(|link| link.phase == Phase::Live) {
+        let live = self.links.iter().position(|link| link.phase == Phase::Live);
+        if let Some(at) = live {
+            let slot = self.slots.get(session.0 as usize);
+            let unanswered =
+                slot.is_some_and(|slot| slot.asked > 0 || slot.is_unproven(self.answered));
+            // What came before is answered before anything else happens.
+            let after = unanswered.then(|| self.push_ping(at, None, now, bus));
             self.moving = Some(Move {
                 reason: Failure::NewConnect,
+                after,
             });
         }
         self.next_attempt(now, bus);
@@ -207,13 +223,14 @@ impl Trunk {
         if slot.closing.is_some() || slot.finishing.is_some() {
             return;
         }
+        let unanswered = slot.asked > 0 || slot.is_unproven(self.answered);
         match self.live() {
-            Some(at) => {
+            Some(at) if unanswered => {
                 let seq = self.push_ping(at, None, now, bus);
                 self.slots[session.0 as usize].finishing = Some((seq, reason));
                 self.retire_subscriptions(session, now);
             }
-            None => self.close(session, reason),
+            _ => self.close(session, reason),
         }
     }
 
@@ -227,9 +244,37 @@ impl Trunk {
         self.deliver(session, &[encode::PING], bus);
     }
 
-    /// Whether a broker has judged the credentials, or they are admitted (R16).
-    pub fn is_judged(&self) -> bool {
-        self.verdict != Verdict::Pending
+    /// Whether the session may do anything: its CONNECT was accepted by a broker and has had
+    /// a live link, or it is admitted without one (R16), and no earlier operation has to be
+    /// answered first. Until then what the component sends waits, in its order.
+    pub fn is_ready(&self, session: SessionId) -> bool {
+        let slot = self.slots.get(session.0 as usize);
+        self.ready && slot.is_some_and(|slot| slot.gate.is_none())
+    }
+
+    /// Whether a SUB must wait for the broker's answer to what came before, since only the
+    /// broker knows whether its sid is free. Then it comes again once the session is ready.
+    pub fn must_settle(
+        &mut self,
+        session: SessionId,
+        sid: &[u8],
+        now: Instant,
+        bus: &mut Bus,
+    ) -> bool {
+        let (answered, open) = (self.answered, self.open(bus));
+        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+            return false;
+        };
+        let passed = std::mem::take(&mut slot.gate_passed);
+        let uncertain = self.subscriptions.is_uncertain(session, sid, answered);
+        match open {
+            Some(at) if uncertain && !passed => {
+                let seq = self.push_ping(at, None, now, bus);
+                self.slots[session.0 as usize].gate = Some(seq);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The session is gone. What it published and no broker has yet is still delivered.

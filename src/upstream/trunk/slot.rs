@@ -79,8 +79,6 @@ pub(super) struct Slot {
     pub(super) held: Held,
     /// PONGs owed from before the present link, or from while there was none.
     pub(super) owed_pongs: u32,
-    /// PONGs that wait for nothing but the brokers' verdict on the CONNECT.
-    pub(super) awaiting_verdict: u32,
     /// `+OK`s owed from the same time (verbose sessions).
     pub(super) owed_oks: u64,
     /// Number of the first PING that covers the session's last SUB or UNSUB (R2).
@@ -95,6 +93,10 @@ pub(super) struct Slot {
     pub(super) blocked_until: Option<Instant>,
     /// Whether further publishes are dropped (R6).
     pub(super) dropping: bool,
+    /// The next operation waits until the PING with this number is answered.
+    pub(super) gate: Option<u64>,
+    /// It has been, and the operation has not come back yet.
+    pub(super) gate_passed: bool,
     /// The driver waits for [`Trunk::wants_read`](super::Trunk::wants_read) to change.
     pub(super) parked: bool,
     /// It need not wait any more, and the driver doesn't know yet.
@@ -114,7 +116,6 @@ impl Slot {
             accounted: 0,
             held: Held::default(),
             owed_pongs: 0,
-            awaiting_verdict: 0,
             owed_oks: 0,
             subs_covered_by: 0,
             publishes_covered_by: 0,
@@ -122,6 +123,8 @@ impl Slot {
             pongs_until: None,
             blocked_until: None,
             dropping: false,
+            gate: None,
+            gate_passed: false,
             parked: false,
             released: false,
             finishing: None,
