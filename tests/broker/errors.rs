@@ -295,6 +295,11 @@ fn a_refused_subscription_is_told_to_the_component_and_not_replayed() {
             "no q",
             "Permissions Violation for Subscription to \"no\" using queue \"q\"",
         ),
+        // Brokers quote as Go's %q does.
+        (
+            "n\"o\\ q\"",
+            "Permissions Violation for Subscription to \"n\\\"o\\\\\" using queue \"q\\\"\"",
+        ),
     ];
     for (index, (subscription, text)) in cases.iter().enumerate() {
         client.send(format!(
@@ -309,7 +314,7 @@ fn a_refused_subscription_is_told_to_the_component_and_not_replayed() {
     }
     link.reset();
     let mut link = brokers.link();
-    link.accept_replay(&["yes"; 2]);
+    link.accept_replay(&["yes"; 3]);
     round_trip(&mut client, &mut link);
 }
 
