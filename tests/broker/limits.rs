@@ -143,7 +143,7 @@ fn a_component_over_max_connections_hears_so_and_others_stay() {
     let brokers = Brokers::start(1);
     let natsmux = Setup::new(&brokers)
         .daemon_limit("max_connections", "2")
-        .start();
+        .start_unwatched();
     let (first, mut its_link) = component(&natsmux, &brokers);
     let (mut second, mut link) = component(&natsmux, &brokers);
     let mut third = RawClient::connect(&natsmux.address());
@@ -161,7 +161,7 @@ fn a_component_that_answers_no_ping_is_closed_as_stale() {
     let brokers = Brokers::start(1);
     let natsmux = Setup::new(&brokers)
         .timing("ping_interval", "100ms")
-        .start();
+        .start_unwatched();
     let (mut client, _link) = component(&natsmux, &brokers);
     client.expect("PING\r\nPING\r\n");
     closed_with(&mut client, "Stale Connection");
@@ -174,7 +174,7 @@ fn a_component_that_answers_pings_stays() {
     let natsmux = Setup::new(&brokers)
         .timing("ping_interval", "100ms")
         .limit("ping_max", "10")
-        .start();
+        .start_unwatched();
     let (mut client, _link) = component(&natsmux, &brokers);
     for _ in 0..15 {
         client.expect("PING\r\n");

@@ -8,7 +8,7 @@ const KILLS: [fn(BrokerLink); 2] = [BrokerLink::reset, |link| drop(link.fin())];
 #[test]
 fn messages_and_pongs_sent_right_before_the_end_count_before_the_replay() {
     for kill in KILLS {
-        let brokers = Brokers::start(2);
+        let brokers = Brokers::start(1);
         let natsmux = Setup::new(&brokers).start();
         let (mut client, mut link) = component(&natsmux, &brokers);
         let sid = subscribe(&mut client, &mut link, "foo", "1");
@@ -42,7 +42,7 @@ fn messages_and_pongs_sent_right_before_the_end_count_before_the_replay() {
 fn a_link_that_dies_of_a_write_is_read_to_its_end() {
     // No more than natsmux's kernel takes at once: a reset throws the rest away.
     const MESSAGES: usize = 1000;
-    let brokers = Brokers::start(2);
+    let brokers = Brokers::start(1);
     let natsmux = Setup::new(&brokers).start();
     let (mut client, mut link) = component(&natsmux, &brokers);
     let sid = subscribe(&mut client, &mut link, "foo", "1");

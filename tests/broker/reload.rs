@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::setup::{
-    MOMENT, SOON, Setup, assert_books_balance, component, component_as, count, round_trip,
+    Daemon, MOMENT, SOON, Setup, assert_books_balance, component, component_as, count, round_trip,
     subscribe, wait_count, wait_outage,
 };
 use crate::support::{BrokerLink, Brokers, Flavour, Natsmux, Port, RawClient, message, wait_for};
@@ -24,7 +24,7 @@ fn reload(natsmux: &mut Natsmux, text: &str, outcome: &str) {
 }
 
 /// Two brokers, and a component with a subscription on the first.
-fn on_first(setup: &Setup, brokers: &Brokers) -> (Natsmux, RawClient, BrokerLink, String) {
+fn on_first(setup: &Setup, brokers: &Brokers) -> (Daemon, RawClient, BrokerLink, String) {
     let natsmux = setup.start();
     let (mut client, mut link) = component(&natsmux, brokers);
     assert_eq!(link.broker, 0);

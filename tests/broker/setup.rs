@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{BrokerLink, Brokers, Natsmux, NatsmuxOptions, RawClient, Received, wait_for};
+use crate::support::{
+    BrokerLink, Brokers, Natsmux, NatsmuxOptions, RawClient, Received, WATCHER, wait_for,
+};
 
 /// How long something may take that should happen at once.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -32,7 +35,8 @@ pub(crate) struct Setup {
 
 impl Setup {
     /// One bus over these brokers, tried in this order. Fences come only where a component
-    /// asks for one or the buffers do, and nothing is dead by silence.
+    /// asks for one or the buffers do, nothing is dead by silence, and no component waits
+    /// for the replay of another.
     pub(crate) fn new(brokers: &Brokers) -> Self {
         let empty = BTreeMap::new;
         Self {
@@ -47,6 +51,7 @@ impl Setup {
         }
         .timing("fence_interval", "10s")
         .timing("link_timeout", "20s")
+        .timing("replay_barrier", "1ms")
         .timing("info_timeout", "5s")
     }
 
@@ -112,16 +117,37 @@ impl Setup {
         text + &self.more
     }
 
-    /// Starts natsmux and waits until a broker is alive.
-    pub(crate) fn start(&self) -> Natsmux {
-        self.launch().wait_healthy()
+    /// Starts natsmux, waits until a broker is alive, and has a component on it whose link
+    /// natsmux watches, so that no PING comes on others that nobody asked for.
+    pub(crate) fn start(&self) -> Daemon {
+        let mut daemon = self.start_unwatched();
+        let mut watcher = RawClient::connect(&daemon.address());
+        watcher.info();
+        let name = WATCHER;
+        watcher.send(format!(
+            "CONNECT {{\"verbose\":false,\"name\":\"{name}\"}}\r\nPING\r\n"
+        ));
+        watcher.pong();
+        daemon._watcher = Some(watcher);
+        daemon
+    }
+
+    /// Starts natsmux without any component, and waits until a broker is alive.
+    pub(crate) fn start_unwatched(&self) -> Daemon {
+        Daemon {
+            natsmux: self.launch().wait_healthy(),
+            _watcher: None,
+        }
     }
 
     /// Starts natsmux with dead brokers, and waits until it serves.
-    pub(crate) fn start_in_outage(&self) -> Natsmux {
+    pub(crate) fn start_in_outage(&self) -> Daemon {
         let natsmux = self.launch();
         wait_for("natsmux to serve", SOON, || natsmux.get("/livez"));
-        natsmux
+        Daemon {
+            natsmux,
+            _watcher: None,
+        }
     }
 
     fn launch(&self) -> Natsmux {
@@ -129,6 +155,27 @@ impl Setup {
             config: Some(self.text()),
             ..NatsmuxOptions::default()
         })
+    }
+}
+
+/// A running natsmux and the component whose link it watches.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    natsmux: Natsmux,
+    _watcher: Option<RawClient>,
+}
+
+impl Deref for Daemon {
+    type Target = Natsmux;
+
+    fn deref(&self) -> &Natsmux {
+        &self.natsmux
+    }
+}
+
+impl DerefMut for Daemon {
+    fn deref_mut(&mut self) -> &mut Natsmux {
+        &mut self.natsmux
     }
 }
 
@@ -177,16 +224,15 @@ pub(crate) fn subscribe(
 ) -> String {
     client.send(format!("SUB {subscription} {sid}\r\nPING\r\n"));
     let upstream = link.sub(subscription);
-    link.answer_ping();
-    client.pong();
+    link.answering(|| client.pong());
     upstream
 }
 
-/// PING and its PONG, answered by the broker, with nothing else in between.
+/// PING and its PONG, with nothing else in between on either side. natsmux answers by itself
+/// while the link isn't live yet.
 pub(crate) fn round_trip(client: &mut RawClient, link: &mut BrokerLink) {
     client.send("PING\r\n");
-    link.answer_ping();
-    client.pong();
+    link.answering(|| client.pong());
 }
 
 /// Waits until publishes reach the link, by one more of them. Returns all that came, up to

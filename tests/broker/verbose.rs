@@ -31,7 +31,7 @@ fn every_operation_has_one_answer_in_order() {
 fn an_operation_whose_answer_died_with_the_link_is_answered_at_the_new_fence() {
     // How many of the three answers the first broker gives.
     for answered in 0..=3 {
-        let brokers = Brokers::start(2);
+        let brokers = Brokers::start(1);
         let natsmux = Setup::new(&brokers).start();
         let (mut client, mut link) = component_as(&natsmux, &brokers, VERBOSE);
         client.send("SUB foo 1\r\nPUB a 0\r\n\r\nPUB b 0\r\n\r\nPING\r\n");
@@ -58,7 +58,7 @@ fn an_operation_whose_answer_died_with_the_link_is_answered_at_the_new_fence() {
 
 #[test]
 fn answers_of_a_replay_are_nobodys() {
-    let brokers = Brokers::start(2);
+    let brokers = Brokers::start(1);
     let natsmux = Setup::new(&brokers).start();
     let (mut client, mut link) = component_as(&natsmux, &brokers, VERBOSE);
     client.send("SUB foo 1\r\nUNSUB 1 9\r\nSUB bar 2\r\nPING\r\n");

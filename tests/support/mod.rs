@@ -30,7 +30,9 @@ pub use natsmux::{Natsmux, NatsmuxOptions};
 pub use ports::Port;
 pub use process::Process;
 pub use raw::{Frame, RawClient};
-pub use scripted::{BrokerLink, Brokers, Flavour, Greeting, Received, ScriptedBroker, message};
+pub use scripted::{
+    BrokerLink, Brokers, Flavour, Greeting, Received, ScriptedBroker, WATCHER, message,
+};
 
 /// How long a process may take to start, stop or answer before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(15);

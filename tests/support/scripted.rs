@@ -2,9 +2,10 @@
 //!
 //! A broker greets every connection in its own way. Connections that then say something
 //! (CONNECT) are *links* and are handed to the test, which plays the broker on them with
-//! blocking calls, each with a deadline; those that say nothing were probes.
+//! blocking calls, each with a deadline; those that say nothing were probes. Links of a
+//! component named [`WATCHER`] are served by the broker itself.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -19,6 +20,11 @@ use super::{Port, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const BACKLOG: i32 = 128;
+
+/// The name in a CONNECT whose link the broker serves by itself: it answers every PING.
+/// natsmux watches a broker on the link that is there first; behind such a link, a test has
+/// the others for itself.
+pub const WATCHER: &str = "watcher";
 
 /// The fields of an INFO, as one of the broker generations sends them.
 #[derive(Debug, Clone)]
@@ -180,6 +186,7 @@ pub struct ScriptedBroker {
     greeting: Arc<Mutex<Greeting>>,
     receive_buffer: Option<usize>,
     accepted: Arc<AtomicUsize>,
+    served: Arc<Mutex<Vec<TcpStream>>>,
     links: Sender<BrokerLink>,
     running: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
 }
@@ -192,6 +199,7 @@ impl ScriptedBroker {
             greeting: Arc::new(Mutex::new(Greeting::Info(Flavour::v2_15()))),
             receive_buffer: None,
             accepted: Arc::default(),
+            served: Arc::default(),
             links,
             running: None,
         }
@@ -236,6 +244,7 @@ impl ScriptedBroker {
             index: self.index,
             greeting: Arc::clone(&self.greeting),
             accepted: Arc::clone(&self.accepted),
+            served: Arc::clone(&self.served),
             links: self.links.clone(),
         };
         let stopped = Arc::clone(&stop);
@@ -243,7 +252,8 @@ impl ScriptedBroker {
         self.running = Some((stop, thread));
     }
 
-    /// Refuses connections. Links that are open stay with the test.
+    /// Refuses connections, and closes the links that it serves by itself. Other links that
+    /// are open stay with the test.
     pub fn down(&mut self) {
         let Some((stop, thread)) = self.running.take() else {
             return;
@@ -252,6 +262,10 @@ impl ScriptedBroker {
         // Lets the blocking accept return.
         let _ = TcpStream::connect(self.address());
         let _ = thread.join();
+        let served = self.served.lock();
+        for stream in served.expect("no panic with this lock held").drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     fn bind(&self) -> io::Result<TcpListener> {
@@ -278,6 +292,7 @@ struct Desk {
     index: usize,
     greeting: Arc<Mutex<Greeting>>,
     accepted: Arc<AtomicUsize>,
+    served: Arc<Mutex<Vec<TcpStream>>>,
     links: Sender<BrokerLink>,
 }
 
@@ -293,20 +308,36 @@ impl Desk {
                 return;
             };
             let (index, links) = (self.index, self.links.clone());
+            let served = Arc::clone(&self.served);
             // Ends when natsmux closes, or at the read deadline.
-            thread::spawn(move || welcome(stream, greeting, index, &links));
+            thread::spawn(move || welcome(stream, greeting, index, &links, &served));
         }
     }
 }
 
-fn welcome(mut stream: TcpStream, greeting: Greeting, index: usize, links: &Sender<BrokerLink>) {
+fn welcome(
+    mut stream: TcpStream,
+    greeting: Greeting,
+    index: usize,
+    links: &Sender<BrokerLink>,
+    served: &Mutex<Vec<TcpStream>>,
+) {
     let _ = stream.set_nodelay(true);
     let _ = stream.set_read_timeout(Some(PATIENCE));
     match greeting {
         Greeting::Info(flavour) => {
             let greeted = stream.write_all(flavour.line().as_bytes());
             // A probe reads INFO and closes; a link speaks.
-            if greeted.is_ok() && matches!(stream.peek(&mut [0]), Ok(1)) {
+            let mut first = [0; 4096];
+            let seen = stream.peek(&mut first).unwrap_or_default();
+            if greeted.is_err() || seen == 0 {
+                return;
+            }
+            // natsmux sends CONNECT in one piece.
+            let watcher = format!(r#""name":"{WATCHER}""#);
+            if String::from_utf8_lossy(&first[..seen]).contains(&watcher) {
+                serve(stream, served);
+            } else {
                 // The test may be over.
                 let _ = links.send(BrokerLink::new(index, stream));
             }
@@ -324,6 +355,27 @@ fn welcome(mut stream: TcpStream, greeting: Greeting, index: usize, links: &Send
         Greeting::Stay(bytes) => {
             let _ = stream.write_all(&bytes);
             drain(&mut stream);
+        }
+    }
+}
+
+/// Answers every PING, until the connection ends.
+fn serve(stream: TcpStream, served: &Mutex<Vec<TcpStream>>) {
+    let (Ok(twin), Ok(mut served)) = (stream.try_clone(), served.lock()) else {
+        return;
+    };
+    served.push(twin);
+    drop(served);
+    let _ = stream.set_read_timeout(None);
+    let Ok(read) = stream.try_clone() else {
+        return;
+    };
+    let mut write = stream;
+    for line in io::BufReader::new(read).lines() {
+        match line.as_deref() {
+            Ok("PING") if write.write_all(b"PONG\r\n").is_ok() => {}
+            Ok("PING") | Err(_) => return,
+            Ok(_) => {}
         }
     }
 }
@@ -535,6 +587,38 @@ impl BrokerLink {
                 return all;
             }
         }
+    }
+
+    /// Runs `test` while every PING that comes is answered.
+    ///
+    /// # Panics
+    ///
+    /// If anything else comes.
+    pub fn answering<T>(&mut self, test: impl FnOnce() -> T) -> T {
+        let over = AtomicBool::new(false);
+        let _ = self.stream.set_read_timeout(Some(Duration::from_millis(5)));
+        let result = thread::scope(|scope| {
+            let answerer = scope.spawn(|| {
+                loop {
+                    while self.unread.starts_with(b"PING\r\n") {
+                        self.unread.drain(..6);
+                        self.try_send("PONG\r\n");
+                    }
+                    let done = over.load(Ordering::SeqCst) || !self.unread.is_empty();
+                    if done || !self.read_more(Instant::now() + PATIENCE) {
+                        break;
+                    }
+                }
+            });
+            let result = test();
+            over.store(true, Ordering::SeqCst);
+            answerer.join().expect("the answering thread");
+            result
+        });
+        let _ = self.stream.set_read_timeout(Some(PATIENCE));
+        let unread = String::from_utf8_lossy(&self.unread);
+        assert_eq!(unread, "", "only PINGs were expected");
+        result
     }
 
     /// What was read and is no whole operation.
