@@ -219,6 +219,7 @@ impl Worker {
         let running = Running {
             shared: Rc::new(Shared {
                 pool,
+                identity: Rc::clone(&self.identity),
                 drain: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             }),
@@ -232,7 +233,7 @@ impl Worker {
     }
 
     fn listen(&self, listener: std::net::TcpListener, shared: &Rc<Shared>) {
-        let (shared, identity) = (Rc::clone(shared), Rc::clone(&self.identity));
+        let shared = Rc::clone(shared);
         let addr = listener.local_addr();
         let listener = match socket::into_listener(listener) {
             Ok(listener) => listener,
@@ -245,7 +246,7 @@ impl Worker {
         }
         shared.tasks.clone().spawn_local(async move {
             wait_for_first_info(&shared.pool).await;
-            listener::accept(listener, shared, identity).await;
+            listener::accept(listener, shared).await;
         });
     }
 

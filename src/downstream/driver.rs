@@ -13,8 +13,9 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::{Sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::debug;
+use tracing::{debug, warn};
 
+use super::listener::{self, Identity};
 use super::session::{Home, Session, SessionAction};
 use crate::ledger::SessionId;
 use crate::net::{Flush, Port, socket};
@@ -34,6 +35,8 @@ const DISCARD_BYTES: usize = 4 * 1024 * 1024;
 pub struct Shared {
     /// The bus's trunks.
     pub pool: Rc<Pool>,
+    /// What natsmux says of itself.
+    pub identity: Rc<Identity>,
     /// Set once natsmux shuts down.
     pub drain: CancellationToken,
     /// The bus's listeners and connections.
@@ -45,6 +48,7 @@ struct Connection {
     session: Session,
     read: OwnedReadHalf,
     port: Rc<Port>,
+    cid: u64,
     home: Option<(Rc<TrunkCell>, SessionId)>,
     sleep: Option<Pin<Box<Sleep>>>,
     armed: Option<Instant>,
@@ -69,6 +73,7 @@ pub async fn run(
         session,
         read,
         port,
+        cid,
         home: None,
         sleep: None,
         armed: None,
@@ -94,6 +99,12 @@ pub async fn run(
         .session
         .abandon(&mut shared.pool.bus.borrow_mut());
     count(&shared.pool, &reason);
+    if reason == CloseReason::Signed {
+        warn!(
+            bus = shared.pool.name,
+            cid, "refused: what nkey or JWT signed can't be replayed to another broker"
+        );
+    }
     debug!(
         bus = shared.pool.name,
         cid,
@@ -157,6 +168,12 @@ impl Connection {
             });
             self.wake_trunk();
         }
+        self.with_session(|session, home, _, bus| {
+            if let Some(home) = home {
+                session.handle_offer(&home, bus);
+            }
+        });
+        self.act(Instant::now());
     }
 
     /// Reads what the component has sent, where the trunk has room for it. Returns whether
@@ -212,6 +229,10 @@ impl Connection {
                 self.closing = Some((reason, now + LAST_WORDS));
                 true
             }
+            Some(SessionAction::SayInfo) => {
+                self.say_info();
+                true
+            }
             Some(SessionAction::Attach { connect, sent }) => {
                 let out = self.session.take_out();
                 let pool = &self.shared.pool;
@@ -223,6 +244,15 @@ impl Connection {
                 });
                 true
             }
+        }
+    }
+
+    fn say_info(&self) {
+        let info = listener::info(self.port.socket(), self.cid, &self.shared);
+        if let Some((cell, id)) = &self.home
+            && let Some(out) = cell.machine.borrow_mut().out(*id)
+        {
+            out.push(&info);
         }
     }
 

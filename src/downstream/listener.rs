@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ pub struct Identity {
 }
 
 /// Accepts on one address until the bus drains.
-pub async fn accept(listener: TcpListener, shared: Rc<Shared>, identity: Rc<Identity>) {
+pub async fn accept(listener: TcpListener, shared: Rc<Shared>) {
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
@@ -45,7 +45,7 @@ pub async fn accept(listener: TcpListener, shared: Rc<Shared>, identity: Rc<Iden
         match accepted {
             Ok((stream, peer)) => {
                 failing = false;
-                welcome(stream, peer, &shared, &identity);
+                welcome(stream, peer, &shared);
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -58,28 +58,12 @@ pub async fn accept(listener: TcpListener, shared: Rc<Shared>, identity: Rc<Iden
     }
 }
 
-fn welcome(stream: TcpStream, peer: SocketAddr, shared: &Rc<Shared>, identity: &Rc<Identity>) {
+fn welcome(stream: TcpStream, peer: SocketAddr, shared: &Rc<Shared>) {
     socket::tune(&stream);
+    let identity = Rc::clone(&shared.identity);
     let cid = identity.next_cid.get() + 1;
     identity.next_cid.set(cid);
-    let local = stream.local_addr().unwrap_or(peer);
-    let (mut info, max_payload) = {
-        let bus = shared.pool.bus.borrow();
-        let infos: Vec<_> = bus.roster.infos().collect();
-        let first = FirstInfo {
-            server_id: &identity.server_id,
-            server_name: &identity.server_name,
-            host: &local.ip().to_string(),
-            port: local.port(),
-            client_ip: &peer.ip().to_string(),
-            client_id: cid,
-        };
-        let max_payload = infos.iter().map(|info| info.max_payload).min();
-        (
-            first_info(&infos, &first),
-            max_payload.unwrap_or(1024 * 1024),
-        )
-    };
+    let mut info = info(&stream, cid, shared);
     let full = identity.connections.get() >= identity.max_connections.get();
     if full {
         info.extend_from_slice(b"-ERR 'maximum connections exceeded'\r\n");
@@ -91,20 +75,38 @@ fn welcome(stream: TcpStream, peer: SocketAddr, shared: &Rc<Shared>, identity: &
         debug!(bus = shared.pool.name, %peer, full, "connection turned away");
         return;
     }
-    let now = Instant::now();
     let session = {
         let mut bus = shared.pool.bus.borrow_mut();
         bus.counters.sessions_opened += 1;
-        Session::new(max_payload, now, &bus)
+        Session::new(Instant::now(), &bus)
     };
     debug!(bus = shared.pool.name, cid, %peer, "session opened");
     let (read, write) = stream.into_split();
     let port = Rc::new(Port::new(write));
-    let (shared, identity) = (Rc::clone(shared), Rc::clone(identity));
+    let shared = Rc::clone(shared);
     identity.connections.set(identity.connections.get() + 1);
     let tasks = shared.tasks.clone();
     tasks.spawn_local(async move {
         driver::run(shared, session, read, port, cid).await;
         identity.connections.set(identity.connections.get() - 1);
     });
+}
+
+/// The INFO for one component (R17), from the last INFO of each broker.
+pub(super) fn info(stream: &TcpStream, cid: u64, shared: &Shared) -> Vec<u8> {
+    let address = |addr: io::Result<SocketAddr>| addr.ok().map(|addr| (addr.ip(), addr.port()));
+    let unknown = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+    let (host, port) = address(stream.local_addr()).unwrap_or(unknown);
+    let (client_ip, _) = address(stream.peer_addr()).unwrap_or(unknown);
+    let bus = shared.pool.bus.borrow();
+    let brokers: Vec<_> = bus.roster.infos().collect();
+    let local = FirstInfo {
+        server_id: &shared.identity.server_id,
+        server_name: &shared.identity.server_name,
+        host: &host.to_string(),
+        port,
+        client_ip: &client_ip.to_string(),
+        client_id: cid,
+    };
+    first_info(&brokers, &local)
 }

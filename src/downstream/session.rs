@@ -13,6 +13,7 @@ use crate::net::{Outbox, Partial, Retention};
 use crate::proto::client::{self, ClientFault, ClientLimits, ClientOp, Publish, Scan};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
+use crate::upstream::roster::Offer;
 use crate::upstream::{Bus, CloseReason, Trunk};
 
 /// What only the driver can do for a session.
@@ -26,6 +27,8 @@ pub enum SessionAction {
         /// Whether the component sent them, or they are a broker's defaults.
         sent: bool,
     },
+    /// Say INFO again: what every broker offers has changed (R17).
+    SayInfo,
     /// Flush [`Session::out`] and close. Only sessions without a trunk end this way.
     Close(CloseReason),
 }
@@ -59,7 +62,8 @@ pub struct Session {
     out: Outbox,
     headers: bool,
     max_control_line: usize,
-    max_payload: usize,
+    /// What the last INFO said.
+    told: Offer,
     connect: Option<Box<ConnectInfo>>,
     action: Option<SessionAction>,
     pings: Pings,
@@ -77,9 +81,8 @@ struct Pings {
 }
 
 impl Session {
-    /// A session that has just been accepted and has got the INFO. `max_payload` is what
-    /// that INFO said, in bytes.
-    pub fn new(max_payload: usize, now: Instant, bus: &Bus) -> Self {
+    /// A session that has just been accepted and has got the INFO.
+    pub fn new(now: Instant, bus: &Bus) -> Self {
         let settings = &bus.settings;
         let must_connect = bus.roster.auth_required();
         Self {
@@ -91,7 +94,7 @@ impl Session {
             out: Outbox::new(Retention::UntilWritten),
             headers: false,
             max_control_line: settings.limits.max_control_line,
-            max_payload,
+            told: bus.roster.offer(),
             connect: None,
             action: None,
             pings: Pings {
@@ -194,6 +197,15 @@ impl Session {
         }
     }
 
+    /// What the brokers offer may have changed.
+    pub fn handle_offer(&mut self, home: &Home<'_>, bus: &Bus) {
+        let offer = bus.roster.offer();
+        if offer != self.told && self.action.is_none() && home.trunk.takes_info(home.id) {
+            self.told = offer;
+            self.action = Some(SessionAction::SayInfo);
+        }
+    }
+
     /// Whether the driver may read although the trunk has no room: to notice that the
     /// component is gone while it waits for a broker's verdict.
     pub fn may_wait_for_more(&self, bus: &Bus) -> bool {
@@ -208,10 +220,7 @@ impl Session {
             return;
         };
         let bytes = early.take();
-        let limits = ClientLimits {
-            max_control_line: self.max_control_line,
-            max_payload: self.max_payload,
-        };
+        let limits = self.limits(&None, bus);
         let mut rest = &bytes[..];
         while let Scan::Op { op, len } = client::scan(rest, &limits) {
             rest = &rest[len..];
@@ -292,7 +301,7 @@ impl Session {
         now: Instant,
         bus: &mut Bus,
     ) -> (usize, Then) {
-        let limits = self.limits(home);
+        let limits = self.limits(home, bus);
         let mut run = Run::default();
         let mut used = 0;
         loop {
@@ -360,11 +369,13 @@ impl Session {
         }
     }
 
-    fn limits(&self, home: &Option<Home<'_>>) -> ClientLimits {
+    fn limits(&self, home: &Option<Home<'_>>, bus: &Bus) -> ClientLimits {
         let of_broker = home.as_ref().map(|home| home.trunk.max_payload());
         ClientLimits {
             max_control_line: self.max_control_line,
-            max_payload: of_broker.unwrap_or(usize::MAX).min(self.max_payload),
+            max_payload: of_broker
+                .unwrap_or(usize::MAX)
+                .min(bus.roster.offer().max_payload),
         }
     }
 

@@ -171,7 +171,7 @@ pub struct FirstInfo<'a> {
     pub client_id: u64,
 }
 
-/// R17: the first line that a component gets. `brokers` are the last INFOs of all brokers the session may come to;
+/// R17: the first line that a component gets. A later INFO replaces all that an earlier one said, so it is the same. `brokers` are the last INFOs of all brokers the session may come to;
 /// empty before any was seen. At most [`MAX_FIRST_INFO`] bytes: fields are left out from the end of R17's list.
 pub fn first_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
     let common = Common::of(brokers);
@@ -195,12 +195,6 @@ pub fn first_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
     line.text("domain", common.domain);
     line.text("client_ip", Some(local.client_ip));
     line.finish()
-}
-
-/// A later INFO, for a session that asked for protocol 1 and had its first PONG, when `max_payload` or `headers`
-/// changed. An INFO replaces all that the earlier one said, so it has the same fields.
-pub fn later_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
-    first_info(brokers, local)
 }
 
 /// What holds at every broker.

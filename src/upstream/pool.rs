@@ -135,10 +135,14 @@ impl Pool {
     /// Wakes what the last pass set free: trunks that waited for a broker, a turn to dial or
     /// the barrier, and the prober.
     pub fn settle(&self) {
-        let (woken, probe_at) = {
+        let (woken, probe_at, news) = {
             let mut bus = self.bus.borrow_mut();
-            (bus.take_woken(), bus.roster.poll_timeout())
+            let news = bus.roster.take_offer_changed();
+            (bus.take_woken(), bus.roster.poll_timeout(), news)
         };
+        if news {
+            self.wake_sessions();
+        }
         self.shed();
         self.report();
         if probe_at != self.probe_at.get() {
@@ -148,6 +152,15 @@ impl Pool {
         for cell in woken.iter().filter_map(|id| trunks.get(id)) {
             cell.woken.set(true);
             cell.wake();
+        }
+    }
+
+    /// Lets every session see what the brokers offer now.
+    fn wake_sessions(&self) {
+        for cell in self.trunks.borrow().values() {
+            for port in cell.ports.borrow().iter().flatten() {
+                port.wake();
+            }
         }
     }
 

@@ -11,6 +11,8 @@ use super::backoff::Backoff;
 use crate::config::BrokerAddr;
 use crate::proto::info::ServerInfo;
 
+/// What nats-server takes unless it is configured otherwise, in bytes.
+const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
 /// Pause between probes of a broker that doesn't answer, while the bus has no live link.
 const PROBE_ALONE: Backoff = Backoff {
     first: Duration::from_millis(100),
@@ -200,6 +202,15 @@ impl Broker {
     }
 }
 
+/// What a session may count on, whatever broker it comes to (R17).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Largest payload that every broker takes, in bytes.
+    pub max_payload: usize,
+    /// Whether every broker knows headers.
+    pub headers: bool,
+}
+
 /// What a roster says to a trunk that wants a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pick {
@@ -224,6 +235,8 @@ pub struct Roster {
     seed: u64,
     /// Whether a trunk that waits may find something new.
     changed: bool,
+    /// Whether the offer has changed since it was asked for.
+    offer_changed: bool,
     /// No broker can be dialled, and all were asked again because of that.
     stranded: bool,
 }
@@ -246,6 +259,7 @@ impl Roster {
             probe_interval,
             seed,
             changed: false,
+            offer_changed: false,
             stranded: false,
         };
         roster.configure(addrs, probe_interval, now);
@@ -319,9 +333,18 @@ impl Roster {
         !self.was_seen() || self.infos().any(|info| info.auth_required)
     }
 
-    /// Whether no broker that was seen lacks headers.
-    pub fn has_headers(&self) -> bool {
-        self.infos().all(|info| info.headers)
+    /// What a session may count on.
+    pub fn offer(&self) -> Offer {
+        let max_payload = self.infos().map(|info| info.max_payload).min();
+        Offer {
+            max_payload: max_payload.unwrap_or(DEFAULT_MAX_PAYLOAD),
+            headers: self.infos().all(|info| info.headers),
+        }
+    }
+
+    /// Whether a broker's INFO has changed the offer, or may have; asked once per change.
+    pub fn take_offer_changed(&mut self) -> bool {
+        std::mem::take(&mut self.offer_changed)
     }
 
     /// Whether every configured broker was seen and none asks for credentials (R16).
@@ -409,6 +432,10 @@ impl Roster {
         } else {
             Health::Up
         };
+        let news = broker
+            .info
+            .as_ref()
+            .is_none_or(|old| (old.max_payload, old.headers) != (info.max_payload, info.headers));
         broker.info = Some(Box::new(info));
         if broker.health != health {
             broker.health = health;
@@ -416,6 +443,7 @@ impl Roster {
             self.changed = true;
             self.reconsider(now);
         }
+        self.offer_changed |= news;
     }
 
     /// A broker answered a fence: whatever was thought of it, it lives.

@@ -142,7 +142,7 @@ impl Trunk {
     /// A broker accepts the credentials before it looks at the other options; what it would
     /// refuse of those, natsmux refuses.
     pub(super) fn refuse_own_options(&mut self, bus: &Bus) {
-        if let Some(text) = self.connect.refusal(bus.roster.has_headers()) {
+        if let Some(text) = self.connect.refusal(bus.roster.offer().headers) {
             for session in self.sessions() {
                 self.close(session, CloseReason::Refused(text.as_bytes().into()));
             }

@@ -211,7 +211,7 @@ impl Trunk {
             && let Some(slot) = self.slots.get_mut(session.0 as usize)
         {
             slot.asked = slot.asked.saturating_sub(1);
-            self.deliver(session, &[encode::PONG], bus);
+            self.deliver_pong(session, bus);
         }
     }
 
@@ -243,10 +243,10 @@ impl Trunk {
         match self.links[at].phase {
             Phase::Connecting | Phase::AwaitingInfo => self.introduce(at, info, now, bus),
             _ => {
+                // What comes after CONNECT may hold for this account alone.
                 self.links[at].max_payload = info.max_payload;
-                let ldm = info.ldm;
-                bus.roster.handle_info(broker, info, now);
-                if ldm && self.links[at].phase == Phase::Live {
+                if info.ldm {
+                    bus.roster.handle_lame_duck(broker, now);
                     self.start_move(Failure::LameDuck, now, bus);
                 }
             }
@@ -305,7 +305,7 @@ impl Trunk {
             broker: self.links[at].broker,
             text: text.into(),
         }));
-        let refused = self.connect.refusal(bus.roster.has_headers());
+        let refused = self.connect.refusal(bus.roster.offer().headers);
         if !attached && refused.is_some() {
             self.refuse_own_options(bus);
             return self.fail(at, Failure::Refused, now, bus);

@@ -145,10 +145,11 @@ impl Trunk {
             connect_ok_owed: false,
             verdict: Verdict::Pending,
             ready: false,
-            slots: Slab::new(),
+            // Mostly one session and one link: room for four would be two kilobytes more.
+            slots: Slab::with_capacity(1),
             subscriptions: Subscriptions::default(),
             orphans: Held::default(),
-            links: Vec::new(),
+            links: Vec::with_capacity(1),
             next_link: 0,
             next_ping: 1,
             answered: 0,
@@ -405,6 +406,13 @@ impl Trunk {
             return self.close_slow(session, bus);
         }
         self.touch(session);
+    }
+
+    fn deliver_pong(&mut self, session: SessionId, bus: &Bus) {
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.had_pong = true;
+        }
+        self.deliver(session, &[encode::PONG], bus);
     }
 
     /// Ends a session; its component hears the reason's text.

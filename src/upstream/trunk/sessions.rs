@@ -176,7 +176,7 @@ impl Trunk {
                 slot.owed_pongs += 1;
                 self.arm_pong_hold(session, now, bus);
             }
-            _ => self.deliver(session, &[encode::PONG], bus),
+            _ => self.deliver_pong(session, bus),
         }
     }
 
@@ -237,6 +237,13 @@ impl Trunk {
     /// Ends a session for its own fault; its component hears the reason's text.
     pub fn close_session(&mut self, session: SessionId, reason: CloseReason) {
         self.close(session, reason);
+    }
+
+    /// Whether a component may be told a later INFO (R17): it asked for protocol 1 and has
+    /// had its first PONG. Before that it must hear nothing else.
+    pub fn takes_info(&self, session: SessionId) -> bool {
+        let slot = self.slots.get(session.0 as usize);
+        self.connect.protocol >= 1 && slot.is_some_and(|slot| slot.had_pong)
     }
 
     /// natsmux's own PING to a component.

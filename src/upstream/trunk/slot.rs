@@ -85,6 +85,8 @@ pub(super) struct Slot {
     pub(super) subs_covered_by: u64,
     /// The same for its last publish.
     pub(super) publishes_covered_by: u64,
+    /// Whether it has ever got a PONG.
+    pub(super) had_pong: bool,
     /// PONGs that brokers still owe it on a live link.
     pub(super) asked: u32,
     /// When owed PONGs are released unproven (R3).
@@ -119,6 +121,7 @@ impl Slot {
             owed_oks: 0,
             subs_covered_by: 0,
             publishes_covered_by: 0,
+            had_pong: false,
             asked: 0,
             pongs_until: None,
             blocked_until: None,

@@ -6,7 +6,6 @@ use super::Trunk;
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, Phase};
 use crate::ledger::SessionId;
-use crate::proto::encode;
 use crate::upstream::backoff::unit;
 use crate::upstream::bus::Bus;
 use crate::upstream::roster::Failure;
@@ -242,7 +241,7 @@ impl Trunk {
         slot.pongs_until = None;
         let pongs = u64::from(std::mem::take(&mut slot.owed_pongs));
         for _ in 0..pongs {
-            self.deliver(session, &[encode::PONG], bus);
+            self.deliver_pong(session, bus);
         }
         bus.counters.pongs_unproven += pongs;
         self.actions
