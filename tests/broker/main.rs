@@ -18,3 +18,4 @@ mod start;
 #[path = "../support/mod.rs"]
 mod support;
 mod verbose;
+mod wire;

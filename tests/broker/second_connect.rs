@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::setup::{Setup, component_as, round_trip, subscribe};
+use crate::setup::{Setup, component_as, round_trip, subscribe, wait_count, wait_outage};
 use crate::support::{Brokers, Flavour, message};
 
 const FIRST: &str = r#"CONNECT {"verbose":false,"name":"first","user":"u","pass":"p"}"#;
@@ -87,4 +87,39 @@ fn a_second_connect_that_is_refused_closes_the_session() {
         String::from_utf8_lossy(&last),
         "-ERR 'Authorization Violation'\r\n"
     );
+}
+
+#[test]
+fn a_second_connect_in_an_outage_holds_for_the_next_link() {
+    let mut brokers = Brokers::with_flavours(&[Flavour::v2_9()]);
+    let natsmux = Setup::new(&brokers).start();
+    let (mut client, link) = component_as(&natsmux, &brokers, FIRST);
+    brokers.get(0).down();
+    link.reset();
+    wait_outage(&natsmux);
+    client.send("PUB a 0\r\n\r\nCONNECT {\"name\":\"second\"}\r\nSUB foo 1\r\nPING\r\n");
+    wait_count(&natsmux, "published", 1);
+    brokers.get(0).up();
+    let mut link = brokers.link();
+    link.accept();
+    assert_eq!(link.connect["name"], json!("second"));
+    assert_eq!(link.connect["user"], json!("u"));
+    link.sub("foo");
+    link.answer_ping();
+    link.publish("PUB a 0", "");
+    link.answering(|| client.pong());
+    round_trip(&mut client, &mut link);
+}
+
+#[test]
+fn a_verbose_second_connect_has_its_ok() {
+    let brokers = Brokers::with_flavours(&[Flavour::v2_15()]);
+    let natsmux = Setup::new(&brokers).start();
+    let (mut client, mut old) = component_as(&natsmux, &brokers, FIRST);
+    client.send("CONNECT {\"verbose\":true}\r\nSUB foo 1\r\nPING\r\n");
+    let mut new = brokers.link();
+    new.accept();
+    old.until_closed();
+    new.sub("foo");
+    new.answering(|| client.expect("+OK\r\n+OK\r\nPONG\r\n"));
 }

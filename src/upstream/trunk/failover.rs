@@ -49,7 +49,9 @@ impl Trunk {
         self.round.failures += 1;
         match link.phase {
             // The broker didn't even introduce itself: dead for all trunks.
-            Phase::Connecting | Phase::AwaitingInfo if failure != Failure::OutOfFiles => {
+            Phase::Connecting | Phase::AwaitingInfo
+                if !matches!(failure, Failure::OutOfFiles | Failure::Unsuitable) =>
+            {
                 bus.roster.handle_failure(link.broker, failure, now);
             }
             _ => {
