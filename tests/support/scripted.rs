@@ -610,8 +610,11 @@ impl BrokerLink {
                     }
                 }
             });
-            let result = test();
-            over.store(true, Ordering::SeqCst);
+            let result = {
+                // Also where the test panics: the scope waits for its thread.
+                let _ends = EndOnDrop(&over);
+                test()
+            };
             answerer.join().expect("the answering thread");
             result
         });
@@ -670,6 +673,14 @@ impl BrokerLink {
             }
             Err(error) => is_timeout(&error) || error.kind() == io::ErrorKind::Interrupted,
         }
+    }
+}
+
+struct EndOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
