@@ -1,0 +1,667 @@
+//! What is judged at brokers: the grammar of every link, what each fence proves, and what
+//! became of publishes when a link died.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::Oracle;
+use super::frames::{Down, Publish, Splitter, Up};
+use super::session::{Expected, Kind, SubState};
+
+/// Errors after which a broker closes the connection, and whose text goes to nobody unless
+/// it is a refusal.
+const CLOSING: [&str; 5] = [
+    "Stale Connection",
+    "maximum connections exceeded",
+    "Authorization Violation",
+    "User Authentication Expired",
+    "Authentication Timeout",
+];
+
+/// A subscription's place on a link.
+#[derive(Clone, Debug)]
+pub struct OnLink {
+    pub sub: usize,
+    /// Delivered before it was placed here: the broker counts from there.
+    pub base: u64,
+    pub frame: u64,
+    /// Another subscription is equal, and nothing has told yet which of the two this is.
+    pub is_guess: bool,
+}
+
+/// A publish that was appended to a link and not settled.
+#[derive(Clone, Debug)]
+pub struct OnWire {
+    pub op: u64,
+    pub publish: Publish,
+    pub frame: u64,
+    /// Stream offset behind its last byte.
+    pub end: u64,
+    pub refused: bool,
+}
+
+/// One connection to one broker.
+#[derive(Debug)]
+pub struct Link {
+    pub session: usize,
+    pub closed: bool,
+    pub sids: BTreeMap<Vec<u8>, OnLink>,
+    pub publishes: VecDeque<OnWire>,
+    /// Frames that natsmux appended.
+    frames: u64,
+    /// The frames that are unanswered PINGs.
+    pings: VecDeque<u64>,
+    /// Every frame before this one was processed.
+    proven: u64,
+    info: Option<String>,
+    connected: bool,
+    authenticated: bool,
+    /// Subscriptions that must be in place before the first publish.
+    must_replay: Vec<usize>,
+    published: bool,
+    /// The broker said something behind which nothing counts.
+    ended: bool,
+    written: u64,
+    up: Splitter,
+    down: Splitter,
+}
+
+impl Link {
+    pub(super) fn new(session: usize) -> Self {
+        Self {
+            session,
+            closed: false,
+            sids: BTreeMap::new(),
+            publishes: VecDeque::new(),
+            frames: 0,
+            pings: VecDeque::new(),
+            proven: 0,
+            info: None,
+            connected: false,
+            authenticated: false,
+            must_replay: Vec::new(),
+            published: false,
+            ended: false,
+            written: 0,
+            up: Splitter::default(),
+            down: Splitter::default(),
+        }
+    }
+}
+
+impl Oracle {
+    fn link(&mut self, no: u64) -> &mut Link {
+        self.links.get_mut(&no).expect("the harness opened it")
+    }
+
+    /// natsmux appended these bytes to what a broker will read.
+    pub fn to_broker(&mut self, no: u64, bytes: &[u8]) {
+        self.link(no).up.feed(bytes);
+        loop {
+            match self.link(no).up.next_up() {
+                Ok(None) => break,
+                Ok(Some(frame)) => self.sent_to_broker(no, frame),
+                Err(what) => return self.fail("I4 upstream framing", format!("link {no}: {what}")),
+            }
+            self.link(no).frames += 1;
+        }
+        if !self.link(no).up.residue().is_empty() {
+            self.fail(
+                "I4 upstream framing",
+                format!("link {no}: a part of a frame"),
+            );
+        }
+    }
+
+    fn sent_to_broker(&mut self, no: u64, frame: Up) {
+        let link = self.link(no);
+        let at = link.frames;
+        match (&frame, link.connected) {
+            (Up::Connect(_), false) if link.info.is_some() => {
+                link.connected = true;
+                return;
+            }
+            (Up::Connect(_), _) => {
+                return self.fail("I4 order", format!("link {no}: CONNECT out of place"));
+            }
+            (_, false) => {
+                return self.fail("I4 order", format!("link {no}: {frame:?} before CONNECT"));
+            }
+            _ => {}
+        }
+        if !link.authenticated && !matches!(frame, Up::Ping | Up::Pong) {
+            return self.fail(
+                "I4 order",
+                format!("link {no}: {frame:?} before the verdict"),
+            );
+        }
+        match frame {
+            Up::Ping => link.pings.push_back(at),
+            Up::Publish(publish) => self.published_on_link(no, publish),
+            Up::Subscribe {
+                subject,
+                group,
+                sid,
+            } => self.subscribed_on_link(no, &subject, group.as_deref(), sid),
+            Up::Unsubscribe { sid, max } => self.unsubscribed_on_link(no, &sid, max),
+            Up::Connect(_) | Up::Pong => {}
+        }
+    }
+
+    fn published_on_link(&mut self, no: u64, publish: Publish) {
+        if !std::mem::replace(&mut self.link(no).published, true) {
+            self.check_replayed(no);
+        }
+        let link = &self.links[&no];
+        let (session, frame, end) = (link.session, link.frames, link.up.consumed);
+        let next = self.sessions[session].queue.pop_front();
+        match next {
+            Some((op, expected)) if expected == publish => {
+                let refused = false;
+                self.link(no).publishes.push_back(OnWire {
+                    op,
+                    publish,
+                    frame,
+                    end,
+                    refused,
+                });
+            }
+            Some((_, expected)) => self.fail(
+                "I5 publisher order",
+                format!(
+                    "link {no}: next was {:?} {:?}, got {:?} {:?}",
+                    expected.subject,
+                    super::identity(&expected),
+                    publish.subject,
+                    super::identity(&publish)
+                ),
+            ),
+            None => self.fail(
+                "I6 no duplicates",
+                format!(
+                    "link {no}: publish {:?} again, or from nowhere",
+                    super::identity(&publish)
+                ),
+            ),
+        }
+    }
+
+    /// I4: no publish before this link's replay is fenced.
+    fn check_replayed(&mut self, no: u64) {
+        let link = &self.links[&no];
+        let session = &self.sessions[link.session];
+        let missing = link.must_replay.iter().find(|sub| {
+            session.subs[**sub].state == SubState::Live
+                && !link
+                    .sids
+                    .values()
+                    .any(|on| on.sub == **sub && on.frame < link.proven)
+        });
+        if let Some(sub) = missing {
+            let subject = String::from_utf8_lossy(&session.subs[*sub].subject).into_owned();
+            self.fail(
+                "I4 order",
+                format!("link {no}: a publish before {subject} is in place"),
+            );
+        }
+    }
+
+    fn subscribed_on_link(&mut self, no: u64, subject: &[u8], group: Option<&[u8]>, sid: Vec<u8>) {
+        let link = &self.links[&no];
+        let (session_no, frame) = (link.session, link.frames);
+        let session = &mut self.sessions[session_no];
+        let wanted = |index: &usize| {
+            let sub = &session.subs[*index];
+            let pending = session
+                .unproven
+                .iter()
+                .any(|unproven| unproven.kind.sub() == Some(*index));
+            sub.subject == subject
+                && sub.group.as_deref() == group
+                && (sub.state == SubState::Live || pending)
+                && !link.sids.values().any(|on| on.sub == *index)
+        };
+        let mut choices: Vec<usize> = (0..session.subs.len()).filter(wanted).collect();
+        choices.sort_by_key(|index| match &session.subs[*index].upstream {
+            Some(name) if *name == sid => 0,
+            None => 1,
+            Some(_) => 2,
+        });
+        let equal = |on: &&OnLink| {
+            let sub = &session.subs[on.sub];
+            on.is_guess && sub.subject == subject && sub.group.as_deref() == group
+        };
+        let is_guess = choices.len() > 1 || link.sids.values().any(|on| equal(&on));
+        let choice = choices
+            .first()
+            .copied()
+            .filter(|_| !link.sids.contains_key(&sid));
+        let Some(sub) = choice else {
+            let judge = session
+                .unproven
+                .iter_mut()
+                .find(|unproven| unproven.kind == Kind::Judge && unproven.on.is_none());
+            match judge {
+                Some(judge) => judge.on = Some((no, frame)),
+                None => self.fail(
+                    "I13 no leak",
+                    format!(
+                        "link {no}: SUB {:?} {:?} is nobody's",
+                        String::from_utf8_lossy(subject),
+                        String::from_utf8_lossy(&sid)
+                    ),
+                ),
+            }
+            return;
+        };
+        let base = session.subs[sub].delivered;
+        session.subs[sub].upstream = Some(sid.clone());
+        for unproven in &mut session.unproven {
+            if unproven.kind == Kind::Subscribe(sub) {
+                unproven.on = Some((no, frame));
+            }
+        }
+        self.link(no).sids.insert(
+            sid,
+            OnLink {
+                sub,
+                base,
+                frame,
+                is_guess,
+            },
+        );
+    }
+
+    fn unsubscribed_on_link(&mut self, no: u64, sid: &[u8], max: Option<u64>) {
+        let link = &self.links[&no];
+        let (session_no, frame) = (link.session, link.frames);
+        let on_link = link.sids.get(sid).cloned();
+        let session = &mut self.sessions[session_no];
+        let Some(OnLink {
+            mut sub, mut base, ..
+        }) = on_link
+        else {
+            let moves = |other: &&Link| other.session == session_no && !other.closed;
+            if self.links.values().filter(moves).count() > 1 {
+                // A link that is being left is told of everything; what it never had does
+                // no harm.
+                return;
+            }
+            let judge = session
+                .unproven
+                .iter_mut()
+                .find(|unproven| unproven.kind == Kind::Judge && unproven.on.is_none());
+            match judge {
+                Some(judge) => judge.on = Some((no, frame)),
+                None => self.fail(
+                    "I13 no leak",
+                    format!(
+                        "link {no}: UNSUB {:?} is nobody's",
+                        String::from_utf8_lossy(sid)
+                    ),
+                ),
+            }
+            return;
+        };
+        if let Some(other) = self.better_guess(no, sid, max) {
+            self.swap_guesses(no, sid, &other);
+            let on = &self.links[&no].sids[sid];
+            (sub, base) = (on.sub, on.base);
+        }
+        let session = &mut self.sessions[session_no];
+        let Some(max) = max else {
+            for unproven in &mut session.unproven {
+                if unproven.kind == Kind::Unsubscribe(sub) {
+                    unproven.on = Some((no, frame));
+                }
+            }
+            return;
+        };
+        let total = base + max;
+        let latest = session.subs[sub].max == total;
+        let mut known = latest;
+        for unproven in &mut session.unproven {
+            if let Kind::Limit(of, limit) = unproven.kind
+                && of == sub
+                && unproven.on.is_none()
+                && (latest || limit == total)
+            {
+                unproven.on = Some((no, frame));
+                known = true;
+            }
+        }
+        if base > 0 {
+            self.mark("UNSUB remainder replayed");
+        }
+        if !known {
+            self.fail(
+                "I11 UNSUB max",
+                format!(
+                    "link {no}: UNSUB {} {max} with {base} delivered before",
+                    String::from_utf8_lossy(sid)
+                ),
+            );
+        }
+    }
+
+    /// Where an UNSUB doesn't fit the subscription that a sid was taken for: the sid of an
+    /// equal one that it fits.
+    fn better_guess(&self, no: u64, sid: &[u8], max: Option<u64>) -> Option<Vec<u8>> {
+        let link = &self.links[&no];
+        let session = &self.sessions[link.session];
+        let fits = |on: &OnLink| match max {
+            None => session
+                .unproven
+                .iter()
+                .any(|unproven| unproven.kind == Kind::Unsubscribe(on.sub)),
+            Some(max) => {
+                let total = on.base + max;
+                session.subs[on.sub].max == total
+                    || session
+                        .unproven
+                        .iter()
+                        .any(|unproven| unproven.kind == Kind::Limit(on.sub, total))
+            }
+        };
+        let own = &link.sids[sid];
+        if fits(own) {
+            return None;
+        }
+        let equal = self.guesses_like(no, sid);
+        equal.into_iter().find(|other| fits(&link.sids[other]))
+    }
+
+    /// The other sids on a link that may be confused with this one.
+    pub(super) fn guesses_like(&self, no: u64, sid: &[u8]) -> Vec<Vec<u8>> {
+        let link = &self.links[&no];
+        let subs = &self.sessions[link.session].subs;
+        let Some(own) = link.sids.get(sid).filter(|own| own.is_guess) else {
+            return Vec::new();
+        };
+        let equal = |on: &OnLink| {
+            let (one, two) = (&subs[own.sub], &subs[on.sub]);
+            on.is_guess && on.sub != own.sub && one.subject == two.subject && one.group == two.group
+        };
+        link.sids
+            .iter()
+            .filter(|(_, on)| equal(on))
+            .map(|(sid, _)| sid.clone())
+            .collect()
+    }
+
+    /// Two equal subscriptions on a link were taken for each other.
+    pub(super) fn swap_guesses(&mut self, no: u64, one: &[u8], two: &[u8]) {
+        let link = self.links.get_mut(&no).expect("the harness opened it");
+        let session = &mut self.sessions[link.session];
+        let (mut first, mut second) = (link.sids[one].clone(), link.sids[two].clone());
+        let here =
+            |sub: usize, base: u64, session: &super::Session| session.subs[sub].delivered - base;
+        let counts = (
+            here(first.sub, first.base, session),
+            here(second.sub, second.base, session),
+        );
+        let frames = (first.frame, second.frame);
+        std::mem::swap(&mut first, &mut second);
+        (first.frame, second.frame) = frames;
+        session.subs[first.sub].delivered = first.base + counts.0;
+        session.subs[second.sub].delivered = second.base + counts.1;
+        session.subs[first.sub].upstream = Some(one.to_vec());
+        session.subs[second.sub].upstream = Some(two.to_vec());
+        for unproven in &mut session.unproven {
+            if let Kind::Subscribe(sub) = unproven.kind
+                && unproven.on.is_some_and(|(link, _)| link == no)
+            {
+                if sub == first.sub {
+                    unproven.on = Some((no, first.frame));
+                } else if sub == second.sub {
+                    unproven.on = Some((no, second.frame));
+                }
+            }
+        }
+        for expected in &mut session.expected {
+            if expected.on == (no, one.to_vec()) {
+                expected.sid = session.subs[first.sub].sid.clone();
+            } else if expected.on == (no, two.to_vec()) {
+                expected.sid = session.subs[second.sub].sid.clone();
+            }
+        }
+        link.sids.insert(one.to_vec(), first);
+        link.sids.insert(two.to_vec(), second);
+    }
+
+    /// A link's socket took bytes: `total` in all so far.
+    pub fn written(&mut self, no: u64, total: u64) {
+        self.link(no).written = total;
+    }
+
+    /// natsmux is about to handle bytes that a broker sent.
+    pub fn from_broker(&mut self, no: u64, bytes: &[u8]) {
+        self.link(no).down.feed(bytes);
+        let mut behind_pong = false;
+        while !self.link(no).ended {
+            match self.link(no).down.next_down() {
+                Ok(None) => return,
+                Ok(Some(frame)) => {
+                    behind_pong |= frame == Down::Pong;
+                    self.broker_frame(no, frame, behind_pong);
+                }
+                Err(_) => self.link(no).ended = true,
+            }
+        }
+    }
+
+    fn broker_frame(&mut self, no: u64, frame: Down, behind_pong: bool) {
+        match frame {
+            Down::Info(json) => self.link(no).info = Some(json),
+            Down::Message { sid, publish } => self.broker_message(no, &sid, publish, behind_pong),
+            Down::Pong => self.broker_pong(no),
+            Down::Err(text) => self.broker_error(no, text),
+            Down::Ping | Down::Ok => {}
+        }
+    }
+
+    fn broker_message(&mut self, no: u64, sid: &[u8], publish: Publish, behind_pong: bool) {
+        let link = &self.links[&no];
+        let Some(on) = link.sids.get(sid) else {
+            return;
+        };
+        let sub_no = on.sub;
+        let session = &mut self.sessions[link.session];
+        let sub = &mut session.subs[sub_no];
+        let may_be_dropped = match sub.state {
+            SubState::Live => false,
+            SubState::Ended => true,
+            SubState::Gone => return,
+        };
+        if !publish.is_no_responders() {
+            sub.delivered += 1;
+        }
+        let finished = sub.max > 0 && sub.delivered >= sub.max;
+        let on = (no, sid.to_vec());
+        let sid = sub.sid.clone();
+        if finished {
+            sub.state = SubState::Gone;
+            session
+                .unproven
+                .retain(|unproven| unproven.kind.sub() != Some(sub_no));
+        }
+        session.expected.push_back(Expected {
+            sid,
+            on,
+            publish,
+            may_be_dropped,
+            behind_pong,
+        });
+    }
+
+    /// What the oldest PING on the link asked for is proven (R4).
+    fn broker_pong(&mut self, no: u64) {
+        let Some(proven) = self.link(no).pings.pop_front() else {
+            return self.fail("harness", format!("link {no}: a PONG for no PING"));
+        };
+        let link = self.link(no);
+        link.proven = proven;
+        let session_no = link.session;
+        let mut settled = Vec::new();
+        while link
+            .publishes
+            .front()
+            .is_some_and(|publish| publish.frame < proven)
+        {
+            settled.extend(link.publishes.pop_front());
+        }
+        let first = !std::mem::replace(&mut link.authenticated, true);
+        if first {
+            let live = |(index, sub): (usize, &super::session::Sub)| {
+                (sub.state == SubState::Live).then_some(index)
+            };
+            let must: Vec<usize> = self.sessions[session_no]
+                .subs
+                .iter()
+                .enumerate()
+                .filter_map(live)
+                .collect();
+            self.link(no).must_replay = must;
+            self.sessions[session_no].accepted = true;
+        }
+        for publish in &settled {
+            if publish.refused {
+                self.books.refused += 1;
+                continue;
+            }
+            self.books.confirmed += 1;
+            let id = super::identity(&publish.publish);
+            if id.is_some_and(|id| !self.processed.contains_key(&id)) {
+                self.fail(
+                    "R4 fence",
+                    format!("link {no}: {id:?} is confirmed and no broker processed it"),
+                );
+            }
+        }
+        let session = &mut self.sessions[session_no];
+        session.unproven.retain(|unproven| {
+            let done = unproven
+                .on
+                .is_some_and(|(link, frame)| link == no && frame < proven);
+            if let (true, Kind::Unsubscribe(sub)) = (done, &unproven.kind) {
+                session.subs[*sub].state = SubState::Gone;
+            }
+            !done
+        });
+    }
+
+    fn broker_error(&mut self, no: u64, text: String) {
+        let session_no = self.links[&no].session;
+        if CLOSING.contains(&text.as_str()) {
+            let link = self.link(no);
+            link.ended = true;
+            if !text.starts_with("Stale") && !text.starts_with("maximum") {
+                self.sessions[session_no].refusal = Some(text);
+            }
+            return;
+        }
+        if let Some(quoted) = text.strip_prefix("Permissions Violation for Publish to \"") {
+            let subject = quoted.trim_end_matches('"').as_bytes();
+            let link = self.link(no);
+            let publish = link
+                .publishes
+                .iter_mut()
+                .find(|publish| !publish.refused && publish.publish.subject == subject);
+            match publish {
+                Some(publish) => publish.refused = true,
+                None => self.fail("harness", format!("link {no}: {text} for nothing")),
+            }
+            self.mark("publish refused");
+        }
+        if let Some(quoted) = text.strip_prefix("Permissions Violation for Subscription to \"") {
+            let subject = quoted
+                .split('"')
+                .next()
+                .unwrap_or_default()
+                .as_bytes()
+                .to_vec();
+            self.broker_refused_sub(no, &subject);
+        }
+        self.sessions[session_no].errors.push(text);
+    }
+
+    fn broker_refused_sub(&mut self, no: u64, subject: &[u8]) {
+        let link = &self.links[&no];
+        let session = &mut self.sessions[link.session];
+        let refused = link.sids.values().map(|on| on.sub).filter(|sub| {
+            session.subs[*sub].subject == subject && session.subs[*sub].state == SubState::Live
+        });
+        if let Some(sub) = refused.max() {
+            session.subs[sub].state = SubState::Gone;
+            session
+                .unproven
+                .retain(|unproven| unproven.kind.sub() != Some(sub));
+        }
+        self.mark("subscription refused");
+    }
+
+    /// A link is over, by whatever hand: natsmux will neither read nor write it any more.
+    pub fn link_closed(&mut self, no: u64) {
+        let link = self.link(no);
+        if std::mem::replace(&mut link.closed, true) {
+            return;
+        }
+        let session_no = link.session;
+        let written = link.written;
+        if !link.down.residue().is_empty() && !link.ended {
+            self.mark("cut inside a broker's frame");
+        }
+        let unsettled = std::mem::take(&mut self.link(no).publishes);
+        for publish in unsettled.into_iter().rev() {
+            let whole = publish.end <= written;
+            if publish.refused && !self.at_least_once {
+                self.books.refused += 1;
+            } else if whole && !self.at_least_once {
+                self.books.in_doubt += 1;
+                self.mark("publish in doubt");
+            } else {
+                let start = publish.end - encoded_len(&publish.publish);
+                if !whole && start < written {
+                    self.mark("frame moved after a partial write");
+                }
+                self.mark("publish moved");
+                self.sessions[session_no]
+                    .queue
+                    .push_front((publish.op, publish.publish));
+            }
+        }
+        let session = &mut self.sessions[session_no];
+        for unproven in &mut session.unproven {
+            if unproven.on.is_some_and(|(link, _)| link == no) {
+                unproven.on = None;
+            }
+        }
+        let placed: Vec<usize> = self
+            .links
+            .values()
+            .filter(|link| link.session == session_no && !link.closed)
+            .flat_map(|link| link.sids.values().map(|on| on.sub))
+            .collect();
+        let session = &mut self.sessions[session_no];
+        for (index, sub) in session.subs.iter_mut().enumerate() {
+            if sub.state == SubState::Ended && !placed.contains(&index) {
+                sub.state = SubState::Gone;
+            }
+        }
+        let subs = &session.subs;
+        session
+            .unproven
+            .retain(|unproven| match unproven.kind.sub() {
+                Some(sub) => subs[sub].state != SubState::Gone,
+                None => false,
+            });
+        if !session.pings.is_empty() {
+            self.mark("owed PONG over a failover");
+        }
+    }
+}
+
+fn encoded_len(publish: &Publish) -> u64 {
+    let mut frame = Vec::new();
+    publish.encode(None, &mut frame);
+    frame.len() as u64
+}

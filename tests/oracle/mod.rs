@@ -1,0 +1,256 @@
+//! The oracle: a naive model of components, subscriptions and brokers that judges every
+//! frame as it happens, and completeness at rest.
+//!
+//! It is written against DESIGN, RULES and the invariants I1-I26, not against natsmux's data
+//! structures: it has its own parser, keeps whole messages, and searches lists. A harness
+//! tells it what crosses each of natsmux's sockets, in the order in which natsmux sees it:
+//!
+//! - [`Oracle::component_bytes`], then [`Oracle::to_component`];
+//! - [`Oracle::from_broker`], then [`Oracle::to_broker`] and [`Oracle::written`];
+//! - [`Oracle::link_opened`], [`Oracle::link_closed`], [`Oracle::session_closed`];
+//! - [`Oracle::broker_processed`] where it owns the broker too;
+//! - [`Oracle::step_end`] after each input, with natsmux's own numbers.
+//!
+//! The first violation found is kept with the rule that it breaks. `session` holds what is
+//! judged at components, `link` what is judged at brokers.
+
+#![allow(unreachable_pub, reason = "shared by several test binaries")]
+
+pub mod frames;
+mod link;
+mod session;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use frames::Publish;
+pub use link::Link;
+pub use session::{Reading, Session};
+
+/// natsmux's own account of its publishes (R4), and what else it admits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Books {
+    pub published: u64,
+    pub confirmed: u64,
+    pub refused: u64,
+    pub dropped: u64,
+    pub in_doubt: u64,
+    pub waiting: u64,
+    pub pongs_unproven: u64,
+}
+
+/// One subscription as a broker has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InPlace {
+    pub subject: Vec<u8>,
+    pub group: Option<Vec<u8>>,
+    /// Messages until the broker ends it by itself.
+    pub remaining: Option<u64>,
+}
+
+/// The model and its verdict.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    pub sessions: Vec<Session>,
+    pub links: BTreeMap<u64, Link>,
+    /// What natsmux's books must say.
+    pub books: Books,
+    /// Publishes are repeated until they are confirmed.
+    pub at_least_once: bool,
+    pub violation: Option<String>,
+    /// Names of interesting states that were seen.
+    pub marks: BTreeSet<&'static str>,
+    /// Publishes, by the identity in their payload, that some broker has processed.
+    processed: BTreeMap<u64, u32>,
+    /// Those that were confirmed, of whatever identity.
+    accepted: BTreeSet<u64>,
+}
+
+impl Oracle {
+    pub fn new(at_least_once: bool) -> Self {
+        Self {
+            at_least_once,
+            ..Self::default()
+        }
+    }
+
+    /// Records the first violation.
+    pub fn fail(&mut self, rule: &str, what: impl std::fmt::Display) {
+        self.violation
+            .get_or_insert_with(|| format!("{rule}: {what}"));
+    }
+
+    pub fn mark(&mut self, name: &'static str) {
+        self.marks.insert(name);
+    }
+
+    /// A component was accepted and got its INFO. Returns the session's number.
+    pub fn session_opened(&mut self) -> usize {
+        self.sessions.push(Session::default());
+        self.sessions.len() - 1
+    }
+
+    /// natsmux opened a connection to a broker for a session.
+    pub fn link_opened(&mut self, link: u64, session: usize) {
+        self.links.insert(link, Link::new(session));
+    }
+
+    /// A broker has processed a publish. `refused`: it answered `-ERR` instead.
+    pub fn broker_processed(&mut self, publish: &Publish, refused: bool) {
+        if refused {
+            return;
+        }
+        if let Some(id) = identity(publish) {
+            let times = self.processed.entry(id).or_insert(0);
+            *times += 1;
+            if *times > 1 {
+                if self.at_least_once {
+                    self.mark("publish repeated");
+                } else {
+                    self.fail(
+                        "I6 no duplicates",
+                        format!("publish {id} was processed twice"),
+                    );
+                }
+            }
+        }
+    }
+
+    /// After every input to natsmux.
+    pub fn step_end(&mut self, natsmux: Books) {
+        for session in 0..self.sessions.len() {
+            self.check_delivered(session);
+            // What natsmux didn't pass on at once, it answered itself.
+            self.sessions[session].forget_unsent_questions();
+            self.bury_ended_subs(session);
+        }
+        let waiting = self.waiting();
+        let expected = Books {
+            waiting,
+            pongs_unproven: natsmux.pongs_unproven,
+            ..self.books
+        };
+        if expected != natsmux {
+            self.fail(
+                "R4 books",
+                format!("model {expected:?}, natsmux {natsmux:?}"),
+            );
+        }
+        if self.books.pongs_unproven > natsmux.pongs_unproven {
+            let unproven = self.books.pongs_unproven;
+            self.fail(
+                "R1 PONG",
+                format!("{unproven} PONGs are unproven and not counted so"),
+            );
+        }
+    }
+
+    /// After the last input, once everything that natsmux still owes had time to come.
+    /// `tables` are the subscriptions that the brokers have, for each link.
+    pub fn at_rest(&mut self, tables: &BTreeMap<u64, Vec<InPlace>>, natsmux: Books) {
+        if natsmux.waiting > 0 {
+            self.fail(
+                "I16 liveness",
+                format!("{} publishes still wait", natsmux.waiting),
+            );
+        }
+        for no in 0..self.sessions.len() {
+            self.check_session_at_rest(no, tables);
+        }
+        let books = self.books;
+        let published = books.published;
+        let settled = books.confirmed + books.refused + books.dropped + books.in_doubt;
+        if published != settled {
+            self.fail("R4 sum", format!("{books:?}"));
+        }
+        let missing = self
+            .accepted
+            .iter()
+            .filter(|id| !self.processed.contains_key(id))
+            .count();
+        let excused = books.in_doubt + books.refused + books.dropped;
+        if missing as u64 > excused {
+            self.fail(
+                "R4 loss",
+                format!("{missing} publishes reached no broker, {excused} are excused"),
+            );
+        }
+    }
+
+    fn check_session_at_rest(&mut self, no: usize, tables: &BTreeMap<u64, Vec<InPlace>>) {
+        let session = &self.sessions[no];
+        if !session.open {
+            return;
+        }
+        if session.options.is_none() {
+            return;
+        }
+        if !session.pings.is_empty() {
+            let (answered, owed) = (session.pongs, session.pings.len());
+            return self.fail(
+                "R1 PONG",
+                format!("session {no} got {answered}, is owed {owed} more"),
+            );
+        }
+        if let Some(op) = session.verbose_ops.front() {
+            return self.fail(
+                "R20 verbose",
+                format!("session {no} never heard of operation {op}"),
+            );
+        }
+        let links: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, link)| link.session == no && !link.closed)
+            .map(|(no, _)| *no)
+            .collect();
+        let [link] = links[..] else {
+            return self.fail(
+                "I16 liveness",
+                format!("session {no} has {} links", links.len()),
+            );
+        };
+        let Some(table) = tables.get(&link) else {
+            return self.fail(
+                "I16 liveness",
+                format!("session {no}: no broker knows its link"),
+            );
+        };
+        let mut expected: Vec<InPlace> = session
+            .live_subs()
+            .map(|sub| InPlace {
+                subject: sub.subject.clone(),
+                group: sub.group.clone(),
+                remaining: (sub.max > 0).then(|| sub.max - sub.delivered),
+            })
+            .collect();
+        expected.sort();
+        let mut table = table.clone();
+        table.sort();
+        if table != expected {
+            self.fail(
+                "I13 no leak, no gap",
+                format!("session {no}: broker has {table:?}, model {expected:?}"),
+            );
+        }
+    }
+
+    /// Publishes that natsmux has and no fence has settled.
+    fn waiting(&self) -> u64 {
+        let held: usize = self
+            .sessions
+            .iter()
+            .map(|session| session.queue.len())
+            .sum();
+        let open = self.links.values().filter(|link| !link.closed);
+        let on_wire: usize = open.map(|link| link.publishes.len()).sum();
+        (held + on_wire) as u64
+    }
+}
+
+/// The number that a test's publisher put first in its payload.
+pub fn identity(publish: &Publish) -> Option<u64> {
+    let body = &publish.payload[publish.headers.unwrap_or(0)..];
+    let text = body.strip_prefix(b"#")?;
+    let end = text.iter().position(|byte| *byte == b' ')?;
+    std::str::from_utf8(&text[..end]).ok()?.parse().ok()
+}

@@ -1,0 +1,617 @@
+//! What is judged at components: their operations, and everything that they hear.
+
+use std::collections::VecDeque;
+
+use super::frames::{self, Down, Publish, Splitter, Up, json_value};
+use super::{Oracle, identity};
+
+/// Texts that natsmux may say by itself, each followed by the end of the session.
+const LAST_WORDS: [&str; 6] = [
+    "Unknown Protocol Operation",
+    "Authorization Violation",
+    "Authentication Timeout",
+    "Maximum Payload Violation",
+    "maximum control line exceeded",
+    "Stale Connection",
+];
+
+/// What a component asked for in CONNECT, as far as it matters here.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub verbose: bool,
+    pub headers: bool,
+}
+
+/// What became of a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubState {
+    Live,
+    /// The component ended it; what was on its way may still come.
+    Ended,
+    /// And a fence behind the UNSUB was answered: nothing may come.
+    Gone,
+}
+
+/// One subscription, from its SUB on.
+#[derive(Clone, Debug)]
+pub struct Sub {
+    pub subject: Vec<u8>,
+    pub group: Option<Vec<u8>>,
+    pub sid: Vec<u8>,
+    pub delivered: u64,
+    /// 0: without end.
+    pub max: u64,
+    pub state: SubState,
+    /// Its name on the last link that had it.
+    pub upstream: Option<Vec<u8>>,
+}
+
+/// A SUB or UNSUB that no fence has proven yet.
+#[derive(Clone, Debug)]
+pub struct Unproven {
+    pub op: u64,
+    pub kind: Kind,
+    /// The link and the number of the frame on it that carries it.
+    pub on: Option<(u64, u64)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Subscribe(usize),
+    Unsubscribe(usize),
+    Limit(usize, u64),
+    /// Changes nothing, and only a broker can answer it.
+    Judge,
+}
+
+impl Kind {
+    pub fn sub(&self) -> Option<usize> {
+        match self {
+            Self::Subscribe(sub) | Self::Unsubscribe(sub) | Self::Limit(sub, _) => Some(*sub),
+            Self::Judge => None,
+        }
+    }
+}
+
+/// A message that a broker sent and the component must (or may) get.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    pub sid: Vec<u8>,
+    /// The link that it came on, and its sid there.
+    pub on: (u64, Vec<u8>),
+    pub publish: Publish,
+    pub may_be_dropped: bool,
+    /// Whether a PONG came before it in the same read.
+    pub behind_pong: bool,
+}
+
+/// One component's session.
+#[derive(Debug, Default)]
+pub struct Session {
+    /// Accepted and not closed.
+    pub open: bool,
+    pub options: Option<Options>,
+    pub subs: Vec<Sub>,
+    pub unproven: Vec<Unproven>,
+    /// Publishes that are on no link, in order, with the number of their operation.
+    pub queue: VecDeque<(u64, Publish)>,
+    /// Operations before each PING that was not answered.
+    pub pings: VecDeque<u64>,
+    pub pongs: u64,
+    /// Operations that a verbose session has not heard of.
+    pub verbose_ops: VecDeque<u64>,
+    pub expected: VecDeque<Expected>,
+    /// What brokers said and the component has not heard yet.
+    pub errors: Vec<String>,
+    /// A broker accepted its CONNECT.
+    pub accepted: bool,
+    /// A broker refused it, with this text.
+    pub refusal: Option<String>,
+    /// It may start without a broker's verdict (R16).
+    pub admitted: bool,
+    /// The component broke the protocol, or went away.
+    pub at_fault: bool,
+    /// It was told why it will be closed.
+    pub said_last_words: bool,
+    /// natsmux has decided to close it, and delivers nothing more.
+    pub closing: bool,
+    pub ops: u64,
+    early: Vec<Up>,
+    info_said: bool,
+    sent: Splitter,
+    heard: Splitter,
+}
+
+impl Session {
+    pub fn live_subs(&self) -> impl Iterator<Item = &Sub> {
+        self.subs.iter().filter(|sub| sub.state == SubState::Live)
+    }
+
+    pub(super) fn forget_unsent_questions(&mut self) {
+        self.unproven
+            .retain(|unproven| unproven.kind != Kind::Judge || unproven.on.is_some());
+    }
+
+    fn verbose(&self) -> bool {
+        self.options.as_ref().is_some_and(|options| options.verbose)
+    }
+}
+
+/// What the harness knows of the moment at which a component's bytes are read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// A CONNECT must come first (R21).
+    pub must_connect: bool,
+    /// A second CONNECT drops subscriptions, as the present broker does it (R20).
+    pub connect_drops: bool,
+}
+
+impl Oracle {
+    /// natsmux is about to handle bytes that a component sent.
+    pub fn component_bytes(&mut self, no: usize, bytes: &[u8], reading: Reading) {
+        self.sessions[no].sent.feed(bytes);
+        while self.sessions[no].open && !self.sessions[no].at_fault {
+            match self.sessions[no].sent.next_up() {
+                Ok(None) => return,
+                Ok(Some(op)) => self.component_op(no, op, reading),
+                Err(_) => self.sessions[no].at_fault = true,
+            }
+        }
+    }
+
+    fn component_op(&mut self, no: usize, op: Up, reading: Reading) {
+        let session = &mut self.sessions[no];
+        match (&session.options, op) {
+            (_, Up::Connect(json)) => self.component_connect(no, &json, reading),
+            (_, Up::Pong) => {}
+            (None, op) if reading.must_connect => {
+                self.mark("operations before CONNECT");
+                self.sessions[no].early.push(op);
+            }
+            (None, Up::Ping) if session.early.is_empty() => session.pings.push_back(0),
+            (None, op) => {
+                session.options = Some(Options {
+                    verbose: true,
+                    headers: false,
+                });
+                self.mark("a component without CONNECT");
+                self.carry_out(no, op);
+            }
+            (Some(_), op) => self.carry_out(no, op),
+        }
+    }
+
+    fn component_connect(&mut self, no: usize, json: &str, reading: Reading) {
+        let session = &mut self.sessions[no];
+        let flag = |key: &str, default: bool| {
+            json_value(json, key).map_or(default, |value| value == "true")
+        };
+        let before = session.options.clone();
+        let defaults = before.clone().unwrap_or(Options {
+            verbose: true,
+            headers: false,
+        });
+        session.options = Some(Options {
+            verbose: flag("verbose", defaults.verbose),
+            headers: flag("headers", defaults.headers),
+        });
+        session.ops += 1;
+        if session.verbose() {
+            session.verbose_ops.push_back(session.ops);
+        }
+        if before.is_some() {
+            self.mark("second CONNECT");
+            if reading.connect_drops {
+                for sub in 0..self.sessions[no].subs.len() {
+                    if self.sessions[no].subs[sub].state == SubState::Live {
+                        self.end_sub(no, sub);
+                    }
+                }
+            }
+        }
+        for op in std::mem::take(&mut self.sessions[no].early) {
+            self.carry_out(no, op);
+        }
+    }
+
+    fn carry_out(&mut self, no: usize, op: Up) {
+        let session = &mut self.sessions[no];
+        session.ops += 1;
+        let number = session.ops;
+        if session.verbose() && !matches!(op, Up::Ping | Up::Pong) {
+            session.verbose_ops.push_back(number);
+        }
+        match op {
+            Up::Publish(publish) => {
+                if publish.headers.is_some()
+                    && !session
+                        .options
+                        .as_ref()
+                        .is_some_and(|options| options.headers)
+                {
+                    session.at_fault = true;
+                    return;
+                }
+                session.queue.push_back((number, publish.clone()));
+                self.books.published += 1;
+                self.accepted.extend(identity(&publish));
+            }
+            Up::Ping => session.pings.push_back(number),
+            Up::Subscribe {
+                subject,
+                group,
+                sid,
+            } => self.subscribe(no, number, subject, group, sid),
+            Up::Unsubscribe { sid, max } => self.unsubscribe(no, number, &sid, max),
+            Up::Connect(_) | Up::Pong => {}
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        no: usize,
+        op: u64,
+        subject: Vec<u8>,
+        group: Option<Vec<u8>>,
+        sid: Vec<u8>,
+    ) {
+        let session = &mut self.sessions[no];
+        let kind = if !frames::is_subscribable(&subject)
+            || session.live_subs().any(|sub| sub.sid == sid)
+        {
+            Kind::Judge
+        } else {
+            session.subs.push(Sub {
+                subject,
+                group,
+                sid,
+                delivered: 0,
+                max: 0,
+                state: SubState::Live,
+                upstream: None,
+            });
+            Kind::Subscribe(session.subs.len() - 1)
+        };
+        session.unproven.push(Unproven { op, kind, on: None });
+    }
+
+    fn unsubscribe(&mut self, no: usize, op: u64, sid: &[u8], max: Option<u64>) {
+        let session = &mut self.sessions[no];
+        let found = session
+            .subs
+            .iter()
+            .position(|sub| sub.state == SubState::Live && sub.sid == sid);
+        let Some(sub) = found else {
+            if session.verbose() {
+                session.unproven.push(Unproven {
+                    op,
+                    kind: Kind::Judge,
+                    on: None,
+                });
+            }
+            return;
+        };
+        match max {
+            Some(max) if max > session.subs[sub].delivered => {
+                session.subs[sub].max = max;
+                session.unproven.push(Unproven {
+                    op,
+                    kind: Kind::Limit(sub, max),
+                    on: None,
+                });
+            }
+            _ => {
+                session.unproven.push(Unproven {
+                    op,
+                    kind: Kind::Unsubscribe(sub),
+                    on: None,
+                });
+                self.end_sub(no, sub);
+            }
+        }
+    }
+
+    /// The component doesn't want it any more.
+    pub(super) fn end_sub(&mut self, no: usize, sub: usize) {
+        self.sessions[no].subs[sub].state = SubState::Ended;
+    }
+
+    /// What was ended and no link has, no broker has.
+    pub(super) fn bury_ended_subs(&mut self, no: usize) {
+        let session = &mut self.sessions[no];
+        for (index, sub) in session.subs.iter_mut().enumerate() {
+            let placed = |link: &super::Link| {
+                link.session == no && !link.closed && link.sids.values().any(|on| on.sub == index)
+            };
+            if sub.state == SubState::Ended && !self.links.values().any(placed) {
+                sub.state = SubState::Gone;
+                session
+                    .unproven
+                    .retain(|unproven| unproven.kind.sub() != Some(index));
+            }
+        }
+    }
+
+    /// natsmux gave up the newest `count` publishes of a session, for want of room (R6).
+    pub fn dropped(&mut self, no: usize, count: u64) {
+        let session = &mut self.sessions[no];
+        for _ in 0..count {
+            if session.queue.pop_back().is_none() {
+                return self.fail("R6 drops", "more than were published");
+            }
+        }
+        self.books.dropped += count;
+        self.mark("publishes dropped");
+    }
+
+    /// natsmux appended these bytes to what a component will read.
+    pub fn to_component(&mut self, no: usize, bytes: &[u8]) {
+        self.sessions[no].heard.feed(bytes);
+        loop {
+            match self.sessions[no].heard.next_down() {
+                Ok(None) => break,
+                Ok(Some(frame)) => self.heard(no, frame),
+                Err(what) => return self.fail("I3 framing", format!("session {no}: {what}")),
+            }
+        }
+        if !self.sessions[no].heard.residue().is_empty() {
+            let residue = String::from_utf8_lossy(self.sessions[no].heard.residue()).into_owned();
+            self.fail(
+                "I3 framing",
+                format!("session {no}: a part of a frame: {residue:?}"),
+            );
+        }
+    }
+
+    fn heard(&mut self, no: usize, frame: Down) {
+        if self.sessions[no].said_last_words {
+            return self.fail(
+                "I17 reply truth",
+                format!("session {no}: {frame:?} behind the last words"),
+            );
+        }
+        match frame {
+            Down::Info(json) => self.heard_info(no, &json),
+            Down::Message { sid, publish } => self.heard_message(no, &sid, &publish),
+            Down::Pong => self.heard_pong(no),
+            Down::Ok => self.heard_ok(no),
+            Down::Err(text) => self.heard_error(no, &text),
+            Down::Ping => {}
+        }
+    }
+
+    fn heard_info(&mut self, no: usize, json: &str) {
+        let session = &mut self.sessions[no];
+        if std::mem::replace(&mut session.info_said, true) {
+            return self.fail("R17 INFO", format!("session {no}: a second INFO"));
+        }
+        session.open = true;
+        let len = json.len() + b"INFO \r\n".len();
+        let leaks = ["connect_urls", "nonce", "ldm"];
+        if len > 512 || leaks.iter().any(|key| json.contains(key)) {
+            self.fail("R17 INFO", format!("session {no}: {len} bytes, {json}"));
+        }
+    }
+
+    fn heard_message(&mut self, no: usize, sid: &[u8], publish: &Publish) {
+        self.resolve_guess(no, sid, publish);
+        let session = &mut self.sessions[no];
+        while let Some(next) = session.expected.pop_front() {
+            if next.sid == sid && next.publish == *publish {
+                return;
+            }
+            if !next.may_be_dropped {
+                if std::env::var("DBG").is_ok() {
+                    for (u, on) in &self.links[&next.on.0].sids {
+                        println!(
+                            "DBG {:?} {:?} {:?}",
+                            String::from_utf8_lossy(u),
+                            on,
+                            session.subs[on.sub]
+                        );
+                    }
+                    println!("DBG {:?}", session.expected);
+                }
+                let (want, got) = (show(&next.publish), show(publish));
+                let sids = String::from_utf8_lossy(&next.sid).into_owned();
+                return self.fail(
+                    "I1/I2/I5 delivery",
+                    format!(
+                        "session {no}: sid {sids} {want} was next, got sid {} {got}",
+                        String::from_utf8_lossy(sid)
+                    ),
+                );
+            }
+        }
+        let got = show(publish);
+        self.fail(
+            "I1 isolation",
+            format!(
+                "session {no}: sid {} got {got}, which no broker sent for it",
+                String::from_utf8_lossy(sid)
+            ),
+        );
+    }
+
+    /// Where the next message is right but for the sid, of two equal subscriptions: they were
+    /// taken for each other.
+    fn resolve_guess(&mut self, no: usize, sid: &[u8], publish: &Publish) {
+        let mut candidates = Vec::new();
+        for next in &self.sessions[no].expected {
+            if next.publish == *publish {
+                if next.sid == sid {
+                    return;
+                }
+                candidates.push(next.on.clone());
+            }
+            if !next.may_be_dropped {
+                break;
+            }
+        }
+        for (link, own) in candidates {
+            let meant = |other: &Vec<u8>| {
+                self.sessions[no].subs[self.links[&link].sids[other].sub].sid == sid
+            };
+            if let Some(other) = self.guesses_like(link, &own).into_iter().find(meant) {
+                return self.swap_guesses(link, &own, &other);
+            }
+        }
+    }
+
+    fn heard_pong(&mut self, no: usize) {
+        let waits = self.sessions[no]
+            .expected
+            .iter()
+            .find(|next| !next.may_be_dropped);
+        if waits.is_some_and(|next| !next.behind_pong) {
+            return self.fail(
+                "R2 PONG",
+                format!("session {no}: a PONG overtook a message"),
+            );
+        }
+        let Some(ping) = self.sessions[no].pings.pop_front() else {
+            return self.fail(
+                "R1 PONG",
+                format!("session {no}: a PONG that nobody asked for"),
+            );
+        };
+        self.sessions[no].pongs += 1;
+        let session = &self.sessions[no];
+        if session.verbose_ops.front().is_some_and(|op| *op < ping) {
+            return self.fail(
+                "R20 verbose",
+                format!("session {no}: a PONG overtook a +OK"),
+            );
+        }
+        if session.options.is_some() && !session.accepted && !session.admitted {
+            return self.fail(
+                "R16 verdict",
+                format!("session {no}: a PONG before the broker's verdict"),
+            );
+        }
+        if !self.is_proven(no, ping) {
+            self.books.pongs_unproven += 1;
+            self.mark("PONG released unproven");
+        }
+    }
+
+    /// Whether everything that the session did before operation `ping` is in place,
+    /// processed, or counted in doubt.
+    fn is_proven(&self, no: usize, ping: u64) -> bool {
+        let session = &self.sessions[no];
+        let placed = session.unproven.iter().all(|unproven| unproven.op >= ping);
+        let held = session.queue.front().is_some_and(|(op, _)| *op < ping);
+        let on_wire = self.links.values().any(|link| {
+            link.session == no
+                && !link.closed
+                && link
+                    .publishes
+                    .front()
+                    .is_some_and(|publish| publish.op < ping)
+        });
+        placed && !held && !on_wire
+    }
+
+    fn heard_ok(&mut self, no: usize) {
+        if self.sessions[no].verbose_ops.pop_front().is_none() {
+            self.fail("R20 verbose", format!("session {no}: a +OK for nothing"));
+        }
+    }
+
+    fn heard_error(&mut self, no: usize, text: &str) {
+        let session = &mut self.sessions[no];
+        if let Some(at) = session.errors.iter().position(|error| error == text) {
+            session.errors.remove(at);
+            if text != "Invalid Publish Subject" {
+                session.verbose_ops.pop_front();
+            }
+            return;
+        }
+        if text == "Invalid Subject" {
+            // natsmux answers a SUB that no broker can judge now.
+            let judged = session
+                .unproven
+                .iter()
+                .position(|unproven| unproven.kind == Kind::Judge);
+            let Some(at) = judged else {
+                return self.fail(
+                    "I17 reply truth",
+                    format!("session {no}: {text} for nothing"),
+                );
+            };
+            session.unproven.remove(at);
+            return;
+        }
+        let refused = session.refusal.as_deref() == Some(text);
+        if LAST_WORDS.contains(&text) || refused {
+            session.said_last_words = true;
+            return;
+        }
+        self.fail(
+            "I17 reply truth",
+            format!("session {no}: -ERR '{text}', which no broker said"),
+        );
+    }
+
+    /// The component closed its side, or its connection broke.
+    pub fn component_gone(&mut self, no: usize) {
+        self.sessions[no].at_fault = true;
+        for sub in 0..self.sessions[no].subs.len() {
+            if self.sessions[no].subs[sub].state == SubState::Live {
+                self.end_sub(no, sub);
+            }
+        }
+    }
+
+    /// natsmux closed a session. `allowed` is the harness's verdict on the reason (I15).
+    pub fn session_closed(&mut self, no: usize, reason: &str, allowed: bool) {
+        if !allowed {
+            self.fail("I15 unbroken", format!("session {no} was closed: {reason}"));
+        }
+        let session = &mut self.sessions[no];
+        session.open = false;
+        for sub in session
+            .subs
+            .iter_mut()
+            .filter(|sub| sub.state == SubState::Live)
+        {
+            sub.state = SubState::Ended;
+        }
+        session.expected.clear();
+        session.unproven.clear();
+        session.early.clear();
+    }
+
+    /// A session's credentials were refused: what it published is refused with it.
+    pub fn session_refused(&mut self, no: usize) {
+        let held = std::mem::take(&mut self.sessions[no].queue);
+        self.books.refused += held.len() as u64;
+        self.mark("publishes of a refused session");
+    }
+
+    /// natsmux handles an input at once: what a broker sent must be in the outbox now.
+    pub(super) fn check_delivered(&mut self, no: usize) {
+        let session = &mut self.sessions[no];
+        let lost = session.expected.drain(..).find(|next| !next.may_be_dropped);
+        if let Some(lost) = lost
+            && session.open
+            && !session.closing
+        {
+            let shown = show(&lost.publish);
+            self.fail(
+                "I2 fidelity",
+                format!("session {no}: {shown} was not delivered"),
+            );
+        }
+    }
+}
+
+fn show(publish: &Publish) -> String {
+    let payload = &publish.payload[..publish.payload.len().min(40)];
+    format!(
+        "{} ({} bytes {:?})",
+        String::from_utf8_lossy(&publish.subject),
+        publish.payload.len(),
+        String::from_utf8_lossy(payload)
+    )
+}

@@ -1,0 +1,450 @@
+//! Model components: what they do, and what they do wrong.
+
+use natsmux::upstream::CloseReason;
+
+use super::net::{ConnId, MS, SECOND, Segment, Time, Way};
+use super::oracle::frames::{Down, Publish, Splitter};
+use super::plan::Plan;
+use super::rng::Rng;
+use super::world::{Event, World};
+
+const SUBJECTS: [&str; 5] = ["a", "b", "a.b", "a.c", "deny.x"];
+const PATTERNS: [&str; 9] = ["a", "b", "a.b", "a.*", "*.c", "a.>", ">", "deny.x", "a..b"];
+/// Sids that a component uses at most, so that messages don't multiply without end.
+const SIDS_MAX: usize = 9;
+const GROUPS: [&str; 2] = ["g", "h"];
+
+/// How a component misbehaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    Good,
+    /// Reads only now and then.
+    Slow,
+    /// Never answers a PING.
+    Deaf,
+}
+
+/// One component, which may connect several times in a row.
+#[derive(Debug)]
+pub struct Component {
+    pub user: String,
+    pub conn: Option<ConnId>,
+    pub session: Option<usize>,
+    pub gone: bool,
+    /// It has sent what isn't the protocol.
+    faulty: bool,
+    manner: Manner,
+    verbose: bool,
+    headers: bool,
+    echo: bool,
+    /// Sends its first operations ahead of CONNECT.
+    early: bool,
+    /// Sends CONNECT before it has read INFO.
+    eager: bool,
+    connected: bool,
+    pinged: bool,
+    replies: bool,
+    next_sid: u64,
+    sids: Vec<String>,
+    input: Splitter,
+}
+
+impl Component {
+    pub fn new(plan: &Plan, rng: &mut Rng) -> Self {
+        let user = match rng.below(20) {
+            0 => "mallory".to_owned(),
+            other => format!("user{}", other % 3),
+        };
+        let manner = match rng.below(12) {
+            0 => Manner::Slow,
+            1 => Manner::Deaf,
+            _ => Manner::Good,
+        };
+        let _ = plan;
+        Self {
+            user,
+            conn: None,
+            session: None,
+            gone: false,
+            faulty: false,
+            manner,
+            verbose: rng.percent(25),
+            headers: rng.percent(50),
+            echo: rng.percent(80),
+            early: rng.percent(15),
+            eager: rng.percent(30),
+            connected: false,
+            pinged: false,
+            replies: rng.percent(50),
+            next_sid: 1,
+            sids: Vec::new(),
+            input: Splitter::default(),
+        }
+    }
+
+    pub fn is_slow(&self) -> bool {
+        self.manner == Manner::Slow
+    }
+
+    /// CONNECT, and mostly a PING behind it.
+    fn greeting(&self) -> Vec<u8> {
+        let Self {
+            verbose,
+            headers,
+            echo,
+            user,
+            ..
+        } = self;
+        format!(
+            "CONNECT {{\"verbose\":{verbose},\"pedantic\":false,\"echo\":{echo},\"headers\":{headers},\"no_responders\":{headers},\"protocol\":1,\"user\":\"{user}\",\"pass\":\"x\"}}\r\n"
+        )
+        .into_bytes()
+    }
+}
+
+impl World {
+    /// A component acts.
+    pub fn component_turn(&mut self, no: usize) {
+        if self.calm || self.components[no].gone {
+            return;
+        }
+        if self.components[no].conn.is_none() {
+            self.component_connects(no);
+        } else if self.components[no].connected {
+            self.component_works(no);
+        }
+        let pause = self.rng.range(1, self.plan.pace);
+        self.after(pause, Event::Component(no));
+    }
+
+    fn component_connects(&mut self, no: usize) {
+        let conn = self.next_conn;
+        self.next_conn += 1;
+        let session = self.accept(no, conn);
+        let component = &mut self.components[no];
+        component.conn = Some(conn);
+        component.session = Some(session);
+        if component.early {
+            let ops = self.operations(no, 2);
+            self.component_says(no, ops);
+        }
+        if self.components[no].eager {
+            self.component_greets(no);
+        }
+    }
+
+    fn component_greets(&mut self, no: usize) {
+        let component = &mut self.components[no];
+        if std::mem::replace(&mut component.connected, true) {
+            return;
+        }
+        let mut greeting = component.greeting();
+        component.pinged = true;
+        greeting.extend_from_slice(b"PING\r\n");
+        self.component_says(no, greeting);
+    }
+
+    fn component_says(&mut self, no: usize, bytes: Vec<u8>) {
+        if let Some(conn) = self.components[no].conn {
+            self.send(conn, Way::Up, Segment::Bytes(bytes));
+        }
+    }
+
+    fn component_works(&mut self, no: usize) {
+        match self.rng.below(400) {
+            0 => return self.component_dies(no),
+            1 => {
+                self.oracle.mark("half-close");
+                let conn = self.components[no].conn.expect("connected");
+                self.components[no].gone = true;
+                return self.send(conn, Way::Up, Segment::Fin);
+            }
+            2 => {
+                self.oracle.mark("garbage from a component");
+                self.components[no].faulty = true;
+                return self.component_says(no, b"HELLO there\r\nPING\r\n".to_vec());
+            }
+            3 | 4 if self.plan.is_uniform() => {
+                let toggle = self.rng.percent(50);
+                let component = &mut self.components[no];
+                component.verbose ^= toggle;
+                let again = component.greeting();
+                return self.component_says(no, again);
+            }
+            _ => {}
+        }
+        let count = self.rng.range(1, 4);
+        let ops = self.operations(no, count);
+        self.component_says(no, ops);
+    }
+
+    /// The process dies, perhaps in the middle of a frame.
+    fn component_dies(&mut self, no: usize) {
+        self.oracle.mark("component dies");
+        let ops = self.operations(no, 2);
+        let cut = self.rng.below(ops.len() as u64) as usize;
+        self.component_says(no, ops[..cut].to_vec());
+        let conn = self.components[no].conn.expect("connected");
+        self.components[no].gone = true;
+        self.cut(conn, Way::Up, Segment::Reset);
+    }
+
+    fn operations(&mut self, no: usize, count: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for _ in 0..count {
+            match self.rng.below(20) {
+                0..3 => self.say_sub(no, &mut bytes),
+                3 => self.say_unsub(no, &mut bytes),
+                4 => self.say_limit(no, &mut bytes),
+                5..8 => {
+                    let ping = *self.rng.pick(&["PING\r\n", "ping\r\n"]);
+                    bytes.extend_from_slice(ping.as_bytes());
+                }
+                8 => self.say_request(no, &mut bytes),
+                _ => {
+                    for _ in 0..self.rng.range(1, 5) {
+                        self.say_publish(no, None, &mut bytes);
+                    }
+                }
+            }
+        }
+        bytes
+    }
+
+    fn say_sub(&mut self, no: usize, bytes: &mut Vec<u8>) {
+        let reuse = self.rng.percent(10);
+        let pattern = *self.rng.pick(&PATTERNS);
+        let group = if self.rng.percent(30) {
+            format!(" {}", self.rng.pick(&GROUPS))
+        } else {
+            String::new()
+        };
+        if pattern.starts_with("deny") {
+            // Its sid is used once: natsmux takes a second SUB with it for a duplicate, as
+            // long as it doesn't know that the first was refused.
+            let sid = self.next_identity;
+            self.next_identity += 1;
+            return bytes.extend_from_slice(format!("SUB {pattern}{group} d{sid}\r\n").as_bytes());
+        }
+        let sid = self.some_sid(no, reuse);
+        bytes.extend_from_slice(format!("SUB {pattern}{group} {sid}\r\n").as_bytes());
+    }
+
+    /// A new sid, or one that the component has used before.
+    fn some_sid(&mut self, no: usize, reuse: bool) -> String {
+        let component = &mut self.components[no];
+        if (reuse || component.sids.len() >= SIDS_MAX) && !component.sids.is_empty() {
+            return self.rng.pick(&component.sids).clone();
+        }
+        let sid = format!("{:03}", component.next_sid);
+        component.next_sid += 1;
+        component.sids.push(sid.clone());
+        sid
+    }
+
+    fn say_unsub(&mut self, no: usize, bytes: &mut Vec<u8>) {
+        let sid = self.some_sid(no, true);
+        bytes.extend_from_slice(format!("UNSUB {sid}\r\n").as_bytes());
+    }
+
+    fn say_limit(&mut self, no: usize, bytes: &mut Vec<u8>) {
+        let sid = self.some_sid(no, true);
+        let max = self.rng.range(0, 12);
+        bytes.extend_from_slice(format!("UNSUB {sid} {max}\r\n").as_bytes());
+    }
+
+    /// An inbox, a request and, for an old client, `UNSUB 1` between them.
+    fn say_request(&mut self, no: usize, bytes: &mut Vec<u8>) {
+        let inbox = format!("_INBOX.c{no}.{}", self.next_identity);
+        let sid = self.some_sid(no, false);
+        bytes.extend_from_slice(format!("SUB {inbox} {sid}\r\n").as_bytes());
+        if self.rng.percent(60) {
+            bytes.extend_from_slice(format!("UNSUB {sid} 1\r\n").as_bytes());
+        }
+        self.say_publish(no, Some(inbox), bytes);
+    }
+
+    fn say_publish(&mut self, no: usize, reply: Option<String>, bytes: &mut Vec<u8>) {
+        let subject = match self.rng.below(20) {
+            0 => SUBJECTS[4],
+            other => SUBJECTS[other as usize % 4],
+        };
+        let publish = self.make_publish(subject.as_bytes(), reply, self.components[no].headers);
+        publish.encode(None, bytes);
+    }
+
+    fn make_publish(&mut self, subject: &[u8], reply: Option<String>, headers: bool) -> Publish {
+        let mut payload = Vec::new();
+        let mut header_len = None;
+        if headers && self.rng.percent(30) {
+            payload.extend_from_slice(b"NATS/1.0\r\nK: v\r\n\r\n");
+            header_len = Some(payload.len());
+        }
+        let id = self.next_identity;
+        self.next_identity += 1;
+        match self.rng.below(12) {
+            0 => {}
+            1 => {
+                payload.extend_from_slice(format!("#{id} ").as_bytes());
+                payload.extend_from_slice(&vec![b'x'; self.rng.below(6000) as usize]);
+            }
+            2 => payload.extend_from_slice(format!("#{id} \r\nPONG\r\nMSG a 1 3\r\n").as_bytes()),
+            _ => payload.extend_from_slice(format!("#{id} .").as_bytes()),
+        }
+        Publish {
+            subject: subject.to_vec(),
+            reply: reply.map(String::into_bytes),
+            headers: header_len,
+            payload,
+        }
+    }
+
+    /// Somebody without natsmux publishes, at any living broker.
+    pub fn outside_publish(&mut self) {
+        let no = self.rng.below(self.brokers.len() as u64) as usize;
+        if self.brokers[no].life == super::broker::Life::Up {
+            for _ in 0..self.rng.range(1, 3) {
+                let subject = SUBJECTS[self.rng.below(4) as usize];
+                let publish = self.make_publish(subject.as_bytes(), None, true);
+                self.broker_publish(no, None, publish);
+            }
+            self.broker_flush(no);
+        }
+        if !self.calm {
+            let pause = self.rng.range(MS, 60 * MS);
+            self.after(pause, Event::Outside);
+        }
+    }
+
+    /// Something arrived at a component.
+    pub fn component_read(&mut self, no: usize) {
+        if self.components[no].is_slow() && !self.calm {
+            let pause = self.rng.range(1, 2 * SECOND);
+            return self.after(pause, Event::Catch { component: no });
+        }
+        self.component_catches_up(no);
+    }
+
+    pub fn component_catches_up(&mut self, no: usize) {
+        let Some(conn) = self.components[no].conn else {
+            return;
+        };
+        while let Some(segment) = self.conns.get_mut(&conn).and_then(|conn| conn.down.read()) {
+            match segment {
+                Segment::Bytes(bytes) => self.component_hears(no, &bytes),
+                Segment::Fin | Segment::Reset => return self.component_sees_the_end(no, conn),
+            }
+        }
+    }
+
+    fn component_sees_the_end(&mut self, no: usize, conn: ConnId) {
+        self.conns.remove(&conn);
+        let component = &mut self.components[no];
+        component.gone = true;
+        if !self.calm && self.components.len() < 12 {
+            let again = Component::new(&self.plan, &mut self.rng);
+            self.components.push(again);
+            let pause = self.rng.range(MS, 500 * MS);
+            self.after(pause, Event::Component(self.components.len() - 1));
+        }
+    }
+
+    fn component_hears(&mut self, no: usize, bytes: &[u8]) {
+        let session = self.components[no].session;
+        self.trace(|| {
+            format!(
+                "component {no} (session {session:?}) <- {}",
+                String::from_utf8_lossy(bytes).escape_debug()
+            )
+        });
+        self.components[no].input.feed(bytes);
+        loop {
+            match self.components[no].input.next_down() {
+                Ok(None) => return,
+                Ok(Some(frame)) => self.component_heard(no, frame),
+                Err(what) => {
+                    return self
+                        .oracle
+                        .fail("I3 framing", format!("component {no}: {what}"));
+                }
+            }
+        }
+    }
+
+    fn component_heard(&mut self, no: usize, frame: Down) {
+        match frame {
+            Down::Info(_) => self.component_greets(no),
+            Down::Ping if self.components[no].manner != Manner::Deaf => {
+                self.component_says(no, b"PONG\r\n".to_vec())
+            }
+            Down::Message { publish, .. } => {
+                if let (Some(reply), true, false) =
+                    (publish.reply, self.components[no].replies, self.calm)
+                {
+                    let answer = self.make_publish(&reply, None, false);
+                    let mut bytes = Vec::new();
+                    answer.encode(None, &mut bytes);
+                    self.component_says(no, bytes);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// natsmux has closed a component's connection.
+    pub fn component_lost(&mut self, conn: ConnId) {
+        if let Some(conn) = self.conns.get_mut(&conn) {
+            conn.up.in_flight.clear();
+            conn.up.ready.clear();
+        }
+    }
+
+    /// Faults are over: whoever is still there asks one last time.
+    pub fn components_ask(&mut self) {
+        for no in 0..self.components.len() {
+            if self.components[no].gone || self.components[no].conn.is_none() {
+                continue;
+            }
+            self.component_catches_up(no);
+            if self.components[no].connected && !self.components[no].gone {
+                self.component_says(no, b"PING\r\n".to_vec());
+            }
+        }
+    }
+
+    /// I15: whether a session may end for this reason.
+    pub fn may_close(&self, session: usize, reason: &CloseReason) -> bool {
+        let component = self
+            .components
+            .iter()
+            .find(|component| component.session == Some(session));
+        let Some(component) = component else {
+            return false;
+        };
+        let model = &self.oracle.sessions[session];
+        match reason {
+            CloseReason::ComponentClosed | CloseReason::ComponentLost => component.gone,
+            CloseReason::Fault(_) => model.at_fault || component.faulty,
+            CloseReason::SlowConsumer => {
+                component.is_slow() || self.daemon.overflowed == Some(session)
+            }
+            CloseReason::Stale => component.manner != Manner::Good,
+            CloseReason::AuthTimeout => model.options.is_none(),
+            CloseReason::Refused(_) => {
+                model.refusal.is_some() && (!model.accepted || !self.is_welcome_somewhere())
+            }
+            _ => false,
+        }
+    }
+
+    /// R15: whether a broker was there for long enough and would have accepted.
+    fn is_welcome_somewhere(&self) -> bool {
+        let long = self.now.saturating_sub(5 * SECOND);
+        self.brokers
+            .iter()
+            .any(|broker| broker.willing_since.is_some_and(|since| since <= long))
+    }
+}
+
+/// How long the last part of a run is.
+pub const HEALING: Time = 5 * SECOND;

@@ -1,0 +1,1017 @@
+//! natsmux in the simulation: its machines, driven as its drivers drive them, on model
+//! sockets and virtual time.
+//!
+//! Every input to a machine is followed by a look at what it appended to its outboxes: that
+//! is what the oracle judges, whether or not a socket takes it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::RandomState;
+use std::io::IoSlice;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use natsmux::config::BrokerAddr;
+use natsmux::downstream::session::{Home, Session, SessionAction};
+use natsmux::ledger::SessionId;
+use natsmux::net::Outbox;
+use natsmux::proto::info::{FirstInfo, ServerInfo, first_info};
+use natsmux::upstream::admission::Admission;
+use natsmux::upstream::roster::Failure;
+use natsmux::upstream::trunk::{Action, LinkId, Report};
+use natsmux::upstream::{BrokerId, Budget, Budgets, Bus, CloseReason, Roster, Trunk, TrunkId};
+
+use super::broker::{Flavour, Life};
+use super::component::Component;
+use super::net::{Conn, ConnId, Ends, Segment, Time, Way};
+use super::oracle::Reading;
+use super::plan::Plan;
+use super::world::{Event, World};
+
+/// How long a component that is being closed may take to read its last words.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Rounds of one pump at most: beyond that the machines feed each other.
+const ROUNDS_MAX: u32 = 1000;
+
+/// The process.
+pub struct Daemon {
+    pub bus: Bus,
+    pub trunks: BTreeMap<TrunkId, TrunkIo>,
+    pub sessions: BTreeMap<usize, SessionIo>,
+    pub paused_until: Time,
+    pub armed: Option<Time>,
+    /// The session that the last read overflowed.
+    pub overflowed: Option<usize>,
+    next_trunk: u64,
+}
+
+/// A trunk and its sockets.
+pub struct TrunkIo {
+    pub machine: Trunk,
+    pub session: usize,
+    slot: SessionId,
+    links: BTreeMap<LinkId, LinkIo>,
+    actions: VecDeque<Action>,
+}
+
+struct LinkIo {
+    no: u64,
+    conn: Option<ConnId>,
+    /// Stream offset up to which the oracle has seen what was appended.
+    seen: u64,
+}
+
+/// A session and its socket.
+pub struct SessionIo {
+    machine: Session,
+    home: Option<(TrunkId, SessionId)>,
+    pub conn: ConnId,
+    seen: u64,
+    wake: bool,
+    eof: bool,
+    closing: Option<(CloseReason, Instant)>,
+    full_since: Option<Instant>,
+}
+
+impl Daemon {
+    pub fn new(plan: &Plan, now: Instant) -> Self {
+        let addrs: Vec<BrokerAddr> = ["127.0.0.1:4301", "127.0.0.1:4302"]
+            .iter()
+            .map(|addr| addr.parse().expect("an address"))
+            .collect();
+        let roster = Roster::new(&addrs, 0, plan.settings.timings.probe_interval, 7, now);
+        let budget = |total| Rc::new(Budget::new(total));
+        let budgets = Budgets {
+            held: budget(1 << 20),
+            early: budget(1 << 20),
+            pending: budget(plan.pending_total),
+        };
+        let bus = Bus::new(
+            plan.settings.clone(),
+            roster,
+            Admission::new(RandomState::new()),
+            budgets,
+            now,
+        );
+        Self {
+            bus,
+            trunks: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            paused_until: 0,
+            armed: None,
+            overflowed: None,
+            next_trunk: 0,
+        }
+    }
+
+    pub fn wake(&mut self, session: usize) {
+        if let Some(io) = self.sessions.get_mut(&session) {
+            io.wake = true;
+        }
+    }
+
+    pub fn waiting(&self) -> u64 {
+        self.trunks
+            .values()
+            .map(|io| io.machine.gauges().waiting)
+            .sum()
+    }
+
+    fn trunk_of_link(&self, no: u64) -> Option<(TrunkId, LinkId)> {
+        self.trunks.iter().find_map(|(trunk, io)| {
+            let (link, _) = io.links.iter().find(|(_, link)| link.no == no)?;
+            Some((*trunk, *link))
+        })
+    }
+}
+
+/// What an outbox holds behind the stream offset `seen`.
+fn appended(out: &Outbox, seen: &mut u64) -> Vec<u8> {
+    let written = out.end() - out.pending_bytes() as u64;
+    let skip = seen.saturating_sub(written) as usize;
+    let mut bytes = Vec::new();
+    if *seen < out.end() {
+        for slice in pending(out) {
+            bytes.extend_from_slice(&slice);
+        }
+        bytes.drain(..skip.min(bytes.len()));
+    }
+    *seen = out.end();
+    bytes
+}
+
+fn pending(out: &Outbox) -> Vec<Vec<u8>> {
+    let mut slices = [IoSlice::new(&[]); 64];
+    let filled = out.slices(&mut slices);
+    slices[..filled]
+        .iter()
+        .map(|slice| slice.to_vec())
+        .collect()
+}
+
+impl World {
+    /// Everything that natsmux has to do now: its drivers' passes, until nothing is left.
+    pub fn pump(&mut self) {
+        if self.daemon.paused_until > self.now {
+            return;
+        }
+        for _ in 0..ROUNDS_MAX {
+            let mut busy = self.read_links();
+            busy |= self.tick_trunks();
+            busy |= self.run_sessions();
+            for trunk in self.trunk_ids() {
+                busy |= self.perform(trunk);
+                busy |= self.flush_links(trunk);
+                self.flush_touched(trunk);
+            }
+            busy |= self.shed();
+            busy |= self.settle_bus();
+            if self.oracle.violation.is_some() {
+                return;
+            }
+            if !busy {
+                return self.arm();
+            }
+        }
+        self.oracle
+            .fail("harness", "the machines never come to rest");
+    }
+
+    fn trunk_ids(&self) -> Vec<TrunkId> {
+        self.daemon.trunks.keys().copied().collect()
+    }
+
+    /// One input to a trunk, and the oracle's look at what came of it.
+    fn with_trunk(&mut self, id: TrunkId, input: impl FnOnce(&mut Trunk, Instant, &mut Bus)) {
+        let now = self.instant();
+        let Some(io) = self.daemon.trunks.get_mut(&id) else {
+            return;
+        };
+        input(&mut io.machine, now, &mut self.daemon.bus);
+        self.inspect(id);
+    }
+
+    fn inspect(&mut self, id: TrunkId) {
+        let Some(io) = self.daemon.trunks.get_mut(&id) else {
+            return;
+        };
+        while let Some(action) = io.machine.poll_action() {
+            if let Action::Close { link, .. } = &action
+                && let Some(link) = io.links.get(link)
+                && link.conn.is_some()
+            {
+                self.oracle.link_closed(link.no);
+            }
+            io.actions.push_back(action);
+        }
+        for (link_id, link) in &mut io.links {
+            if let Some(out) = io.machine.link_out(*link_id) {
+                let bytes = appended(out, &mut link.seen);
+                if !bytes.is_empty() {
+                    self.oracle.to_broker(link.no, &bytes);
+                }
+            }
+        }
+        let (session, slot) = (io.session, io.slot);
+        let closing = io.machine.closing(slot).is_some();
+        let refused = matches!(io.machine.closing(slot), Some(CloseReason::Refused(_)));
+        if refused && !self.oracle.sessions[session].closing {
+            self.oracle.session_refused(session);
+        }
+        if let Some(session_io) = self.daemon.sessions.get_mut(&session)
+            && let Some(out) = io.machine.out(slot)
+        {
+            let bytes = appended(out, &mut session_io.seen);
+            self.oracle.sessions[session].closing |= closing;
+            if !bytes.is_empty() {
+                self.oracle.to_component(session, &bytes);
+            }
+        }
+        let books = self.books();
+        self.oracle.step_end(books);
+    }
+
+    fn read_links(&mut self) -> bool {
+        let waiting: Vec<u64> = self
+            .conns
+            .values()
+            .filter(|conn| !conn.down.ready.is_empty())
+            .filter_map(|conn| match conn.ends {
+                Ends::NatsmuxToBroker { link, .. } => Some(link),
+                Ends::ComponentToNatsmux { .. } => None,
+            })
+            .collect();
+        let mut busy = false;
+        for link in waiting {
+            busy |= self.link_read(link);
+        }
+        busy
+    }
+
+    /// A link's socket is readable. Returns whether anything was read.
+    pub fn link_read(&mut self, no: u64) -> bool {
+        if self.daemon.paused_until > self.now {
+            return false;
+        }
+        let mut busy = false;
+        while let Some((trunk, link)) = self.daemon.trunk_of_link(no) {
+            let conn = self.daemon.trunks[&trunk].links[&link].conn;
+            let segment = conn
+                .and_then(|conn| self.conns.get_mut(&conn))
+                .and_then(|conn| conn.down.read());
+            let Some(segment) = segment else {
+                break;
+            };
+            busy = true;
+            if !self.daemon.trunks[&trunk].machine.has_link(link) {
+                continue;
+            }
+            match segment {
+                Segment::Bytes(bytes) => self.link_bytes(trunk, link, no, &bytes),
+                Segment::Fin => self.link_failed(trunk, link, Failure::Closed),
+                Segment::Reset => self.link_failed(trunk, link, Failure::Reset),
+            }
+        }
+        busy
+    }
+
+    fn link_bytes(&mut self, trunk: TrunkId, link: LinkId, no: u64, bytes: &[u8]) {
+        self.trace(|| {
+            format!(
+                "link {no} <- {}",
+                String::from_utf8_lossy(bytes).escape_debug()
+            )
+        });
+        self.oracle.from_broker(no, bytes);
+        self.note_overflow(trunk, bytes.len());
+        self.with_trunk(trunk, |machine, now, bus| {
+            machine.handle_link_bytes(link, bytes, now, bus)
+        });
+    }
+
+    /// R25: whether a read may bring more for a component than may wait for it.
+    fn note_overflow(&mut self, trunk: TrunkId, count: usize) {
+        let limit = self.daemon.bus.settings.limits.max_pending;
+        let io = self.daemon.trunks.get_mut(&trunk).expect("it has the link");
+        let waiting = io.machine.out(io.slot).map_or(0, |out| out.pending_bytes());
+        if waiting + 2 * count > limit {
+            self.daemon.overflowed = Some(io.session);
+        }
+    }
+
+    fn link_failed(&mut self, trunk: TrunkId, link: LinkId, failure: Failure) {
+        self.trace(|| format!("link {link:?} failed: {failure:?}"));
+        self.with_trunk(trunk, |machine, now, bus| {
+            machine.handle_link_failed(link, failure, now, bus)
+        });
+    }
+
+    fn tick_trunks(&mut self) -> bool {
+        let now = self.instant();
+        let mut busy = false;
+        for id in self.trunk_ids() {
+            let bus = &self.daemon.bus;
+            if self.daemon.trunks[&id]
+                .machine
+                .timeout(bus)
+                .is_some_and(|at| at <= now)
+            {
+                self.with_trunk(id, |machine, now, bus| machine.handle_timeout(now, bus));
+                busy = true;
+            }
+        }
+        while let Some(broker) = self.daemon.bus.roster.poll_probe(now) {
+            let broker = usize::from(broker.0);
+            let asked = self.now;
+            self.after(
+                4 * self.plan.weather.latency,
+                Event::Probed { broker, asked },
+            );
+        }
+        busy
+    }
+
+    /// A probe's answer is due.
+    pub fn probed(&mut self, broker: usize, asked: Time) {
+        let patience = self.time_of(self.daemon.bus.settings.timings.info_timeout);
+        if self.brokers[broker].life == Life::Frozen && self.now < asked + patience {
+            return self.after(patience / 4, Event::Probed { broker, asked });
+        }
+        let id = BrokerId(broker as u16);
+        let now = self.instant();
+        let failure = match self.brokers[broker].life {
+            Life::Up if self.brokers[broker].accepts() => {
+                let info = ServerInfo::parse(self.broker_info(broker).as_bytes()).expect("an INFO");
+                return self.daemon.bus.roster.handle_info(id, info, now);
+            }
+            Life::Frozen => Failure::InfoTimeout,
+            _ => Failure::ConnectionRefused,
+        };
+        self.daemon.bus.roster.handle_failure(id, failure, now);
+    }
+
+    fn time_of(&self, duration: Duration) -> Time {
+        duration.as_micros() as Time
+    }
+
+    /// R25: who lags most is closed, where all together have not taken too much.
+    fn shed(&mut self) -> bool {
+        if !self.daemon.bus.budgets.pending.is_spent() {
+            return false;
+        }
+        let lags = self.daemon.trunks.iter().filter_map(|(id, io)| {
+            let (session, pending) = io.machine.slowest()?;
+            Some((pending, *id, io.session, session))
+        });
+        let Some((_, trunk, no, session)) = lags.max_by_key(|(pending, ..)| *pending) else {
+            return false;
+        };
+        self.oracle.mark("the slowest is shed");
+        self.daemon.overflowed = Some(no);
+        self.with_trunk(trunk, |machine, _, bus| machine.close_slow(session, bus));
+        self.daemon.wake(no);
+        true
+    }
+
+    fn settle_bus(&mut self) -> bool {
+        let woken = self.daemon.bus.take_woken();
+        for id in &woken {
+            self.with_trunk(*id, |machine, now, bus| machine.handle_wake(now, bus));
+        }
+        !woken.is_empty()
+    }
+
+    /// Does what a trunk asked for.
+    fn perform(&mut self, id: TrunkId) -> bool {
+        let mut busy = false;
+        while let Some(action) = self
+            .daemon
+            .trunks
+            .get_mut(&id)
+            .and_then(|io| io.actions.pop_front())
+        {
+            busy = true;
+            self.trace(|| format!("trunk {}: {action:?}", id.0));
+            match action {
+                Action::Dial { link, broker } => self.dial(id, link, broker),
+                Action::Close { link, abort } => self.close_link(id, link, abort),
+                Action::Measure { link } => self.measure(id, link),
+                Action::Report(report) => self.reported(&report),
+                Action::Done => {
+                    self.daemon.trunks.remove(&id);
+                }
+            }
+        }
+        busy
+    }
+
+    fn dial(&mut self, trunk: TrunkId, link: LinkId, broker: BrokerId) {
+        let no = self.next_link;
+        self.next_link += 1;
+        let io = self.daemon.trunks.get_mut(&trunk).expect("it asked");
+        io.links.insert(
+            link,
+            LinkIo {
+                no,
+                conn: None,
+                seen: 0,
+            },
+        );
+        let event = Event::Dialled {
+            trunk: trunk.0,
+            link: link.0,
+            broker: usize::from(broker.0),
+        };
+        self.after(2 * self.plan.weather.latency, event);
+    }
+
+    /// A dial has come to the broker's host.
+    pub fn dialled(&mut self, trunk: u64, link: u32, broker: usize) {
+        let (trunk, link) = (TrunkId(trunk), LinkId(link));
+        let known = self
+            .daemon
+            .trunks
+            .get(&trunk)
+            .is_some_and(|io| io.links.contains_key(&link));
+        if !known {
+            return;
+        }
+        if self.daemon.paused_until > self.now {
+            let until = self.daemon.paused_until;
+            return self.at(
+                until,
+                Event::Dialled {
+                    trunk: trunk.0,
+                    link: link.0,
+                    broker,
+                },
+            );
+        }
+        if !self.brokers[broker].accepts() {
+            return self.link_failed(trunk, link, Failure::ConnectionRefused);
+        }
+        let io = self.daemon.trunks.get_mut(&trunk).expect("known");
+        let session = io.session;
+        let link_io = io.links.get_mut(&link).expect("known");
+        let (conn, no) = (self.next_conn, link_io.no);
+        self.next_conn += 1;
+        link_io.conn = Some(conn);
+        let ends = Ends::NatsmuxToBroker { link: no, broker };
+        self.conns
+            .insert(conn, Conn::new(ends, self.plan.windows.0, usize::MAX / 2));
+        self.oracle.link_opened(no, session);
+        self.trace(|| format!("link {no} of session {session} is open to broker {broker}"));
+        self.with_trunk(trunk, |machine, now, bus| {
+            machine.handle_connected(link, now, bus)
+        });
+        self.broker_accept(broker, conn);
+    }
+
+    fn close_link(&mut self, trunk: TrunkId, link: LinkId, abort: bool) {
+        let io = self.daemon.trunks.get_mut(&trunk).expect("it asked");
+        let Some(LinkIo {
+            conn: Some(conn), ..
+        }) = io.links.remove(&link)
+        else {
+            return;
+        };
+        match self.conns.get(&conn).map(|conn| conn.ends) {
+            Some(Ends::NatsmuxToBroker { broker, .. })
+                if self.brokers[broker].life != Life::Dead => {}
+            _ => {
+                self.conns.remove(&conn);
+                return;
+            }
+        }
+        if abort {
+            self.cut(conn, Way::Up, Segment::Reset);
+        } else {
+            self.send(conn, Way::Up, Segment::Fin);
+        }
+    }
+
+    /// What the broker's host has not acknowledged: it is still on its way.
+    fn measure(&mut self, trunk: TrunkId, link: LinkId) {
+        let conn = self.daemon.trunks[&trunk]
+            .links
+            .get(&link)
+            .and_then(|link| link.conn);
+        let Some(conn) = conn.and_then(|conn| self.conns.get(&conn)) else {
+            return;
+        };
+        let bytes = conn.up.in_flight_bytes() as u64;
+        self.with_trunk(trunk, |machine, now, _| {
+            machine.handle_unacked(link, bytes, now)
+        });
+    }
+
+    fn reported(&mut self, report: &Report) {
+        match report {
+            Report::Attached {
+                after: Some((_, failure)),
+                held,
+                ..
+            } => {
+                if *held > 0 {
+                    self.oracle.mark("failover with held publishes");
+                }
+                if matches!(failure, Failure::LameDuck) {
+                    self.oracle.mark("lame-duck move");
+                }
+            }
+            Report::Lost {
+                failure: Failure::Silent,
+                ..
+            } => self.oracle.mark("dead by silence"),
+            Report::Lost {
+                failure: Failure::WriteError,
+                ..
+            } => self.oracle.mark("dead by a write"),
+            Report::Lost {
+                failure: Failure::LinkError,
+                ..
+            } => self.oracle.mark("closed by an error about the link"),
+            _ => {}
+        }
+    }
+
+    /// Writes what waits for brokers. Returns whether anything was written or failed.
+    fn flush_links(&mut self, id: TrunkId) -> bool {
+        let Some(io) = self.daemon.trunks.get(&id) else {
+            return false;
+        };
+        let links: Vec<(LinkId, u64, ConnId)> = io
+            .links
+            .iter()
+            .filter_map(|(link, io)| Some((*link, io.no, io.conn?)))
+            .collect();
+        let mut busy = false;
+        for (link, no, conn) in links {
+            busy |= self.flush_link(id, link, no, conn);
+        }
+        if let Some(io) = self.daemon.trunks.get_mut(&id) {
+            io.machine.unpark(&self.daemon.bus);
+        }
+        busy
+    }
+
+    fn flush_link(&mut self, trunk: TrunkId, link: LinkId, no: u64, conn: ConnId) -> bool {
+        let mut busy = false;
+        loop {
+            let Some(io) = self.daemon.trunks.get_mut(&trunk) else {
+                return busy;
+            };
+            let Some(out) = io.machine.link_out(link).filter(|out| !out.is_empty()) else {
+                return busy;
+            };
+            let Some(socket) = self.conns.get(&conn).filter(|conn| !conn.write_dead) else {
+                self.read_out(trunk, link, no, conn);
+                self.link_failed(trunk, link, Failure::WriteError);
+                return true;
+            };
+            let room = socket.up.room(out.pending_bytes());
+            let mut bytes = pending(out).concat();
+            bytes.truncate(room);
+            if bytes.is_empty() {
+                return busy;
+            }
+            out.advance(bytes.len());
+            let written = out.end() - out.pending_bytes() as u64;
+            busy = true;
+            self.oracle.written(no, written);
+            self.trace(|| {
+                format!(
+                    "link {no} -> {}",
+                    String::from_utf8_lossy(&bytes).escape_debug()
+                )
+            });
+            self.send(conn, Way::Up, Segment::Bytes(bytes));
+        }
+    }
+
+    /// R10: what a dead socket still holds comes first.
+    fn read_out(&mut self, trunk: TrunkId, link: LinkId, no: u64, conn: ConnId) {
+        if let Some(conn) = self.conns.get_mut(&conn) {
+            conn.down.arrive_all();
+        }
+        while let Some(Segment::Bytes(bytes)) =
+            self.conns.get_mut(&conn).and_then(|conn| conn.down.read())
+        {
+            self.oracle.mark("read out behind a write error");
+            if self.daemon.trunks[&trunk].machine.has_link(link) {
+                self.link_bytes(trunk, link, no, &bytes);
+            }
+        }
+    }
+
+    fn flush_touched(&mut self, id: TrunkId) {
+        while let Some(io) = self.daemon.trunks.get_mut(&id) {
+            let Some(slot) = io.machine.poll_touched() else {
+                return;
+            };
+            let session = io.session;
+            let wake = io.machine.closing(slot).is_some() | io.machine.take_released(slot);
+            let full = self.flush_session(session);
+            if wake || full {
+                self.daemon.wake(session);
+            }
+        }
+    }
+
+    /// Writes what waits for a component. Returns whether its socket is full.
+    fn flush_session(&mut self, no: usize) -> bool {
+        let now = self.instant();
+        let Some(io) = self.daemon.sessions.get_mut(&no) else {
+            return false;
+        };
+        let conn = io.conn;
+        let out = match io.home {
+            Some((trunk, slot)) => self
+                .daemon
+                .trunks
+                .get_mut(&trunk)
+                .and_then(|trunk| trunk.machine.out(slot)),
+            None => Some(io.machine.out()),
+        };
+        let Some(out) = out else {
+            return false;
+        };
+        let room = self
+            .conns
+            .get(&conn)
+            .map_or(0, |conn| conn.down.room(out.pending_bytes()));
+        let mut bytes = pending(out).concat();
+        let waits = bytes.len() > room;
+        bytes.truncate(room);
+        out.advance(bytes.len());
+        if let Some((trunk, slot)) = io.home
+            && let Some(trunk) = self.daemon.trunks.get_mut(&trunk)
+        {
+            trunk.machine.account(slot, &self.daemon.bus);
+        }
+        if !bytes.is_empty() || !waits {
+            io.full_since = None;
+        }
+        if waits {
+            io.full_since.get_or_insert(now);
+        }
+        if !bytes.is_empty() {
+            self.send(conn, Way::Down, Segment::Bytes(bytes));
+        }
+        waits
+    }
+
+    /// A component's connection reached natsmux.
+    pub fn accept(&mut self, component: usize, conn: ConnId) -> usize {
+        let no = self.oracle.session_opened();
+        let now = self.instant();
+        let bus = &mut self.daemon.bus;
+        let infos: Vec<_> = bus.roster.infos().collect();
+        let local = FirstInfo {
+            server_id: "NATSMUX",
+            server_name: "natsmux",
+            host: "127.0.0.1",
+            port: 4222,
+            client_ip: "127.0.0.1",
+            client_id: conn,
+        };
+        let max_payload = infos
+            .iter()
+            .map(|info| info.max_payload)
+            .min()
+            .unwrap_or(1 << 20);
+        let info = first_info(&infos, &local);
+        bus.counters.sessions_opened += 1;
+        let machine = Session::new(max_payload, now, bus);
+        let ends = Ends::ComponentToNatsmux {
+            component,
+            session: no,
+        };
+        self.conns
+            .insert(conn, Conn::new(ends, usize::MAX / 2, self.plan.windows.1));
+        self.oracle.to_component(no, &info);
+        self.send(conn, Way::Down, Segment::Bytes(info));
+        self.daemon.sessions.insert(
+            no,
+            SessionIo {
+                machine,
+                home: None,
+                conn,
+                seen: 0,
+                wake: true,
+                eof: false,
+                closing: None,
+                full_since: None,
+            },
+        );
+        no
+    }
+
+    fn run_sessions(&mut self) -> bool {
+        let mut busy = false;
+        let all: Vec<usize> = self.daemon.sessions.keys().copied().collect();
+        for no in all {
+            let now = self.instant();
+            let io = self.daemon.sessions.get_mut(&no).expect("listed");
+            if io.machine.poll_timeout().is_some_and(|at| at <= now) {
+                self.with_session(no, |session, home, now, bus| {
+                    session.handle_timeout(home, now, bus)
+                });
+                self.act(no);
+                self.inspect_session(no);
+                busy = true;
+            }
+            let io = self.daemon.sessions.get_mut(&no).expect("listed");
+            if std::mem::take(&mut io.wake) {
+                busy |= self.read_session(no);
+            }
+            self.flush_session(no);
+            busy |= self.close_session_if_over(no);
+        }
+        busy
+    }
+
+    /// Reads what a component sent, where its trunk has room. Returns whether it did.
+    fn read_session(&mut self, no: usize) -> bool {
+        let mut busy = false;
+        loop {
+            self.note_closing(no);
+            let now = self.instant();
+            let Some(io) = self
+                .daemon
+                .sessions
+                .get(&no)
+                .filter(|io| !io.eof && io.closing.is_none())
+            else {
+                return busy;
+            };
+            if let Some((trunk, slot)) = io.home
+                && let Some(trunk) = self.daemon.trunks.get_mut(&trunk)
+                && !trunk.machine.wants_read(slot, now, &self.daemon.bus)
+            {
+                self.oracle.mark("component not read for want of room");
+                return busy;
+            }
+            let conn = io.conn;
+            let Some(segment) = self.conns.get_mut(&conn).and_then(|conn| conn.up.read()) else {
+                return busy;
+            };
+            busy = true;
+            match segment {
+                Segment::Bytes(bytes) => self.session_bytes(no, &bytes),
+                Segment::Fin => {
+                    self.oracle.component_gone(no);
+                    self.daemon.sessions.get_mut(&no).expect("read").eof = true;
+                    self.with_session(no, |session, home, now, bus| {
+                        session.handle_eof(home, now, bus)
+                    });
+                    self.act(no);
+                    self.inspect_session(no);
+                }
+                Segment::Reset => {
+                    self.oracle.component_gone(no);
+                    let io = self.daemon.sessions.get_mut(&no).expect("read");
+                    io.closing = Some((CloseReason::ComponentLost, now));
+                }
+            }
+        }
+    }
+
+    fn session_bytes(&mut self, no: usize, mut bytes: &[u8]) {
+        self.trace(|| {
+            format!(
+                "session {no} <- {}",
+                String::from_utf8_lossy(bytes).escape_debug()
+            )
+        });
+        let reading = Reading {
+            must_connect: self.daemon.bus.roster.auth_required(),
+            connect_drops: self.plan.flavours[0] == Flavour::V2_15,
+        };
+        let dropped = self.daemon.bus.counters.dropped;
+        self.oracle.component_bytes(no, bytes, reading);
+        self.oracle.sessions[no].admitted |= self.is_admitted(no);
+        while !bytes.is_empty() {
+            let mut used = 0;
+            self.with_session(no, |session, home, now, bus| {
+                used = session.handle_bytes(bytes, home, now, bus)
+            });
+            bytes = &bytes[used..];
+            if !self.act(no) {
+                break;
+            }
+        }
+        let dropped = self.daemon.bus.counters.dropped - dropped;
+        if dropped > 0 {
+            self.oracle.dropped(no, dropped);
+        }
+        self.inspect_session(no);
+    }
+
+    /// R16: a broker accepted these credentials before, or none asks for any.
+    fn is_admitted(&self, no: usize) -> bool {
+        let user = self
+            .components
+            .iter()
+            .find(|component| component.session == Some(no))
+            .map(|component| &component.user);
+        !self.plan.auth || user.is_some_and(|user| self.known_users.contains(user))
+    }
+
+    fn with_session(
+        &mut self,
+        no: usize,
+        input: impl FnOnce(&mut Session, Option<Home<'_>>, Instant, &mut Bus),
+    ) {
+        let now = self.instant();
+        let Some(io) = self.daemon.sessions.get_mut(&no) else {
+            return;
+        };
+        let trunks = &mut self.daemon.trunks;
+        let home = io.home.and_then(|(trunk, id)| {
+            Some(Home {
+                trunk: &mut trunks.get_mut(&trunk)?.machine,
+                id,
+            })
+        });
+        input(&mut io.machine, home, now, &mut self.daemon.bus);
+    }
+
+    fn inspect_session(&mut self, no: usize) {
+        let Some(io) = self.daemon.sessions.get_mut(&no) else {
+            return;
+        };
+        match io.home {
+            Some((trunk, _)) => self.inspect(trunk),
+            None => {
+                let bytes = appended(io.machine.out(), &mut io.seen);
+                if !bytes.is_empty() {
+                    self.oracle.to_component(no, &bytes);
+                }
+                let books = self.books();
+                self.oracle.step_end(books);
+            }
+        }
+    }
+
+    /// Does what a session asks for. Returns whether it asked for anything.
+    fn act(&mut self, no: usize) -> bool {
+        let now = self.instant();
+        let Some(io) = self.daemon.sessions.get_mut(&no) else {
+            return false;
+        };
+        match io.machine.poll_action() {
+            None => false,
+            Some(SessionAction::Close(reason)) => {
+                io.closing = Some((reason, now + LAST_WORDS));
+                true
+            }
+            Some(SessionAction::Attach { connect, sent }) => {
+                let out = io.machine.take_out();
+                let id = TrunkId(self.daemon.next_trunk);
+                self.daemon.next_trunk += 1;
+                let mut machine = Trunk::new(id, *connect);
+                let slot = machine.attach(out, sent, now, &mut self.daemon.bus);
+                io.home = Some((id, slot));
+                self.daemon.trunks.insert(
+                    id,
+                    TrunkIo {
+                        machine,
+                        session: no,
+                        slot,
+                        links: BTreeMap::new(),
+                        actions: VecDeque::new(),
+                    },
+                );
+                self.with_session(no, |session, home, now, bus| {
+                    if let Some(home) = home {
+                        session.handle_attached(home, now, bus);
+                    }
+                });
+                true
+            }
+        }
+    }
+
+    fn note_closing(&mut self, no: usize) {
+        let until = self.instant() + LAST_WORDS;
+        let Some(io) = self.daemon.sessions.get_mut(&no) else {
+            return;
+        };
+        if io.closing.is_none()
+            && let Some((trunk, slot)) = io.home
+            && let Some(trunk) = self.daemon.trunks.get(&trunk)
+            && let Some(reason) = trunk.machine.closing(slot)
+        {
+            io.closing = Some((reason.clone(), until));
+        }
+    }
+
+    fn close_session_if_over(&mut self, no: usize) -> bool {
+        self.note_closing(no);
+        let now = self.instant();
+        let deadline = self.daemon.bus.settings.timings.write_deadline;
+        let Some(io) = self.daemon.sessions.get(&no) else {
+            return false;
+        };
+        let reason = match &io.closing {
+            Some((reason, _)) if io.full_since.is_none() => reason.clone(),
+            Some((reason, until)) if *until <= now => reason.clone(),
+            None if io.full_since.is_some_and(|since| now >= since + deadline) => {
+                CloseReason::SlowConsumer
+            }
+            _ => return false,
+        };
+        self.close_session(no, reason);
+        true
+    }
+
+    fn close_session(&mut self, no: usize, reason: CloseReason) {
+        let io = self.daemon.sessions.remove(&no).expect("it is open");
+        self.trace(|| format!("session {no} is closed: {reason:?}"));
+        let allowed = self.may_close(no, &reason);
+        if let (CloseReason::Refused(_), true) = (&reason, io.home.is_some()) {
+            self.oracle.mark("session refused");
+        }
+        self.oracle.session_closed(no, reason.as_str(), allowed);
+        self.send(io.conn, Way::Down, Segment::Fin);
+        if let Some((trunk, slot)) = io.home {
+            self.with_trunk(trunk, |machine, now, bus| machine.detach(slot, now, bus));
+        }
+        self.component_lost(io.conn);
+    }
+
+    /// Sets the one timer.
+    fn arm(&mut self) {
+        let deadline = self.daemon.bus.settings.timings.write_deadline;
+        let bus = &self.daemon.bus;
+        let trunks = self
+            .daemon
+            .trunks
+            .values_mut()
+            .filter_map(|io| io.machine.poll_timeout(bus));
+        let sessions = self.daemon.sessions.values().flat_map(|io| {
+            let closing = io.closing.as_ref().map(|(_, until)| *until);
+            let full = io.full_since.map(|since| since + deadline);
+            [io.machine.poll_timeout(), closing, full]
+        });
+        let due = trunks
+            .chain(sessions.flatten())
+            .chain(bus.roster.poll_timeout())
+            .min();
+        let Some(due) = due.map(|due| self.time(due).max(self.now)) else {
+            return;
+        };
+        if self.daemon.armed.is_none_or(|armed| due < armed) {
+            self.daemon.armed = Some(due);
+            self.at(due, Event::Tick);
+        }
+    }
+
+    /// What must be true of natsmux itself once all is healed.
+    pub fn judge_daemon(&mut self) {
+        let budgets = &self.daemon.bus.budgets;
+        let used = budgets.held.used() + budgets.early.used() + budgets.pending.used();
+        if used > 0 && !self.components.iter().any(Component::is_slow) {
+            self.oracle.fail(
+                "I13 no leak",
+                format!("{used} bytes of the budget are not given back"),
+            );
+        }
+        for (id, io) in &self.daemon.trunks {
+            let buffered = io.machine.gauges().buffered_bytes;
+            let slow = self
+                .components
+                .iter()
+                .any(|component| component.session == Some(io.session) && component.is_slow());
+            if !self.daemon.sessions.contains_key(&io.session) {
+                self.oracle.fail(
+                    "I13 no leak",
+                    format!("trunk {} outlives its session", id.0),
+                );
+            } else if buffered > 0 && !slow {
+                self.oracle.fail(
+                    "I16 liveness",
+                    format!("trunk {}: {buffered} bytes in buffers", id.0),
+                );
+            }
+        }
+        let trunks = self.daemon.trunks.len() as u32;
+        let links: u32 = self
+            .daemon
+            .bus
+            .roster
+            .brokers()
+            .map(|(_, broker)| broker.links())
+            .sum();
+        if links != trunks {
+            self.oracle.fail(
+                "I13 no leak",
+                format!("the roster counts {links} links of {trunks} trunks"),
+            );
+        }
+        if !self.daemon.bus.barrier.is_open(0) {
+            self.oracle
+                .fail("I13 no leak", "a trunk is left in the barrier");
+        }
+    }
+}

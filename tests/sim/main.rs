@@ -1,0 +1,218 @@
+//! Simulation of the pure machines: seeded, virtual time, model brokers and components.
+//!
+//! `SEEDS=n` sets how many seeds a batch runs, `FIRST=x` with which it begins, `SEED=x`
+//! replays one with a readable trace. A run has a safety phase with faults and then a phase
+//! without, in which everything must heal; the oracle judges every frame. A batch fails on
+//! any violation, on a seed that doesn't repeat itself, and where an interesting state was
+//! never reached.
+
+#![expect(unreachable_pub, reason = "a test is a crate of its own")]
+
+#[path = "../oracle/mod.rs"]
+mod oracle;
+
+mod broker;
+mod component;
+mod daemon;
+mod faults;
+mod net;
+mod plan;
+mod rng;
+mod world;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use world::World;
+
+/// Seeds of a batch, where nothing says otherwise.
+const SEEDS: u64 = if cfg!(debug_assertions) {
+    1_000
+} else {
+    10_000
+};
+/// Every this many seeds, one is run twice.
+const REPEAT_EVERY: u64 = 50;
+/// Below this many seeds, a mark may be missed by chance.
+const MARKS_FROM: u64 = 1_000;
+
+/// States that a batch must reach.
+const MARKS: &[&str] = &[
+    "a component without CONNECT",
+    "broker frozen",
+    "broker killed",
+    "closed by an error about the link",
+    "component dies",
+    "component not read for want of room",
+    "cut inside a broker's frame",
+    "dead by a write",
+    "dead by silence",
+    "failover with held publishes",
+    "frame moved after a partial write",
+    "garbage from a component",
+    "half-close",
+    "lame-duck move",
+    "link cut",
+    "maximum connections exceeded",
+    "natsmux paused",
+    "no broker alive",
+    "no responders",
+    "one direction lost",
+    "operations before CONNECT",
+    "owed PONG over a failover",
+    "PONG released unproven",
+    "publish in doubt",
+    "publish moved",
+    "publish refused",
+    "publish repeated",
+    "publishes dropped",
+    "publishes of a refused session",
+    "read out behind a write error",
+    "second CONNECT",
+    "session refused",
+    "subscription refused",
+    "UNSUB remainder replayed",
+];
+
+/// What a run came to.
+struct Outcome {
+    hash: u64,
+    events: u64,
+    violation: Option<String>,
+    marks: Vec<&'static str>,
+}
+
+fn main() -> ExitCode {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let base = Instant::now();
+    if let Some(seed) = number("SEED") {
+        return replay(seed, base);
+    }
+    std::panic::set_hook(Box::new(|_| {}));
+    batch(
+        number("FIRST").unwrap_or(1),
+        number("SEEDS").unwrap_or(SEEDS),
+        base,
+    )
+}
+
+fn replay(seed: u64, base: Instant) -> ExitCode {
+    let outcome = run(seed, true, base);
+    println!(
+        "seed {seed}: {} events, trace hash {:016x}",
+        outcome.events, outcome.hash
+    );
+    match outcome.violation {
+        None => ExitCode::SUCCESS,
+        Some(violation) => {
+            println!("seed {seed} violates {violation}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(seed: u64, verbose: bool, base: Instant) -> Outcome {
+    let mut world = World::new(seed, verbose, base);
+    let panicked = catch_unwind(AssertUnwindSafe(|| world.run())).err();
+    let panic = panicked.map(|cause| {
+        let text = cause.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| cause.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        format!("panic: {}", text.unwrap_or_default())
+    });
+    Outcome {
+        hash: world.hash,
+        events: world.events,
+        violation: panic.or(world.oracle.violation.take()),
+        marks: world.oracle.marks.iter().copied().collect(),
+    }
+}
+
+/// What the threads of a batch share.
+#[derive(Default)]
+struct Tally {
+    next: AtomicU64,
+    events: AtomicU64,
+    stop: AtomicBool,
+    marks: Mutex<BTreeMap<&'static str, u64>>,
+    violations: Mutex<Vec<(u64, String)>>,
+}
+
+fn batch(first: u64, seeds: u64, base: Instant) -> ExitCode {
+    let tally = Tally::default();
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(8);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| work(first, seeds, base, &tally));
+        }
+    });
+    report(first, seeds, base, &tally)
+}
+
+fn work(first: u64, seeds: u64, base: Instant, tally: &Tally) {
+    let mut marks = BTreeMap::new();
+    while !tally.stop.load(Ordering::Relaxed) {
+        let at = tally.next.fetch_add(1, Ordering::Relaxed);
+        if at >= seeds {
+            break;
+        }
+        let seed = first + at;
+        let outcome = run(seed, false, base);
+        tally.events.fetch_add(outcome.events, Ordering::Relaxed);
+        for mark in outcome.marks {
+            *marks.entry(mark).or_insert(0) += 1;
+        }
+        let mut violation = outcome.violation;
+        if at % REPEAT_EVERY == 0 && run(seed, false, base).hash != outcome.hash {
+            violation.get_or_insert("I25 determinism: another trace the second time".into());
+        }
+        if let Some(violation) = violation {
+            let mut violations = tally.violations.lock().expect("no thread panics");
+            violations.push((seed, violation));
+            if violations.len() >= 10 {
+                tally.stop.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+    let mut all = tally.marks.lock().expect("no thread panics");
+    for (mark, count) in marks {
+        *all.entry(mark).or_insert(0) += count;
+    }
+}
+
+fn report(first: u64, seeds: u64, base: Instant, tally: &Tally) -> ExitCode {
+    let marks = tally.marks.lock().expect("no thread panics");
+    for (mark, count) in marks.iter() {
+        println!("mark {count:>7}  {mark}");
+    }
+    let mut violations = tally.violations.lock().expect("no thread panics").clone();
+    violations.sort();
+    for (seed, violation) in &violations {
+        println!("seed {seed} violates {violation}");
+    }
+    let mut missed = 0;
+    if seeds >= MARKS_FROM && violations.is_empty() {
+        for mark in MARKS.iter().filter(|mark| !marks.contains_key(**mark)) {
+            println!("never reached: {mark}");
+            missed += 1;
+        }
+    }
+    let ran = tally.next.load(Ordering::Relaxed).min(seeds);
+    let events = tally.events.load(Ordering::Relaxed);
+    println!("from seed {first} on, {events} events");
+    println!(
+        "{ran} seeds, {} violations, {:.1} seconds",
+        violations.len(),
+        base.elapsed().as_secs_f64()
+    );
+    if violations.is_empty() && missed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

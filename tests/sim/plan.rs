@@ -1,0 +1,109 @@
+//! What a seed decides before the run begins.
+
+use std::time::Duration;
+
+use natsmux::config::{Admit, BusLimits, Delivery, PongHold, Timings};
+use natsmux::upstream::Settings;
+
+use super::broker::Flavour;
+use super::net::{MS, SECOND, Time, Weather};
+use super::rng::Rng;
+
+/// The run's parameters.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub auth: bool,
+    pub flavours: [Flavour; 2],
+    pub at_least_once: bool,
+    pub components: usize,
+    pub faults: u64,
+    /// When faults and new work stop.
+    pub safety_end: Time,
+    pub weather: Weather,
+    pub route_delay: Time,
+    /// Bytes that may be on their way to a broker, and to a component.
+    pub windows: (usize, usize),
+    /// Bytes that all components together may leave unread.
+    pub pending_total: usize,
+    pub settings: Settings,
+    /// Longest pause between two actions of a component.
+    pub pace: Time,
+}
+
+impl Plan {
+    pub fn new(rng: &mut Rng) -> Self {
+        let latency = rng.range(100, 400);
+        let at_least_once = rng.percent(25);
+        let flavours = match rng.below(3) {
+            0 => [Flavour::V2_9; 2],
+            1 => [Flavour::V2_15; 2],
+            _ => [Flavour::V2_9, Flavour::V2_15],
+        };
+        Self {
+            auth: rng.percent(60),
+            flavours,
+            at_least_once,
+            components: *rng.pick(&[1, 1, 2, 3]),
+            faults: rng.range(1, 7),
+            safety_end: rng.range(1, 4) * SECOND,
+            weather: Weather {
+                latency,
+                jitter: *rng.pick(&[0, 100, 2000]),
+                chop: *rng.pick(&[0, 1, 3, 8]),
+            },
+            // A route is quicker than a failover, or messages would overtake each other in
+            // ways that no client could tell from a broker's.
+            route_delay: latency,
+            windows: (
+                *rng.pick(&[200, 1500, 8_000, 1_000_000]),
+                *rng.pick(&[1_500, 16_000, 1_000_000]),
+            ),
+            pending_total: *rng.pick(&[60_000, 1 << 20]),
+            settings: settings(rng, at_least_once),
+            pace: *rng.pick(&[10 * MS, 60 * MS, 200 * MS]),
+        }
+    }
+
+    /// Whether a second CONNECT means the same at both brokers.
+    pub fn is_uniform(&self) -> bool {
+        self.flavours[0] == self.flavours[1]
+    }
+}
+
+fn settings(rng: &mut Rng, at_least_once: bool) -> Settings {
+    let delivery = if at_least_once {
+        Delivery::AtLeastOnce
+    } else {
+        Delivery::AtMostOnce
+    };
+    let pong_hold = match rng.below(3) {
+        0 if !at_least_once => PongHold::After(Duration::from_millis(300)),
+        _ => PongHold::default_for(delivery),
+    };
+    let small = rng.percent(20);
+    let ping_interval = *rng.pick(&[Duration::from_millis(400), Duration::from_secs(120)]);
+    Settings {
+        timings: Timings {
+            pong_hold,
+            ping_interval,
+            block_for: if small {
+                Duration::from_millis(250)
+            } else {
+                Duration::from_secs(30)
+            },
+            write_deadline: Duration::from_secs(2),
+            ..Timings::default()
+        },
+        limits: BusLimits {
+            publish_buffer: if small { 4096 } else { 1 << 20 },
+            max_pending: 64 * 1024,
+            fence_messages: *rng.pick(&[1, 4, 256]),
+            fence_bytes: *rng.pick(&[1024, 64 * 1024]),
+            ..BusLimits::default()
+        },
+        delivery,
+        admit: Admit::Known,
+        lenient_connect: true,
+        fences_per_second: 5000,
+    }
+}

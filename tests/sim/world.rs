@@ -1,0 +1,337 @@
+//! The whole of a run: time, events, connections, and who handles what.
+//!
+//! One event at a time, in the order of simulated time and then of creation; all chance
+//! comes from the seed, so a seed is a run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::broker::{Broker, Life, Routed};
+use super::component::Component;
+use super::daemon::Daemon;
+use super::net::{Conn, ConnId, Ends, Segment, Time, Way};
+use super::oracle::{Books, Oracle};
+use super::plan::Plan;
+use super::rng::Rng;
+
+/// Events of one run at most: beyond that something spins.
+const EVENTS_MAX: u64 = 400_000;
+
+/// What happens at some time.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Arrive {
+        conn: ConnId,
+        way: Way,
+    },
+    Tick,
+    Dialled {
+        trunk: u64,
+        link: u32,
+        broker: usize,
+    },
+    Probed {
+        broker: usize,
+        asked: Time,
+    },
+    Component(usize),
+    /// A component that was slow reads what waits.
+    Catch {
+        component: usize,
+    },
+    Fault,
+    Restart {
+        broker: usize,
+        plan: u64,
+    },
+    Thaw {
+        broker: usize,
+        plan: u64,
+    },
+    Leave {
+        broker: usize,
+        plan: u64,
+    },
+    Route {
+        to: usize,
+        routed: Routed,
+    },
+    Outside,
+    Resume,
+    Calm,
+    Judge,
+}
+
+/// A run.
+pub struct World {
+    pub plan: Plan,
+    pub rng: Rng,
+    pub now: Time,
+    pub base: Instant,
+    pub oracle: Oracle,
+    pub brokers: Vec<Broker>,
+    pub daemon: Daemon,
+    pub components: Vec<Component>,
+    pub conns: BTreeMap<ConnId, Conn>,
+    pub next_conn: ConnId,
+    pub next_link: u64,
+    pub next_identity: u64,
+    /// Users that some broker has accepted.
+    pub known_users: BTreeSet<String>,
+    /// Faults are over.
+    pub calm: bool,
+    pub done: bool,
+    pub events: u64,
+    pub hash: u64,
+    verbose: bool,
+    queue: BTreeMap<(Time, u64), Event>,
+    next_event: u64,
+    routes: BTreeMap<(usize, usize), Time>,
+}
+
+impl World {
+    pub fn new(seed: u64, verbose: bool, base: Instant) -> Self {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::new(&mut rng);
+        let brokers = plan.flavours.map(Broker::new).into();
+        let daemon = Daemon::new(&plan, base);
+        let mut world = Self {
+            oracle: Oracle::new(plan.at_least_once),
+            plan,
+            rng,
+            now: 0,
+            base,
+            brokers,
+            daemon,
+            components: Vec::new(),
+            conns: BTreeMap::new(),
+            next_conn: 1,
+            next_link: 1,
+            next_identity: 1,
+            known_users: BTreeSet::new(),
+            calm: false,
+            done: false,
+            events: 0,
+            hash: 0xcbf2_9ce4_8422_2325,
+            verbose,
+            queue: BTreeMap::new(),
+            next_event: 0,
+            routes: BTreeMap::new(),
+        };
+        world.schedule();
+        world
+    }
+
+    fn schedule(&mut self) {
+        for component in 0..self.plan.components {
+            self.components
+                .push(Component::new(&self.plan, &mut self.rng));
+            let at = self.rng.below(self.plan.safety_end / 3);
+            self.at(at, Event::Component(component));
+        }
+        for _ in 0..self.plan.faults {
+            let at = self.rng.below(self.plan.safety_end);
+            self.at(at, Event::Fault);
+        }
+        self.at(0, Event::Tick);
+        self.at(1000, Event::Outside);
+        self.at(self.plan.safety_end, Event::Calm);
+    }
+
+    /// Runs until the end, or until the first violation.
+    pub fn run(&mut self) {
+        while let Some(((at, _), event)) = self.queue.pop_first() {
+            self.now = at;
+            self.events += 1;
+            self.note(&at.to_le_bytes());
+            self.handle(event);
+            if self.done || self.oracle.violation.is_some() {
+                return;
+            }
+            if self.events > EVENTS_MAX {
+                return self
+                    .oracle
+                    .fail("harness", "too many events: something spins");
+            }
+        }
+    }
+
+    pub fn at(&mut self, at: Time, event: Event) {
+        self.queue
+            .insert((at.max(self.now), self.next_event), event);
+        self.next_event += 1;
+    }
+
+    pub fn after(&mut self, delay: Time, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    pub fn instant(&self) -> Instant {
+        self.base + Duration::from_micros(self.now)
+    }
+
+    /// The simulated time of an instant, rounded up.
+    pub fn time(&self, instant: Instant) -> Time {
+        let nanos = instant.saturating_duration_since(self.base).as_nanos();
+        nanos.div_ceil(1000) as Time
+    }
+
+    pub fn trace(&self, line: impl FnOnce() -> String) {
+        if self.verbose {
+            println!("{:>10.3} ms  {}", self.now as f64 / 1000.0, line());
+        }
+    }
+
+    /// Feeds the trace's hash (FNV-1a).
+    pub fn note(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.hash = (self.hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Arrive { conn, way } => self.arrive(conn, way),
+            Event::Tick => self.daemon.armed = None,
+            Event::Dialled {
+                trunk,
+                link,
+                broker,
+            } => self.dialled(trunk, link, broker),
+            Event::Probed { broker, asked } => self.probed(broker, asked),
+            Event::Component(no) => self.component_turn(no),
+            Event::Catch { component } => self.component_catches_up(component),
+            Event::Fault => self.fault(),
+            Event::Restart { broker, plan } => self.restart(broker, plan),
+            Event::Thaw { broker, plan } => self.thaw(broker, plan),
+            Event::Leave { broker, plan } => self.leave(broker, plan),
+            Event::Route { to, routed } => self.routed(to, &routed),
+            Event::Outside => self.outside_publish(),
+            Event::Resume => self.trace(|| "natsmux runs again".into()),
+            Event::Calm => self.calm_down(),
+            Event::Judge => return self.judge(),
+        }
+        self.pump();
+    }
+
+    fn routed(&mut self, to: usize, routed: &Routed) {
+        if self.brokers[to].life == Life::Dead {
+            return;
+        }
+        self.broker_deliver(to, &routed.publish, &routed.groups, None);
+        self.broker_flush(to);
+    }
+
+    /// Messages on a route keep their order.
+    pub fn route_arrival(&mut self, from: usize, to: usize, delay: Time) -> Time {
+        let last = self.routes.entry((from, to)).or_insert(0);
+        *last = (*last).max(self.now + delay);
+        *last
+    }
+
+    fn arrive(&mut self, id: ConnId, way: Way) {
+        let now = self.now;
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
+        let pipe = conn.pipe(way);
+        if pipe.lost {
+            return;
+        }
+        if pipe.stalled_until > now {
+            let until = pipe.stalled_until;
+            return self.at(until, Event::Arrive { conn: id, way });
+        }
+        if let Some(Segment::Bytes(bytes)) = pipe.in_flight.front() {
+            let bytes = bytes.clone();
+            self.note(&id.to_le_bytes());
+            self.note(&bytes);
+        }
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.pipe(way).arrive();
+        }
+        self.readable(id, way);
+    }
+
+    /// Tells the receiving end that there is something.
+    pub fn readable(&mut self, id: ConnId, way: Way) {
+        let Some(conn) = self.conns.get(&id) else {
+            return;
+        };
+        match (conn.ends, way) {
+            (Ends::ComponentToNatsmux { session, .. }, Way::Up) => self.daemon.wake(session),
+            (Ends::ComponentToNatsmux { component, .. }, Way::Down) => {
+                self.component_read(component)
+            }
+            (Ends::NatsmuxToBroker { broker, .. }, Way::Up) => self.broker_read(broker, id),
+            (Ends::NatsmuxToBroker { link, .. }, Way::Down) => drop(self.link_read(link)),
+        }
+    }
+
+    pub fn send(&mut self, id: ConnId, way: Way, segment: Segment) {
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
+        let arrivals = conn
+            .pipe(way)
+            .send(segment, self.now, &mut self.rng, &self.plan.weather);
+        for at in arrivals {
+            self.at(at, Event::Arrive { conn: id, way });
+        }
+    }
+
+    /// Of what is on its way, a part arrives, and then `end`.
+    pub fn cut(&mut self, id: ConnId, way: Way, end: Segment) {
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
+        let arrivals = conn
+            .pipe(way)
+            .cut(end, self.now, &mut self.rng, &self.plan.weather);
+        for at in arrivals {
+            self.at(at, Event::Arrive { conn: id, way });
+        }
+    }
+
+    /// The dialled side is gone: what is on its way there is lost, and a write may fail.
+    pub fn conn_died_above(&mut self, id: ConnId) {
+        let write_dead = self.rng.percent(50);
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.up.in_flight.clear();
+            conn.up.ready.clear();
+            conn.write_dead |= write_dead;
+        }
+    }
+
+    /// The end: everything must have healed.
+    fn judge(&mut self) {
+        self.done = true;
+        let mut tables = BTreeMap::new();
+        for broker in &self.brokers {
+            for conn in broker.clients.keys() {
+                if let Some(Ends::NatsmuxToBroker { link, .. }) =
+                    self.conns.get(conn).map(|conn| conn.ends)
+                    && let Some(table) = broker.table(*conn)
+                {
+                    tables.insert(link, table);
+                }
+            }
+        }
+        let books = self.books();
+        self.oracle.at_rest(&tables, books);
+        self.judge_daemon();
+    }
+
+    pub fn books(&self) -> Books {
+        let counters = &self.daemon.bus.counters;
+        Books {
+            published: counters.published,
+            confirmed: counters.confirmed,
+            refused: counters.refused,
+            dropped: counters.dropped,
+            in_doubt: counters.in_doubt,
+            waiting: self.daemon.waiting(),
+            pongs_unproven: counters.pongs_unproven,
+        }
+    }
+}
