@@ -235,11 +235,17 @@ impl Trunk {
         }
     }
 
-    /// R3: the owed PONGs now mean *held by natsmux*.
+    /// R3: the owed PONGs now mean *held by natsmux*. PONGs have no names, so those that a
+    /// suspect link still owes for earlier PINGs are released with them: coming later, they
+    /// would be taken for the answer to later ones.
     fn release_pongs(&mut self, session: SessionId, bus: &mut Bus) {
+        for link in &mut self.links {
+            link.pings.disown(session);
+        }
         let slot = &mut self.slots[session.0 as usize];
         slot.pongs_until = None;
-        let pongs = u64::from(std::mem::take(&mut slot.owed_pongs));
+        let pongs = std::mem::take(&mut slot.owed_pongs) + std::mem::take(&mut slot.asked);
+        let pongs = u64::from(pongs);
         for _ in 0..pongs {
             self.deliver_pong(session, bus);
         }
