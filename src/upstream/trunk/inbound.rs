@@ -276,8 +276,10 @@ impl Trunk {
             } => {
                 let (subject, group) = (unquote(subject), queue_group.map(unquote));
                 self.subscriptions.reject(&subject, group.as_deref());
-                self.links[at].oks.pop();
-                self.deliver_to_own(&line, bus);
+                // A verbose session has heard, or will hear, of its SUB otherwise (R20).
+                if self.links[at].oks.pop() != Some(OkOwner::Nobody) {
+                    self.deliver_to_own(&line, bus);
+                }
             }
             BrokerError::InvalidSubject | BrokerError::MaxSubscriptions => {
                 self.links[at].oks.pop();
