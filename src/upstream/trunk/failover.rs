@@ -132,14 +132,20 @@ impl Trunk {
         bus.counters.repeated += settled.repeated;
         bus.counters.refused += refused;
         bus.counters.in_doubt += in_doubt;
-        // The publishes that wait will be answered by the next broker.
+        // The publishes that wait will be answered by the next broker, if it is told to.
         let oks = link.oks.owed_to_component();
-        let oks = oks.saturating_sub(settled.waiting.messages());
+        let again = settled.waiting.messages();
+        let (oks, unasked) = match (link.verbose, self.connect.verbose) {
+            (true, true) => (oks.saturating_sub(again), 0),
+            (false, true) => (oks, again),
+            (_, false) => (oks, 0),
+        };
         for session in link.pings.into_askers().collect::<Vec<_>>() {
             self.ask_for(session);
         }
         for (_, slot) in &mut self.slots {
             slot.owed_oks += oks;
+            slot.held_unasked += unasked;
             slot.publishes_covered_by = 0;
             if slot.subs_covered_by > self.answered {
                 slot.subs_covered_by = u64::MAX;

@@ -288,7 +288,7 @@ impl Trunk {
     /// Sends what waited, in order, each chunk followed by a fence.
     pub(super) fn send_held(&mut self, at: usize, now: Instant, bus: &mut Bus) -> u64 {
         let mut sent = 0;
-        let mut queues = vec![(None, std::mem::take(&mut self.orphans))];
+        let mut queues = vec![(None, std::mem::take(&mut self.orphans), 0)];
         for session in self.sessions() {
             let slot = &mut self.slots[session.0 as usize];
             slot.dropping = false;
@@ -299,10 +299,11 @@ impl Trunk {
             for _ in 0..oks {
                 self.deliver(session, &[encode::OK], bus);
             }
-            let held = std::mem::take(&mut self.slots[session.0 as usize].held);
-            queues.push((Some(session), held));
+            let slot = &mut self.slots[session.0 as usize];
+            let unasked = std::mem::take(&mut slot.held_unasked);
+            queues.push((Some(session), std::mem::take(&mut slot.held), unasked));
         }
-        for (session, mut held) in queues {
+        for (session, mut held, mut unasked) in queues {
             while let Some((chunk, messages)) = held.pop() {
                 if let Some(session) = session {
                     // No PONG before these are proven, as for publishes that never waited.
@@ -314,6 +315,12 @@ impl Trunk {
                 let link = &mut self.links[at];
                 link.out.push_chunk(chunk);
                 link.account.appended += messages;
+                if link.verbose {
+                    let quiet = unasked.min(messages);
+                    unasked -= quiet;
+                    link.oks.push(OkOwner::Nobody, quiet);
+                    link.oks.push(OkOwner::Component, messages - quiet);
+                }
                 self.appended_publishes(at, bytes, messages, now, bus);
                 if self.links[at].unfenced_since.is_some() {
                     self.push_ping(at, None, now, bus);

@@ -79,6 +79,9 @@ impl Trunk {
                 let link = &mut self.links[at];
                 link.out.push(frames);
                 link.account.appended += messages;
+                if link.verbose {
+                    link.oks.push(OkOwner::Component, messages);
+                }
                 self.appended_publishes(at, frames.len(), messages, now, bus);
             }
             _ if slot.dropping => {
@@ -193,7 +196,8 @@ impl Trunk {
         if drop {
             self.retire_subscriptions(session, now);
         }
-        self.connect = connect;
+        let was_verbose = std::mem::replace(&mut self.connect, connect).verbose;
+        self.settle_held_oks(was_verbose);
         self.connect_ok_owed = self.connect.verbose;
         self.verdict = Verdict::Pending;
         self.ready = false;
@@ -212,6 +216,22 @@ impl Trunk {
             });
         }
         self.next_attempt(now, bus);
+    }
+
+    /// What waits was published under the former options: it is answered, or not, as these
+    /// said. The same goes for a CONNECT that no broker has judged.
+    fn settle_held_oks(&mut self, was_verbose: bool) {
+        let connect_ok = u64::from(self.connect_ok_owed);
+        for (_, slot) in &mut self.slots {
+            slot.owed_oks += connect_ok;
+            if was_verbose == self.connect.verbose {
+                continue;
+            }
+            if was_verbose {
+                slot.owed_oks += slot.held.messages() - slot.held_unasked;
+            }
+            slot.held_unasked = slot.held.messages();
+        }
     }
 
     /// The component has closed its side, or natsmux drains it: what it sent so far is
@@ -387,9 +407,6 @@ impl Trunk {
         let link = &mut self.links[at];
         bus.note_publish(link.broker, now);
         link.note_unfenced(bytes, messages, now);
-        if link.verbose {
-            link.oks.push(OkOwner::Component, messages);
-        }
         let limits = &bus.settings.limits;
         let due = link.unfenced_bytes >= limits.fence_bytes
             || link.unfenced_messages >= limits.fence_messages as u64;

@@ -81,6 +81,9 @@ pub(super) struct Slot {
     pub(super) owed_pongs: u32,
     /// `+OK`s owed from the same time (verbose sessions).
     pub(super) owed_oks: u64,
+    /// How many of the publishes that wait must not be answered by the next broker: they
+    /// were published under other options than it is told (R20).
+    pub(super) held_unasked: u64,
     /// Number of the first PING that covers the session's last SUB or UNSUB (R2).
     pub(super) subs_covered_by: u64,
     /// The same for its last publish.
@@ -119,6 +122,7 @@ impl Slot {
             held: Held::default(),
             owed_pongs: 0,
             owed_oks: 0,
+            held_unasked: 0,
             subs_covered_by: 0,
             publishes_covered_by: 0,
             had_pong: false,

@@ -1,1 +1,217 @@
+//! The machine on scripted brokers: one trunk, two brokers, a clock that the test moves.
 
+use std::hash::RandomState;
+use std::io::IoSlice;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::*;
+use crate::config::{Admit, BrokerAddr, BusLimits, PongHold, Timings};
+use crate::upstream::admission::Admission;
+use crate::upstream::bus::{Budget, Budgets, Settings};
+use crate::upstream::roster::{Failure, Roster};
+
+const INFO: &[u8] =
+    b"INFO {\"server_id\":\"x\",\"version\":\"2.9.10\",\"headers\":true,\"max_payload\":1048576,\"proto\":1}\r\n";
+
+struct Bench {
+    trunk: Trunk,
+    bus: Bus,
+    session: SessionId,
+    link: LinkId,
+    now: Instant,
+}
+
+impl Bench {
+    /// A trunk whose session is attached, and dials. `options` is the component's CONNECT.
+    fn new(options: &str) -> Self {
+        let now = Instant::now();
+        let settings = Settings {
+            timings: Timings {
+                pong_hold: PongHold::After(Duration::from_millis(300)),
+                ..Timings::default()
+            },
+            limits: BusLimits::default(),
+            delivery: Delivery::AtMostOnce,
+            admit: Admit::Always,
+            lenient_connect: true,
+            fences_per_second: 5000,
+        };
+        let addrs = ["a", "b"].map(|host| BrokerAddr {
+            host: host.to_owned(),
+            port: 4222,
+        });
+        let roster = Roster::new(&addrs, 0, Duration::from_secs(3), 1, now);
+        let budget = || Rc::new(Budget::new(1 << 20));
+        let budgets = Budgets {
+            held: budget(),
+            early: budget(),
+            pending: budget(),
+        };
+        let admission = Admission::new(RandomState::new());
+        let mut bus = Bus::new(settings, roster, admission, budgets, now);
+        let connect = ConnectInfo::parse(options.as_bytes()).expect("options");
+        let mut trunk = Trunk::new(TrunkId(0), connect);
+        let out = Outbox::new(Retention::UntilWritten);
+        let session = trunk.attach(out, true, now, &mut bus);
+        let mut bench = Self {
+            trunk,
+            bus,
+            session,
+            link: LinkId(0),
+            now,
+        };
+        bench.take_dial();
+        bench
+    }
+
+    /// The same, with a live link.
+    fn live(options: &str) -> Self {
+        let mut bench = Self::new(options);
+        bench.join();
+        bench
+    }
+
+    /// Notes the link that the trunk dials now.
+    fn take_dial(&mut self) {
+        while let Some(action) = self.trunk.poll_action() {
+            if let Action::Dial { link, .. } = action {
+                self.link = link;
+            }
+        }
+    }
+
+    /// Answers the dialled link up to the verdict, and the replay if there is one.
+    fn join(&mut self) {
+        self.trunk
+            .handle_connected(self.link, self.now, &mut self.bus);
+        self.broker(INFO);
+        self.broker(if self.trunk.connect.verbose {
+            b"+OK\r\nPONG\r\n"
+        } else {
+            b"PONG\r\n"
+        });
+        self.trunk.handle_wake(self.now, &mut self.bus);
+    }
+
+    fn broker(&mut self, bytes: &[u8]) {
+        self.trunk
+            .handle_link_bytes(self.link, bytes, self.now, &mut self.bus);
+    }
+
+    fn lose(&mut self) {
+        self.trunk
+            .handle_link_failed(self.link, Failure::Closed, self.now, &mut self.bus);
+        self.take_dial();
+    }
+
+    fn publish(&mut self, frame: &[u8]) {
+        self.trunk
+            .publish(self.session, frame, 1, self.now, &mut self.bus);
+    }
+
+    fn ping(&mut self) {
+        self.trunk.ping(self.session, self.now, &mut self.bus);
+    }
+
+    fn subscribe(&mut self, subject: &[u8], sid: &[u8]) {
+        let (session, now) = (self.session, self.now);
+        self.trunk
+            .subscribe(session, subject, None, sid, now, &mut self.bus);
+    }
+
+    fn reconnect(&mut self, options: &str) {
+        let connect = ConnectInfo::parse(options.as_bytes()).expect("options");
+        let (session, now) = (self.session, self.now);
+        self.trunk
+            .reconnect(session, connect, false, now, &mut self.bus);
+        self.take_dial();
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.trunk.handle_timeout(self.now, &mut self.bus);
+    }
+
+    /// What the component has been sent since the last look.
+    fn heard(&mut self) -> String {
+        take(self.trunk.out(self.session).expect("attached"))
+    }
+
+    /// What the broker has been sent since the last look.
+    fn told(&mut self) -> String {
+        take(self.trunk.link_out(self.link).expect("open"))
+    }
+}
+
+fn take(out: &mut Outbox) -> String {
+    let mut slices = [IoSlice::new(&[]); 16];
+    let filled = out.slices(&mut slices);
+    let bytes: Vec<u8> = slices[..filled]
+        .iter()
+        .flat_map(|slice| slice.to_vec())
+        .collect();
+    out.advance(bytes.len());
+    String::from_utf8(bytes).expect("text")
+}
+
+const PLAIN: &str = r#"{"verbose":false,"pedantic":false}"#;
+const VERBOSE: &str = r#"{"verbose":true,"pedantic":false}"#;
+
+#[test]
+fn pongs_that_are_released_take_those_before_them_along() {
+    let mut bench = Bench::live(PLAIN);
+    bench.publish(b"PUB a 0\r\n\r\n");
+    bench.ping();
+    bench.pass(Duration::from_millis(200));
+    assert!(
+        bench.bus.watches.suspect_since(BrokerId(0)).is_some(),
+        "the fence waits for too long"
+    );
+    bench.publish(b"PUB b 0\r\n\r\n");
+    bench.ping();
+    bench.pass(Duration::from_millis(400));
+    assert_eq!(bench.heard(), "PONG\r\nPONG\r\n");
+    assert_eq!(bench.bus.counters.pongs_unproven, 2);
+    bench.broker(b"PONG\r\n");
+    assert_eq!(
+        bench.heard(),
+        "",
+        "or the component took it for its next PING"
+    );
+}
+
+#[test]
+fn a_verbose_session_hears_nothing_of_a_replay() {
+    let mut bench = Bench::live(VERBOSE);
+    bench.subscribe(b"deny", b"1");
+    bench.told();
+    bench.heard();
+    bench.lose();
+    bench.join();
+    assert!(bench.told().contains("SUB deny 0\r\n"));
+    bench.broker(b"-ERR 'Permissions Violation for Subscription to \"deny\"'\r\n");
+    assert_eq!(bench.heard(), "");
+    bench.broker(b"PONG\r\n");
+    assert_eq!(bench.heard(), "+OK\r\n", "one answer for one SUB");
+}
+
+#[test]
+fn publishes_that_wait_are_answered_as_they_were_asked_to_be() {
+    let mut bench = Bench::new(VERBOSE);
+    bench.heard();
+    bench.publish(b"PUB a 0\r\n\r\n");
+    bench.reconnect(PLAIN);
+    bench.publish(b"PUB b 0\r\n\r\n");
+    bench.join();
+    assert_eq!(bench.heard(), "+OK\r\n", "for the first publish");
+
+    let mut bench = Bench::new(PLAIN);
+    bench.publish(b"PUB a 0\r\n\r\n");
+    bench.reconnect(VERBOSE);
+    bench.publish(b"PUB b 0\r\n\r\n");
+    bench.join();
+    assert_eq!(bench.heard(), "+OK\r\n", "for CONNECT");
+    bench.broker(b"+OK\r\n+OK\r\n");
+    assert_eq!(bench.heard(), "+OK\r\n", "for the second publish");
+}
