@@ -316,6 +316,9 @@ impl Trunk {
             let link = self.drop_link(0, false, bus);
             if link.is_attached() {
                 bus.detached(self.id, link.broker, now);
+                // Only a refused trunk leaves something unproven behind.
+                let (settled, _) = self.settle(link, bus);
+                bus.counters.refused += settled.waiting.messages();
             }
         }
         if self.lost.is_some() {
