@@ -506,6 +506,10 @@ impl Session {
             // Between INFO and the first PONG a component hears nothing but +OK or -ERR.
             return;
         }
+        if home.trunk.is_parked(home.id) {
+            // Its PONG may have come: natsmux doesn't read it (R6).
+            return;
+        }
         if self.pings.outstanding >= bus.settings.limits.ping_max as u32 {
             bus.counters.stale_sessions += 1;
             home.trunk.close_session(home.id, CloseReason::Stale);

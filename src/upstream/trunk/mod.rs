@@ -268,6 +268,12 @@ impl Trunk {
         wants
     }
 
+    /// Whether a session's component isn't read at present.
+    pub fn is_parked(&self, session: SessionId) -> bool {
+        let slot = self.slots.get(session.0 as usize);
+        slot.is_some_and(|slot| slot.parked)
+    }
+
     /// Unparks the sessions that wait for room, after links were flushed or held publishes
     /// went out.
     pub fn unpark(&mut self, bus: &Bus) {
