@@ -124,7 +124,9 @@ impl Trunk {
         let mut frame = std::mem::take(&mut self.scratch);
         let sid = upstream.as_ref().map_or(NO_SID, |text| text.as_bytes());
         encode::sub(&mut frame, subject, queue_group, sid);
-        if !self.send_operation(session, &frame, now) && upstream.is_none() {
+        let sent = self.send_operation(session, &frame, now);
+        // A verbose session is owed an answer by now, and one is enough (R20).
+        if !sent && upstream.is_none() && !self.connect.verbose {
             self.deliver(session, &[b"-ERR 'Invalid Subject'\r\n"], bus);
         }
         frame.clear();

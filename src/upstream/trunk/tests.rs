@@ -198,20 +198,47 @@ fn a_verbose_session_hears_nothing_of_a_replay() {
 
 #[test]
 fn publishes_that_wait_are_answered_as_they_were_asked_to_be() {
-    let mut bench = Bench::new(VERBOSE);
+    let mut bench = Bench::live(VERBOSE);
+    bench.lose();
     bench.heard();
     bench.publish(b"PUB a 0\r\n\r\n");
     bench.reconnect(PLAIN);
-    bench.publish(b"PUB b 0\r\n\r\n");
     bench.join();
-    assert_eq!(bench.heard(), "+OK\r\n", "for the first publish");
+    assert_eq!(bench.heard(), "+OK\r\n", "for the publish");
 
-    let mut bench = Bench::new(PLAIN);
+    let mut bench = Bench::live(PLAIN);
+    bench.lose();
     bench.publish(b"PUB a 0\r\n\r\n");
     bench.reconnect(VERBOSE);
-    bench.publish(b"PUB b 0\r\n\r\n");
     bench.join();
     assert_eq!(bench.heard(), "+OK\r\n", "for CONNECT");
-    bench.broker(b"+OK\r\n+OK\r\n");
-    assert_eq!(bench.heard(), "+OK\r\n", "for the second publish");
+    bench.broker(b"+OK\r\n");
+    assert_eq!(bench.heard(), "", "the publish asked for none");
+}
+
+#[test]
+fn an_invalid_sub_without_a_broker_has_one_answer() {
+    for (options, at_once, later) in [
+        (PLAIN, "-ERR 'Invalid Subject'\r\n", ""),
+        (VERBOSE, "", "+OK\r\n"),
+    ] {
+        let mut bench = Bench::live(options);
+        bench.heard();
+        bench.lose();
+        bench.subscribe(b"a..b", b"1");
+        assert_eq!(bench.heard(), at_once);
+        bench.join();
+        assert_eq!(bench.heard(), later);
+    }
+}
+
+#[test]
+fn a_component_that_is_not_read_is_not_stale() {
+    let mut bench = Bench::live(PLAIN);
+    let frame = [b"PUB a 600000\r\n", &[b'x'; 600_000][..], b"\r\n"].concat();
+    bench.publish(&frame);
+    let (session, now) = (bench.session, bench.now);
+    assert!(!bench.trunk.is_parked(session));
+    assert!(!bench.trunk.wants_read(session, now, &bench.bus));
+    assert!(bench.trunk.is_parked(session));
 }
