@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::Oracle;
-use super::frames::{Down, Publish, Splitter, Up};
+use super::frames::{Down, Publish, Splitter, Up, json_value};
 use super::session::{Expected, Kind, SubState};
 
 /// Errors after which a broker closes the connection, and whose text goes to nobody unless
@@ -54,6 +54,8 @@ pub struct Link {
     proven: u64,
     info: Option<String>,
     connected: bool,
+    /// It was told to answer every operation.
+    verbose: bool,
     authenticated: bool,
     /// Subscriptions that must be in place before the first publish.
     must_replay: Vec<usize>,
@@ -77,6 +79,7 @@ impl Link {
             proven: 0,
             info: None,
             connected: false,
+            verbose: false,
             authenticated: false,
             must_replay: Vec::new(),
             published: false,
@@ -116,8 +119,9 @@ impl Oracle {
         let link = self.link(no);
         let at = link.frames;
         match (&frame, link.connected) {
-            (Up::Connect(_), false) if link.info.is_some() => {
+            (Up::Connect(json), false) if link.info.is_some() => {
                 link.connected = true;
+                link.verbose = json_value(json, "verbose") == Some("true");
                 return;
             }
             (Up::Connect(_), _) => {
@@ -573,22 +577,22 @@ impl Oracle {
             self.mark("publish refused");
         }
         if let Some(quoted) = text.strip_prefix("Permissions Violation for Subscription to \"") {
-            let subject = quoted
-                .split('"')
-                .next()
-                .unwrap_or_default()
-                .as_bytes()
-                .to_vec();
-            self.broker_refused_sub(no, &subject);
+            let mut parts = quoted.split('"');
+            let subject = parts.next().unwrap_or_default().as_bytes().to_vec();
+            let group = parts.nth(1).map(|group| group.as_bytes().to_vec());
+            self.broker_refused_sub(no, &subject, group);
         }
-        self.sessions[session_no].errors.push(text);
+        let verbose = self.links[&no].verbose;
+        self.sessions[session_no].errors.push((text, verbose));
     }
 
-    fn broker_refused_sub(&mut self, no: u64, subject: &[u8]) {
+    fn broker_refused_sub(&mut self, no: u64, subject: &[u8], group: Option<Vec<u8>>) {
         let link = &self.links[&no];
         let session = &mut self.sessions[link.session];
         let refused = link.sids.values().map(|on| on.sub).filter(|sub| {
-            session.subs[*sub].subject == subject && session.subs[*sub].state == SubState::Live
+            session.subs[*sub].subject == subject
+                && session.subs[*sub].group == group
+                && session.subs[*sub].state == SubState::Live
         });
         if let Some(sub) = refused.max() {
             session.subs[sub].state = SubState::Gone;
@@ -654,6 +658,11 @@ impl Oracle {
                 Some(sub) => subs[sub].state != SubState::Gone,
                 None => false,
             });
+        if session.refused {
+            let again = std::mem::take(&mut session.queue);
+            self.books.refused += again.len() as u64;
+        }
+        let session = &mut self.sessions[session_no];
         if !session.pings.is_empty() {
             self.mark("owed PONG over a failover");
         }

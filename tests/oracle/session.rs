@@ -101,14 +101,17 @@ pub struct Session {
     /// Operations that a verbose session has not heard of.
     pub verbose_ops: VecDeque<u64>,
     pub expected: VecDeque<Expected>,
-    /// What brokers said and the component has not heard yet.
-    pub errors: Vec<String>,
+    /// Errors that brokers said and the component has not heard yet, and whether each is the
+    /// answer to an operation of a verbose session.
+    pub errors: Vec<(String, bool)>,
     /// A broker accepted its CONNECT.
     pub accepted: bool,
     /// A broker refused it, with this text.
     pub refusal: Option<String>,
     /// It may start without a broker's verdict (R16).
     pub admitted: bool,
+    /// And that was its end.
+    pub refused: bool,
     /// The component broke the protocol, or went away.
     pub at_fault: bool,
     /// It was told why it will be closed.
@@ -117,6 +120,8 @@ pub struct Session {
     pub closing: bool,
     pub ops: u64,
     early: Vec<Up>,
+    /// It has sent a CONNECT itself.
+    sent_connect: bool,
     info_said: bool,
     sent: Splitter,
     heard: Splitter,
@@ -199,9 +204,14 @@ impl Oracle {
         if session.verbose() {
             session.verbose_ops.push_back(session.ops);
         }
-        if before.is_some() {
+        if before.is_none() {
+            self.sessions[no].sent_connect = true;
+        } else {
+            // The brokers' verdict on the first says nothing of this one.
+            self.sessions[no].accepted = false;
             self.mark("second CONNECT");
-            if reading.connect_drops {
+            if std::mem::replace(&mut self.sessions[no].sent_connect, true) && reading.connect_drops
+            {
                 for sub in 0..self.sessions[no].subs.len() {
                     if self.sessions[no].subs[sub].state == SubState::Live {
                         self.end_sub(no, sub);
@@ -477,12 +487,6 @@ impl Oracle {
         };
         self.sessions[no].pongs += 1;
         let session = &self.sessions[no];
-        if session.verbose_ops.front().is_some_and(|op| *op < ping) {
-            return self.fail(
-                "R20 verbose",
-                format!("session {no}: a PONG overtook a +OK"),
-            );
-        }
         if session.options.is_some() && !session.accepted && !session.admitted {
             return self.fail(
                 "R16 verdict",
@@ -496,9 +500,10 @@ impl Oracle {
     }
 
     /// Whether everything that the session did before operation `ping` is in place,
-    /// processed, or counted in doubt.
+    /// processed, or counted in doubt, and a verbose one heard of it.
     fn is_proven(&self, no: usize, ping: u64) -> bool {
         let session = &self.sessions[no];
+        let answered = session.verbose_ops.front().is_none_or(|op| *op >= ping);
         let placed = session.unproven.iter().all(|unproven| unproven.op >= ping);
         let held = session.queue.front().is_some_and(|(op, _)| *op < ping);
         let on_wire = self.links.values().any(|link| {
@@ -509,7 +514,7 @@ impl Oracle {
                     .front()
                     .is_some_and(|publish| publish.op < ping)
         });
-        placed && !held && !on_wire
+        answered && placed && !held && !on_wire
     }
 
     fn heard_ok(&mut self, no: usize) {
@@ -520,9 +525,9 @@ impl Oracle {
 
     fn heard_error(&mut self, no: usize, text: &str) {
         let session = &mut self.sessions[no];
-        if let Some(at) = session.errors.iter().position(|error| error == text) {
-            session.errors.remove(at);
-            if text != "Invalid Publish Subject" {
+        if let Some(at) = session.errors.iter().position(|(error, _)| error == text) {
+            let (_, is_answer) = session.errors.remove(at);
+            if is_answer && text != "Invalid Publish Subject" {
                 session.verbose_ops.pop_front();
             }
             return;
@@ -584,9 +589,12 @@ impl Oracle {
 
     /// A session's credentials were refused: what it published is refused with it.
     pub fn session_refused(&mut self, no: usize) {
+        self.sessions[no].refused = true;
         let held = std::mem::take(&mut self.sessions[no].queue);
         self.books.refused += held.len() as u64;
-        self.mark("publishes of a refused session");
+        if !held.is_empty() {
+            self.mark("publishes of a refused session");
+        }
     }
 
     /// natsmux handles an input at once: what a broker sent must be in the outbox now.

@@ -219,13 +219,6 @@ impl World {
         } else {
             String::new()
         };
-        if pattern.starts_with("deny") {
-            // Its sid is used once: natsmux takes a second SUB with it for a duplicate, as
-            // long as it doesn't know that the first was refused.
-            let sid = self.next_identity;
-            self.next_identity += 1;
-            return bytes.extend_from_slice(format!("SUB {pattern}{group} d{sid}\r\n").as_bytes());
-        }
         let sid = self.some_sid(no, reuse);
         bytes.extend_from_slice(format!("SUB {pattern}{group} {sid}\r\n").as_bytes());
     }
@@ -426,9 +419,9 @@ impl World {
             CloseReason::ComponentClosed | CloseReason::ComponentLost => component.gone,
             CloseReason::Fault(_) => model.at_fault || component.faulty,
             CloseReason::SlowConsumer => {
-                component.is_slow() || self.daemon.overflowed == Some(session)
+                component.is_slow() || self.daemon.overflowed.contains(&session)
             }
-            CloseReason::Stale => component.manner != Manner::Good,
+            CloseReason::Stale => component.manner != Manner::Good || component.gone,
             CloseReason::AuthTimeout => model.options.is_none(),
             CloseReason::Refused(_) => {
                 model.refusal.is_some() && (!model.accepted || !self.is_welcome_somewhere())

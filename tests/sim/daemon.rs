@@ -4,7 +4,7 @@
 //! Every input to a machine is followed by a look at what it appended to its outboxes: that
 //! is what the oracle judges, whether or not a socket takes it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::RandomState;
 use std::io::IoSlice;
 use std::rc::Rc;
@@ -39,8 +39,8 @@ pub struct Daemon {
     pub sessions: BTreeMap<usize, SessionIo>,
     pub paused_until: Time,
     pub armed: Option<Time>,
-    /// The session that the last read overflowed.
-    pub overflowed: Option<usize>,
+    /// Sessions that may have more waiting for them than is allowed.
+    pub overflowed: BTreeSet<usize>,
     next_trunk: u64,
 }
 
@@ -98,7 +98,7 @@ impl Daemon {
             sessions: BTreeMap::new(),
             paused_until: 0,
             armed: None,
-            overflowed: None,
+            overflowed: BTreeSet::new(),
             next_trunk: 0,
         }
     }
@@ -201,6 +201,10 @@ impl World {
             {
                 self.oracle.link_closed(link.no);
             }
+            let session = &self.oracle.sessions[io.session];
+            if action == Action::Done && session.refusal.is_some() && !session.refused {
+                self.oracle.session_refused(io.session);
+            }
             io.actions.push_back(action);
         }
         for (link_id, link) in &mut io.links {
@@ -224,6 +228,10 @@ impl World {
             self.oracle.sessions[session].closing |= closing;
             if !bytes.is_empty() {
                 self.oracle.to_component(session, &bytes);
+                self.trace(|| {
+                    let text = String::from_utf8_lossy(&bytes);
+                    format!("session {session} => {}", text.escape_debug())
+                });
             }
         }
         let books = self.books();
@@ -294,7 +302,7 @@ impl World {
         let io = self.daemon.trunks.get_mut(&trunk).expect("it has the link");
         let waiting = io.machine.out(io.slot).map_or(0, |out| out.pending_bytes());
         if waiting + 2 * count > limit {
-            self.daemon.overflowed = Some(io.session);
+            self.daemon.overflowed.insert(io.session);
         }
     }
 
@@ -366,7 +374,7 @@ impl World {
             return false;
         };
         self.oracle.mark("the slowest is shed");
-        self.daemon.overflowed = Some(no);
+        self.daemon.overflowed.insert(no);
         self.with_trunk(trunk, |machine, _, bus| machine.close_slow(session, bus));
         self.daemon.wake(no);
         true
