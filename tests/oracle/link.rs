@@ -280,10 +280,7 @@ impl Oracle {
         let (session_no, frame) = (link.session, link.frames);
         let on_link = link.sids.get(sid).cloned();
         let session = &mut self.sessions[session_no];
-        let Some(OnLink {
-            mut sub, mut base, ..
-        }) = on_link
-        else {
+        if on_link.is_none() {
             let moves = |other: &&Link| other.session == session_no && !other.closed;
             if self.links.values().filter(moves).count() > 1 {
                 // A link that is being left is told of everything; what it never had does
@@ -308,9 +305,11 @@ impl Oracle {
         };
         if let Some(other) = self.better_guess(no, sid, max) {
             self.swap_guesses(no, sid, &other);
-            let on = &self.links[&no].sids[sid];
-            (sub, base) = (on.sub, on.base);
+        } else if let Some(max) = max {
+            self.better_choice(no, sid, max);
         }
+        let on = &self.links[&no].sids[sid];
+        let (sub, base) = (on.sub, on.base);
         let session = &mut self.sessions[session_no];
         let Some(max) = max else {
             for unproven in &mut session.unproven {
@@ -372,6 +371,41 @@ impl Oracle {
         }
         let equal = self.guesses_like(no, sid);
         equal.into_iter().find(|other| fits(&link.sids[other]))
+    }
+
+    /// The same, where the subscription that fits is on the link under no sid yet.
+    fn better_choice(&mut self, no: u64, sid: &[u8], max: u64) {
+        let link = self.links.get_mut(&no).expect("the harness opened it");
+        let session = &mut self.sessions[link.session];
+        let own = link.sids[sid].clone();
+        let total = |base: u64| base + max;
+        if !own.is_guess || session.subs[own.sub].max == total(own.base) {
+            return;
+        }
+        let placed: Vec<usize> = link.sids.values().map(|on| on.sub).collect();
+        let like = &session.subs[own.sub];
+        let fits = |index: &usize| {
+            let sub = &session.subs[*index];
+            sub.subject == like.subject
+                && sub.group == like.group
+                && sub.state == SubState::Live
+                && sub.max == total(sub.delivered)
+                && !placed.contains(index)
+        };
+        let Some(sub) = (0..session.subs.len()).find(fits) else {
+            return;
+        };
+        for unproven in &mut session.unproven {
+            if unproven.kind == Kind::Subscribe(own.sub) {
+                unproven.on = None;
+            } else if unproven.kind == Kind::Subscribe(sub) {
+                unproven.on = Some((no, own.frame));
+            }
+        }
+        session.subs[own.sub].upstream = None;
+        session.subs[sub].upstream = Some(sid.to_vec());
+        let base = session.subs[sub].delivered;
+        link.sids.insert(sid.to_vec(), OnLink { sub, base, ..own });
     }
 
     /// The other sids on a link that may be confused with this one.

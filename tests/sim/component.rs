@@ -219,6 +219,14 @@ impl World {
         } else {
             String::new()
         };
+        if pattern.starts_with("deny") {
+            // Its sid is used once. A broker's -ERR names no sid, so of several refused SUBs
+            // that differ in nothing else, natsmux can't tell which it is about.
+            let sid = self.next_identity;
+            self.next_identity += 1;
+            let line = format!("SUB {pattern}{group} d{sid}\r\n");
+            return bytes.extend_from_slice(line.as_bytes());
+        }
         let sid = self.some_sid(no, reuse);
         bytes.extend_from_slice(format!("SUB {pattern}{group} {sid}\r\n").as_bytes());
     }

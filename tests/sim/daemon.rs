@@ -30,7 +30,7 @@ use super::world::{Event, World};
 /// How long a component that is being closed may take to read its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Rounds of one pump at most: beyond that the machines feed each other.
-const ROUNDS_MAX: u32 = 1000;
+const ROUNDS_MAX: u32 = 20_000;
 
 /// The process.
 pub struct Daemon {
@@ -140,12 +140,18 @@ fn appended(out: &Outbox, seen: &mut u64) -> Vec<u8> {
 }
 
 fn pending(out: &Outbox) -> Vec<Vec<u8>> {
-    let mut slices = [IoSlice::new(&[]); 64];
-    let filled = out.slices(&mut slices);
-    slices[..filled]
-        .iter()
-        .map(|slice| slice.to_vec())
-        .collect()
+    let mut count = 64;
+    loop {
+        let mut slices = vec![IoSlice::new(&[]); count];
+        let filled = out.slices(&mut slices);
+        if filled < count {
+            return slices[..filled]
+                .iter()
+                .map(|slice| slice.to_vec())
+                .collect();
+        }
+        count *= 8;
+    }
 }
 
 impl World {

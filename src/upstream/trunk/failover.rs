@@ -132,14 +132,19 @@ impl Trunk {
         bus.counters.repeated += settled.repeated;
         bus.counters.refused += refused;
         bus.counters.in_doubt += in_doubt;
-        // The publishes that wait will be answered by the next broker, if it is told to.
-        let oks = link.oks.owed_to_component();
+        // The publishes that wait will be answered by the next broker, if it is told to; but
+        // not those that this one has answered and that are repeated.
         let again = settled.waiting.messages();
-        let (oks, unasked) = match (link.verbose, self.connect.verbose) {
-            (true, true) => (oks.saturating_sub(again), 0),
-            (false, true) => (oks, again),
-            (_, false) => (oks, 0),
+        let operations = link.oks.owed(OkOwner::Operation);
+        let publishes = link.oks.owed(OkOwner::Publish);
+        let (oks, unasked) = match self.connect.verbose {
+            true => (
+                publishes.saturating_sub(again),
+                again.saturating_sub(publishes),
+            ),
+            false => (publishes, 0),
         };
+        let oks = oks + operations;
         for session in link.pings.into_askers().collect::<Vec<_>>() {
             self.ask_for(session);
         }

@@ -114,7 +114,7 @@ impl Trunk {
         link.verbose = self.connect.verbose;
         if link.verbose {
             let owner = match self.connect_ok_owed {
-                true => OkOwner::Component,
+                true => OkOwner::Operation,
                 false => OkOwner::Nobody,
             };
             link.oks.push(owner, 1);
@@ -319,7 +319,7 @@ impl Trunk {
                     let quiet = unasked.min(messages);
                     unasked -= quiet;
                     link.oks.push(OkOwner::Nobody, quiet);
-                    link.oks.push(OkOwner::Component, messages - quiet);
+                    link.oks.push(OkOwner::Publish, messages - quiet);
                 }
                 self.appended_publishes(at, bytes, messages, now, bus);
                 if self.links[at].unfenced_since.is_some() {

@@ -227,7 +227,8 @@ impl Trunk {
 
     fn handle_ok(&mut self, at: usize, bus: &Bus) {
         // The server of 2012 says +OK to a CONNECT that asked for none: nobody's.
-        if self.links[at].oks.pop() == Some(OkOwner::Component) {
+        let owner = self.links[at].oks.pop();
+        if owner.is_some_and(|owner| owner != OkOwner::Nobody) {
             if self.links[at].phase == Phase::Authenticating {
                 self.connect_ok_owed = false;
             }

@@ -35,8 +35,10 @@ pub(super) enum Phase {
 /// Who is told of a `+OK`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OkOwner {
-    /// The component: it caused the operation.
-    Component,
+    /// The component, for its publish.
+    Publish,
+    /// The component, for another operation.
+    Operation,
     /// Nobody: it belongs to a replay or to natsmux.
     Nobody,
 }
@@ -67,13 +69,10 @@ impl Oks {
         Some(owner)
     }
 
-    /// Answers that the component would still have got.
-    pub(super) fn owed_to_component(&self) -> u64 {
-        self.runs
-            .iter()
-            .filter(|(owner, _)| *owner == OkOwner::Component)
-            .map(|(_, run)| run)
-            .sum()
+    /// Answers of this kind that were still to come.
+    pub(super) fn owed(&self, owner: OkOwner) -> u64 {
+        let runs = self.runs.iter().filter(|(owed, _)| *owed == owner);
+        runs.map(|(_, run)| run).sum()
     }
 }
 
@@ -180,12 +179,13 @@ mod tests {
     fn oks_are_answered_in_order() {
         let mut oks = Oks::default();
         oks.push(OkOwner::Nobody, 1);
-        oks.push(OkOwner::Component, 1);
-        oks.push(OkOwner::Component, 2);
+        oks.push(OkOwner::Publish, 1);
+        oks.push(OkOwner::Publish, 2);
         oks.push(OkOwner::Nobody, 0);
-        assert_eq!(oks.owed_to_component(), 3);
+        assert_eq!(oks.owed(OkOwner::Publish), 3);
         assert_eq!(oks.pop(), Some(OkOwner::Nobody));
-        assert_eq!(oks.pop(), Some(OkOwner::Component));
-        assert_eq!(oks.owed_to_component(), 2);
+        assert_eq!(oks.pop(), Some(OkOwner::Publish));
+        assert_eq!(oks.owed(OkOwner::Publish), 2);
+        assert_eq!(oks.owed(OkOwner::Operation), 0);
     }
 }

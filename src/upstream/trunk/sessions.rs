@@ -80,7 +80,7 @@ impl Trunk {
                 link.out.push(frames);
                 link.account.appended += messages;
                 if link.verbose {
-                    link.oks.push(OkOwner::Component, messages);
+                    link.oks.push(OkOwner::Publish, messages);
                 }
                 self.appended_publishes(at, frames.len(), messages, now, bus);
             }
@@ -351,7 +351,7 @@ impl Trunk {
         link.out.push(frame);
         link.note_unfenced(frame.len(), 0, now);
         if link.verbose {
-            link.oks.push(OkOwner::Component, 1);
+            link.oks.push(OkOwner::Operation, 1);
         }
         true
     }

@@ -25,6 +25,10 @@ struct Bench {
 impl Bench {
     /// A trunk whose session is attached, and dials. `options` is the component's CONNECT.
     fn new(options: &str) -> Self {
+        Self::with(options, Delivery::AtMostOnce)
+    }
+
+    fn with(options: &str, delivery: Delivery) -> Self {
         let now = Instant::now();
         let settings = Settings {
             timings: Timings {
@@ -32,7 +36,7 @@ impl Bench {
                 ..Timings::default()
             },
             limits: BusLimits::default(),
-            delivery: Delivery::AtMostOnce,
+            delivery,
             admit: Admit::Always,
             lenient_connect: true,
             fences_per_second: 5000,
@@ -241,4 +245,20 @@ fn a_component_that_is_not_read_is_not_stale() {
     assert!(!bench.trunk.is_parked(session));
     assert!(!bench.trunk.wants_read(session, now, &bench.bus));
     assert!(bench.trunk.is_parked(session));
+}
+
+#[test]
+fn a_publish_that_is_repeated_is_answered_once() {
+    let mut bench = Bench::with(VERBOSE, Delivery::AtLeastOnce);
+    bench.join();
+    bench.heard();
+    bench.publish(b"PUB a 0\r\n\r\n");
+    bench.publish(b"PUB b 0\r\n\r\n");
+    bench.told();
+    bench.broker(b"+OK\r\n");
+    bench.lose();
+    bench.join();
+    assert!(bench.told().contains("PUB a 0\r\n\r\nPUB b 0\r\n\r\n"));
+    bench.broker(b"+OK\r\n+OK\r\n");
+    assert_eq!(bench.heard(), "+OK\r\n+OK\r\n");
 }
