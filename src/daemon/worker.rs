@@ -19,8 +19,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::config::{BusConfig, Config};
-use crate::downstream::driver::Shared;
-use crate::downstream::listener::{self, Identity};
+use crate::downstream::listener;
+use crate::downstream::shared::{Identity, Shared};
 use crate::net::socket;
 use crate::telemetry::{BrokerSnapshot, BusSnapshot, Counters, Snapshot};
 use crate::upstream::admission::Admission;

@@ -11,12 +11,10 @@ use socket2::SockRef;
 use tokio::io::AsyncReadExt;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::{Sleep, timeout};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::listener::{self, Identity};
 use super::session::{Home, Session, SessionAction};
+use super::shared::{self, Shared};
 use crate::ledger::SessionId;
 use crate::net::{Flush, Port, socket};
 use crate::upstream::CloseReason;
@@ -29,19 +27,6 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What a closed component may still send before its socket is closed under it, in bytes.
 /// Closing with unread bytes would reset the connection and take the last words along.
 const DISCARD_BYTES: usize = 4 * 1024 * 1024;
-
-/// What all connections of a bus share.
-#[derive(Debug)]
-pub struct Shared {
-    /// The bus's trunks.
-    pub pool: Rc<Pool>,
-    /// What natsmux says of itself.
-    pub identity: Rc<Identity>,
-    /// Set once natsmux shuts down.
-    pub drain: CancellationToken,
-    /// The bus's listeners and connections.
-    pub tasks: TaskTracker,
-}
 
 struct Connection {
     shared: Rc<Shared>,
@@ -248,7 +233,7 @@ impl Connection {
     }
 
     fn say_info(&self) {
-        let info = listener::info(self.port.socket(), self.cid, &self.shared);
+        let info = shared::info(self.port.socket(), self.cid, &self.shared);
         if let Some((cell, id)) = &self.home
             && let Some(out) = cell.machine.borrow_mut().out(*id)
         {

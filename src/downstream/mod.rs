@@ -4,5 +4,6 @@ pub mod driver;
 pub mod early;
 pub mod listener;
 pub mod session;
+pub mod shared;
 
 pub use session::Session;

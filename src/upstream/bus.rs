@@ -13,13 +13,9 @@ use super::admission::Admission;
 use super::barrier::Barrier;
 use super::failover::Failovers;
 use super::roster::{Broker, BrokerId, Health, Pick, Roster};
-use super::watch::Watches;
+use super::watch::{TrunkId, Watches};
 use crate::config::{Admit, BusLimits, Delivery, Timings};
 use crate::telemetry::Counters;
-
-/// A trunk's number, never reused while the bus lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TrunkId(pub u64);
 
 /// The daemon's buffers, shared by its buses.
 #[derive(Clone, Debug)]

@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod backoff;
 pub mod barrier;
+mod broker;
 pub mod bus;
 mod driver;
 pub mod failover;
@@ -16,6 +17,7 @@ pub mod roster;
 pub mod trunk;
 pub mod watch;
 
-pub use bus::{Budget, Budgets, Bus, Settings, TrunkId};
+pub use bus::{Budget, Budgets, Bus, Settings};
 pub use roster::{BrokerId, Roster};
 pub use trunk::{CloseReason, Trunk};
+pub use watch::TrunkId;

@@ -13,9 +13,10 @@ use std::time::Instant;
 use tokio::task::spawn_local;
 use tracing::{error, info};
 
-use super::bus::{Bus, TrunkId};
+use super::bus::Bus;
 use super::driver;
 use super::trunk::{Gauges, Trunk};
+use super::watch::TrunkId;
 use crate::ledger::SessionId;
 use crate::net::{Outbox, Port};
 use crate::proto::connect::ConnectInfo;

@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
+pub use super::broker::{Broker, BrokerId, Failure, Health};
 use crate::config::BrokerAddr;
 use crate::proto::info::ServerInfo;
 
@@ -34,173 +35,6 @@ const HOLD_DOWN: Backoff = Backoff {
 const FRESH_FAILURE: Duration = Duration::from_millis(100);
 /// Dials in flight to one broker.
 const DIALS_IN_FLIGHT: u32 = 128;
-
-/// A broker's place in the roster. Never reused while the bus lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BrokerId(pub u16);
-
-/// What is known of a broker's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// Not asked yet.
-    Unknown,
-    /// It sent an INFO, and nothing since says otherwise.
-    Up,
-    /// It announced that it will go away.
-    LameDuck,
-    /// It couldn't be reached, or said nothing.
-    Down,
-}
-
-impl Health {
-    /// The word for operators.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Up => "up",
-            Self::LameDuck => "lame duck",
-            Self::Down => "down",
-        }
-    }
-}
-
-/// Why a broker or a link of it failed. A closed set, so that it can label a metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Failure {
-    /// Nothing listens there, or the host says no.
-    ConnectionRefused,
-    /// The connection couldn't be opened for another reason.
-    Unreachable,
-    /// The name has no address.
-    NameNotFound,
-    /// The connection wasn't open within `connect_timeout`.
-    ConnectTimeout,
-    /// natsmux has no descriptor left for the connection: not the broker's fault.
-    OutOfFiles,
-    /// No INFO within `info_timeout`.
-    InfoTimeout,
-    /// The broker closed the connection.
-    Closed,
-    /// The connection was reset.
-    Reset,
-    /// A write failed.
-    WriteError,
-    /// A fence stayed unanswered for `link_timeout` (R9).
-    Silent,
-    /// The broker sent what isn't the protocol.
-    Garbage,
-    /// The broker sent an error about the link, such as `Stale Connection`.
-    LinkError,
-    /// The broker refused the credentials.
-    Refused,
-    /// The broker lacks what the session needs: headers, or plain TCP.
-    Unsuitable,
-    /// The broker announced lame duck mode.
-    LameDuck,
-    /// The broker is no longer configured.
-    Removed,
-    /// The component sent another CONNECT.
-    NewConnect,
-}
-
-impl Failure {
-    /// The label in metrics and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ConnectionRefused => "connection_refused",
-            Self::Unreachable => "unreachable",
-            Self::NameNotFound => "name_not_found",
-            Self::ConnectTimeout => "connect_timeout",
-            Self::OutOfFiles => "out_of_files",
-            Self::InfoTimeout => "info_timeout",
-            Self::Closed => "closed",
-            Self::Reset => "reset",
-            Self::WriteError => "write_error",
-            Self::Silent => "silent",
-            Self::Garbage => "garbage",
-            Self::LinkError => "link_error",
-            Self::Refused => "refused",
-            Self::Unsuitable => "unsuitable",
-            Self::LameDuck => "lame_duck",
-            Self::Removed => "removed",
-            Self::NewConnect => "new_connect",
-        }
-    }
-}
-
-/// One broker.
-#[derive(Debug)]
-pub struct Broker {
-    addr: BrokerAddr,
-    health: Health,
-    since: Instant,
-    last_failure: Option<Failure>,
-    failed_at: Option<Instant>,
-    info: Option<Box<ServerInfo>>,
-    /// Failures in a row, for the probe's backoff.
-    failures: u32,
-    /// Failures shortly after it came up, for the hold-down.
-    flaps: u32,
-    held_until: Option<Instant>,
-    probe_at: Instant,
-    probing: bool,
-    dialing: u32,
-    links: u32,
-    /// Its sentinel waits too long for an answer (R8).
-    suspect: bool,
-    removed: bool,
-}
-
-impl Broker {
-    /// Where it listens.
-    pub fn addr(&self) -> &BrokerAddr {
-        &self.addr
-    }
-
-    /// What is known of its life.
-    pub fn health(&self) -> Health {
-        self.health
-    }
-
-    /// Since when its health is what it is.
-    pub fn since(&self) -> Instant {
-        self.since
-    }
-
-    /// Its last failure.
-    pub fn last_failure(&self) -> Option<Failure> {
-        self.last_failure
-    }
-
-    /// Its last INFO.
-    pub fn info(&self) -> Option<&ServerInfo> {
-        self.info.as_deref()
-    }
-
-    /// Live links to it.
-    pub fn links(&self) -> u32 {
-        self.links
-    }
-
-    /// Whether its sentinel waits too long for an answer (R8).
-    pub fn is_suspect(&self) -> bool {
-        self.suspect
-    }
-
-    /// Failures in a row.
-    pub fn failures(&self) -> u32 {
-        self.failures
-    }
-
-    /// Whether it is no longer configured.
-    pub fn is_removed(&self) -> bool {
-        self.removed
-    }
-
-    fn accepts_dials(&self) -> bool {
-        !self.removed && matches!(self.health, Health::Unknown | Health::Up)
-    }
-}
 
 /// What a session may count on, whatever broker it comes to (R17).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -553,35 +387,12 @@ impl Roster {
             self.brokers[at].removed = false;
             return BrokerId(at as u16);
         }
-        self.brokers.push(Broker {
-            addr: addr.clone(),
-            health: Health::Unknown,
-            since: now,
-            last_failure: None,
-            failed_at: None,
-            info: None,
-            failures: 0,
-            flaps: 0,
-            held_until: None,
-            probe_at: now,
-            probing: false,
-            dialing: 0,
-            links: 0,
-            suspect: false,
-            removed: false,
-        });
+        self.brokers.push(Broker::new(addr.clone(), now));
         BrokerId((self.brokers.len() - 1) as u16)
     }
 
     fn broker_mut(&mut self, id: BrokerId) -> &mut Broker {
         &mut self.brokers[usize::from(id.0)]
-    }
-}
-
-impl Broker {
-    /// When to probe it; `None` while a link or a probe tells how it is.
-    fn probe_due(&self) -> Option<Instant> {
-        (self.links == 0 && !self.probing && !self.removed).then_some(self.probe_at)
     }
 }
 

@@ -8,8 +8,11 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::bus::TrunkId;
 use super::roster::BrokerId;
+
+/// A trunk's number, never reused while the bus lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TrunkId(pub u64);
 
 /// Sentinel's pause between fences while something is published to the broker.
 const BUSY_INTERVAL: Duration = Duration::from_millis(50);

@@ -44,6 +44,7 @@ const PURE: &[&str] = &[
     "upstream/admission.rs",
     "upstream/backoff.rs",
     "upstream/barrier.rs",
+    "upstream/broker.rs",
     "upstream/bus.rs",
     "upstream/failover.rs",
     "upstream/roster.rs",

@@ -41,8 +41,9 @@ use crate::ledger::{Held, Ping, SessionId, Subscriptions};
 use crate::net::{Outbox, Retention};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
-use crate::upstream::bus::{Bus, TrunkId};
+use crate::upstream::bus::Bus;
 use crate::upstream::roster::{BrokerId, Failure};
+use crate::upstream::watch::TrunkId;
 use link::{Link, Phase};
 use slot::Slot;
 

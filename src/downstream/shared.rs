@@ -1,0 +1,60 @@
+//! What the listeners and connections of a bus share, and what they say of natsmux.
+
+use std::cell::Cell;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::proto::info::{FirstInfo, first_info};
+use crate::upstream::pool::Pool;
+
+/// What all connections of a bus share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The bus's trunks.
+    pub pool: Rc<Pool>,
+    /// What natsmux says of itself.
+    pub identity: Rc<Identity>,
+    /// Set once natsmux shuts down.
+    pub drain: CancellationToken,
+    /// The bus's listeners and connections.
+    pub tasks: TaskTracker,
+}
+
+/// What natsmux says of itself to components, and how many it takes.
+#[derive(Debug)]
+pub struct Identity {
+    /// Stable over failovers; new at every start.
+    pub server_id: String,
+    /// The instance's name.
+    pub server_name: String,
+    /// Sessions that the daemon takes.
+    pub max_connections: Cell<usize>,
+    /// Sessions that the daemon has.
+    pub connections: Cell<usize>,
+    /// Sessions that the daemon has had.
+    pub next_cid: Cell<u64>,
+}
+
+/// The INFO for one component (R17), from the last INFO of each broker.
+pub(super) fn info(stream: &TcpStream, cid: u64, shared: &Shared) -> Vec<u8> {
+    let address = |addr: io::Result<SocketAddr>| addr.ok().map(|addr| (addr.ip(), addr.port()));
+    let unknown = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+    let (host, port) = address(stream.local_addr()).unwrap_or(unknown);
+    let (client_ip, _) = address(stream.peer_addr()).unwrap_or(unknown);
+    let bus = shared.pool.bus.borrow();
+    let brokers: Vec<_> = bus.roster.infos().collect();
+    let local = FirstInfo {
+        server_id: &shared.identity.server_id,
+        server_name: &shared.identity.server_name,
+        host: &host.to_string(),
+        port,
+        client_ip: &client_ip.to_string(),
+        client_id: cid,
+    };
+    first_info(&brokers, &local)
+}
