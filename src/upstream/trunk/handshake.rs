@@ -127,7 +127,8 @@ impl Trunk {
         self.verdict = Verdict::Accepted;
         self.connect_ok_owed = false;
         bus.admission.remember(&self.connect);
-        self.refuse_own_options(bus);
+        let headers = self.has_headers(at, bus);
+        self.refuse_own_options(headers);
         let link = &mut self.links[at];
         link.deadline = None;
         link.phase = Phase::Authenticated;
@@ -141,12 +142,18 @@ impl Trunk {
 
     /// A broker accepts the credentials before it looks at the other options; what it would
     /// refuse of those, natsmux refuses.
-    pub(super) fn refuse_own_options(&mut self, bus: &Bus) {
-        if let Some(text) = self.connect.refusal(bus.roster.offer().headers) {
+    pub(super) fn refuse_own_options(&mut self, headers: bool) {
+        if let Some(text) = self.connect.refusal(headers) {
             for session in self.sessions() {
                 self.close(session, CloseReason::Refused(text.as_bytes().into()));
             }
         }
+    }
+
+    /// Whether this link's broker supports headers, whatever the others do.
+    pub(super) fn has_headers(&self, at: usize, bus: &Bus) -> bool {
+        let info = bus.roster.broker(self.links[at].broker).info();
+        info.is_none_or(|info| info.headers)
     }
 
     /// Replays on the link that waits for it, once no other is being left.

@@ -308,9 +308,9 @@ impl Trunk {
             broker: self.links[at].broker,
             text: text.into(),
         }));
-        let refused = self.connect.refusal(bus.roster.offer().headers);
-        if !attached && refused.is_some() {
-            self.refuse_own_options(bus);
+        let headers = self.has_headers(at, bus);
+        if !attached && self.connect.refusal(headers).is_some() {
+            self.refuse_own_options(headers);
             return self.fail(at, Failure::Refused, now, bus);
         }
         let own_fault = OWN_FAULTS.iter().any(|own| text.eq_ignore_ascii_case(own));

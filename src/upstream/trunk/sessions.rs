@@ -54,7 +54,7 @@ impl Trunk {
                 self.deliver(session, &[encode::OK], bus);
             }
         }
-        self.refuse_own_options(bus);
+        self.refuse_own_options(bus.roster.offer().headers);
     }
 
     /// Publishes `messages` whole PUB or HPUB frames.
