@@ -42,15 +42,12 @@ fn what_came_before_connect_reaches_a_broker_behind_the_accepted_connect() {
     assert_eq!(link.connect["user"], "u");
     link.expect_silence(MOMENT);
     link.send("PONG\r\n");
-    let sid = link.sub("b");
-    link.expect(&format!("UNSUB {sid} 3"));
-    link.answer_ping();
     link.publish("PUB a  1", "x");
+    let sid = link.sub("b");
     link.publish("PUB a reply 2", "yz");
+    link.expect(&format!("UNSUB {sid} 3"));
     link.publish("PUB c 0", "");
-    link.answer_ping();
-    link.answer_ping();
-    client.pong();
+    link.answering(|| client.pong());
     link.msg("b", &sid, "x");
     client.expect(&message("b", "2", "x"));
     round_trip(&mut client, &mut link);
@@ -83,14 +80,11 @@ fn a_broker_that_dies_before_its_verdict_takes_nothing_along() {
     link.reset();
     let mut link = brokers.link();
     link.accept();
-    let sid = link.sub("b");
-    link.expect(&format!("UNSUB {sid} 3"));
-    link.answer_ping();
     link.publish("PUB a  1", "x");
+    let sid = link.sub("b");
     link.publish("PUB a reply 2", "yz");
-    link.answer_ping();
-    link.answer_ping();
-    client.pong();
+    link.expect(&format!("UNSUB {sid} 3"));
+    link.answering(|| client.pong());
 }
 
 #[test]
@@ -160,9 +154,7 @@ fn what_comes_before_connect_is_bounded_for_each_session() {
     for _ in 0..4 {
         assert_eq!(link.receive().line, "PUB a 1000");
     }
-    link.answer_ping();
-    link.answer_ping();
-    client.pong();
+    link.answering(|| client.pong());
 }
 
 #[test]
@@ -180,12 +172,9 @@ fn where_no_broker_asks_for_credentials_connect_may_be_missing() {
     assert_eq!(link.connect["verbose"], true);
     assert_eq!(link.connect["pedantic"], true);
     link.sub("foo");
-    link.answer_ping();
     link.publish("PUB a 0", "");
     link.send("+OK\r\n");
-    link.answer_ping();
-    link.answer_ping();
-    client.expect("+OK\r\n+OK\r\nPONG\r\n");
+    link.answering(|| client.expect("+OK\r\n+OK\r\nPONG\r\n"));
 }
 
 #[test]
@@ -195,8 +184,8 @@ fn a_connect_that_comes_before_info_was_read_is_no_error() {
     let mut client = RawClient::connect(&natsmux.address());
     client.send(format!("{CONNECT}\r\nSUB foo 1\r\nPING\r\n"));
     let mut link = brokers.link();
-    link.accept_replay(&["foo"]);
-    link.answer_ping();
+    link.accept();
+    link.sub("foo");
     client.info();
-    client.pong();
+    link.answering(|| client.pong());
 }

@@ -385,7 +385,7 @@ fn a_payload_over_the_next_brokers_lower_limit_closes_that_session_only() {
     client.send(format!("PUB fits 100\r\n{exactly}\r\n"));
     link.until(|op| op.payload.len() == 100);
     client.send(format!("PUB big 101\r\n{exactly}x\r\n"));
-    closed_with(client, "Maximum Payload Violation");
+    link.answering(|| closed_with(client, "Maximum Payload Violation"));
     let rest = link.until_closed();
     assert!(rest.iter().all(|op| op.line == "PING"), "{rest:?}");
     neighbour.send("PUB on 0\r\n\r\n");

@@ -160,17 +160,29 @@ fn a_connect_with_an_account_or_an_unknown_protocol_is_answered_as_brokers_do() 
     let brokers = Brokers::start(1);
     let natsmux = Setup::new(&brokers).start();
     for (connect, text) in [
-        (json!({"account": "A"}), "Authorization Violation"),
-        (json!({"new_account": true}), "Authorization Violation"),
-        (json!({"protocol": 2}), "invalid client protocol"),
         (
-            json!({"no_responders": true, "headers": false}),
+            json!({"verbose": false, "account": "A"}),
+            "Authorization Violation",
+        ),
+        (
+            json!({"verbose": false, "new_account": true}),
+            "Authorization Violation",
+        ),
+        (
+            json!({"verbose": false, "protocol": 2}),
+            "invalid client protocol",
+        ),
+        (
+            json!({"verbose": false, "no_responders": true, "headers": false}),
             "no responders requires headers support",
         ),
     ] {
         let mut client = RawClient::connect(&natsmux.address());
         client.info();
         client.send(format!("CONNECT {connect}\r\n"));
+        // Also where the broker doesn't mind.
+        let mut link = brokers.link();
+        link.accept();
         let last = client.until_closed();
         assert_eq!(String::from_utf8_lossy(&last), format!("-ERR '{text}'\r\n"));
     }

@@ -22,10 +22,7 @@ fn replayed_at(flavour: Flavour) -> Vec<String> {
     let left = old.until(|op| op.verb() == "PING");
     assert_eq!(left[0].line, format!("UNSUB {sid}"));
     let before = new.until(|op| op.verb() == "PUB");
-    // natsmux's own fence behind what waited, and the component's PING.
-    new.answer_ping();
-    new.answer_ping();
-    client.pong();
+    new.answering(|| client.pong());
     old.until_closed();
     before
         .iter()

@@ -51,11 +51,11 @@ fn known_credentials_are_admitted_at_once_and_others_wait_for_a_verdict() {
     unknown.expect_silence(MOMENT);
     wrong.expect_silence(MOMENT);
     brokers.get(0).up();
-    for _ in 0..4 {
-        let mut link = brokers.link();
+    let mut links = [(); 4].map(|()| brokers.link());
+    for link in &mut links {
         link.connecting();
         match link.connect["user"].as_str() {
-            Some("wrong") => refuse(&mut link),
+            Some("wrong") => refuse(link),
             _ => link.send("PONG\r\n"),
         }
     }
@@ -157,8 +157,9 @@ fn admit_verified_holds_even_known_credentials() {
     let mut client = starting(&natsmux, &as_user("known"), "");
     client.expect_silence(Duration::from_millis(200));
     brokers.get(0).up();
-    for _ in 0..2 {
-        brokers.link().accept();
+    let mut links = [(); 2].map(|()| brokers.link());
+    for link in &mut links {
+        link.accept();
     }
     client.pong();
 }
