@@ -264,8 +264,7 @@ impl Trunk {
             BrokerError::Refused => {}
             BrokerError::PublishViolation { .. } | BrokerError::ReplyViolation => {
                 self.links[at].account.refused += 1;
-                self.links[at].oks.pop();
-                self.deliver_to_own(&line, bus);
+                self.deliver_answer(at, &line, bus);
             }
             BrokerError::SubscriptionViolation { sid: Some(sid), .. } => {
                 self.handle_revoked(text, sid, bus)
@@ -277,14 +276,10 @@ impl Trunk {
             } => {
                 let (subject, group) = (unquote(subject), queue_group.map(unquote));
                 self.subscriptions.reject(&subject, group.as_deref());
-                // A verbose session has heard, or will hear, of its SUB otherwise (R20).
-                if self.links[at].oks.pop() != Some(OkOwner::Nobody) {
-                    self.deliver_to_own(&line, bus);
-                }
+                self.deliver_answer(at, &line, bus);
             }
             BrokerError::InvalidSubject | BrokerError::MaxSubscriptions => {
-                self.links[at].oks.pop();
-                self.deliver_to_own(&line, bus);
+                self.deliver_answer(at, &line, bus);
             }
             BrokerError::InvalidPublishSubject => self.deliver_to_own(&line, bus),
             BrokerError::LinkOnly => self.handle_link_error(at, text, now, bus),
@@ -344,6 +339,14 @@ impl Trunk {
             return self.refuse_sessions(now, bus);
         }
         self.fail(at, Failure::Refused, now, bus);
+    }
+
+    /// An error in place of a `+OK`. A verbose session has heard, or will hear, otherwise of
+    /// what is replayed or repeated (R20).
+    fn deliver_answer(&mut self, at: usize, line: &[u8], bus: &Bus) {
+        if self.links[at].oks.pop() != Some(OkOwner::Nobody) {
+            self.deliver_to_own(line, bus);
+        }
     }
 
     /// Only a trunk of its own is verbose or pedantic, and gets violations without a sid.

@@ -259,6 +259,6 @@ fn a_publish_that_is_repeated_is_answered_once() {
     bench.lose();
     bench.join();
     assert!(bench.told().contains("PUB a 0\r\n\r\nPUB b 0\r\n\r\n"));
-    bench.broker(b"+OK\r\n+OK\r\n");
+    bench.broker(b"-ERR 'Permissions Violation for Publish to \"a\"'\r\n+OK\r\n");
     assert_eq!(bench.heard(), "+OK\r\n+OK\r\n");
 }
