@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::setup::{SOON, Setup, component};
-use crate::support::{Brokers, Flavour, Natsmux, RawClient};
+use crate::setup::{SOON, Setup, component, component_as, subscribe};
+use crate::support::{Brokers, Flavour, Greeting, Natsmux, RawClient, message};
 
 const LIMIT: usize = 512;
 
@@ -186,4 +186,22 @@ fn a_connect_with_an_account_or_an_unknown_protocol_is_answered_as_brokers_do() 
         let last = client.until_closed();
         assert_eq!(String::from_utf8_lossy(&last), format!("-ERR '{text}'\r\n"));
     }
+}
+
+#[test]
+fn a_later_info_tells_a_lower_max_payload_to_sessions_of_protocol_1_only() {
+    let mut brokers = Brokers::start(1);
+    let natsmux = Setup::new(&brokers).start();
+    let (mut client, link) = component(&natsmux, &brokers);
+    let old_client = r#"CONNECT {"verbose":false,"protocol":0}"#;
+    let (mut old, mut its_link) = component_as(&natsmux, &brokers, old_client);
+    let small = Flavour::v2_15().with("max_payload", 100);
+    brokers.get(0).greet(Greeting::Info(small));
+    link.reset();
+    brokers.link().accept();
+    let info = client.info();
+    assert_eq!(info["max_payload"], 100);
+    let sid = subscribe(&mut old, &mut its_link, "foo", "1");
+    its_link.msg("foo", &sid, "x");
+    old.expect(&message("foo", "1", "x"));
 }
