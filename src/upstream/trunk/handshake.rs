@@ -28,14 +28,17 @@ impl Trunk {
         if self.done || joining || (attached && (self.moving.is_none() || waits)) {
             return;
         }
-        self.round.retry_at = None;
         match bus.pick(self.id, &self.avoided(), now) {
-            Pick::Dial(broker) => self.dial(broker, now, bus),
+            Pick::Dial(broker) => {
+                self.round.retry_at = None;
+                self.dial(broker, now, bus);
+            }
             Pick::Queue => {}
             Pick::Wait if attached => self.stay(),
             Pick::Wait => {
                 self.try_to_admit(bus);
-                if !self.round.avoid.is_empty() {
+                // Not put off by changes of the roster that leave nothing to dial.
+                if !self.round.avoid.is_empty() && self.round.retry_at.is_none() {
                     let pause = RETRY.delay(self.round.failures, self.id.0);
                     self.round.retry_at = Some(now + pause);
                 }

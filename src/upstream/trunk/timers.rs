@@ -71,6 +71,7 @@ impl Trunk {
             }
         }
         if self.round.retry_at.is_some_and(|at| at <= now) {
+            self.round.retry_at = None;
             self.round.avoid.clear();
             self.next_attempt(now, bus);
         }
