@@ -42,6 +42,8 @@ pub struct Sub {
     /// 0: without end.
     pub max: u64,
     pub state: SubState,
+    /// Its max was raised: a broker may have ended it at the lower one, before it heard.
+    pub may_be_over: bool,
     /// Its name on the last link that had it.
     pub upstream: Option<Vec<u8>>,
 }
@@ -278,6 +280,7 @@ impl Oracle {
                 delivered: 0,
                 max: 0,
                 state: SubState::Live,
+                may_be_over: false,
                 upstream: None,
             });
             Kind::Subscribe(session.subs.len() - 1)
@@ -303,6 +306,7 @@ impl Oracle {
         };
         match max {
             Some(max) if max > session.subs[sub].delivered => {
+                session.subs[sub].may_be_over |= session.subs[sub].max > 0;
                 session.subs[sub].max = max;
                 session.unproven.push(Unproven {
                     op,

@@ -55,8 +55,8 @@ impl Plan {
             // ways that no client could tell from a broker's.
             route_delay: latency,
             windows: (
-                *rng.pick(&[200, 1500, 8_000, 1_000_000]),
-                *rng.pick(&[1_500, 16_000, 1_000_000]),
+                *rng.pick(&[1_500, 8_000, 1_000_000]),
+                *rng.pick(&[4_000, 16_000, 1_000_000]),
             ),
             pending_total: *rng.pick(&[60_000, 1 << 20]),
             settings: settings(rng, at_least_once),
