@@ -688,14 +688,9 @@ impl World {
             client_ip: "127.0.0.1",
             client_id: conn,
         };
-        let max_payload = infos
-            .iter()
-            .map(|info| info.max_payload)
-            .min()
-            .unwrap_or(1 << 20);
         let info = first_info(&infos, &local);
         bus.counters.sessions_opened += 1;
-        let machine = Session::new(max_payload, now, bus);
+        let machine = Session::new(now, bus);
         let ends = Ends::ComponentToNatsmux {
             component,
             session: no,
@@ -747,6 +742,7 @@ impl World {
     /// Reads what a component sent, where its trunk has room. Returns whether it did.
     fn read_session(&mut self, no: usize) -> bool {
         let mut busy = false;
+        self.go_on(no);
         loop {
             self.note_closing(no);
             let now = self.instant();
@@ -761,6 +757,9 @@ impl World {
             if let Some((trunk, slot)) = io.home
                 && let Some(trunk) = self.daemon.trunks.get_mut(&trunk)
                 && !trunk.machine.wants_read(slot, now, &self.daemon.bus)
+                && (trunk.machine.is_ready(slot)
+                    || trunk.machine.is_ending(slot)
+                    || !io.machine.may_wait_for_more(&self.daemon.bus))
             {
                 self.oracle.mark("component not read for want of room");
                 return busy;
@@ -787,6 +786,24 @@ impl World {
                     io.closing = Some((CloseReason::ComponentLost, now));
                 }
             }
+        }
+    }
+
+    /// Lets what waited for the trunk go on.
+    fn go_on(&mut self, no: usize) {
+        let waiting = self.daemon.sessions.get(&no).is_some_and(|io| {
+            let home = io
+                .home
+                .and_then(|(trunk, slot)| Some((self.daemon.trunks.get(&trunk)?, slot)));
+            io.machine.has_early() && home.is_some_and(|(trunk, slot)| trunk.machine.is_ready(slot))
+        });
+        if waiting {
+            self.with_session(no, |session, home, now, bus| {
+                if let Some(home) = home {
+                    session.handle_ready(home, now, bus);
+                }
+            });
+            self.inspect_session(no);
         }
     }
 
@@ -879,6 +896,8 @@ impl World {
                 io.closing = Some((reason, now + LAST_WORDS));
                 true
             }
+            // The model brokers never change what they offer.
+            Some(SessionAction::SayInfo) => false,
             Some(SessionAction::Attach { connect, sent }) => {
                 let out = io.machine.take_out();
                 let id = TrunkId(self.daemon.next_trunk);
