@@ -57,6 +57,8 @@ pub struct Link {
     /// It was told to answer every operation.
     verbose: bool,
     authenticated: bool,
+    /// The PING behind its replay was not sent yet.
+    is_replaying: bool,
     /// Subscriptions that must be in place before the first publish.
     must_replay: Vec<usize>,
     published: bool,
@@ -81,6 +83,7 @@ impl Link {
             connected: false,
             verbose: false,
             authenticated: false,
+            is_replaying: true,
             must_replay: Vec::new(),
             published: false,
             ended: false,
@@ -139,7 +142,11 @@ impl Oracle {
             );
         }
         match frame {
-            Up::Ping => link.pings.push_back(at),
+            Up::Ping => {
+                // The first follows CONNECT, the second the replay.
+                link.is_replaying &= !link.authenticated;
+                link.pings.push_back(at);
+            }
             Up::Publish(publish) => self.published_on_link(no, publish),
             Up::Subscribe {
                 subject,
@@ -195,6 +202,7 @@ impl Oracle {
         let session = &self.sessions[link.session];
         let missing = link.must_replay.iter().find(|sub| {
             session.subs[**sub].state == SubState::Live
+                && !session.subs[**sub].may_be_over
                 && !link
                     .sids
                     .values()
@@ -234,7 +242,10 @@ impl Oracle {
             let sub = &session.subs[on.sub];
             on.is_guess && sub.subject == subject && sub.group.as_deref() == group
         };
-        let is_guess = choices.len() > 1 || link.sids.values().any(|on| equal(&on));
+        // Outside of a replay SUBs come in order, and in it the known ones keep their sids.
+        let nameless = |index: &&usize| session.subs[**index].upstream.as_ref() != Some(&sid);
+        let unsure = choices.iter().filter(nameless).count() == choices.len() && choices.len() > 1;
+        let is_guess = link.is_replaying && (unsure || link.sids.values().any(|on| equal(&on)));
         let choice = choices
             .first()
             .copied()
@@ -281,28 +292,16 @@ impl Oracle {
         let on_link = link.sids.get(sid).cloned();
         let session = &mut self.sessions[session_no];
         if on_link.is_none() {
-            let moves = |other: &&Link| other.session == session_no && !other.closed;
-            if self.links.values().filter(moves).count() > 1 {
-                // A link that is being left is told of everything; what it never had does
-                // no harm.
-                return;
-            }
-            let judge = session
-                .unproven
-                .iter_mut()
-                .find(|unproven| unproven.kind == Kind::Judge && unproven.on.is_none());
-            match judge {
-                Some(judge) => judge.on = Some((no, frame)),
-                None => self.fail(
-                    "I13 no leak",
-                    format!(
-                        "link {no}: UNSUB {:?} is nobody's",
-                        String::from_utf8_lossy(sid)
-                    ),
-                ),
+            // Of one that the link never had: either only a broker can answer it, or it comes
+            // from ending everything at once. It does no harm.
+            let mut judges = session.unproven.iter_mut();
+            let judge =
+                judges.find(|unproven| unproven.kind == Kind::Judge && unproven.on.is_none());
+            if let Some(judge) = judge {
+                judge.on = Some((no, frame));
             }
             return;
-        };
+        }
         if let Some(other) = self.better_guess(no, sid, max) {
             self.swap_guesses(no, sid, &other);
         } else if let Some(max) = max {
@@ -313,7 +312,7 @@ impl Oracle {
         let session = &mut self.sessions[session_no];
         let Some(max) = max else {
             for unproven in &mut session.unproven {
-                if unproven.kind == Kind::Unsubscribe(sub) {
+                if unproven.kind == Kind::Unsubscribe(sub) && unproven.on.is_none() {
                     unproven.on = Some((no, frame));
                 }
             }
@@ -633,6 +632,10 @@ impl Oracle {
             session
                 .unproven
                 .retain(|unproven| unproven.kind.sub() != Some(sub));
+        }
+        // The text names no sid: of several equal ones, any may be the refused one.
+        for sub in &mut session.subs {
+            sub.may_be_over |= sub.subject == subject && sub.group == group;
         }
         self.mark("subscription refused");
     }

@@ -57,6 +57,8 @@ pub struct Oracle {
     /// Publishes are repeated until they are confirmed.
     pub at_least_once: bool,
     pub violation: Option<String>,
+    /// The session and PING of the last PONG that proved nothing.
+    last_unproven: Option<(usize, u64)>,
     /// Names of interesting states that were seen.
     pub marks: BTreeSet<&'static str>,
     /// Publishes, by the identity in their payload, that some broker has processed.
@@ -139,7 +141,10 @@ impl Oracle {
             let unproven = self.books.pongs_unproven;
             self.fail(
                 "R1 PONG",
-                format!("{unproven} PONGs are unproven and not counted so"),
+                format!(
+                    "{unproven} PONGs are unproven and not counted so, {:?}",
+                    self.last_unproven
+                ),
             );
         }
     }

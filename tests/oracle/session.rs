@@ -42,7 +42,8 @@ pub struct Sub {
     /// 0: without end.
     pub max: u64,
     pub state: SubState,
-    /// Its max was raised: a broker may have ended it at the lower one, before it heard.
+    /// A broker may have ended it: its max was raised, which a broker may have heard too
+    /// late, or an equal one was refused.
     pub may_be_over: bool,
     /// Its name on the last link that had it.
     pub upstream: Option<Vec<u8>>,
@@ -415,7 +416,7 @@ impl Oracle {
                 return;
             }
             if !next.may_be_dropped {
-                if std::env::var("DBG").is_ok() {
+                if std::env::var_os("ORACLE").is_some() {
                     for (u, on) in &self.links[&next.on.0].sids {
                         println!(
                             "DBG {:?} {:?} {:?}",
@@ -499,6 +500,7 @@ impl Oracle {
         }
         if !self.is_proven(no, ping) {
             self.books.pongs_unproven += 1;
+            self.last_unproven = Some((no, ping));
             self.mark("PONG released unproven");
         }
     }
@@ -508,7 +510,17 @@ impl Oracle {
     fn is_proven(&self, no: usize, ping: u64) -> bool {
         let session = &self.sessions[no];
         let answered = session.verbose_ops.front().is_none_or(|op| *op >= ping);
-        let placed = session.unproven.iter().all(|unproven| unproven.op >= ping);
+        let doubtful = |unproven: &Unproven| {
+            unproven
+                .kind
+                .sub()
+                .is_some_and(|sub| session.subs[sub].may_be_over)
+        };
+        let mut earlier = session
+            .unproven
+            .iter()
+            .filter(|unproven| unproven.op < ping);
+        let placed = earlier.all(doubtful);
         let held = session.queue.front().is_some_and(|(op, _)| *op < ping);
         let on_wire = self.links.values().any(|link| {
             link.session == no
@@ -518,6 +530,16 @@ impl Oracle {
                     .front()
                     .is_some_and(|publish| publish.op < ping)
         });
+        if std::env::var_os("ORACLE").is_some() {
+            let earlier = session
+                .unproven
+                .iter()
+                .filter(|unproven| unproven.op < ping);
+            println!(
+                "ping {ping}: {answered} {held} {on_wire} {:?}",
+                earlier.collect::<Vec<_>>()
+            );
+        }
         answered && placed && !held && !on_wire
     }
 
