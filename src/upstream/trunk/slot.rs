@@ -143,7 +143,9 @@ impl Slot {
     /// Whether something of it isn't behind an answered PING. `answered` is the number of
     /// the last one that was.
     pub(super) fn is_unproven(&self, answered: u64) -> bool {
+        // A PONG comes behind the +OKs of what came before the PING (R20).
         !self.held.is_empty()
+            || self.owed_oks > 0
             || self.subs_covered_by > answered
             || self.publishes_covered_by > answered
     }

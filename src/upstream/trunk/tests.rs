@@ -262,3 +262,22 @@ fn a_publish_that_is_repeated_is_answered_once() {
     bench.broker(b"-ERR 'Permissions Violation for Publish to \"a\"'\r\n+OK\r\n");
     assert_eq!(bench.heard(), "+OK\r\n+OK\r\n");
 }
+
+#[test]
+fn a_pong_waits_for_the_oks_of_what_came_before() {
+    let mut bench = Bench::live(VERBOSE);
+    bench.heard();
+    bench.publish(b"PUB a 0\r\n\r\n");
+    bench.told();
+    bench.lose();
+    bench.ping();
+    assert_eq!(
+        bench.heard(),
+        "",
+        "the publish is in doubt, but not answered"
+    );
+    bench.join();
+    assert_eq!(bench.heard(), "+OK\r\n");
+    bench.broker(b"PONG\r\n");
+    assert_eq!(bench.heard(), "PONG\r\n");
+}
