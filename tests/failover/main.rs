@@ -1,0 +1,15 @@
+//! Brokers that go away under load, in every way they have, and what of it components see.
+//!
+//! Real brokers, natsmux between them and a load generator that speaks the raw protocol and
+//! never reconnects, an observer on a clustered broker that natsmux doesn't know and nobody
+//! kills, and a judge that counts what is missing, double, late or silent. `cargo test` runs
+//! short versions; `make failover` and `make soak` run the numbers that are promised.
+
+mod judge;
+mod kills;
+mod load;
+mod part;
+mod rig;
+mod size;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,180 @@
+//! Three routed brokers, natsmux before two of them, and the third for the observer.
+
+use std::fmt;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::judge::Verdict;
+use crate::load::{Load, observer, ring};
+use crate::part::Part;
+use crate::support::{Cluster, Natsmux, NatsmuxOptions, PATIENCE, Version, wait_for};
+
+/// Brokers that natsmux knows.
+pub(crate) const KNOWN: usize = 2;
+/// The broker that it doesn't know, and that nobody kills.
+pub(crate) const SAFE: usize = 2;
+
+/// What happens to publishes in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    AtMostOnce,
+    AtLeastOnce,
+}
+
+impl fmt::Display for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AtMostOnce => "at-most-once",
+            Self::AtLeastOnce => "at-least-once",
+        })
+    }
+}
+
+/// A configuration before `urls`; `timings` and `limits` are lines of those sections.
+pub(crate) fn config(urls: &[String], delivery: Delivery, timings: &str, limits: &str) -> String {
+    format!(
+        "name = \"failover\"\n[http]\nlisten = \"{{http}}\"\n[[bus]]\nname = \"default\"\n\
+         listen = [\"{{listen}}\"]\nbrokers = {urls:?}\ndelivery = \"{delivery}\"\n\
+         [bus.timings]\n{timings}\n[bus.limits]\n{limits}\n"
+    )
+}
+
+/// natsmux with a configuration, healthy already.
+pub(crate) fn natsmux(config: String) -> Natsmux {
+    let options = NatsmuxOptions {
+        config: Some(config),
+        ..NatsmuxOptions::default()
+    };
+    Natsmux::launch(&options).wait_healthy()
+}
+
+/// Brokers, natsmux and a load on it.
+pub(crate) struct Rig {
+    pub(crate) load: Load,
+    pub(crate) natsmux: Natsmux,
+    pub(crate) cluster: Cluster,
+    /// The last of the load, at the broker that nobody kills.
+    pub(crate) observer: usize,
+}
+
+impl Rig {
+    /// A ring of `sessions` components that send `rate` messages a second together.
+    pub(crate) fn ring(version: Version, delivery: Delivery, sessions: u64, rate: u64) -> Self {
+        let cluster = Cluster::start(version, KNOWN + 1);
+        let natsmux = natsmux(config(&cluster.urls()[..KNOWN], delivery, "", ""));
+        let parts = ring(&natsmux.address(), sessions, rate, 100);
+        Self::with(cluster, natsmux, parts)
+    }
+
+    /// These components, and an observer of all that they publish.
+    pub(crate) fn with(cluster: Cluster, natsmux: Natsmux, mut parts: Vec<Part>) -> Self {
+        let observer_index = parts.len();
+        parts.push(observer(&cluster.brokers()[SAFE].address(), &parts));
+        Self {
+            load: Load::start(parts),
+            natsmux,
+            cluster,
+            observer: observer_index,
+        }
+    }
+
+    /// The broker in use.
+    pub(crate) fn active(&self) -> usize {
+        wait_for("a broker in use", PATIENCE, || {
+            self.cluster.index_of(&self.natsmux.current_broker()?)
+        })
+    }
+
+    /// Waits until every trunk has its link and every broker is live.
+    pub(crate) fn wait_calm(&self) {
+        let what = "every trunk to have a link";
+        self.natsmux
+            .wait_varz(what, PATIENCE, |varz| varz["links"] == varz["trunks"]);
+    }
+
+    /// Ends the load and sums up what came of it.
+    pub(crate) fn outcome(&self) -> Outcome {
+        self.load.settle();
+        let published = self.load.published();
+        let varz = self
+            .natsmux
+            .wait_varz("all publishes to be settled", PATIENCE, |varz| {
+                varz["waiting"] == 0 && varz["published"] == published
+            });
+        Outcome {
+            observer: self.load.verdict([self.observer]),
+            subscribers: self.load.verdict(0..self.observer),
+            faults: self.load.faults(),
+            varz,
+        }
+    }
+}
+
+/// What came of a load.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) observer: Verdict,
+    pub(crate) subscribers: Verdict,
+    pub(crate) faults: Vec<String>,
+    varz: Value,
+}
+
+impl Outcome {
+    pub(crate) fn count(&self, name: &str) -> u64 {
+        let value = self.varz[name].as_u64();
+        value.unwrap_or_else(|| panic!("{name} is no counter of {}", self.varz))
+    }
+
+    /// Missing at the observer beyond what is in doubt or dropped.
+    pub(crate) fn unproven(&self) -> u64 {
+        let explained = self.count("in_doubt") + self.count("dropped");
+        self.observer.missing.saturating_sub(explained)
+    }
+
+    /// What holds in every scenario: no disconnect, R4's sum.
+    pub(crate) fn check_sum(&self) {
+        let none: &[String] = &[];
+        assert_eq!(self.faults, none, "disconnects");
+        let parts = ["confirmed", "in_doubt", "refused", "dropped", "waiting"];
+        let sum: u64 = parts.iter().map(|name| self.count(name)).sum();
+        assert_eq!(self.count("published"), sum, "R4: the sum of {parts:?}");
+    }
+
+    pub(crate) fn check_order(&self) {
+        assert_eq!(self.observer.duplicates, 0, "duplicates at the observer");
+        assert_eq!(self.observer.late, 0, "out of order at the observer");
+        assert_eq!(self.subscribers.duplicates, 0, "duplicates at subscribers");
+        assert_eq!(self.subscribers.late, 0, "out of order at subscribers");
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "published {}, in doubt {}, moved {}, repeated {}, dropped {}; observer misses {} \
+             ({} beyond doubt), doubles {}, late {}; subscribers miss {}, double {}, late {}; \
+             disconnects {}",
+            self.count("published"),
+            self.count("in_doubt"),
+            self.count("moved"),
+            self.count("repeated"),
+            self.count("dropped"),
+            self.observer.missing,
+            self.unproven(),
+            self.observer.duplicates,
+            self.observer.late,
+            self.subscribers.missing,
+            self.subscribers.duplicates,
+            self.subscribers.late,
+            self.faults.len(),
+        )
+    }
+}
+
+/// Sleeps, to hit a moment that depends on nothing else.
+pub(crate) fn pause(milliseconds: u64) {
+    thread::sleep(Duration::from_millis(milliseconds));
+}
