@@ -5,10 +5,14 @@
 //! kills, and a judge that counts what is missing, double, late or silent. `cargo test` runs
 //! short versions; `make failover` and `make soak` run the numbers that are promised.
 
+mod cuts;
+mod freezes;
 mod judge;
 mod kills;
 mod load;
+mod outage;
 mod part;
+mod proxy;
 mod rig;
 mod size;
 #[path = "../support/mod.rs"]
