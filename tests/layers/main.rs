@@ -51,7 +51,7 @@ const PURE: &[&str] = &[
     "upstream/trunk",
     "upstream/watch.rs",
     "downstream/early.rs",
-    "downstream/session.rs",
+    "downstream/session",
 ];
 
 /// What gives a pure module away.

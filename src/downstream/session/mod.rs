@@ -5,14 +5,16 @@
 //! [`SessionAction::Attach`]. What goes *to* the component is in the trunk's slot, and
 //! before that in [`Session::out`].
 
+mod connect;
+mod operations;
+
 use std::time::Instant;
 
+use self::operations::Then;
 use super::early::Early;
 use crate::ledger::SessionId;
 use crate::net::{Outbox, Partial, Retention};
-use crate::proto::client::{self, ClientFault, ClientLimits, ClientOp, Publish, Scan};
 use crate::proto::connect::ConnectInfo;
-use crate::proto::encode;
 use crate::upstream::roster::Offer;
 use crate::upstream::{Bus, CloseReason, Trunk};
 
@@ -213,24 +215,6 @@ impl Session {
         kept < bus.settings.limits.lenient_buffer && !bus.budgets.early.is_spent()
     }
 
-    /// The session is over. Publishes that waited for a verdict on its CONNECT, and will not
-    /// get one, are counted as refused (R4).
-    pub fn abandon(&mut self, bus: &mut Bus) {
-        let Some(mut early) = self.early.take() else {
-            return;
-        };
-        let bytes = early.take();
-        let limits = self.limits(&None, bus);
-        let mut rest = &bytes[..];
-        while let Scan::Op { op, len } = client::scan(rest, &limits) {
-            rest = &rest[len..];
-            if matches!(op, ClientOp::Publish(_)) {
-                bus.counters.published += 1;
-                bus.counters.refused += 1;
-            }
-        }
-    }
-
     /// Whether something waits for [`Session::handle_ready`].
     pub fn has_early(&self) -> bool {
         self.early.is_some() || self.eof
@@ -292,214 +276,6 @@ impl Session {
         !matches!(self.stage, Stage::Over) && !home.as_ref().is_some_and(closing)
     }
 
-    /// Handles the whole frames at the start of `bytes` and returns how many bytes they were,
-    /// and what is to be done with the rest.
-    fn consume(
-        &mut self,
-        bytes: &[u8],
-        home: &mut Option<Home<'_>>,
-        now: Instant,
-        bus: &mut Bus,
-    ) -> (usize, Then) {
-        let limits = self.limits(home, bus);
-        let mut run = Run::default();
-        let mut used = 0;
-        loop {
-            let scanned = client::scan(&bytes[used..], &limits);
-            if let (
-                Scan::Op {
-                    op: ClientOp::Publish(publish),
-                    len,
-                },
-                Some(home),
-            ) = (&scanned, home.as_mut())
-                && publish.canonical
-                && (publish.header_len.is_none() || self.headers)
-            {
-                used += len;
-                run.messages += 1;
-                run.payload_bytes += publish.size;
-                if run.is_full(used, bus) {
-                    run.flush(bytes, used, home, now, bus);
-                }
-                continue;
-            }
-            if let Some(home) = home.as_mut() {
-                run.flush(bytes, used, home, now, bus);
-            }
-            match scanned {
-                Scan::Op { op, .. } if self.must_settle(&op, home, now, bus) => {
-                    return (used, Then::Later);
-                }
-                Scan::Op { op, len } => {
-                    let frame = &bytes[used..used + len];
-                    used += len;
-                    run.start = used;
-                    self.pings.active = true;
-                    self.handle_op(op, frame, home, now, bus);
-                    if self.action.is_some() || self.must_wait(home) || !self.is_open(home) {
-                        return (used, Then::Later);
-                    }
-                }
-                Scan::Incomplete { need } => {
-                    self.pings.active |= used > 0;
-                    return (used, Then::Unfinished(need));
-                }
-                Scan::Fault(fault) => {
-                    bus.counters.protocol_errors += 1;
-                    self.end(CloseReason::Fault(fault), home, now, bus);
-                    return (used, Then::Later);
-                }
-            }
-        }
-    }
-
-    fn must_settle(
-        &self,
-        op: &ClientOp<'_>,
-        home: &mut Option<Home<'_>>,
-        now: Instant,
-        bus: &mut Bus,
-    ) -> bool {
-        match (op, home) {
-            (ClientOp::Subscribe { sid, .. }, Some(home)) => {
-                home.trunk.must_settle(home.id, sid, now, bus)
-            }
-            _ => false,
-        }
-    }
-
-    fn limits(&self, home: &Option<Home<'_>>, bus: &Bus) -> ClientLimits {
-        let of_broker = home.as_ref().map(|home| home.trunk.max_payload());
-        ClientLimits {
-            max_control_line: self.max_control_line,
-            max_payload: of_broker
-                .unwrap_or(usize::MAX)
-                .min(bus.roster.offer().max_payload),
-        }
-    }
-
-    fn handle_op(
-        &mut self,
-        op: ClientOp<'_>,
-        frame: &[u8],
-        home: &mut Option<Home<'_>>,
-        now: Instant,
-        bus: &mut Bus,
-    ) {
-        match (op, home.as_mut()) {
-            (ClientOp::Connect { json }, home) => self.handle_connect(json, home, now, bus),
-            (ClientOp::Ignored, _) => {}
-            (ClientOp::Pong, _) => self.pings.outstanding = 0,
-            (op, Some(home)) => self.forward(op, home, now, bus),
-            (op, None) => self.handle_before_connect(op, frame, bus),
-        }
-    }
-
-    fn forward(&mut self, op: ClientOp<'_>, home: &mut Home<'_>, now: Instant, bus: &mut Bus) {
-        let (trunk, id) = (&mut *home.trunk, home.id);
-        match op {
-            ClientOp::Publish(publish) => self.publish(&publish, home, now, bus),
-            ClientOp::Subscribe {
-                subject,
-                queue_group,
-                sid,
-            } => trunk.subscribe(id, subject, queue_group, sid, now, bus),
-            ClientOp::Unsubscribe { sid, max } => trunk.unsubscribe(id, sid, max, now),
-            ClientOp::Ping => trunk.ping(id, now, bus),
-            ClientOp::Connect { .. } | ClientOp::Pong | ClientOp::Ignored => {}
-        }
-    }
-
-    /// A publish that can't go on as it came: brought into canonical form, or refused.
-    fn publish(&mut self, publish: &Publish<'_>, home: &mut Home<'_>, now: Instant, bus: &mut Bus) {
-        if publish.header_len.is_some() && !self.headers {
-            bus.counters.protocol_errors += 1;
-            let reason = CloseReason::Fault(ClientFault::BadArguments);
-            return home.trunk.finish(home.id, reason, now, bus);
-        }
-        let mut frame = Vec::with_capacity(publish.frame.len());
-        publish.encode(&mut frame);
-        bus.counters.in_msgs += 1;
-        bus.counters.in_bytes += publish.size as u64;
-        home.trunk.publish(home.id, &frame, 1, now, bus);
-    }
-
-    fn handle_connect(
-        &mut self,
-        json: &[u8],
-        home: Option<&mut Home<'_>>,
-        now: Instant,
-        bus: &mut Bus,
-    ) {
-        let mut connect = match &self.connect {
-            Some(before) => (**before).clone(),
-            None => ConnectInfo::default(),
-        };
-        let again = self.connect.is_some();
-        let refusal = match connect.merge(json) {
-            Err(fault) => Some(CloseReason::Fault(fault.into())),
-            Ok(()) if connect.is_signed() => Some(CloseReason::Signed),
-            Ok(()) => None,
-        };
-        if let Some(reason) = refusal {
-            bus.counters.protocol_errors += 1;
-            return match home {
-                Some(home) => home.trunk.finish(home.id, reason, now, bus),
-                None => self.close(reason),
-            };
-        }
-        self.headers = connect.headers;
-        self.connect = Some(Box::new(connect.clone()));
-        match home {
-            Some(home) => {
-                let drop = again && drops_subscriptions(bus, home.trunk);
-                home.trunk.reconnect(home.id, connect, drop, now, bus);
-            }
-            None => self.ask_for_trunk(connect, true, now, bus),
-        }
-    }
-
-    fn ask_for_trunk(&mut self, connect: ConnectInfo, sent: bool, now: Instant, bus: &Bus) {
-        self.stage = Stage::Attaching;
-        self.pings.next = now + bus.settings.timings.ping_interval;
-        self.action = Some(SessionAction::Attach {
-            connect: Box::new(connect),
-            sent,
-        });
-    }
-
-    /// An operation of a session that has sent no CONNECT.
-    fn handle_before_connect(&mut self, op: ClientOp<'_>, frame: &[u8], bus: &mut Bus) {
-        if !bus.roster.auth_required() {
-            if matches!(op, ClientOp::Ping) && self.early.is_none() {
-                return self.out.push(encode::PONG);
-            }
-            if !self.early(bus).keep(frame) {
-                return self.close(CloseReason::EarlyBytesExceeded);
-            }
-            let defaults = ConnectInfo::default();
-            self.stage = Stage::Attaching;
-            self.action = Some(SessionAction::Attach {
-                connect: Box::new(defaults),
-                sent: false,
-            });
-            return;
-        }
-        if !bus.settings.lenient_connect {
-            return self.close(CloseReason::ConnectExpected);
-        }
-        if !self.early(bus).keep(frame) {
-            self.close(CloseReason::EarlyBytesExceeded);
-        }
-    }
-
-    fn early(&mut self, bus: &Bus) -> &mut Early {
-        let limit = bus.settings.limits.lenient_buffer;
-        self.early
-            .get_or_insert_with(|| Box::new(Early::new(limit, bus.budgets.early.clone())))
-    }
-
     fn tick_pings(&mut self, home: Home<'_>, now: Instant, bus: &mut Bus) {
         self.pings.next = now + bus.settings.timings.ping_interval;
         if !home.trunk.is_ready(home.id) {
@@ -545,57 +321,4 @@ impl Session {
         self.stage = Stage::Over;
         self.action = Some(SessionAction::Close(reason));
     }
-}
-
-/// What is to be done with the bytes behind those that were handled.
-enum Then {
-    /// They are the beginning of a frame of this length, if it is known.
-    Unfinished(Option<usize>),
-    /// Nothing now: the session waits for something, or is over.
-    Later,
-}
-
-/// A run of publishes that goes on as one slice of the read buffer.
-#[derive(Default)]
-struct Run {
-    start: usize,
-    messages: u64,
-    payload_bytes: usize,
-}
-
-impl Run {
-    /// Whether a fence is due behind it (R7).
-    fn is_full(&self, end: usize, bus: &Bus) -> bool {
-        let limits = &bus.settings.limits;
-        self.messages >= limits.fence_messages as u64 || end - self.start >= limits.fence_bytes
-    }
-
-    fn flush(
-        &mut self,
-        bytes: &[u8],
-        end: usize,
-        home: &mut Home<'_>,
-        now: Instant,
-        bus: &mut Bus,
-    ) {
-        if self.messages > 0 {
-            let frames = &bytes[self.start..end];
-            bus.counters.in_msgs += self.messages;
-            bus.counters.in_bytes += self.payload_bytes as u64;
-            home.trunk.publish(home.id, frames, self.messages, now, bus);
-            self.messages = 0;
-            self.payload_bytes = 0;
-        }
-        self.start = end;
-    }
-}
-
-/// nats-server 2.12.8, 2.14 and later drop a connection's subscriptions at a second CONNECT.
-fn drops_subscriptions(bus: &Bus, trunk: &Trunk) -> bool {
-    let broker = trunk.broker().unwrap_or(bus.roster.current());
-    let info = bus.roster.broker(broker).info();
-    info.is_some_and(|info| {
-        let version = info.version_numbers();
-        version >= [2, 14, 0] || ([2, 12, 8]..[2, 13, 0]).contains(&version)
-    })
 }

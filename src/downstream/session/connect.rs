@@ -1,0 +1,121 @@
+//! CONNECT, what comes before it (R21), and what waits for its verdict.
+
+use std::time::Instant;
+
+use super::{Home, Session, SessionAction, Stage};
+use crate::downstream::early::Early;
+use crate::proto::client::{self, ClientOp, Scan};
+use crate::proto::connect::ConnectInfo;
+use crate::proto::encode;
+use crate::upstream::{Bus, CloseReason, Trunk};
+
+impl Session {
+    pub(super) fn handle_connect(
+        &mut self,
+        json: &[u8],
+        home: Option<&mut Home<'_>>,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        let mut connect = match &self.connect {
+            Some(before) => (**before).clone(),
+            None => ConnectInfo::default(),
+        };
+        let again = self.connect.is_some();
+        let refusal = match connect.merge(json) {
+            Err(fault) => Some(CloseReason::Fault(fault.into())),
+            Ok(()) if connect.is_signed() => Some(CloseReason::Signed),
+            Ok(()) => None,
+        };
+        if let Some(reason) = refusal {
+            bus.counters.protocol_errors += 1;
+            return match home {
+                Some(home) => home.trunk.finish(home.id, reason, now, bus),
+                None => self.close(reason),
+            };
+        }
+        self.headers = connect.headers;
+        self.connect = Some(Box::new(connect.clone()));
+        match home {
+            Some(home) => {
+                let drop = again && drops_subscriptions(bus, home.trunk);
+                home.trunk.reconnect(home.id, connect, drop, now, bus);
+            }
+            None => self.ask_for_trunk(connect, true, now, bus),
+        }
+    }
+
+    pub(super) fn ask_for_trunk(
+        &mut self,
+        connect: ConnectInfo,
+        sent: bool,
+        now: Instant,
+        bus: &Bus,
+    ) {
+        self.stage = Stage::Attaching;
+        self.pings.next = now + bus.settings.timings.ping_interval;
+        self.action = Some(SessionAction::Attach {
+            connect: Box::new(connect),
+            sent,
+        });
+    }
+
+    /// An operation of a session that has sent no CONNECT.
+    pub(super) fn handle_before_connect(&mut self, op: ClientOp<'_>, frame: &[u8], bus: &mut Bus) {
+        if !bus.roster.auth_required() {
+            if matches!(op, ClientOp::Ping) && self.early.is_none() {
+                return self.out.push(encode::PONG);
+            }
+            if !self.early(bus).keep(frame) {
+                return self.close(CloseReason::EarlyBytesExceeded);
+            }
+            let defaults = ConnectInfo::default();
+            self.stage = Stage::Attaching;
+            self.action = Some(SessionAction::Attach {
+                connect: Box::new(defaults),
+                sent: false,
+            });
+            return;
+        }
+        if !bus.settings.lenient_connect {
+            return self.close(CloseReason::ConnectExpected);
+        }
+        if !self.early(bus).keep(frame) {
+            self.close(CloseReason::EarlyBytesExceeded);
+        }
+    }
+
+    pub(super) fn early(&mut self, bus: &Bus) -> &mut Early {
+        let limit = bus.settings.limits.lenient_buffer;
+        self.early
+            .get_or_insert_with(|| Box::new(Early::new(limit, bus.budgets.early.clone())))
+    }
+
+    /// The session is over. Publishes that waited for a verdict on its CONNECT, and will not
+    /// get one, are counted as refused (R4).
+    pub fn abandon(&mut self, bus: &mut Bus) {
+        let Some(mut early) = self.early.take() else {
+            return;
+        };
+        let bytes = early.take();
+        let limits = self.limits(&None, bus);
+        let mut rest = &bytes[..];
+        while let Scan::Op { op, len } = client::scan(rest, &limits) {
+            rest = &rest[len..];
+            if matches!(op, ClientOp::Publish(_)) {
+                bus.counters.published += 1;
+                bus.counters.refused += 1;
+            }
+        }
+    }
+}
+
+/// nats-server 2.12.8, 2.14 and later drop a connection's subscriptions at a second CONNECT.
+fn drops_subscriptions(bus: &Bus, trunk: &Trunk) -> bool {
+    let broker = trunk.broker().unwrap_or(bus.roster.current());
+    let info = bus.roster.broker(broker).info();
+    info.is_some_and(|info| {
+        let version = info.version_numbers();
+        version >= [2, 14, 0] || ([2, 12, 8]..[2, 13, 0]).contains(&version)
+    })
+}

@@ -1,0 +1,197 @@
+//! What a component sends once it has a trunk: frames become operations of the trunk.
+
+use std::time::Instant;
+
+use super::{Home, Session};
+use crate::proto::client::{self, ClientFault, ClientLimits, ClientOp, Publish, Scan};
+use crate::upstream::{Bus, CloseReason};
+
+/// What is to be done with the bytes behind those that were handled.
+pub(super) enum Then {
+    /// They are the beginning of a frame of this length, if it is known.
+    Unfinished(Option<usize>),
+    /// Nothing now: the session waits for something, or is over.
+    Later,
+}
+
+impl Session {
+    /// Handles the whole frames at the start of `bytes` and returns how many bytes they were,
+    /// and what is to be done with the rest.
+    pub(super) fn consume(
+        &mut self,
+        bytes: &[u8],
+        home: &mut Option<Home<'_>>,
+        now: Instant,
+        bus: &mut Bus,
+    ) -> (usize, Then) {
+        let limits = self.limits(home, bus);
+        let mut run = Run::default();
+        let mut used = 0;
+        loop {
+            let scanned = client::scan(&bytes[used..], &limits);
+            if let (
+                Scan::Op {
+                    op: ClientOp::Publish(publish),
+                    len,
+                },
+                Some(home),
+            ) = (&scanned, home.as_mut())
+                && publish.canonical
+                && (publish.header_len.is_none() || self.headers)
+            {
+                used += len;
+                run.messages += 1;
+                run.payload_bytes += publish.size;
+                if run.is_full(used, bus) {
+                    run.flush(bytes, used, home, now, bus);
+                }
+                continue;
+            }
+            if let Some(home) = home.as_mut() {
+                run.flush(bytes, used, home, now, bus);
+            }
+            match scanned {
+                Scan::Op { op, .. } if self.must_settle(&op, home, now, bus) => {
+                    return (used, Then::Later);
+                }
+                Scan::Op { op, len } => {
+                    let frame = &bytes[used..used + len];
+                    used += len;
+                    run.start = used;
+                    self.pings.active = true;
+                    self.handle_op(op, frame, home, now, bus);
+                    if self.action.is_some() || self.must_wait(home) || !self.is_open(home) {
+                        return (used, Then::Later);
+                    }
+                }
+                Scan::Incomplete { need } => {
+                    self.pings.active |= used > 0;
+                    return (used, Then::Unfinished(need));
+                }
+                Scan::Fault(fault) => {
+                    bus.counters.protocol_errors += 1;
+                    self.end(CloseReason::Fault(fault), home, now, bus);
+                    return (used, Then::Later);
+                }
+            }
+        }
+    }
+
+    pub(super) fn must_settle(
+        &self,
+        op: &ClientOp<'_>,
+        home: &mut Option<Home<'_>>,
+        now: Instant,
+        bus: &mut Bus,
+    ) -> bool {
+        match (op, home) {
+            (ClientOp::Subscribe { sid, .. }, Some(home)) => {
+                home.trunk.must_settle(home.id, sid, now, bus)
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn limits(&self, home: &Option<Home<'_>>, bus: &Bus) -> ClientLimits {
+        let of_broker = home.as_ref().map(|home| home.trunk.max_payload());
+        ClientLimits {
+            max_control_line: self.max_control_line,
+            max_payload: of_broker
+                .unwrap_or(usize::MAX)
+                .min(bus.roster.offer().max_payload),
+        }
+    }
+
+    pub(super) fn handle_op(
+        &mut self,
+        op: ClientOp<'_>,
+        frame: &[u8],
+        home: &mut Option<Home<'_>>,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        match (op, home.as_mut()) {
+            (ClientOp::Connect { json }, home) => self.handle_connect(json, home, now, bus),
+            (ClientOp::Ignored, _) => {}
+            (ClientOp::Pong, _) => self.pings.outstanding = 0,
+            (op, Some(home)) => self.forward(op, home, now, bus),
+            (op, None) => self.handle_before_connect(op, frame, bus),
+        }
+    }
+
+    pub(super) fn forward(
+        &mut self,
+        op: ClientOp<'_>,
+        home: &mut Home<'_>,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        let (trunk, id) = (&mut *home.trunk, home.id);
+        match op {
+            ClientOp::Publish(publish) => self.publish(&publish, home, now, bus),
+            ClientOp::Subscribe {
+                subject,
+                queue_group,
+                sid,
+            } => trunk.subscribe(id, subject, queue_group, sid, now, bus),
+            ClientOp::Unsubscribe { sid, max } => trunk.unsubscribe(id, sid, max, now),
+            ClientOp::Ping => trunk.ping(id, now, bus),
+            ClientOp::Connect { .. } | ClientOp::Pong | ClientOp::Ignored => {}
+        }
+    }
+
+    /// A publish that can't go on as it came: brought into canonical form, or refused.
+    pub(super) fn publish(
+        &mut self,
+        publish: &Publish<'_>,
+        home: &mut Home<'_>,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        if publish.header_len.is_some() && !self.headers {
+            bus.counters.protocol_errors += 1;
+            let reason = CloseReason::Fault(ClientFault::BadArguments);
+            return home.trunk.finish(home.id, reason, now, bus);
+        }
+        let mut frame = Vec::with_capacity(publish.frame.len());
+        publish.encode(&mut frame);
+        bus.counters.in_msgs += 1;
+        bus.counters.in_bytes += publish.size as u64;
+        home.trunk.publish(home.id, &frame, 1, now, bus);
+    }
+}
+
+/// A run of publishes that goes on as one slice of the read buffer.
+#[derive(Default)]
+struct Run {
+    start: usize,
+    messages: u64,
+    payload_bytes: usize,
+}
+
+impl Run {
+    /// Whether a fence is due behind it (R7).
+    fn is_full(&self, end: usize, bus: &Bus) -> bool {
+        let limits = &bus.settings.limits;
+        self.messages >= limits.fence_messages as u64 || end - self.start >= limits.fence_bytes
+    }
+
+    fn flush(
+        &mut self,
+        bytes: &[u8],
+        end: usize,
+        home: &mut Home<'_>,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        if self.messages > 0 {
+            let frames = &bytes[self.start..end];
+            bus.counters.in_msgs += self.messages;
+            bus.counters.in_bytes += self.payload_bytes as u64;
+            home.trunk.publish(home.id, frames, self.messages, now, bus);
+            self.messages = 0;
+            self.payload_bytes = 0;
+        }
+        self.start = end;
+    }
+}
