@@ -14,17 +14,17 @@ const STOPPING_US: u64 = 5_000;
 
 #[test]
 fn a_frozen_broker_is_left_within_3_s_while_components_publish() {
-    publishing(Delivery::AtMostOnce);
+    publishing(Delivery::AtMostOnce, [3, 20, 20]);
 }
 
 #[test]
 fn freezes_lose_nothing_with_at_least_once() {
-    publishing(Delivery::AtLeastOnce);
+    publishing(Delivery::AtLeastOnce, [1, 20, 20]);
 }
 
-fn publishing(delivery: Delivery) {
+fn publishing(delivery: Delivery, freezes: [u64; 3]) {
     let _turn = turn();
-    let freezes = number("freezes", [3, 20, 20]);
+    let freezes = number("freezes", freezes);
     let rate = number("rate", [1_000, 5_000, 5_000]);
     let sessions = number("sessions", [20, 100, 100]);
     let mut rig = Rig::ring(Version::V215, delivery, sessions, rate);

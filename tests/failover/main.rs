@@ -6,7 +6,9 @@
 //! short versions; `make failover` and `make soak` run the numbers that are promised.
 
 mod cuts;
+mod departures;
 mod freezes;
+mod gaps;
 mod judge;
 mod kills;
 mod load;

@@ -1,0 +1,88 @@
+//! How long a SIGKILL silences a publisher at its subscribers.
+
+use std::time::Duration;
+
+use crate::load::Load;
+use crate::part::{Part, Publishes};
+use crate::rig::{Delivery, KNOWN, Rig, config, natsmux, pause};
+use crate::size::{Dice, figures, number, percentile, spread, turn};
+use crate::support::{Cluster, Version};
+
+const FED_EVERY: Duration = Duration::from_millis(2);
+const SUBSCRIBERS: usize = 10;
+const GAP_MOST_US: u64 = 50_000;
+
+#[test]
+fn a_kill_silences_nobody_for_50_ms() {
+    let _turn = turn();
+    let kills = number("gap_kills", [8, 50, 50]);
+    let idle = number("gap_idle", [20, 90, 90]);
+    let cluster = Cluster::start(Version::V215, KNOWN + 1);
+    let natsmux = natsmux(config(
+        &cluster.urls()[..KNOWN],
+        Delivery::AtMostOnce,
+        "",
+        "",
+    ));
+    let parts = one_to_many(&natsmux.address(), idle);
+    let mut rig = Rig::with(cluster, natsmux, parts);
+    rig.load.publish(true);
+    rig.load.wait_flow("at the start");
+    let mut dice = Dice::new(5);
+    let mut gaps = Vec::new();
+    for round in 1..=kills {
+        pause(200 + dice.roll(100));
+        let victim = rig.active();
+        let from = rig.load.now();
+        rig.cluster.broker(victim).kill();
+        rig.load.wait_flow(&format!("after kill {round}"));
+        pause(100);
+        let to = rig.load.now();
+        gaps.extend((1..=SUBSCRIBERS).map(|part| longest_gap(&rig.load, part, from, to)));
+        rig.cluster.restart(victim);
+    }
+    let outcome = rig.outcome();
+    figures(&format!(
+        "gap at {kills} kills, {SUBSCRIBERS} subscribers fed every {FED_EVERY:?}, {idle} idle: {}; {outcome}",
+        spread(&mut gaps)
+    ));
+    outcome.check_sum();
+    outcome.check_order();
+    assert!(percentile(&mut gaps, 99) < GAP_MOST_US, "p99 of the gap");
+}
+
+/// A publisher, those it feeds, and some that get nothing.
+fn one_to_many(address: &str, idle: u64) -> Vec<Part> {
+    let listener = Part {
+        address: address.to_owned(),
+        subjects: vec!["load.0".to_owned()],
+        expects: vec![0],
+        ..Part::default()
+    };
+    let silent = Part {
+        subjects: vec!["elsewhere".to_owned()],
+        expects: Vec::new(),
+        ..listener.clone()
+    };
+    let publisher = Part {
+        publishes: Some(Publishes {
+            subject: "load.0".to_owned(),
+            interval: FED_EVERY,
+            size: 100,
+        }),
+        ..silent.clone()
+    };
+    let mut parts = vec![publisher];
+    parts.extend(vec![listener; SUBSCRIBERS]);
+    parts.extend((0..idle).map(|_| silent.clone()));
+    parts
+}
+
+/// The longest silence that touches `from` to `to`, in microseconds.
+fn longest_gap(load: &Load, part: usize, from: u64, to: u64) -> u64 {
+    load.with_track(part, |track| {
+        let gaps = track.streams.get(&0).map_or(&[][..], |s| &s.gaps);
+        let touching = gaps.iter().filter(|gap| gap.to > from && gap.from < to);
+        touching.map(|gap| gap.to - gap.from).max().unwrap_or(0)
+    })
+}
