@@ -1,5 +1,7 @@
 //! Model components: what they do, and what they do wrong.
 
+use std::collections::BTreeSet;
+
 use natsmux::upstream::CloseReason;
 
 use super::net::{ConnId, MS, SECOND, Segment, Time, Way};
@@ -46,6 +48,7 @@ pub struct Component {
     replies: bool,
     next_sid: u64,
     sids: Vec<String>,
+    limited: BTreeSet<String>,
     input: Splitter,
 }
 
@@ -78,6 +81,7 @@ impl Component {
             replies: rng.percent(50),
             next_sid: 1,
             sids: Vec::new(),
+            limited: BTreeSet::new(),
             input: Splitter::default(),
         }
     }
@@ -252,6 +256,11 @@ impl World {
         let sid = self.some_sid(no, true);
         let max = self.rng.range(0, 12);
         bytes.extend_from_slice(format!("UNSUB {sid} {max}\r\n").as_bytes());
+        // Whether a raised max came in time, only the broker knows: no more of this sid.
+        let component = &mut self.components[no];
+        if !component.limited.insert(sid.clone()) {
+            component.sids.retain(|known| *known != sid);
+        }
     }
 
     /// An inbox, a request and, for an old client, `UNSUB 1` between them.
@@ -261,6 +270,7 @@ impl World {
         bytes.extend_from_slice(format!("SUB {inbox} {sid}\r\n").as_bytes());
         if self.rng.percent(60) {
             bytes.extend_from_slice(format!("UNSUB {sid} 1\r\n").as_bytes());
+            self.components[no].limited.insert(sid);
         }
         self.say_publish(no, Some(inbox), bytes);
     }
