@@ -21,10 +21,9 @@ use super::roster::{BrokerId, Failure};
 use super::trunk::{Action, LinkId, Report};
 use crate::net::{Flush, Port, socket};
 
-/// Reads of one link in a pass, so that one busy link doesn't keep the worker.
-const READS_PER_PASS: usize = 4;
-/// Rounds of one pass before the worker's other tasks get a turn.
-const ROUNDS_PER_PASS: usize = 8;
+/// Rounds of one pass, each with one read of every link, before the worker's other tasks get
+/// a turn.
+const ROUNDS_PER_PASS: usize = 4;
 
 type Dial = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
 
@@ -123,35 +122,22 @@ impl Driver {
     /// Reads what a link has. Returns whether there may be more.
     fn read_link(&mut self, at: usize, cx: &mut Context<'_>) -> bool {
         let id = self.links[at].id;
-        for _ in 0..READS_PER_PASS {
-            let Socket::Open { read, .. } = &mut self.links[at].socket else {
-                return false;
-            };
-            if read.as_ref().poll_read_ready(cx).is_pending() {
-                return false;
+        let Socket::Open { read, .. } = &mut self.links[at].socket else {
+            return false;
+        };
+        if read.as_ref().poll_read_ready(cx).is_pending() {
+            return false;
+        }
+        let buffer = Rc::clone(&self.pool.buffer);
+        let mut buffer = buffer.borrow_mut();
+        match socket::poll_read(read, cx, &mut buffer) {
+            Poll::Pending => return false,
+            Poll::Ready(Ok(0)) => self.fail(id, Failure::Closed),
+            Poll::Ready(Ok(count)) => {
+                let bytes = &buffer[..count];
+                self.with_machine(|trunk, now, bus| trunk.handle_link_bytes(id, bytes, now, bus));
             }
-            let buffer = Rc::clone(&self.pool.buffer);
-            let mut buffer = buffer.borrow_mut();
-            match socket::poll_read(read, cx, &mut buffer) {
-                Poll::Pending => return false,
-                Poll::Ready(Ok(0)) => {
-                    self.fail(id, Failure::Closed);
-                    return true;
-                }
-                Poll::Ready(Ok(count)) => {
-                    let bytes = &buffer[..count];
-                    self.with_machine(|trunk, now, bus| {
-                        trunk.handle_link_bytes(id, bytes, now, bus);
-                    });
-                }
-                Poll::Ready(Err(_)) => {
-                    self.fail(id, Failure::Reset);
-                    return true;
-                }
-            }
-            if !self.cell.machine.borrow().has_link(id) {
-                return true;
-            }
+            Poll::Ready(Err(_)) => self.fail(id, Failure::Reset),
         }
         true
     }
