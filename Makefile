@@ -1,9 +1,9 @@
 # natsmux: `make help` lists what can be made.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build broker test-deps check test
+.PHONY: help run build test-deps check test sim
 
-export PORT HTTP KILL NATS_SERVER
+export PORT HTTP KILL NATS_SERVER SEED SEEDS
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -26,3 +26,6 @@ check: ## formatting and lints
 
 test: test-deps check ## everything: dependencies, formatting, lints, all tests
 	cargo test
+
+sim: ## the machines under a seeded simulation (SEEDS=10000, or SEED=x for a trace)
+	cargo test --release --test sim
