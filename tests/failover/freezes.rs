@@ -120,6 +120,7 @@ fn fed_from(broker: &str, natsmux: &str, listeners: u64) -> Vec<Part> {
         publishes: Some(Publishes {
             subject: "load.0".to_owned(),
             interval: Duration::from_millis(5),
+            burst: 1,
             size: 100,
         }),
         ..Part::default()

@@ -68,6 +68,7 @@ fn one_to_many(address: &str, idle: u64) -> Vec<Part> {
         publishes: Some(Publishes {
             subject: "load.0".to_owned(),
             interval: FED_EVERY,
+            burst: 1,
             size: 100,
         }),
         ..silent.clone()

@@ -222,6 +222,7 @@ pub(crate) fn ring(address: &str, count: u64, rate: u64, size: usize) -> Vec<Par
                 publishes: Some(Publishes {
                     subject: format!("load.{index}"),
                     interval,
+                    burst: 1,
                     size,
                 }),
                 ping: None,

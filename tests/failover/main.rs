@@ -14,8 +14,11 @@ mod kills;
 mod load;
 mod outage;
 mod part;
+mod process;
 mod proxy;
 mod rig;
+mod scale;
 mod size;
+mod steady;
 #[path = "../support/mod.rs"]
 mod support;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
 use tokio::time::{self, MissedTickBehavior};
 
 use crate::judge::Track;
@@ -37,6 +38,8 @@ pub(crate) struct Part {
 pub(crate) struct Publishes {
     pub(crate) subject: String,
     pub(crate) interval: Duration,
+    /// Messages that are written at once.
+    pub(crate) burst: u64,
     /// Bytes of a payload, at least.
     pub(crate) size: usize,
 }
@@ -49,6 +52,8 @@ pub(crate) struct State {
     pub(crate) track: Mutex<Track>,
     /// Why the connection ended, or what was wrong on it.
     pub(crate) fault: Mutex<Option<String>>,
+    /// PONGs that are owed.
+    pinged: Notify,
     pings: Mutex<VecDeque<u64>>,
     pub(crate) pongs: AtomicU64,
     /// In microseconds.
@@ -159,12 +164,13 @@ struct Pen {
 
 impl Pen {
     async fn write(&mut self) -> io::Result<()> {
-        let publish = self.part.publishes.clone();
+        let (state, publish) = (Arc::clone(&self.state), self.part.publishes.clone());
         let mut publish_tick = ticker(publish.as_ref().map(|publish| publish.interval), self.index);
         let mut ping_tick = ticker(self.part.ping, self.index);
         while !self.stage.over.load(Ordering::Relaxed) {
             tokio::select! {
                 biased;
+                () = state.pinged.notified() => self.writer.write_all(b"PONG\r\n").await?,
                 _ = ping_tick.tick() => if self.part.ping.is_some() {
                     self.ping().await?;
                 },
@@ -179,14 +185,18 @@ impl Pen {
     }
 
     async fn publish(&mut self, publish: &Publishes) -> io::Result<()> {
-        let sequence = self.state.published.load(Ordering::Relaxed);
-        let mut payload = format!("{} {sequence} {} ", self.index, self.stage.now());
-        let padding = publish.size.saturating_sub(payload.len());
-        payload.extend(std::iter::repeat_n('.', padding));
-        let size = payload.len();
-        let frame = format!("PUB {} {size}\r\n{payload}\r\n", publish.subject);
-        self.writer.write_all(frame.as_bytes()).await?;
-        self.state.published.fetch_add(1, Ordering::Relaxed);
+        let first = self.state.published.load(Ordering::Relaxed);
+        let mut frames = String::new();
+        for sequence in first..first + publish.burst {
+            let mut payload = format!("{} {sequence} {} ", self.index, self.stage.now());
+            let padding = publish.size.saturating_sub(payload.len());
+            payload.extend(std::iter::repeat_n('.', padding));
+            let (subject, size) = (&publish.subject, payload.len());
+            let _ = write!(frames, "PUB {subject} {size}\r\n{payload}\r\n");
+        }
+        self.writer.write_all(frames.as_bytes()).await?;
+        let published = &self.state.published;
+        published.fetch_add(publish.burst, Ordering::Relaxed);
         Ok(())
     }
 
@@ -256,9 +266,7 @@ impl Ear {
             }
             match line {
                 b"PONG" => self.state.pong(at),
-                // Nothing here lasts until a broker or natsmux gives a silent component up:
-                // its pings are answered by the components' own writes.
-                b"PING" => {}
+                b"PING" => self.state.pinged.notify_one(),
                 _ if line.starts_with(b"INFO ") => {}
                 _ => return Err(strange(line)),
             }

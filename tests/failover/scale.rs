@@ -1,0 +1,91 @@
+//! Many sessions, and many subscriptions, that come back together.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use crate::load::Load;
+use crate::part::Part;
+use crate::process::{cpu_hundredths, resident_kilobytes};
+use crate::rig::{Delivery, KNOWN, config, natsmux};
+use crate::size::{figures, number, turn};
+use crate::support::{Cluster, Natsmux, PATIENCE, Version, wait_for};
+
+#[test]
+fn many_subscriptions_are_replayed_and_fenced_within_1_s() {
+    let _turn = turn();
+    let sessions = number("replay_sessions", [50, 1_000, 1_000]);
+    let each = number("replay_subscriptions", [100, 100, 100]);
+    let mut cluster = Cluster::start(Version::V215, KNOWN);
+    let natsmux = natsmux(config(&cluster.urls(), Delivery::AtMostOnce, "", ""));
+    let parts = (0..sessions).map(|session| Part {
+        address: natsmux.address(),
+        subjects: (0..each).map(|i| format!("s{session}.{i}")).collect(),
+        ..Part::default()
+    });
+    let load = Load::start(parts.collect());
+    let took = back_after_kill(&mut cluster, &natsmux, sessions);
+    load.check_faults();
+    figures(&format!(
+        "{sessions} sessions with {each} subscriptions back {} ms after SIGKILL",
+        took.as_millis()
+    ));
+    assert!(took < Duration::from_secs(1), "back after {took:?}");
+}
+
+#[test]
+fn idle_sessions_cost_little_and_are_all_back_within_2_s() {
+    let _turn = turn();
+    raise_open_files();
+    let sessions = number("idle_sessions", [500, 9_000, 9_000]);
+    let seconds = number("idle_seconds", [3, 20, 20]);
+    let mut cluster = Cluster::start(Version::V215, KNOWN);
+    let natsmux = natsmux(config(&cluster.urls(), Delivery::AtMostOnce, "", ""));
+    let pid = natsmux.pid();
+    let empty = resident_kilobytes(pid);
+    let parts = (0..sessions).map(|session| Part {
+        address: natsmux.address(),
+        subjects: vec![format!("s{session}")],
+        ..Part::default()
+    });
+    let load = Load::start(parts.collect());
+    let memory = resident_kilobytes(pid).saturating_sub(empty) as f64 / sessions as f64;
+    let (begun, before) = (Instant::now(), cpu_hundredths(pid));
+    thread::sleep(Duration::from_secs(seconds));
+    let used = cpu_hundredths(pid) - before;
+    let share = used as f64 / begun.elapsed().as_secs_f64();
+    let took = back_after_kill(&mut cluster, &natsmux, sessions);
+    load.check_faults();
+    figures(&format!(
+        "{sessions} idle sessions: {memory:.1} kB each, {share:.1} % of a core over {seconds} s, \
+         all back {} ms after SIGKILL",
+        took.as_millis()
+    ));
+    assert!(share < 3.0, "{share} % of a core while idle");
+    assert!(took < Duration::from_secs(2), "back after {took:?}");
+}
+
+/// From SIGKILL of the broker in use until every session's subscriptions are in place on the
+/// next one.
+fn back_after_kill(cluster: &mut Cluster, natsmux: &Natsmux, sessions: u64) -> Duration {
+    let current = natsmux.current_broker();
+    let victim = current.and_then(|current| cluster.index_of(&current));
+    let before = natsmux.counter("replays");
+    cluster.broker(victim.expect("a broker in use")).kill();
+    // The kill itself waits for the process's end.
+    let killed = Instant::now();
+    wait_for("every session to be back", PATIENCE, || {
+        let varz = natsmux.varz();
+        let replays = varz["replays"].as_u64()? - before;
+        (replays >= sessions && varz["links"] == sessions).then_some(())
+    });
+    killed.elapsed()
+}
+
+/// For this process and those that it starts from now on.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("the soft limit can be raised");
+}
