@@ -217,6 +217,11 @@ impl Subscriptions {
         std::mem::take(&mut self.spent)
     }
 
+    /// Whether a live subscription ends by itself after some messages.
+    pub fn is_limited(&self, upstream: UpstreamSid) -> bool {
+        self.live(upstream.slot).is_some_and(|live| live.max > 0)
+    }
+
     /// Whether only the broker knows what a SUB of this sid will find: the sid is live here,
     /// but its SUB isn't proven (`answered` is the last PING that was), or its max may be
     /// reached by messages on their way.

@@ -251,10 +251,9 @@ impl Oracle {
             .copied()
             .filter(|_| !link.sids.contains_key(&sid));
         let Some(sub) = choice else {
-            let judge = session
-                .unproven
-                .iter_mut()
-                .find(|unproven| unproven.kind == Kind::Judge && unproven.on.is_none());
+            let judge = session.unproven.iter_mut().find(|unproven| {
+                unproven.kind == Kind::Judge(Some(subject.to_vec())) && unproven.on.is_none()
+            });
             match judge {
                 Some(judge) => judge.on = Some((no, frame)),
                 None => self.fail(
@@ -295,8 +294,8 @@ impl Oracle {
             // Of one that the link never had: either only a broker can answer it, or it comes
             // from ending everything at once. It does no harm.
             let mut judges = session.unproven.iter_mut();
-            let judge =
-                judges.find(|unproven| unproven.kind == Kind::Judge && unproven.on.is_none());
+            let judge = judges
+                .find(|unproven| matches!(unproven.kind, Kind::Judge(_)) && unproven.on.is_none());
             if let Some(judge) = judge {
                 judge.on = Some((no, frame));
             }
@@ -335,10 +334,12 @@ impl Oracle {
             self.mark("UNSUB remainder replayed");
         }
         if !known {
+            let session = &self.sessions[session_no];
+            let shown = format!("{:?} {:?}", session.subs[sub], session.unproven);
             self.fail(
                 "I11 UNSUB max",
                 format!(
-                    "link {no}: UNSUB {} {max} with {base} delivered before",
+                    "link {no}: UNSUB {} {max} with {base} delivered before {shown}",
                     String::from_utf8_lossy(sid)
                 ),
             );
@@ -516,7 +517,9 @@ impl Oracle {
         let on = (no, sid.to_vec());
         let sid = sub.sid.clone();
         if finished {
-            sub.state = SubState::Gone;
+            // Until the broker gets to the UNSUB it may send more, which a broker's own
+            // client would get too.
+            sub.state = SubState::Ended;
             session
                 .unproven
                 .retain(|unproven| unproven.kind.sub() != Some(sub_no));

@@ -20,6 +20,7 @@ const LAST_WORDS: [&str; 6] = [
 pub struct Options {
     pub verbose: bool,
     pub headers: bool,
+    pub protocol: u64,
 }
 
 /// What became of a subscription.
@@ -63,15 +64,16 @@ pub enum Kind {
     Subscribe(usize),
     Unsubscribe(usize),
     Limit(usize, u64),
-    /// Changes nothing, and only a broker can answer it.
-    Judge,
+    /// A SUB of a sid that is live, or of no valid subject; an UNSUB of an unknown sid
+    /// (`None`). It changes nothing, and only a broker can answer it.
+    Judge(Option<Vec<u8>>),
 }
 
 impl Kind {
     pub fn sub(&self) -> Option<usize> {
         match self {
             Self::Subscribe(sub) | Self::Unsubscribe(sub) | Self::Limit(sub, _) => Some(*sub),
-            Self::Judge => None,
+            Self::Judge(_) => None,
         }
     }
 }
@@ -122,7 +124,14 @@ pub struct Session {
     /// natsmux has decided to close it, and delivers nothing more.
     pub closing: bool,
     pub ops: u64,
-    early: Vec<Up>,
+    /// Operations that natsmux has not acted upon, and their lengths.
+    arrived: VecDeque<(Up, u64)>,
+    /// What it sent last isn't the protocol.
+    is_garbled: bool,
+    /// It broke the protocol in what natsmux has acted upon: the rest is ignored.
+    is_over: bool,
+    /// The number of its last CONNECT.
+    connect_op: u64,
     /// It has sent a CONNECT itself.
     sent_connect: bool,
     info_said: bool,
@@ -137,7 +146,9 @@ impl Session {
 
     pub(super) fn forget_unsent_questions(&mut self) {
         self.unproven
-            .retain(|unproven| unproven.kind != Kind::Judge || unproven.on.is_some());
+            .retain(|unproven| !matches!(unproven.kind, Kind::Judge(_)) || unproven.on.is_some());
+        // Errors are passed on at once, or not at all (R20).
+        self.errors.clear();
     }
 
     fn verbose(&self) -> bool {
@@ -155,37 +166,92 @@ pub struct Reading {
 }
 
 impl Oracle {
-    /// natsmux is about to handle bytes that a component sent.
+    /// natsmux has read bytes that a component sent.
     pub fn component_bytes(&mut self, no: usize, bytes: &[u8], reading: Reading) {
         self.sessions[no].sent.feed(bytes);
-        while self.sessions[no].open && !self.sessions[no].at_fault {
+        while self.sessions[no].open && !self.sessions[no].is_garbled {
+            let before = self.sessions[no].sent.consumed;
             match self.sessions[no].sent.next_up() {
                 Ok(None) => return,
-                Ok(Some(op)) => self.component_op(no, op, reading),
-                Err(_) => self.sessions[no].at_fault = true,
+                Ok(Some(op)) => {
+                    let len = self.sessions[no].sent.consumed - before;
+                    self.component_op(no, op, len, reading);
+                }
+                Err(_) => {
+                    self.sessions[no].at_fault = true;
+                    self.sessions[no].is_garbled = true;
+                }
             }
         }
     }
 
-    fn component_op(&mut self, no: usize, op: Up, reading: Reading) {
+    /// An operation has arrived. The first CONNECT goes ahead of all (R21); what comes behind
+    /// it waits for natsmux.
+    fn component_op(&mut self, no: usize, op: Up, len: u64, reading: Reading) {
         let session = &mut self.sessions[no];
         match (&session.options, op) {
-            (_, Up::Connect(json)) => self.component_connect(no, &json, reading),
-            (_, Up::Pong) => {}
-            (None, op) if reading.must_connect => {
-                self.mark("operations before CONNECT");
-                self.sessions[no].early.push(op);
+            (None, Up::Connect(json)) => self.component_connect(no, &json, reading),
+            (None, Up::Ping) if !reading.must_connect && session.arrived.is_empty() => {
+                session.pings.push_back(0);
             }
-            (None, Up::Ping) if session.early.is_empty() => session.pings.push_back(0),
+            (None, Up::Pong) => {}
+            (None, op) if reading.must_connect => {
+                session.arrived.push_back((op, len));
+                self.mark("operations before CONNECT");
+            }
             (None, op) => {
                 session.options = Some(Options {
                     verbose: true,
                     headers: false,
+                    protocol: 0,
                 });
+                session.arrived.push_back((op, len));
                 self.mark("a component without CONNECT");
-                self.carry_out(no, op);
             }
-            (Some(_), op) => self.carry_out(no, op),
+            (Some(_), op) => session.arrived.push_back((op, len)),
+        }
+    }
+
+    /// natsmux has acted upon all that a component sent, but for the last `unhandled` bytes.
+    pub fn component_handled(&mut self, no: usize, unhandled: u64, reading: Reading) {
+        let session = &self.sessions[no];
+        let arrived: u64 = session.arrived.iter().map(|(_, len)| len).sum();
+        let mut left = arrived + session.sent.residue().len() as u64;
+        while self.sessions[no].options.is_some() && !self.sessions[no].is_over {
+            let session = &mut self.sessions[no];
+            let Some((_, len)) = session.arrived.front() else {
+                return;
+            };
+            left -= len;
+            if left < unhandled {
+                return;
+            }
+            let op = session.arrived.pop_front();
+            match op {
+                Some((Up::Connect(json), _)) => self.component_connect(no, &json, reading),
+                Some((op, _)) => self.carry_out(no, op),
+                None => {}
+            }
+        }
+    }
+
+    /// A session ended with this many publishes that were never acted upon: they are refused
+    /// (R4).
+    pub fn component_abandoned(&mut self, no: usize, count: u64) {
+        let arrived = self.sessions[no].arrived.iter();
+        let publishes = arrived
+            .filter(|(op, _)| matches!(op, Up::Publish(_)))
+            .count() as u64;
+        if count > publishes {
+            return self.fail(
+                "R4 books",
+                format!("session {no}: {count} abandoned, {publishes} sent"),
+            );
+        }
+        self.books.published += count;
+        self.books.refused += count;
+        if count > 0 {
+            self.mark("publishes of a refused session");
         }
     }
 
@@ -198,36 +264,38 @@ impl Oracle {
         let defaults = before.clone().unwrap_or(Options {
             verbose: true,
             headers: false,
+            protocol: 0,
         });
+        let protocol = json_value(json, "protocol").and_then(|text| text.parse().ok());
         session.options = Some(Options {
             verbose: flag("verbose", defaults.verbose),
             headers: flag("headers", defaults.headers),
+            protocol: protocol.unwrap_or(defaults.protocol),
         });
         session.ops += 1;
+        session.connect_op = session.ops;
         if session.verbose() {
             session.verbose_ops.push_back(session.ops);
         }
+        // The brokers' verdict on another one says nothing of this.
+        session.accepted = false;
+        let again = std::mem::replace(&mut session.sent_connect, true);
         if before.is_none() {
-            self.sessions[no].sent_connect = true;
-        } else {
-            // The brokers' verdict on the first says nothing of this one.
-            self.sessions[no].accepted = false;
-            self.mark("second CONNECT");
-            if std::mem::replace(&mut self.sessions[no].sent_connect, true) && reading.connect_drops
-            {
-                for sub in 0..self.sessions[no].subs.len() {
-                    if self.sessions[no].subs[sub].state == SubState::Live {
-                        self.end_sub(no, sub);
-                    }
-                }
-            }
+            return;
         }
-        for op in std::mem::take(&mut self.sessions[no].early) {
-            self.carry_out(no, op);
+        self.mark("second CONNECT");
+        for sub in 0..self.sessions[no].subs.len() {
+            let live = self.sessions[no].subs[sub].state == SubState::Live;
+            if again && reading.connect_drops && live {
+                self.end_sub(no, sub);
+            }
         }
     }
 
     fn carry_out(&mut self, no: usize, op: Up) {
+        if std::env::var_os("ORACLE").is_some() && !matches!(op, Up::Publish(_)) {
+            println!("session {no} does {op:?}");
+        }
         let session = &mut self.sessions[no];
         session.ops += 1;
         let number = session.ops;
@@ -243,6 +311,7 @@ impl Oracle {
                         .is_some_and(|options| options.headers)
                 {
                     session.at_fault = true;
+                    session.is_over = true;
                     return;
                 }
                 session.queue.push_back((number, publish.clone()));
@@ -272,7 +341,7 @@ impl Oracle {
         let kind = if !frames::is_subscribable(&subject)
             || session.live_subs().any(|sub| sub.sid == sid)
         {
-            Kind::Judge
+            Kind::Judge(Some(subject))
         } else {
             session.subs.push(Sub {
                 subject,
@@ -299,7 +368,7 @@ impl Oracle {
             if session.verbose() {
                 session.unproven.push(Unproven {
                     op,
-                    kind: Kind::Judge,
+                    kind: Kind::Judge(None),
                     on: None,
                 });
             }
@@ -398,7 +467,14 @@ impl Oracle {
     fn heard_info(&mut self, no: usize, json: &str) {
         let session = &mut self.sessions[no];
         if std::mem::replace(&mut session.info_said, true) {
-            return self.fail("R17 INFO", format!("session {no}: a second INFO"));
+            let asked = session
+                .options
+                .as_ref()
+                .map_or(0, |options| options.protocol);
+            if asked == 0 || session.pongs == 0 {
+                self.fail("R17 INFO", format!("session {no}: a second INFO"));
+            }
+            return;
         }
         session.open = true;
         let len = json.len() + b"INFO \r\n".len();
@@ -492,7 +568,8 @@ impl Oracle {
         };
         self.sessions[no].pongs += 1;
         let session = &self.sessions[no];
-        if session.options.is_some() && !session.accepted && !session.admitted {
+        let is_new = ping > session.connect_op;
+        if session.options.is_some() && is_new && !session.accepted && !session.admitted {
             return self.fail(
                 "R16 verdict",
                 format!("session {no}: a PONG before the broker's verdict"),
@@ -563,7 +640,7 @@ impl Oracle {
             let judged = session
                 .unproven
                 .iter()
-                .position(|unproven| unproven.kind == Kind::Judge);
+                .position(|unproven| matches!(unproven.kind, Kind::Judge(Some(_))));
             let Some(at) = judged else {
                 return self.fail(
                     "I17 reply truth",
@@ -587,6 +664,10 @@ impl Oracle {
     /// The component closed its side, or its connection broke.
     pub fn component_gone(&mut self, no: usize) {
         self.sessions[no].at_fault = true;
+    }
+
+    /// natsmux has acted upon the last operation of a session.
+    pub fn session_ending(&mut self, no: usize) {
         for sub in 0..self.sessions[no].subs.len() {
             if self.sessions[no].subs[sub].state == SubState::Live {
                 self.end_sub(no, sub);
@@ -610,7 +691,6 @@ impl Oracle {
         }
         session.expected.clear();
         session.unproven.clear();
-        session.early.clear();
     }
 
     /// A session's credentials were refused: what it published is refused with it.

@@ -41,6 +41,8 @@ pub struct Daemon {
     pub armed: Option<Time>,
     /// Sessions that may have more waiting for them than is allowed.
     pub overflowed: BTreeSet<usize>,
+    /// Drops that the oracle knows of.
+    dropped: u64,
     next_trunk: u64,
 }
 
@@ -68,6 +70,8 @@ pub struct SessionIo {
     seen: u64,
     wake: bool,
     eof: bool,
+    /// natsmux acts upon nothing more that it sends.
+    is_ending: bool,
     closing: Option<(CloseReason, Instant)>,
     full_since: Option<Instant>,
 }
@@ -99,6 +103,7 @@ impl Daemon {
             paused_until: 0,
             armed: None,
             overflowed: BTreeSet::new(),
+            dropped: 0,
             next_trunk: 0,
         }
     }
@@ -232,6 +237,9 @@ impl World {
         {
             let bytes = appended(out, &mut session_io.seen);
             self.oracle.sessions[session].closing |= closing;
+            if io.machine.is_ending(slot) && !std::mem::replace(&mut session_io.is_ending, true) {
+                self.oracle.session_ending(session);
+            }
             if !bytes.is_empty() {
                 self.oracle.to_component(session, &bytes);
                 self.trace(|| {
@@ -678,17 +686,8 @@ impl World {
     pub fn accept(&mut self, component: usize, conn: ConnId) -> usize {
         let no = self.oracle.session_opened();
         let now = self.instant();
+        let info = self.first_info(conn);
         let bus = &mut self.daemon.bus;
-        let infos: Vec<_> = bus.roster.infos().collect();
-        let local = FirstInfo {
-            server_id: "NATSMUX",
-            server_name: "natsmux",
-            host: "127.0.0.1",
-            port: 4222,
-            client_ip: "127.0.0.1",
-            client_id: conn,
-        };
-        let info = first_info(&infos, &local);
         bus.counters.sessions_opened += 1;
         let machine = Session::new(now, bus);
         let ends = Ends::ComponentToNatsmux {
@@ -708,6 +707,7 @@ impl World {
                 seen: 0,
                 wake: true,
                 eof: false,
+                is_ending: false,
                 closing: None,
                 full_since: None,
             },
@@ -805,6 +805,28 @@ impl World {
             });
             self.inspect_session(no);
         }
+        self.with_session(no, |session, home, _, bus| {
+            if let Some(home) = home {
+                session.handle_offer(&home, bus);
+            }
+        });
+        if self.act(no) {
+            self.inspect_session(no);
+        }
+    }
+
+    /// What natsmux says of itself.
+    fn first_info(&self, client_id: u64) -> Vec<u8> {
+        let infos: Vec<_> = self.daemon.bus.roster.infos().collect();
+        let local = FirstInfo {
+            server_id: "NATSMUX",
+            server_name: "natsmux",
+            host: "127.0.0.1",
+            port: 4222,
+            client_ip: "127.0.0.1",
+            client_id,
+        };
+        first_info(&infos, &local)
     }
 
     fn session_bytes(&mut self, no: usize, mut bytes: &[u8]) {
@@ -814,11 +836,7 @@ impl World {
                 String::from_utf8_lossy(bytes).escape_debug()
             )
         });
-        let reading = Reading {
-            must_connect: self.daemon.bus.roster.auth_required(),
-            connect_drops: self.plan.flavours[0] == Flavour::V2_15,
-        };
-        let dropped = self.daemon.bus.counters.dropped;
+        let reading = self.reading();
         self.oracle.component_bytes(no, bytes, reading);
         self.oracle.sessions[no].admitted |= self.is_admitted(no);
         while !bytes.is_empty() {
@@ -830,10 +848,6 @@ impl World {
             if !self.act(no) {
                 break;
             }
-        }
-        let dropped = self.daemon.bus.counters.dropped - dropped;
-        if dropped > 0 {
-            self.oracle.dropped(no, dropped);
         }
         self.inspect_session(no);
     }
@@ -868,6 +882,7 @@ impl World {
     }
 
     fn inspect_session(&mut self, no: usize) {
+        self.note_handled(no);
         let Some(io) = self.daemon.sessions.get_mut(&no) else {
             return;
         };
@@ -884,6 +899,37 @@ impl World {
         }
     }
 
+    /// Tells the oracle how much of what a component sent was acted upon.
+    fn note_handled(&mut self, no: usize) {
+        let reading = self.reading();
+        let dropped = self.daemon.bus.counters.dropped - self.daemon.dropped;
+        self.daemon.dropped += dropped;
+        let Some(io) = self.daemon.sessions.get_mut(&no) else {
+            return;
+        };
+        if !io.is_ending {
+            let unhandled = io.machine.unhandled_bytes() as u64;
+            self.oracle.component_handled(no, unhandled, reading);
+        }
+        if dropped > 0 {
+            self.oracle.dropped(no, dropped);
+        }
+        if let Some((trunk, slot)) = io.home {
+            let trunk = self.daemon.trunks.get(&trunk);
+            let ends = trunk.is_none_or(|trunk| trunk.machine.is_ending(slot));
+            if ends && !std::mem::replace(&mut io.is_ending, true) {
+                self.oracle.session_ending(no);
+            }
+        }
+    }
+
+    fn reading(&self) -> Reading {
+        Reading {
+            must_connect: self.daemon.bus.roster.auth_required(),
+            connect_drops: self.plan.flavours[0] == Flavour::V2_15,
+        }
+    }
+
     /// Does what a session asks for. Returns whether it asked for anything.
     fn act(&mut self, no: usize) -> bool {
         let now = self.instant();
@@ -896,8 +942,17 @@ impl World {
                 io.closing = Some((reason, now + LAST_WORDS));
                 true
             }
-            // The model brokers never change what they offer.
-            Some(SessionAction::SayInfo) => false,
+            Some(SessionAction::SayInfo) => {
+                let (conn, home) = (io.conn, io.home);
+                let info = self.first_info(conn);
+                if let Some((trunk, slot)) = home
+                    && let Some(trunk) = self.daemon.trunks.get_mut(&trunk)
+                    && let Some(out) = trunk.machine.out(slot)
+                {
+                    out.push(&info);
+                }
+                true
+            }
             Some(SessionAction::Attach { connect, sent }) => {
                 let out = io.machine.take_out();
                 let id = TrunkId(self.daemon.next_trunk);
@@ -959,7 +1014,7 @@ impl World {
     }
 
     fn close_session(&mut self, no: usize, reason: CloseReason) {
-        let io = self.daemon.sessions.remove(&no).expect("it is open");
+        let mut io = self.daemon.sessions.remove(&no).expect("it is open");
         self.trace(|| format!("session {no} is closed: {reason:?}"));
         let allowed = self.may_close(no, &reason);
         if let (CloseReason::Refused(_), true) = (&reason, io.home.is_some()) {
@@ -970,6 +1025,10 @@ impl World {
         if let Some((trunk, slot)) = io.home {
             self.with_trunk(trunk, |machine, now, bus| machine.detach(slot, now, bus));
         }
+        let published = self.daemon.bus.counters.published;
+        io.machine.abandon(&mut self.daemon.bus);
+        let refused = self.daemon.bus.counters.published - published;
+        self.oracle.component_abandoned(no, refused);
         self.component_lost(io.conn);
     }
 

@@ -168,7 +168,8 @@ impl Session {
     /// The trunk may have become ready: what the component sent before that goes on, in its
     /// order.
     pub fn handle_ready(&mut self, home: Home<'_>, now: Instant, bus: &mut Bus) {
-        if !home.trunk.is_ready(home.id) {
+        if !home.trunk.is_ready(home.id) || home.trunk.is_ending(home.id) {
+            // What waits for a session that ends is counted by `abandon`.
             return;
         }
         let (trunk, id) = (home.trunk, home.id);
@@ -218,6 +219,13 @@ impl Session {
     /// Whether something waits for [`Session::handle_ready`].
     pub fn has_early(&self) -> bool {
         self.early.is_some() || self.eof
+    }
+
+    /// Bytes that the component sent and that were not acted upon: they wait for the trunk,
+    /// or for the rest of their frame.
+    pub fn unhandled_bytes(&self) -> usize {
+        let kept = self.early.as_ref().map_or(0, |early| early.len());
+        kept + self.partial.bytes().len()
     }
 
     /// natsmux shuts down: end the session once what it sent is carried out.

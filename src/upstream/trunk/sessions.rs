@@ -114,6 +114,9 @@ impl Trunk {
                 .subscriptions
                 .subscribe(session, subject, queue_group, sid, covered_by)
             {
+                Subscribed::Duplicate(upstream) if self.subscriptions.is_limited(upstream) => {
+                    return self.ignore_duplicate(session, now);
+                }
                 Subscribed::New(upstream) | Subscribed::Duplicate(upstream) => {
                     Some(upstream.text())
                 }
@@ -131,6 +134,19 @@ impl Trunk {
         }
         frame.clear();
         self.scratch = frame;
+    }
+
+    /// A SUB of a sid that is live, and whose max a message on its way may reach before the
+    /// SUB does: the broker would make a subscription of it that nobody here knows of. So it
+    /// gets to see, at most, something that it answers with the same `+OK`.
+    fn ignore_duplicate(&mut self, session: SessionId, now: Instant) {
+        if self.connect.verbose {
+            let mut frame = std::mem::take(&mut self.scratch);
+            encode::unsub(&mut frame, NO_SID, None);
+            self.send_operation(session, &frame, now);
+            frame.clear();
+            self.scratch = frame;
+        }
     }
 
     /// Ends a subscription, at once or after `max` deliveries counted from its SUB.

@@ -281,3 +281,14 @@ fn a_pong_waits_for_the_oks_of_what_came_before() {
     bench.broker(b"PONG\r\n");
     assert_eq!(bench.heard(), "PONG\r\n");
 }
+
+#[test]
+fn a_second_sub_of_a_limited_sid_does_not_reach_a_broker_that_may_have_ended_the_first() {
+    let mut bench = Bench::live(PLAIN);
+    let (session, now) = (bench.session, bench.now);
+    bench.subscribe(b"a", b"1");
+    bench.trunk.unsubscribe(session, b"1", Some(1), now);
+    bench.told();
+    bench.subscribe(b"b", b"1");
+    assert_eq!(bench.told(), "");
+}
