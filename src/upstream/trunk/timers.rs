@@ -111,7 +111,10 @@ impl Trunk {
     }
 
     fn fence(&mut self, at: usize, now: Instant, bus: &mut Bus) {
-        if self.links[at].unfenced_since.is_some() && !bus.may_fence(now) {
+        // The rate is for what operations ask for; a sentinel's fences and those of idle links
+        // are few, and putting one off without a new time would be asked for at once again.
+        let regular = self.regular_fence_due(&self.links[at], bus) <= now;
+        if !regular && !bus.may_fence(now) {
             let interval = bus.settings.timings.fence_interval;
             let since = (now + FENCE_PAUSE).checked_sub(interval).unwrap_or(now);
             self.links[at].unfenced_since = Some(since);
@@ -125,17 +128,20 @@ impl Trunk {
         if !matches!(link.phase, Phase::Live) {
             return None;
         }
-        let timings = &bus.settings.timings;
-        let idle = timings.idle_fence_interval;
+        let interval = bus.settings.timings.fence_interval;
+        let regular = self.regular_fence_due(link, bus);
+        let asked = link.unfenced_since.map(|since| since + interval);
+        Some(asked.map_or(regular, |asked| asked.min(regular)))
+    }
+
+    /// The same, whatever was written: the sentinel's pace, or an idle link's.
+    fn regular_fence_due(&self, link: &Link, bus: &Bus) -> Instant {
+        let idle = bus.settings.timings.idle_fence_interval;
         let jitter = idle.mul_f64(0.2 * unit(self.id.0 ^ (self.next_ping << 20)));
-        let idle_due = link.last_ping_at + idle - jitter;
-        let due = link
-            .unfenced_since
-            .map_or(idle_due, |since| since + timings.fence_interval);
         let sentinel_due = bus
             .watches
             .fence_due(link.broker, self.id, link.last_ping_at);
-        Some(due.min(sentinel_due.unwrap_or(idle_due)))
+        sentinel_due.unwrap_or(link.last_ping_at + idle - jitter)
     }
 
     /// R8: when the sentinel's oldest fence makes its broker suspect.
