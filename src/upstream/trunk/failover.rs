@@ -271,8 +271,12 @@ impl Trunk {
         let Some(due) = self.refusal_due(bus) else {
             return;
         };
+        // A broker that went down just now may be back within the window, and accept.
+        let window = bus.settings.timings.refusal_window;
         let everywhere = bus.roster.brokers().all(|(id, broker)| {
-            broker.health() == Health::Down || self.round.refused_by.contains(&id)
+            let away = now.saturating_duration_since(broker.since());
+            let gone = broker.health() == Health::Down && away >= window;
+            gone || self.round.refused_by.contains(&id)
         });
         if everywhere || now >= due {
             self.refuse_sessions(now, bus);

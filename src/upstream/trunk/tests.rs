@@ -292,3 +292,36 @@ fn a_second_sub_of_a_limited_sid_does_not_reach_a_broker_that_may_have_ended_the
     bench.subscribe(b"b", b"1");
     assert_eq!(bench.told(), "");
 }
+
+#[test]
+fn a_sentinel_fences_although_the_rate_is_used_up() {
+    let mut bench = Bench::live(PLAIN);
+    bench.bus.settings.fences_per_second = 0;
+    bench.publish(b"PUB a 0\r\n\r\n");
+    bench.told();
+    bench.pass(Duration::from_millis(60));
+    assert_eq!(bench.told(), "PING\r\n");
+    let due = bench.trunk.timeout(&bench.bus).expect("a timer");
+    assert!(due > bench.now, "it is not asked for again at once");
+}
+
+#[test]
+fn a_broker_that_is_away_for_a_moment_may_still_accept() {
+    let mut bench = Bench::live(PLAIN);
+    bench.pass(Duration::from_millis(1500));
+    bench
+        .bus
+        .roster
+        .handle_failure(BrokerId(1), Failure::Silent, bench.now);
+    bench.broker(b"-ERR 'User Authentication Expired'\r\n");
+    bench.take_dial();
+    bench
+        .trunk
+        .handle_connected(bench.link, bench.now, &mut bench.bus);
+    bench.broker(INFO);
+    bench.broker(b"-ERR 'Authorization Violation'\r\n");
+    assert_eq!(bench.heard(), "");
+    assert!(bench.trunk.closing(bench.session).is_none());
+    bench.pass(Duration::from_secs(6));
+    assert!(bench.trunk.closing(bench.session).is_some());
+}
