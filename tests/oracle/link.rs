@@ -243,27 +243,48 @@ impl Oracle {
             on.is_guess && sub.subject == subject && sub.group.as_deref() == group
         };
         // Outside of a replay SUBs come in order, and in it the known ones keep their sids.
-        let nameless = |index: &&usize| session.subs[**index].upstream.as_ref() != Some(&sid);
-        let unsure = choices.iter().filter(nameless).count() == choices.len() && choices.len() > 1;
-        let is_guess = link.is_replaying && (unsure || link.sids.values().any(|on| equal(&on)));
+        let known = |index: &usize| session.subs[*index].upstream.as_ref() == Some(&sid);
+        let unsure = choices.len() > 1 || link.sids.values().any(|on| equal(&on));
+        let is_guess = link.is_replaying && unsure && !choices.iter().any(known);
         let choice = choices
             .first()
             .copied()
             .filter(|_| !link.sids.contains_key(&sid));
         let Some(sub) = choice else {
+            if session.closing {
+                // A replay for a session that only has its last words to say.
+                return;
+            }
+            // Under a sid of the link it is for a live sid of the component.
+            let known = link
+                .sids
+                .get(&sid)
+                .map(|on| session.subs[on.sub].sid.clone());
             let judge = session.unproven.iter_mut().find(|unproven| {
-                unproven.kind == Kind::Judge(Some(subject.to_vec())) && unproven.on.is_none()
+                let Kind::Judge(Some((judged, own_sid))) = &unproven.kind else {
+                    return false;
+                };
+                let fits = known.as_ref().is_none_or(|known| known == own_sid);
+                fits && judged == subject && unproven.on.is_none()
             });
             match judge {
                 Some(judge) => judge.on = Some((no, frame)),
-                None => self.fail(
-                    "I13 no leak",
-                    format!(
-                        "link {no}: SUB {:?} {:?} is nobody's",
-                        String::from_utf8_lossy(subject),
-                        String::from_utf8_lossy(&sid)
-                    ),
-                ),
+                None => {
+                    let like: Vec<_> = session
+                        .subs
+                        .iter()
+                        .filter(|sub| sub.subject == subject)
+                        .cloned()
+                        .collect();
+                    self.fail(
+                        "I13 no leak",
+                        format!(
+                            "link {no}: SUB {:?} {:?} is nobody's of {like:?}",
+                            String::from_utf8_lossy(subject),
+                            String::from_utf8_lossy(&sid)
+                        ),
+                    );
+                }
             }
             return;
         };
@@ -293,9 +314,11 @@ impl Oracle {
         if on_link.is_none() {
             // Of one that the link never had: either only a broker can answer it, or it comes
             // from ending everything at once. It does no harm.
+            let verbose = link.verbose;
             let mut judges = session.unproven.iter_mut();
-            let judge = judges
-                .find(|unproven| matches!(unproven.kind, Kind::Judge(_)) && unproven.on.is_none());
+            let judge = judges.find(|unproven| {
+                verbose && matches!(unproven.kind, Kind::Judge(_)) && unproven.on.is_none()
+            });
             if let Some(judge) = judge {
                 judge.on = Some((no, frame));
             }
@@ -328,6 +351,9 @@ impl Oracle {
             {
                 unproven.on = Some((no, frame));
                 known = true;
+                if !latest {
+                    break;
+                }
             }
         }
         if base > 0 {
@@ -351,18 +377,15 @@ impl Oracle {
     fn better_guess(&self, no: u64, sid: &[u8], max: Option<u64>) -> Option<Vec<u8>> {
         let link = &self.links[&no];
         let session = &self.sessions[link.session];
+        let asked = |kind: Kind| {
+            let mut unproven = session.unproven.iter();
+            unproven.any(|unproven| unproven.kind == kind && unproven.on.is_none())
+        };
         let fits = |on: &OnLink| match max {
-            None => session
-                .unproven
-                .iter()
-                .any(|unproven| unproven.kind == Kind::Unsubscribe(on.sub)),
+            None => asked(Kind::Unsubscribe(on.sub)),
             Some(max) => {
                 let total = on.base + max;
-                session.subs[on.sub].max == total
-                    || session
-                        .unproven
-                        .iter()
-                        .any(|unproven| unproven.kind == Kind::Limit(on.sub, total))
+                session.subs[on.sub].max == total || asked(Kind::Limit(on.sub, total))
             }
         };
         let own = &link.sids[sid];

@@ -29,6 +29,8 @@ use super::world::{Event, World};
 
 /// How long a component that is being closed may take to read its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// What a fence or two of an idle link take in buffers.
+const FENCE_BYTES: u64 = 12;
 /// Rounds of one pump at most: beyond that the machines feed each other.
 const ROUNDS_MAX: u32 = 20_000;
 
@@ -165,26 +167,40 @@ impl World {
         if self.daemon.paused_until > self.now {
             return;
         }
+        let mut busy = [false; 7];
         for _ in 0..ROUNDS_MAX {
-            let mut busy = self.read_links();
-            busy |= self.tick_trunks();
-            busy |= self.run_sessions();
+            busy = [false; 7];
+            busy[0] = self.read_links();
+            busy[1] = self.tick_trunks();
+            busy[2] = self.run_sessions();
             for trunk in self.trunk_ids() {
-                busy |= self.perform(trunk);
-                busy |= self.flush_links(trunk);
+                busy[3] |= self.perform(trunk);
+                busy[4] |= self.flush_links(trunk);
                 self.flush_touched(trunk);
             }
-            busy |= self.shed();
-            busy |= self.settle_bus();
+            busy[5] = self.shed();
+            busy[6] = self.settle_bus();
             if self.oracle.violation.is_some() {
                 return;
             }
-            if !busy {
+            if busy == [false; 7] {
                 return self.arm();
             }
         }
-        self.oracle
-            .fail("harness", "the machines never come to rest");
+        for io in self.daemon.trunks.values() {
+            self.trace(|| format!("{:?}", io.machine));
+            self.trace(|| {
+                format!(
+                    "{:?}",
+                    io.machine.timeout(&self.daemon.bus).map(|at| self.time(at))
+                )
+            });
+        }
+        self.trace(|| format!("{:?}", self.daemon.bus.watches));
+        self.oracle.fail(
+            "harness",
+            format!("the machines never come to rest: {busy:?}"),
+        );
     }
 
     fn trunk_ids(&self) -> Vec<TrunkId> {
@@ -230,6 +246,12 @@ impl World {
         let closing = io.machine.closing(slot).is_some();
         let refused = matches!(io.machine.closing(slot), Some(CloseReason::Refused(_)));
         if refused && !self.oracle.sessions[session].closing {
+            self.oracle.session_refused(session);
+        }
+        let model = &self.oracle.sessions[session];
+        let more = self.daemon.bus.counters.refused > self.oracle.books.refused;
+        if closing && more && model.refusal.is_some() && !model.refused {
+            // Refused by all brokers while it was being closed for another reason.
             self.oracle.session_refused(session);
         }
         if let Some(session_io) = self.daemon.sessions.get_mut(&session)
@@ -1080,7 +1102,7 @@ impl World {
                     "I13 no leak",
                     format!("trunk {} outlives its session", id.0),
                 );
-            } else if buffered > 0 && !slow {
+            } else if buffered > FENCE_BYTES && !slow {
                 self.oracle.fail(
                     "I16 liveness",
                     format!("trunk {}: {buffered} bytes in buffers", id.0),
