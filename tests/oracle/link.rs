@@ -256,10 +256,20 @@ impl Oracle {
                 return;
             }
             // Under a sid of the link it is for a live sid of the component.
-            let known = link
-                .sids
-                .get(&sid)
-                .map(|on| session.subs[on.sub].sid.clone());
+            let judged = session.unproven.iter().filter_map(|unproven| {
+                match (&unproven.kind, unproven.on) {
+                    (Kind::Judge(Some((judged, own_sid))), None) if judged == subject => {
+                        Some(own_sid.clone())
+                    }
+                    _ => None,
+                }
+            });
+            let judged: Vec<_> = judged.collect();
+            self.resolve_duplicate(no, &sid, &judged);
+            let link = &self.links[&no];
+            let session = &mut self.sessions[session_no];
+            let on = link.sids.get(&sid);
+            let known = on.map(|on| session.subs[on.sub].sid.clone());
             let judge = session.unproven.iter_mut().find(|unproven| {
                 let Kind::Judge(Some((judged, own_sid))) = &unproven.kind else {
                     return false;
@@ -304,6 +314,22 @@ impl Oracle {
                 is_guess,
             },
         );
+    }
+
+    /// A second SUB under a sid of the link is for one of these sids of the component: where
+    /// it was taken for another, equal one, that was wrong.
+    fn resolve_duplicate(&mut self, no: u64, sid: &[u8], judged: &[Vec<u8>]) {
+        let link = &self.links[&no];
+        let subs = &self.sessions[link.session].subs;
+        let own_sid = |sid: &[u8]| link.sids.get(sid).map(|on| &subs[on.sub].sid);
+        if own_sid(sid).is_none_or(|own| judged.contains(own)) {
+            return;
+        }
+        let equal = self.guesses_like(no, sid);
+        let meant = |other: &&Vec<u8>| own_sid(other).is_some_and(|own| judged.contains(own));
+        if let Some(other) = equal.iter().find(meant).cloned() {
+            self.swap_guesses(no, sid, &other);
+        }
     }
 
     fn unsubscribed_on_link(&mut self, no: u64, sid: &[u8], max: Option<u64>) {
