@@ -259,6 +259,13 @@ impl Trunk {
         if std::mem::take(&mut link.in_barrier) {
             bus.leave_barrier();
         }
+        if link.takes_subscriptions() && !link.is_attached() {
+            // It took operations of a verbose session before it was live (R20).
+            let oks = link.oks.owed(OkOwner::Operation);
+            for (_, slot) in &mut self.slots {
+                slot.owed_oks += oks;
+            }
+        }
         self.actions.push_back(Action::Close {
             link: link.id,
             abort,

@@ -325,3 +325,22 @@ fn a_broker_that_is_away_for_a_moment_may_still_accept() {
     bench.pass(Duration::from_secs(6));
     assert!(bench.trunk.closing(bench.session).is_some());
 }
+
+#[test]
+fn what_a_link_took_before_it_was_live_is_answered_if_it_dies() {
+    let mut bench = Bench::live(VERBOSE);
+    bench.heard();
+    bench.subscribe(b"a", b"1");
+    bench.broker(b"+OK\r\n");
+    assert_eq!(bench.heard(), "+OK\r\n");
+    bench.lose();
+    bench.join();
+    bench.subscribe(b"b", b"2");
+    bench.lose();
+    assert_eq!(bench.heard(), "");
+    bench.pass(Duration::from_millis(100));
+    bench.take_dial();
+    bench.join();
+    bench.broker(b"+OK\r\n+OK\r\nPONG\r\n");
+    assert_eq!(bench.heard(), "+OK\r\n");
+}
