@@ -294,7 +294,10 @@ impl Oracle {
 
     fn carry_out(&mut self, no: usize, op: Up) {
         if std::env::var_os("ORACLE").is_some() && !matches!(op, Up::Publish(_)) {
-            println!("session {no} does {op:?}");
+            println!(
+                "session {no} does {op:?} {:?}",
+                self.sessions[no].verbose_ops
+            );
         }
         let session = &mut self.sessions[no];
         session.ops += 1;
@@ -492,17 +495,6 @@ impl Oracle {
                 return;
             }
             if !next.may_be_dropped {
-                if std::env::var_os("ORACLE").is_some() {
-                    for (u, on) in &self.links[&next.on.0].sids {
-                        println!(
-                            "DBG {:?} {:?} {:?}",
-                            String::from_utf8_lossy(u),
-                            on,
-                            session.subs[on.sub]
-                        );
-                    }
-                    println!("DBG {:?}", session.expected);
-                }
                 let (want, got) = (show(&next.publish), show(publish));
                 let sids = String::from_utf8_lossy(&next.sid).into_owned();
                 return self.fail(
@@ -512,21 +504,6 @@ impl Oracle {
                         String::from_utf8_lossy(sid)
                     ),
                 );
-            }
-        }
-        if std::env::var_os("ORACLE").is_some() {
-            for (link, on) in self
-                .links
-                .iter()
-                .filter(|(_, link)| link.session == no && !link.closed)
-            {
-                for (sid, on) in &on.sids {
-                    println!(
-                        "DBG {link} {:?} {on:?} {:?}",
-                        String::from_utf8_lossy(sid),
-                        self.sessions[no].subs[on.sub]
-                    );
-                }
             }
         }
         let got = show(publish);
