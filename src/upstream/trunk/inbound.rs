@@ -150,7 +150,6 @@ impl Trunk {
                     self.resume(at, now, bus);
                 }
                 self.close_finished();
-                self.open_gates();
                 self.go_on_moving(now, bus);
                 self.check_done(now, bus);
             }
@@ -163,6 +162,8 @@ impl Trunk {
             }
             Phase::Connecting | Phase::AwaitingInfo | Phase::Authenticated | Phase::Fenced => {}
         }
+        // Also behind a move, whose last PONG comes on the old link or before the new is live.
+        self.open_gates();
     }
 
     /// Lets sessions go on whose next operation waited for this PONG.
