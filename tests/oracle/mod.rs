@@ -196,6 +196,10 @@ impl Oracle {
                 format!("session {no} got {answered}, is owed {owed} more"),
             );
         }
+        if let Some(op) = session.unhandled() {
+            let what = format!("session {no}: {op:?} was never acted upon");
+            return self.fail("I16 liveness", what);
+        }
         if let Some(op) = session.verbose_ops.front() {
             return self.fail(
                 "R20 verbose",

@@ -144,6 +144,11 @@ impl Session {
         self.subs.iter().filter(|sub| sub.state == SubState::Live)
     }
 
+    /// The first operation that natsmux has not acted upon.
+    pub(super) fn unhandled(&self) -> Option<&Up> {
+        self.arrived.front().map(|(op, _)| op)
+    }
+
     pub(super) fn forget_unsent_questions(&mut self) {
         self.unproven
             .retain(|unproven| !matches!(unproven.kind, Kind::Judge(_)) || unproven.on.is_some());
