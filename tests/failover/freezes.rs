@@ -98,7 +98,7 @@ fn a_frozen_broker_is_left_within_3_s_while_components_are_idle() {
         silences.push(first_after(&load, 1));
         load.wait_flow(&format!("after freeze {round}"));
         cluster.broker(victim).thaw();
-        natsmux.wait_varz("both brokers to be up", PATIENCE, |varz| all_up(varz));
+        natsmux.wait_varz("both brokers to be up", PATIENCE, all_up);
     }
     load.settle();
     let verdict = load.verdict(1..=usize::try_from(listeners).expect("few"));
@@ -147,7 +147,7 @@ fn first_after(load: &Load, part: usize) -> u64 {
 
 fn wait_up(rig: &Rig) {
     let what = "both brokers to be up";
-    rig.natsmux.wait_varz(what, PATIENCE, |varz| all_up(varz));
+    rig.natsmux.wait_varz(what, PATIENCE, all_up);
 }
 
 fn all_up(varz: &serde_json::Value) -> bool {

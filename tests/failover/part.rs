@@ -135,12 +135,7 @@ impl Player {
                 }
             }
         };
-        let writing = async {
-            match self.pen.write().await {
-                Ok(()) => None,
-                Err(error) => Some(error),
-            }
-        };
+        let writing = async { self.pen.write().await.err() };
         let fault = tokio::select! {
             error = listening => Some(error),
             error = writing => error,

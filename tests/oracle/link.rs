@@ -100,7 +100,7 @@ impl Oracle {
     }
 
     /// natsmux appended these bytes to what a broker will read.
-    pub fn to_broker(&mut self, no: u64, bytes: &[u8]) {
+    pub fn broker_is_sent(&mut self, no: u64, bytes: &[u8]) {
         self.link(no).up.feed(bytes);
         loop {
             match self.link(no).up.next_up() {
@@ -521,7 +521,7 @@ impl Oracle {
     }
 
     /// natsmux is about to handle bytes that a broker sent.
-    pub fn from_broker(&mut self, no: u64, bytes: &[u8]) {
+    pub fn broker_sends(&mut self, no: u64, bytes: &[u8]) {
         self.link(no).down.feed(bytes);
         let mut behind_pong = false;
         while !self.link(no).ended {

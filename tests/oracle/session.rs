@@ -437,7 +437,7 @@ impl Oracle {
     }
 
     /// natsmux appended these bytes to what a component will read.
-    pub fn to_component(&mut self, no: usize, bytes: &[u8]) {
+    pub fn component_is_sent(&mut self, no: usize, bytes: &[u8]) {
         self.sessions[no].heard.feed(bytes);
         loop {
             match self.sessions[no].heard.next_down() {

@@ -242,7 +242,7 @@ impl World {
             if let Some(out) = io.machine.link_out(*link_id) {
                 let bytes = appended(out, &mut link.seen);
                 if !bytes.is_empty() {
-                    self.oracle.to_broker(link.no, &bytes);
+                    self.oracle.broker_is_sent(link.no, &bytes);
                 }
             }
         }
@@ -268,7 +268,7 @@ impl World {
                 self.oracle.session_ending(session);
             }
             if !bytes.is_empty() {
-                self.oracle.to_component(session, &bytes);
+                self.oracle.component_is_sent(session, &bytes);
                 self.trace(|| {
                     let text = String::from_utf8_lossy(&bytes);
                     format!("session {session} => {}", text.escape_debug())
@@ -330,7 +330,7 @@ impl World {
                 String::from_utf8_lossy(bytes).escape_debug()
             )
         });
-        self.oracle.from_broker(no, bytes);
+        self.oracle.broker_sends(no, bytes);
         self.note_overflow(trunk, bytes.len());
         self.with_trunk(trunk, |machine, now, bus| {
             machine.handle_link_bytes(link, bytes, now, bus)
@@ -724,7 +724,7 @@ impl World {
         };
         self.conns
             .insert(conn, Conn::new(ends, usize::MAX / 2, self.plan.windows.1));
-        self.oracle.to_component(no, &info);
+        self.oracle.component_is_sent(no, &info);
         self.send(conn, Way::Down, Segment::Bytes(info));
         self.daemon.sessions.insert(
             no,
@@ -919,7 +919,7 @@ impl World {
             None => {
                 let bytes = appended(io.machine.out(), &mut io.seen);
                 if !bytes.is_empty() {
-                    self.oracle.to_component(no, &bytes);
+                    self.oracle.component_is_sent(no, &bytes);
                 }
                 let books = self.books();
                 self.oracle.step_end(books);

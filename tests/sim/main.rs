@@ -168,7 +168,7 @@ fn work(first: u64, seeds: u64, base: Instant, tally: &Tally) {
             *marks.entry(mark).or_insert(0) += 1;
         }
         let mut violation = outcome.violation;
-        if at % REPEAT_EVERY == 0 && run(seed, false, base).hash != outcome.hash {
+        if at.is_multiple_of(REPEAT_EVERY) && run(seed, false, base).hash != outcome.hash {
             violation.get_or_insert("I25 determinism: another trace the second time".into());
         }
         if let Some(violation) = violation {
