@@ -497,6 +497,13 @@ impl Oracle {
         let session = &mut self.sessions[no];
         while let Some(next) = session.expected.pop_front() {
             if next.sid == sid && next.publish == *publish {
+                let mut later = session.expected.iter_mut();
+                let twin = later.find(|later| later.sid == sid && later.publish == *publish);
+                if let (true, Some(twin)) = (next.may_be_dropped, twin) {
+                    // A sid that was used again: which of two equal messages this is, and
+                    // which is missing, can't be told.
+                    twin.may_be_dropped = true;
+                }
                 return;
             }
             if !next.may_be_dropped {
