@@ -199,12 +199,16 @@ impl Trunk {
 
     /// No other broker: the move is off until the roster changes.
     pub(super) fn stay(&mut self) {
-        if self
-            .moving
-            .is_some_and(|planned| planned.reason != Failure::NewConnect)
-        {
+        if !self.must_move() {
             self.moving = None;
         }
+    }
+
+    /// Whether the old link can't do any more: it has other options than the component asked
+    /// for last.
+    pub(super) fn must_move(&self) -> bool {
+        let reason = self.moving.map(|planned| planned.reason);
+        reason == Some(Failure::NewConnect)
     }
 
     /// The new link is accepted: unsubscribe everything on the old one and fence it.

@@ -34,7 +34,7 @@ impl Trunk {
                 self.dial(broker, now, bus);
             }
             Pick::Queue => {}
-            Pick::Wait if attached => self.stay(),
+            Pick::Wait if attached && !self.must_move() => self.stay(),
             Pick::Wait => {
                 self.try_to_admit(bus);
                 // Not put off by changes of the roster that leave nothing to dial.

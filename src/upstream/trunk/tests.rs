@@ -344,3 +344,21 @@ fn what_a_link_took_before_it_was_live_is_answered_if_it_dies() {
     bench.broker(b"+OK\r\n+OK\r\nPONG\r\n");
     assert_eq!(bench.heard(), "+OK\r\n");
 }
+
+#[test]
+fn a_second_connect_is_tried_again_when_every_broker_turned_it_away() {
+    let mut bench = Bench::live(PLAIN);
+    bench.reconnect(r#"{"verbose":false,"pedantic":false,"echo":false}"#);
+    for _ in 0..2 {
+        bench
+            .trunk
+            .handle_connected(bench.link, bench.now, &mut bench.bus);
+        bench.broker(INFO);
+        bench.broker(b"-ERR 'maximum connections exceeded'\r\n");
+        bench.take_dial();
+    }
+    let before = bench.link;
+    bench.pass(Duration::from_secs(1));
+    bench.take_dial();
+    assert_ne!(bench.link, before, "it dials again");
+}
