@@ -723,6 +723,11 @@ impl Oracle {
             }
         }
         let session = &mut self.sessions[session_no];
+        // A question that this broker did not answer is not asked again.
+        session.unproven.retain(|unproven| {
+            let asked = unproven.on.is_some_and(|(link, _)| link == no);
+            !(asked && matches!(unproven.kind, Kind::Judge(_)))
+        });
         for unproven in &mut session.unproven {
             if unproven.on.is_some_and(|(link, _)| link == no) {
                 unproven.on = None;
@@ -745,7 +750,7 @@ impl Oracle {
             .unproven
             .retain(|unproven| match unproven.kind.sub() {
                 Some(sub) => subs[sub].state != SubState::Gone,
-                None => false,
+                None => true,
             });
         if session.refused {
             let again = std::mem::take(&mut session.queue);
