@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use super::session::{Home, Session, SessionAction};
 use super::shared::{self, Shared};
 use crate::ledger::SessionId;
-use crate::net::{Flush, Port, socket};
+use crate::net::{Flush, Port, socket, wake_after_io};
 use crate::upstream::CloseReason;
 use crate::upstream::pool::{Pool, TrunkCell};
 
@@ -123,7 +123,7 @@ impl Connection {
                 continue;
             }
             if more {
-                cx.waker().wake_by_ref();
+                wake_after_io(cx);
             }
             if !self.arm(cx) {
                 break;

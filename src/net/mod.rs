@@ -3,12 +3,14 @@
 //! [`Outbox`] and [`Partial`] are pure and belong to the machines; [`Port`] and the
 //! functions of [`socket`] are the only places where a machine's bytes meet a socket.
 
+mod fair;
 mod outbox;
 mod partial;
 mod port;
 pub mod socket;
 mod unacked;
 
+pub use fair::wake_after_io;
 pub use outbox::{Outbox, Retention, Unproven};
 pub use partial::Partial;
 pub use port::{Flush, Port};

@@ -220,6 +220,12 @@ impl Bus {
         self.woken.extend(sentinel);
     }
 
+    /// The broker's sentinel waits long for an answer: others are to ask as well.
+    pub(super) fn call_witnesses(&mut self, broker: BrokerId, now: Instant) {
+        let called = self.watches.call_witnesses(broker, now);
+        self.woken.extend(called);
+    }
+
     /// The broker's sentinel waits too long for an answer (R8).
     pub(super) fn suspect(&mut self, broker: BrokerId, now: Instant) {
         self.counters.suspicions += 1;
@@ -237,9 +243,10 @@ impl Bus {
         now: Instant,
     ) {
         let round_trip = now.saturating_duration_since(asked);
-        self.watches.note_round_trip(broker, round_trip);
+        let cleared = self.watches.answered(broker, trunk, asked, now);
+        self.watches.note_round_trip(broker, trunk, round_trip);
         self.roster.handle_answer(broker, now);
-        if let Some((suspected, concerned)) = self.watches.clear(broker, trunk, now) {
+        if let Some((suspected, concerned)) = cleared {
             self.counters.suspect_ms += suspected.as_millis() as u64;
             self.roster.set_suspect(broker, false);
             self.woken.extend(concerned);

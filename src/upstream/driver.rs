@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 use super::pool::{Pool, TrunkCell};
 use super::roster::{BrokerId, Failure};
 use super::trunk::{Action, LinkId, Report};
-use crate::net::{Flush, Port, socket};
+use crate::net::{Flush, Port, socket, wake_after_io};
 
 /// Rounds of one pass, each with one read of every link, before the worker's other tasks get
 /// a turn.
@@ -77,7 +77,7 @@ impl Driver {
                 break;
             }
             if rounds == ROUNDS_PER_PASS {
-                cx.waker().wake_by_ref();
+                wake_after_io(cx);
                 break;
             }
         }

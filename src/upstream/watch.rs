@@ -4,6 +4,10 @@
 //! sessions. So one trunk per broker fences often; when it waits too long for its PONG, the
 //! broker is *suspect*: every trunk there holds its publishes, fences once, and is judged by
 //! its own link.
+//!
+//! A sentinel whose own component floods the broker waits behind that flood. So at half the
+//! time a few other trunks fence too, as *witnesses*; the first that is answered proves the
+//! broker alive and is the sentinel from then on.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -22,6 +26,8 @@ const QUIET_INTERVAL: Duration = Duration::from_millis(500);
 const SUSPECT_AFTER: Duration = Duration::from_millis(150);
 /// The same, in smoothed round trips, where those are long.
 const SUSPECT_AFTER_ROUND_TRIPS: u32 = 4;
+/// Trunks that are asked when the sentinel's fence is late.
+const WITNESSES: usize = 4;
 /// `link_timeout` is at least this many smoothed round trips (R9).
 const DEAD_AFTER_ROUND_TRIPS: u32 = 8;
 
@@ -33,6 +39,8 @@ struct Watch {
     /// One of them.
     sentinel: Option<TrunkId>,
     suspect_since: Option<Instant>,
+    /// When witnesses were called, and which.
+    called: Option<(Instant, Vec<TrunkId>)>,
     round_trip: Option<Duration>,
     last_publish: Option<Instant>,
 }
@@ -41,6 +49,14 @@ struct Watch {
 #[derive(Debug, Default)]
 pub struct Watches {
     by_broker: Vec<Watch>,
+}
+
+impl Watch {
+    /// R8.
+    fn suspect_after(&self) -> Duration {
+        let round_trip = self.round_trip.unwrap_or_default();
+        SUSPECT_AFTER.max(round_trip * SUSPECT_AFTER_ROUND_TRIPS)
+    }
 }
 
 impl Watches {
@@ -57,6 +73,7 @@ impl Watches {
         watch.attached.remove(&trunk);
         if watch.attached.is_empty() {
             watch.suspect_since = None;
+            watch.called = None;
             watch.round_trip = None;
         }
         if watch.sentinel != Some(trunk) {
@@ -100,29 +117,64 @@ impl Watches {
         if watch.sentinel != Some(trunk) || watch.suspect_since.is_some() {
             return None;
         }
-        let round_trips = watch.round_trip.unwrap_or_default() * SUSPECT_AFTER_ROUND_TRIPS;
-        Some(asked + SUSPECT_AFTER.max(round_trips))
+        Some(asked + watch.suspect_after())
+    }
+
+    /// When the sentinel's fence of `asked` calls for witnesses; `None` for any other trunk,
+    /// and where they were called already.
+    pub fn witness_due(&self, broker: BrokerId, trunk: TrunkId, asked: Instant) -> Option<Instant> {
+        let watch = self.watch(broker)?;
+        let alone = watch.attached.len() < 2;
+        if alone || watch.called.is_some() || watch.suspect_since.is_some() {
+            return None;
+        }
+        (watch.sentinel == Some(trunk)).then(|| asked + watch.suspect_after() / 2)
+    }
+
+    /// Calls those trunks behind the sentinel, in turn, as witnesses, and returns them.
+    pub fn call_witnesses(&mut self, broker: BrokerId, now: Instant) -> Vec<TrunkId> {
+        let watch = self.watch_mut(broker);
+        let Some(sentinel) = watch.sentinel else {
+            return Vec::new();
+        };
+        let behind = watch.attached.range(TrunkId(sentinel.0 + 1)..);
+        let around = behind.chain(watch.attached.range(..sentinel));
+        let called: Vec<_> = around.take(WITNESSES).copied().collect();
+        watch.called = Some((now, called.clone()));
+        called
+    }
+
+    /// Whether a trunk that fenced last at `last_fence` is called and hasn't fenced since.
+    pub fn wants_witness(&self, broker: BrokerId, trunk: TrunkId, last_fence: Instant) -> bool {
+        let called = self.watch(broker).and_then(|watch| watch.called.as_ref());
+        called.is_some_and(|(at, trunks)| last_fence < *at && trunks.contains(&trunk))
     }
 
     /// The broker is suspect from now on. Returns the trunks that must know.
     pub fn suspect(&mut self, broker: BrokerId, now: Instant) -> Vec<TrunkId> {
         let watch = self.watch_mut(broker);
         watch.suspect_since.get_or_insert(now);
+        // All fence now, and newcomers too: the first answer counts.
+        watch.called.get_or_insert_with(|| (now, Vec::new()));
         watch.attached.iter().copied().collect()
     }
 
-    /// The sentinel's fence of `asked` was answered. Returns how long the broker was
-    /// suspect, if that is over by this, and the trunks that must know.
-    pub fn clear(
+    /// A trunk's fence of `asked` was answered. Returns how long the broker was suspect, if
+    /// that is over by this, and the trunks that must know.
+    pub fn answered(
         &mut self,
         broker: BrokerId,
         trunk: TrunkId,
+        asked: Instant,
         now: Instant,
     ) -> Option<(Duration, Vec<TrunkId>)> {
         let watch = self.watch_mut(broker);
         if watch.sentinel != Some(trunk) {
-            return None;
+            // The sentinel's fence is older than the call, and waits still.
+            watch.called.take_if(|(called, _)| *called <= asked)?;
+            watch.sentinel = Some(trunk);
         }
+        watch.called = None;
         let since = watch.suspect_since.take()?;
         let suspected = now.saturating_duration_since(since);
         Some((suspected, watch.attached.iter().copied().collect()))
@@ -138,9 +190,14 @@ impl Watches {
         self.watch(broker)?.suspect_since
     }
 
-    /// A fence was answered after `sample`.
-    pub fn note_round_trip(&mut self, broker: BrokerId, sample: Duration) {
-        let smoothed = &mut self.watch_mut(broker).round_trip;
+    /// A fence was answered after `sample`. Only the sentinel's say how far the broker is:
+    /// others may wait behind what their own components flood it with.
+    pub fn note_round_trip(&mut self, broker: BrokerId, trunk: TrunkId, sample: Duration) {
+        let watch = self.watch_mut(broker);
+        if watch.sentinel != Some(trunk) {
+            return;
+        }
+        let smoothed = &mut watch.round_trip;
         *smoothed = Some(smoothed.map_or(sample, |before| (before * 7 + sample) / 8));
     }
 
@@ -216,7 +273,8 @@ mod tests {
             Some(now + SUSPECT_AFTER)
         );
         let long = Duration::from_millis(100);
-        watches.note_round_trip(BROKER, long);
+        watches.note_round_trip(BROKER, SECOND, 2 * long);
+        watches.note_round_trip(BROKER, FIRST, long);
         assert_eq!(
             watches.suspect_due(BROKER, FIRST, now),
             Some(now + 4 * long)
@@ -227,13 +285,49 @@ mod tests {
     }
 
     #[test]
-    fn only_the_sentinels_answer_ends_suspicion() {
+    fn an_answer_to_what_was_asked_before_doesnt_end_suspicion() {
         let (mut watches, now) = watched();
+        let called = now + SUSPECT_AFTER / 2;
+        assert_eq!(watches.witness_due(BROKER, FIRST, now), Some(called));
+        assert_eq!(watches.witness_due(BROKER, SECOND, now), None);
+        assert_eq!(watches.call_witnesses(BROKER, called), [SECOND]);
+        assert_eq!(watches.witness_due(BROKER, FIRST, now), None);
+        let now = now + SUSPECT_AFTER;
         assert_eq!(watches.suspect(BROKER, now), [FIRST, SECOND]);
-        assert!(watches.clear(BROKER, SECOND, now).is_none());
+        assert!(
+            watches
+                .answered(BROKER, SECOND, called - Duration::from_millis(1), now)
+                .is_none()
+        );
         let later = now + SUSPECT_AFTER;
-        let cleared = watches.clear(BROKER, FIRST, later);
+        let cleared = watches.answered(BROKER, FIRST, now, later);
         assert_eq!(cleared, Some((SUSPECT_AFTER, vec![FIRST, SECOND])));
         assert_eq!(watches.suspect_since(BROKER), None);
+    }
+
+    #[test]
+    fn a_witness_that_is_answered_is_the_next_sentinel() {
+        let (mut watches, now) = watched();
+        let called = now + SUSPECT_AFTER / 2;
+        let before = called - Duration::from_millis(1);
+        assert!(!watches.wants_witness(BROKER, SECOND, before));
+        assert_eq!(watches.call_witnesses(BROKER, called), [SECOND]);
+        assert!(watches.wants_witness(BROKER, SECOND, before));
+        assert!(!watches.wants_witness(BROKER, SECOND, called));
+        assert!(!watches.wants_witness(BROKER, FIRST, before));
+        assert!(watches.answered(BROKER, SECOND, called, called).is_none());
+        assert_eq!(watches.suspect_due(BROKER, FIRST, now), None);
+        assert!(watches.suspect_due(BROKER, SECOND, called).is_some());
+    }
+
+    #[test]
+    fn witnesses_are_taken_in_turn_from_behind_the_sentinel() {
+        let mut watches = Watches::default();
+        let now = Instant::now();
+        for id in [5, 1, 2, 3, 4, 6, 7] {
+            watches.attach(BROKER, TrunkId(id));
+        }
+        let called = watches.call_witnesses(BROKER, now);
+        assert_eq!(called, [6, 7, 1, 2].map(TrunkId));
     }
 }

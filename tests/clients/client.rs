@@ -36,25 +36,34 @@ impl Kind {
     pub(crate) const ALL: [Self; 4] = [Self::Python, Self::Node, Self::C, Self::Rust];
 
     fn command(self) -> Command {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
         let tools = target_dir().join("tools");
         match self {
-            Self::Python => {
-                let mut command = Command::new(needed(tools.join("venv/bin/python")));
-                command.arg(sources.join("python/client.py"));
-                command
-            }
+            Self::Python => python("python/client.py"),
             Self::Node => {
                 let modules = needed(tools.join("npm/node_modules"));
                 let mut command = Command::new("node");
-                command.arg(sources.join("node/client.cjs"));
+                command.arg(source("node/client.cjs"));
                 command.env("NODE_PATH", modules);
                 command
             }
-            Self::C => Command::new(c_program(&sources.join("c"))),
+            Self::C => Command::new(c_program(&source("c"))),
             Self::Rust => unreachable!("the Rust client is a thread"),
         }
     }
+}
+
+/// A file or folder beside this one.
+fn source(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/clients")
+        .join(path)
+}
+
+fn python(program: &str) -> Command {
+    let python = target_dir().join("tools/venv/bin/python");
+    let mut command = Command::new(needed(python));
+    command.arg(source(program));
+    command
 }
 
 fn needed(path: PathBuf) -> PathBuf {
@@ -93,6 +102,7 @@ fn c_program(sources: &Path) -> &'static Path {
 pub(crate) enum Mode {
     Basic,
     Refused,
+    Start,
     Steady,
 }
 
@@ -101,6 +111,7 @@ impl Mode {
         match self {
             Self::Basic => vec!["basic".to_owned()],
             Self::Refused => vec!["refused".to_owned()],
+            Self::Start => vec!["start".to_owned()],
             Self::Steady => vec!["steady".to_owned(), STEADY_MOST.to_string()],
         }
     }
@@ -143,6 +154,20 @@ impl Client {
         }
     }
 
+    /// The component of `python/jetstream.py`.
+    pub(crate) fn jetstream(url: &str, name: &str) -> Self {
+        let (sender, events) = mpsc::channel();
+        let mut command = python("python/jetstream.py");
+        command.args([url, name]);
+        Self {
+            kind: Kind::Python,
+            events,
+            worker: spawn(command, sender),
+            published: 0,
+            received: 0,
+        }
+    }
+
     /// Takes in the progress that was reported so far.
     pub(crate) fn refresh(&mut self) {
         while let Ok(event) = self.events.try_recv() {
@@ -150,6 +175,11 @@ impl Client {
             self.published = event["published"].as_u64().unwrap_or(self.published);
             self.received = event["received"].as_u64().unwrap_or(self.received);
         }
+    }
+
+    /// The next event, if one comes within `patience`.
+    pub(crate) fn next_event(&mut self, patience: Duration) -> Option<Value> {
+        self.events.recv_timeout(patience).ok()
     }
 
     /// Tells mode `steady` to finish.
@@ -202,14 +232,16 @@ impl Drop for Client {
 }
 
 fn start_program(kind: Kind, url: &str, prefix: &str, mode: Mode, events: Sender<Value>) -> Worker {
-    let mut child = kind
-        .command()
-        .args([url, prefix])
-        .args(mode.args())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
+    let mut command = kind.command();
+    command.args([url, prefix]).args(mode.args());
+    spawn(command, events)
+}
+
+fn spawn(mut command: Command, events: Sender<Value>) -> Worker {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command
         .spawn()
-        .unwrap_or_else(|error| panic!("{kind:?}: {error}: run `make test`, which installs it"));
+        .unwrap_or_else(|error| panic!("{command:?}: {error}: run `make test`, which installs it"));
     let stdin = child.stdin.take();
     let stdout = child.stdout.take().expect("stdout is piped");
     thread::spawn(move || {
@@ -235,6 +267,7 @@ fn start_thread(url: &str, prefix: &str, mode: Mode, events: Sender<Value>) -> W
             match mode {
                 Mode::Basic => rust_client::basic(&url, &prefix, events).await,
                 Mode::Refused => rust_client::refused(&url, events).await,
+                Mode::Start => rust_client::start(&url, &prefix, events).await,
                 Mode::Steady => {
                     rust_client::steady(&url, &prefix, STEADY_MOST, stopped, events).await
                 }

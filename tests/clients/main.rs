@@ -5,7 +5,9 @@
 
 mod basic;
 mod client;
+mod jetstream;
 mod kills;
+mod outage;
 mod rust_client;
 #[path = "../support/mod.rs"]
 mod support;

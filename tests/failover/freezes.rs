@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use crate::load::Load;
 use crate::part::{Part, Publishes};
-use crate::rig::{Delivery, KNOWN, Rig, SAFE, config, natsmux, pause};
+use crate::rig::{Delivery, KNOWN, Rig, SAFE, all_up, config, natsmux, pause};
 use crate::size::{Dice, figures, number, percentile, spread, turn};
-use crate::support::{Cluster, PATIENCE, Version, wait_for};
+use crate::support::{Cluster, PATIENCE, Version};
 
 const LEFT_WITHIN_US: u64 = 3_000_000;
-/// What may still come through a broker whose threads SIGSTOP is stopping.
-const STOPPING_US: u64 = 5_000;
 
 #[test]
 fn a_frozen_broker_is_left_within_3_s_while_components_publish() {
@@ -37,12 +35,12 @@ fn publishing(delivery: Delivery, freezes: [u64; 3]) {
         let doubt = rig.natsmux.counter("in_doubt");
         let victim = rig.active();
         rig.cluster.broker(victim).freeze();
-        silences.push(first_after(&rig.load, rig.observer));
+        silences.push(rig.load.first_after(rig.observer));
         rig.load.wait_flow(&format!("after freeze {round}"));
         worst_doubt = worst_doubt.max(rig.natsmux.counter("in_doubt") - doubt);
         pause(dice.roll(300));
         rig.cluster.broker(victim).thaw();
-        wait_up(&rig);
+        rig.wait_up();
     }
     let outcome = rig.outcome();
     figures(&format!(
@@ -95,7 +93,7 @@ fn a_frozen_broker_is_left_within_3_s_while_components_are_idle() {
         let victim = current.and_then(|current| cluster.index_of(&current));
         let victim = victim.expect("a broker in use");
         cluster.broker(victim).freeze();
-        silences.push(first_after(&load, 1));
+        silences.push(load.first_after(1));
         load.wait_flow(&format!("after freeze {round}"));
         cluster.broker(victim).thaw();
         natsmux.wait_varz("both brokers to be up", PATIENCE, all_up);
@@ -133,24 +131,4 @@ fn fed_from(broker: &str, natsmux: &str, listeners: u64) -> Vec<Part> {
     };
     let listeners = (0..listeners).map(|_| listener.clone());
     [publisher].into_iter().chain(listeners).collect()
-}
-
-/// Microseconds until a message that is sent from now on comes to `part`.
-fn first_after(load: &Load, part: usize) -> u64 {
-    let now = load.now();
-    load.with_track(part, |track| track.watch(now + STOPPING_US));
-    let hit = wait_for("a message through the next broker", PATIENCE, || {
-        load.with_track(part, |track| track.watch_hit)
-    });
-    hit - now
-}
-
-fn wait_up(rig: &Rig) {
-    let what = "both brokers to be up";
-    rig.natsmux.wait_varz(what, PATIENCE, all_up);
-}
-
-fn all_up(varz: &serde_json::Value) -> bool {
-    let brokers = varz["buses"][0]["brokers"].as_array();
-    brokers.is_some_and(|brokers| brokers.iter().all(|broker| broker["state"] == "up"))
 }

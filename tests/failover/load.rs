@@ -17,6 +17,8 @@ use crate::support::{PATIENCE, wait_for};
 const SETTLING: Duration = Duration::from_secs(5);
 /// Components that connect at the same time.
 const CONNECTING: usize = 50;
+/// What may still come through a broker that is just going away.
+const GOING_US: u64 = 5_000;
 const CLOSING_POLL: Duration = Duration::from_millis(20);
 
 /// A running load. Dropping it ends it.
@@ -99,6 +101,16 @@ impl Load {
                 });
             }
         }
+    }
+
+    /// Microseconds until a message that is sent from now on comes to `part`.
+    pub(crate) fn first_after(&self, part: usize) -> u64 {
+        let now = self.now();
+        self.with_track(part, |track| track.watch(now + GOING_US));
+        let hit = wait_for("a message through the next broker", PATIENCE, || {
+            self.with_track(part, |track| track.watch_hit)
+        });
+        hit - now
     }
 
     /// Stops publishing and waits for the last message of every publisher, everywhere. One

@@ -42,32 +42,43 @@ enum Order {
 
 /// A running proxy. Dropping it closes all.
 pub(crate) struct Proxy {
-    port: Port,
+    address: SocketAddr,
+    /// Kept, not read.
+    _reserved: Option<Port>,
     orders: watch::Sender<Order>,
     cuts: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Proxy {
+    /// A proxy of `broker` on a port of its own.
     pub(crate) fn start(broker: &str) -> Self {
         let port = Port::reserve();
-        let broker: SocketAddr = broker.parse().expect("a broker's address");
+        let broker = broker.parse().expect("a broker's address");
+        let mut proxy = Self::at((Ipv4Addr::LOCALHOST, port.number()).into(), broker);
+        proxy._reserved = Some(port);
+        proxy
+    }
+
+    /// A proxy of `broker` on this address.
+    pub(crate) fn at(address: SocketAddr, broker: SocketAddr) -> Self {
         let (orders, heard) = watch::channel(Order::Run);
         let cuts = Arc::new(AtomicU64::new(0));
-        let (number, counted) = (port.number(), Arc::clone(&cuts));
+        let counted = Arc::clone(&cuts);
         let (ready, listening) = std::sync::mpsc::channel();
         let thread = thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async move {
-                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, number)).await;
-                let listener = listener.expect("the reserved port can be listened on");
+                let listener = TcpListener::bind(address).await;
+                let listener = listener.expect("the address can be listened on");
                 let _ = ready.send(());
                 serve(&listener, broker, heard, &counted).await;
             });
         });
         listening.recv().expect("the proxy listens");
         Self {
-            port,
+            address,
+            _reserved: None,
             orders,
             cuts,
             thread: Some(thread),
@@ -76,7 +87,7 @@ impl Proxy {
 
     /// `127.0.0.1:PORT`.
     pub(crate) fn address(&self) -> String {
-        self.port.address()
+        self.address.to_string()
     }
 
     /// Cuts every `each`-th connection, each after some bytes more.

@@ -94,6 +94,12 @@ impl Rig {
             .wait_varz(what, PATIENCE, |varz| varz["links"] == varz["trunks"]);
     }
 
+    /// Waits until natsmux finds every broker alive.
+    pub(crate) fn wait_up(&self) {
+        let what = "every broker to be up";
+        self.natsmux.wait_varz(what, PATIENCE, all_up);
+    }
+
     /// Ends the load and sums up what came of it.
     pub(crate) fn outcome(&self) -> Outcome {
         self.load.settle();
@@ -172,6 +178,12 @@ impl fmt::Display for Outcome {
             self.faults.len(),
         )
     }
+}
+
+/// True where natsmux finds every broker alive.
+pub(crate) fn all_up(varz: &Value) -> bool {
+    let brokers = varz["buses"][0]["brokers"].as_array();
+    brokers.is_some_and(|brokers| brokers.iter().all(|broker| broker["state"] == "up"))
 }
 
 /// Sleeps, to hit a moment that depends on nothing else.

@@ -22,6 +22,8 @@ pub struct NatsmuxOptions {
     /// A configuration file instead of `--listen` and `--broker`; `{listen}` and `{http}`
     /// in it become the addresses.
     pub config: Option<String>,
+    /// The hard limit of its open files, if not the test's own.
+    pub open_files: Option<u64>,
 }
 
 /// A running natsmux. Dropping it kills it; its log is printed when the test panics.
@@ -48,7 +50,7 @@ impl Natsmux {
     pub fn launch(options: &NatsmuxOptions) -> Self {
         let (listen, http) = (Port::reserve(), Port::reserve());
         let folder = TempDir::new().expect("a temporary folder");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_natsmux"));
+        let mut command = program(options.open_files);
         command.arg("run");
         match &options.config {
             Some(text) => {
@@ -190,6 +192,17 @@ impl Natsmux {
     pub fn log(&self) -> String {
         self.process.log()
     }
+}
+
+fn program(open_files: Option<u64>) -> Command {
+    let natsmux = env!("CARGO_BIN_EXE_natsmux");
+    let Some(open_files) = open_files else {
+        return Command::new(natsmux);
+    };
+    let mut command = Command::new("sh");
+    let limited = format!("ulimit -n {open_files}; exec \"$0\" \"$@\"");
+    command.args(["-c", &limited, natsmux]);
+    command
 }
 
 fn fill(text: &str, listen: &Port, http: &Port) -> String {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(5);
-const CONNECT: &str = r#"CONNECT {"verbose":false,"pedantic":false,"protocol":1,"headers":true,"no_responders":true,"lang":"raw","version":"1"}"#;
+const CONNECT: &str = r#""verbose":false,"pedantic":false,"protocol":1,"headers":true,"no_responders":true,"version":"1""#;
 
 /// One operation from the broker's side: its line without CRLF, and its payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,9 +45,14 @@ impl RawClient {
 
     /// Connects, reads INFO, sends a CONNECT that isn't verbose, and waits for its PONG.
     pub fn ready(address: &str) -> Self {
+        Self::ready_with(address, r#""lang":"raw""#)
+    }
+
+    /// As [`RawClient::ready`], with more members in CONNECT, such as `"user":"u","pass":"p"`.
+    pub fn ready_with(address: &str, members: &str) -> Self {
         let mut client = Self::connect(address);
         client.info();
-        client.send(format!("{CONNECT}\r\nPING\r\n").as_bytes());
+        client.send(format!("CONNECT {{{CONNECT},{members}}}\r\nPING\r\n"));
         client.pong();
         client
     }

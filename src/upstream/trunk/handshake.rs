@@ -281,6 +281,12 @@ impl Trunk {
                 }
             }
             _ => {
+                if bus
+                    .watches
+                    .wants_witness(link.broker, self.id, link.last_ping_at)
+                {
+                    self.push_ping(at, None, now, bus);
+                }
                 self.resume(at, now, bus);
             }
         }

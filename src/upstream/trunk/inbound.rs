@@ -191,7 +191,7 @@ impl Trunk {
     /// Books what a fence proves (R4).
     fn prove(&mut self, at: usize, ping: &Ping, now: Instant, bus: &mut Bus) {
         let link = &mut self.links[at];
-        link.proven_at = Some(ping.at);
+        link.note_proven(ping, now);
         if link.is_attached() {
             bus.fence_answered(self.id, link.broker, ping.at, now);
         }

@@ -1,11 +1,20 @@
 //! One connection to one broker, as the trunk sees it. It is never repaired.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::ledger::{Account, Pings, UpstreamSid};
+use crate::ledger::{Account, Ping, Pings, UpstreamSid};
 use crate::net::{Outbox, Partial, Retention};
 use crate::upstream::roster::BrokerId;
+
+/// What a link may have written that no fence proved, in bytes, before the sessions that feed
+/// it aren't read: it starts at the least, doubles while fences are answered in time, and is
+/// halved when one is late. So what is in doubt stays within R5, and a fence isn't late for
+/// the flood before it alone.
+const WINDOW_LEAST: u64 = 128 * 1024;
+const WINDOW_MOST: u64 = 16 * 1024 * 1024;
+/// A fence is late that was answered after this and the link's shortest round trip.
+const LATE_AFTER: Duration = Duration::from_millis(50);
 
 /// A link's number: ever-growing within its trunk, its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,8 +111,12 @@ pub(super) struct Link {
     pub(super) opened_at: Instant,
     pub(super) last_read_at: Instant,
     pub(super) last_ping_at: Instant,
-    /// When the PING was appended that was answered last.
+    /// When the PING was appended that was answered last, and the buffer's offset behind it.
     pub(super) proven_at: Option<Instant>,
+    pub(super) proven_offset: u64,
+    pub(super) shortest_round_trip: Option<Duration>,
+    /// Unproven bytes beyond which the link is overrun.
+    window: u64,
     /// When the kernel was last asked for its unacknowledged bytes, and the last answer.
     pub(super) measured_at: Option<Instant>,
     pub(super) unacked: Option<(u64, Instant)>,
@@ -143,6 +156,9 @@ impl Link {
             last_read_at: now,
             last_ping_at: now,
             proven_at: None,
+            proven_offset: 0,
+            shortest_round_trip: None,
+            window: WINDOW_LEAST,
             measured_at: None,
             unacked: None,
             progress_at: None,
@@ -163,6 +179,29 @@ impl Link {
         matches!(self.phase, Phase::Replaying | Phase::Fenced | Phase::Live)
     }
 
+    /// Notes an answered PING.
+    pub(super) fn note_proven(&mut self, ping: &Ping, now: Instant) {
+        let took = now.saturating_duration_since(ping.at);
+        let shortest = self.shortest_round_trip.get_or_insert(took);
+        *shortest = took.min(*shortest);
+        if took > LATE_AFTER + *shortest {
+            self.window = (self.window / 2).max(WINDOW_LEAST);
+        } else if self.unproven_bytes() > self.window / 2 {
+            self.window = (self.window * 2).min(WINDOW_MOST);
+        }
+        self.proven_at = Some(ping.at);
+        self.proven_offset = ping.offset;
+    }
+
+    /// Whether more was written than its broker keeps up with.
+    pub(super) fn is_overrun(&self) -> bool {
+        self.unproven_bytes() > self.window
+    }
+
+    fn unproven_bytes(&self) -> u64 {
+        self.out.end().saturating_sub(self.proven_offset)
+    }
+
     /// Notes an operation that the next PING will cover.
     pub(super) fn note_unfenced(&mut self, bytes: usize, messages: u64, now: Instant) {
         self.unfenced_bytes += bytes;
@@ -174,6 +213,34 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_window_grows_with_timely_answers_and_shrinks_with_late_ones() {
+        let now = Instant::now();
+        let retention = Retention::UntilWritten;
+        let mut link = Link::new(LinkId(0), BrokerId(0), retention, now, now);
+        let answer = |link: &mut Link, took: u64| {
+            link.out.push(&[b'x'; 100 * 1024]);
+            let offset = link.out.end();
+            let ping = Ping {
+                seq: 0,
+                asker: None,
+                offset,
+                publishes: 0,
+                at: now,
+            };
+            let overrun = link.is_overrun();
+            link.note_proven(&ping, now + Duration::from_millis(took));
+            overrun
+        };
+        assert!(!answer(&mut link, 1));
+        assert_eq!(link.window, 2 * WINDOW_LEAST);
+        link.out.push(&[b'x'; 200 * 1024]);
+        assert!(answer(&mut link, 52), "300 KiB in a window of 256");
+        assert_eq!(link.window, WINDOW_LEAST);
+        answer(&mut link, 52);
+        assert_eq!(link.window, WINDOW_LEAST, "the least");
+    }
 
     #[test]
     fn oks_are_answered_in_order() {

@@ -343,9 +343,11 @@ impl Trunk {
         }
         match self.open(bus) {
             Some(at) => {
-                let out = &self.links[at].out;
+                let link = &self.links[at];
+                let out = &link.out;
                 // With at-least-once, what was written stays in memory until it is proven.
                 out.pending_bytes() < LINK_FULL_BYTES
+                    && !link.is_overrun()
                     && out.held_bytes() < bus.settings.limits.publish_buffer
             }
             None if slot.dropping => true,

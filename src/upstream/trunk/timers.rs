@@ -33,6 +33,7 @@ impl Trunk {
                 link.deadline,
                 self.fence_due(link, bus),
                 self.suspect_due(link, bus),
+                self.witness_due(link, bus),
                 self.measure_due(link),
                 self.silent_at(link, bus),
             ]
@@ -63,11 +64,13 @@ impl Trunk {
             {
                 self.fence(at, now, bus);
             }
-            if self
-                .suspect_due(&self.links[at], bus)
-                .is_some_and(|due| due <= now)
-            {
-                bus.suspect(self.links[at].broker, now);
+            let link = &self.links[at];
+            if self.witness_due(link, bus).is_some_and(|due| due <= now) {
+                bus.call_witnesses(link.broker, now);
+            }
+            let link = &self.links[at];
+            if self.suspect_due(link, bus).is_some_and(|due| due <= now) {
+                bus.suspect(link.broker, now);
             }
         }
         if self.round.retry_at.is_some_and(|at| at <= now) {
@@ -146,14 +149,23 @@ impl Trunk {
 
     /// R8: when the sentinel's oldest fence makes its broker suspect.
     fn suspect_due(&self, link: &Link, bus: &Bus) -> Option<Instant> {
+        let asked = self.oldest_asked(link)?;
+        bus.watches.suspect_due(link.broker, self.id, asked)
+    }
+
+    /// When the sentinel's oldest fence is so late that other trunks are asked as well.
+    fn witness_due(&self, link: &Link, bus: &Bus) -> Option<Instant> {
+        let asked = self.oldest_asked(link)?;
+        bus.watches.witness_due(link.broker, self.id, asked)
+    }
+
+    /// Since when a live link owes a PONG, in time that natsmux ran.
+    fn oldest_asked(&self, link: &Link) -> Option<Instant> {
         if link.phase != Phase::Live {
             return None;
         }
-        let oldest = link.pings.oldest()?;
-        let asked = self
-            .clock_floor
-            .map_or(oldest.at, |floor| floor.max(oldest.at));
-        bus.watches.suspect_due(link.broker, self.id, asked)
+        let oldest = link.pings.oldest()?.at;
+        Some(self.clock_floor.map_or(oldest, |floor| floor.max(oldest)))
     }
 
     /// When to ask the kernel whether the broker's host still takes bytes.

@@ -1,4 +1,4 @@
-// npm's nats as a component: argv is URL PREFIX basic|refused|steady [MAX].
+// npm's nats as a component: argv is URL PREFIX basic|refused|start|steady [MAX].
 //
 // Prints one JSON object a line; exit code 0 only if all was as expected. Its own
 // reconnect is off. In mode steady a line on stdin stops it. Found through NODE_PATH.
@@ -8,6 +8,7 @@
 const { connect: dial, headers, StringCodec } = require("nats");
 
 const PATIENCE = 5000;
+const START_PATIENCE = 20000;
 const PERIOD = 2;
 const PROGRESS = 100;
 const text = StringCodec();
@@ -187,6 +188,24 @@ async function refused(url) {
   step("refused", outcome, "AUTHORIZATION_VIOLATION");
 }
 
+// Started while no broker may be alive: says when it was let in, and when a message of its
+// own had come back.
+async function start(url, prefix) {
+  const begun = performance.now();
+  const took = () => Math.round(performance.now() - begun);
+  const counts = { disconnects: 0, errors: 0, closing: false };
+  const nc = await connect(url, counts, { timeout: START_PATIENCE });
+  emit("connected", { ms: took() });
+  const own = listen(nc, `${prefix}.start`);
+  nc.publish(`${prefix}.start`, text.encode("early"));
+  const deadline = Date.now() + START_PATIENCE;
+  while (own.got.length < 1 && Date.now() < deadline) await sleep(1);
+  emit("received", { ms: took() });
+  step("own message", bodies(own.got), ["early"]);
+  counts.closing = true;
+  await nc.close();
+}
+
 function receiver() {
   const state = { seen: new Set(), last: 0, duplicates: 0, outOfOrder: 0 };
   state.callback = (_, msg) => {
@@ -251,6 +270,7 @@ async function finish(a, b, counts, same, other, published) {
 async function main([url, prefix, mode, most]) {
   if (mode === "basic") await basic(url, prefix);
   else if (mode === "refused") await refused(url);
+  else if (mode === "start") await start(url, prefix);
   else await steady(url, prefix, Number(most));
 }
 

@@ -1,4 +1,4 @@
-"""nats-py as a component: argv is URL PREFIX basic|refused|steady [MAX].
+"""nats-py as a component: argv is URL PREFIX basic|refused|start|steady [MAX].
 
 Prints one JSON object a line; exit code 0 only if all was as expected. Its own
 reconnect is off. In mode steady a line on stdin stops it.
@@ -12,6 +12,7 @@ import nats
 from nats.errors import MaxPayloadError, NoRespondersError, TimeoutError
 
 PATIENCE = 5.0
+START_PATIENCE = 20.0
 PERIOD = 0.002
 PROGRESS = 0.1
 failed = False
@@ -197,6 +198,22 @@ async def refused(url):
         step("refused", "refused" if "Authorization Violation" in text else text, "refused")
 
 
+async def start(url, prefix):
+    """Started while no broker may be alive: says when it was let in, and when a message of
+    its own had come back."""
+    clock = asyncio.get_running_loop().time
+    begun = clock()
+    took = lambda: round((clock() - begun) * 1000)
+    nc = await nats.connect(url, allow_reconnect=False, connect_timeout=START_PATIENCE)
+    emit("connected", ms=took())
+    sub = await nc.subscribe(f"{prefix}.start")
+    await nc.publish(f"{prefix}.start", b"early")
+    msg = await sub.next_msg(timeout=START_PATIENCE)
+    emit("received", ms=took())
+    step("own message", msg.data.decode(), "early")
+    await nc.close()
+
+
 class Receiver:
     """What one connection received of the numbered messages."""
 
@@ -260,6 +277,8 @@ async def main(url, prefix, mode, most="0"):
         await basic(url, prefix)
     elif mode == "refused":
         await refused(url)
+    elif mode == "start":
+        await start(url, prefix)
     else:
         await steady(url, prefix, int(most))
 

@@ -9,15 +9,18 @@ mod steady;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 pub(crate) use basic::basic;
 pub(crate) use steady::steady;
 
 const PATIENCE: Duration = Duration::from_secs(5);
+const START_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What went wrong on all connections of one client.
 #[derive(Default)]
@@ -101,4 +104,26 @@ pub(crate) async fn refused(url: &str, events: Sender<Value>) -> bool {
     let expected = format!("{:?}", ConnectErrorKind::AuthorizationViolation);
     transcript.step("refused", json!(got), json!(expected));
     transcript.content
+}
+
+/// Started while no broker may be alive: says when it was let in, and when a message of its
+/// own had come back.
+pub(crate) async fn start(url: &str, prefix: &str, events: Sender<Value>) -> bool {
+    let begun = Instant::now();
+    let say = |event: &str| {
+        let took = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // The test may have given up already.
+        let _ = events.send(json!({"event": event, "ms": took}));
+    };
+    let options = options(url, &Arc::default()).connection_timeout(START_PATIENCE);
+    let client = options.connect(url).await.expect("a connection");
+    say("connected");
+    let subject = format!("{prefix}.start");
+    let own = client.subscribe(subject.clone()).await;
+    let mut own = own.expect("a subscription");
+    let published = client.publish(subject, "early".into()).await;
+    published.expect("a publish");
+    let message = timeout(START_PATIENCE, own.next()).await.ok().flatten();
+    say("received");
+    message.is_some_and(|message| message.payload == "early")
 }

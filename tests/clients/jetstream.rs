@@ -1,0 +1,93 @@
+//! JetStream over kills and freezes of a broker of three: what it promises, it keeps.
+
+use std::env;
+use std::io::{self, Write};
+use std::thread;
+use std::time::Duration;
+
+use crate::client::Client;
+use crate::support::{BrokerOptions, Cluster, Natsmux, PATIENCE, Version, wait_for};
+
+const BROKERS: usize = 3;
+/// A broker of a cluster of three needs a while until it has caught up with its peers.
+const CAUGHT_UP: Duration = Duration::from_secs(45);
+/// Brokers elect their JetStream leaders one after the other, and clients ask again.
+const FLOWS_WITHIN: Duration = Duration::from_secs(30);
+
+#[test]
+fn jetstream_keeps_its_promises_over_kills_and_freezes() {
+    let rounds = rounds();
+    let mut options = BrokerOptions::new(Version::V215);
+    options.jetstream = true;
+    let mut cluster = Cluster::with(&options, BROKERS);
+    wait_leader(&cluster);
+    let natsmux = Natsmux::start(&cluster);
+    let mut client = Client::jetstream(&natsmux.url(), "js");
+    wait_flow(&mut client, "at the start");
+    for round in 1..=rounds {
+        let current = natsmux.current_broker();
+        let victim = current.and_then(|current| cluster.index_of(&current));
+        let victim = victim.expect("a broker in use");
+        let frozen = round % 2 == 0;
+        if frozen {
+            cluster.broker(victim).freeze();
+        } else {
+            cluster.broker(victim).kill();
+        }
+        wait_flow(&mut client, &format!("after fault {round}"));
+        if frozen {
+            cluster.broker(victim).thaw();
+        } else {
+            cluster.restart(victim);
+        }
+        wait_caught_up(&cluster);
+        wait_flow(&mut client, &format!("after return {round}"));
+        // Routes and consumers settle a little after the broker calls itself healthy.
+        thread::sleep(Duration::from_millis(500));
+    }
+    client.stop();
+    let (events, content) = client.finish();
+    let report = events.last().expect("a report");
+    let _ = writeln!(io::stdout(), "jetstream: {rounds} faults: {report}");
+    assert_eq!(report["event"], "report", "{events:?}");
+    assert!(content, "{report}");
+}
+
+/// As `tests/failover` has it: short by default, more with `FAILOVER=full`.
+fn rounds() -> u32 {
+    match env::var("FAILOVER").as_deref() {
+        Ok("full" | "soak") => 12,
+        _ => 3,
+    }
+}
+
+fn wait_leader(cluster: &Cluster) {
+    wait_for("JetStream to have a leader", CAUGHT_UP, || {
+        let jsz = cluster.brokers()[0].monitoring("/jsz")?;
+        jsz["meta_cluster"]["leader"].as_str()?;
+        Some(())
+    });
+    wait_caught_up(cluster);
+}
+
+fn wait_caught_up(cluster: &Cluster) {
+    wait_for("JetStream to be healthy everywhere", CAUGHT_UP, || {
+        let brokers = cluster.brokers().iter();
+        let healthy = |answer: serde_json::Value| answer["status"] == "ok";
+        brokers
+            .map(|broker| broker.monitoring("/healthz"))
+            .all(|answer| answer.is_some_and(healthy))
+            .then_some(())
+    });
+}
+
+/// Waits until every consumer has a message that was published from now on.
+fn wait_flow(client: &mut Client, when: &str) {
+    client.refresh();
+    let goal = client.published + 20;
+    let what = format!("consumers to have message {goal} {when}");
+    wait_for(&what, PATIENCE.max(FLOWS_WITHIN), || {
+        client.refresh();
+        (client.received >= goal).then_some(())
+    });
+}
