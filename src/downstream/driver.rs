@@ -313,7 +313,9 @@ impl Connection {
     /// Sets the timer. Returns whether it is due already.
     fn arm(&mut self, cx: &mut Context<'_>) -> bool {
         let closing = self.closing.as_ref().map(|(_, until)| *until);
-        let full = self.full_since.map(|since| {
+        // Once it closes, that has a deadline of its own.
+        let full = self.full_since.filter(|_| closing.is_none());
+        let full = full.map(|since| {
             since
                 + self
                     .shared

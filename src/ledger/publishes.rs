@@ -67,6 +67,23 @@ impl Held {
         self.messages += other.messages;
         self.chunks.append(&mut other.chunks);
     }
+
+    /// Takes out the publishes whose payload is larger than `max_payload`, which a broker
+    /// would close a link for again and again, and says how many they were.
+    pub fn remove_larger(&mut self, max_payload: usize) -> u64 {
+        let mut all = std::mem::take(self);
+        let before = all.messages();
+        while let Some((chunk, _)) = all.pop() {
+            let mut rest = &chunk[..];
+            while let Some((frame, size)) = next_frame(rest) {
+                rest = &rest[frame.len()..];
+                if size.is_some_and(|size| size <= max_payload) {
+                    self.push(frame, 1);
+                }
+            }
+        }
+        before - self.messages()
+    }
 }
 
 /// The publishes of one link, counted.
@@ -122,10 +139,10 @@ pub fn settle(
     let mut chunk_start = 0;
     let mut at = start;
     for chunk in chunks {
-        while let Some((frame, is_publish)) = next_frame(&chunk[at..]) {
+        while let Some((frame, publish)) = next_frame(&chunk[at..]) {
             at += frame.len();
             let was_written = chunk_start + at <= written;
-            if !is_publish || (was_written && !repeat) {
+            if publish.is_none() || (was_written && !repeat) {
                 continue;
             }
             settled.waiting.push(frame, 1);
@@ -141,14 +158,18 @@ pub fn settle(
     settled
 }
 
-fn next_frame(bytes: &[u8]) -> Option<(&[u8], bool)> {
+/// The frame at the start, and its payload's size if it is a publish.
+fn next_frame(bytes: &[u8]) -> Option<(&[u8], Option<usize>)> {
     // natsmux wrote these bytes, so no limit applies and no fault can occur.
     const LIMITS: ClientLimits = ClientLimits {
         max_control_line: usize::MAX,
         max_payload: usize::MAX,
     };
     match client::scan(bytes, &LIMITS) {
-        Scan::Op { op, len } => Some((&bytes[..len], matches!(op, ClientOp::Publish(_)))),
+        Scan::Op { op, len } => match op {
+            ClientOp::Publish(publish) => Some((&bytes[..len], Some(publish.size))),
+            _ => Some((&bytes[..len], None)),
+        },
         Scan::Incomplete { .. } | Scan::Fault(_) => {
             debug_assert!(bytes.is_empty(), "a link's buffer holds whole frames");
             None
@@ -182,6 +203,15 @@ mod tests {
             };
             assert_eq!(waiting(&mut settled), rest, "cut at {written}");
         }
+    }
+
+    #[test]
+    fn larger_publishes_than_a_broker_takes_are_taken_out() {
+        let mut held = settle([STREAM.to_vec()], 0, 0, false).waiting;
+        assert_eq!(held.remove_larger(1), 1);
+        let kept: Vec<_> = std::iter::from_fn(|| held.pop()).collect();
+        assert_eq!(kept, [(b"PUB a 1\r\nx\r\nPUB c 0\r\n\r\n".to_vec(), 2)]);
+        assert_eq!(held.bytes(), 0);
     }
 
     #[test]

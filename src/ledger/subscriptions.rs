@@ -4,7 +4,7 @@
 //! is answered: what the broker sent before it processed the UNSUB is still delivered, as a
 //! client that drains expects. A retired sid that the component uses again goes silent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::{SessionId, UpstreamSid};
 
@@ -98,6 +98,9 @@ pub struct Subscriptions {
     by_sid: BTreeMap<(SessionId, Box<[u8]>), u32>,
     /// Retired subscriptions that still deliver, by session and the component's sid.
     retired: BTreeMap<(SessionId, Box<[u8]>), u32>,
+    /// SUBs that no PONG has proven, in the order in which they were sent, each with the
+    /// number of the first PING that covers it: a broker's refusal is about one of these.
+    unproven: VecDeque<(u64, UpstreamSid)>,
     /// See [`Subscriptions::take_spent`].
     spent: bool,
 }
@@ -156,6 +159,7 @@ impl Subscriptions {
         };
         let upstream = self.insert(subscription);
         self.by_sid.insert(key, upstream.slot);
+        self.unproven.push_back((covered_by, upstream));
         Subscribed::New(upstream)
     }
 
@@ -248,20 +252,67 @@ impl Subscriptions {
         retired
     }
 
+    /// The PING with the number `answered` is: every SUB before it is in place, or was
+    /// refused.
+    pub fn prove(&mut self, answered: u64) {
+        while self
+            .unproven
+            .pop_front_if(|(by, _)| *by <= answered)
+            .is_some()
+        {}
+        if self.unproven.is_empty() {
+            self.unproven.shrink_to(0);
+        }
+    }
+
+    /// All live SUBs were sent again on a new link, and the PING with the number
+    /// `covered_by` will prove them.
+    pub fn replayed(&mut self, covered_by: u64) {
+        let sent: Vec<_> = self.live_sids().collect();
+        self.unproven = sent.into_iter().map(|sid| (covered_by, sid)).collect();
+    }
+
     /// Removes a subscription that a broker refused, newest first where several are equal,
     /// and says whose it was.
     pub fn reject(&mut self, subject: &[u8], queue_group: Option<&[u8]>) -> Option<SessionId> {
-        let slot = (0..self.slots.len() as u32).rev().find(|&slot| {
+        let refused = |slot: u32| {
             self.live(slot).is_some_and(|subscription| {
                 subscription.subject() == subject && subscription.queue_group() == queue_group
             })
-        })?;
+        };
+        let sent = self.unproven.iter().rev().map(|(_, sid)| *sid);
+        let slot = sent
+            .filter(|sid| self.is_current(*sid))
+            .map(|sid| sid.slot)
+            .find(|&slot| refused(slot))
+            // A reload took a permission away.
+            .or_else(|| {
+                (0..self.slots.len() as u32)
+                    .rev()
+                    .find(|&slot| refused(slot))
+            })?;
         self.reject_slot(slot)
+    }
+
+    /// Removes the newest subscription that isn't proven: a broker took no more, and didn't
+    /// say which. Says whose it was.
+    pub fn reject_newest(&mut self) -> Option<SessionId> {
+        loop {
+            let (_, sid) = self.unproven.pop_back()?;
+            if self.is_current(sid) && self.live(sid.slot).is_some() {
+                return self.reject_slot(sid.slot);
+            }
+        }
+    }
+
+    fn is_current(&self, sid: UpstreamSid) -> bool {
+        let slot = self.slots.get(sid.slot as usize);
+        slot.is_some_and(|slot| slot.generation == sid.generation)
     }
 
     /// Removes the subscription that a broker named by its sid.
     pub fn reject_sid(&mut self, upstream: UpstreamSid) -> Option<(SessionId, Box<[u8]>)> {
-        let known = self.slots.get(upstream.slot as usize)?.generation == upstream.generation;
+        let known = self.is_current(upstream);
         let sid = self.live(upstream.slot).filter(|_| known)?.sid().into();
         Some((self.reject_slot(upstream.slot)?, sid))
     }

@@ -4,6 +4,7 @@
 //! functions of [`socket`] are the only places where a machine's bytes meet a socket.
 
 mod fair;
+mod names;
 mod outbox;
 mod partial;
 mod port;
@@ -11,6 +12,7 @@ pub mod socket;
 mod unacked;
 
 pub use fair::wake_after_io;
+pub use names::Names;
 pub use outbox::{Outbox, Retention, Unproven};
 pub use partial::Partial;
 pub use port::{Flush, Port};

@@ -1,6 +1,6 @@
 //! Opening, accepting and reading sockets.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -57,24 +57,6 @@ pub fn tune(stream: &TcpStream) {
     );
 }
 
-/// Resolves `host` off the data path and connects to the first address that answers.
-///
-/// # Errors
-/// `NotFound` where the name has no address; else the last address's error.
-pub async fn connect(host: String, port: u16) -> io::Result<TcpStream> {
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for addr in tokio::net::lookup_host((host, port)).await? {
-        match TcpStream::connect(addr).await {
-            Ok(stream) => {
-                tune(&stream);
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
 /// Reads once from a readable socket into `buffer`. `Ready(Ok(0))` is the end of the
 /// stream. A short read clears readiness, so a pass doesn't end in a read that blocks.
 pub fn poll_read(
@@ -87,6 +69,16 @@ pub fn poll_read(
         Ok(()) => Poll::Ready(Ok(buffer.filled().len())),
         Err(error) => Poll::Ready(Err(error)),
     }
+}
+
+/// Reads what a dead socket's buffer holds, whatever the runtime knows of its readiness (R10).
+/// `Ok(0)` is its end.
+///
+/// # Errors
+/// The socket's, `WouldBlock` where nothing is there.
+pub fn read_now(half: &OwnedReadHalf, buffer: &mut [u8]) -> io::Result<usize> {
+    let stream: &TcpStream = half.as_ref();
+    (&*SockRef::from(stream)).read(buffer)
 }
 
 /// Closes with a reset: what the peer has not taken yet is thrown away (R5).

@@ -5,12 +5,13 @@
 //! ownership, and a simulation holds one bus per daemon.
 
 use std::cell::Cell;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Instant;
 
 use super::admission::Admission;
 use super::barrier::Barrier;
+use super::dial_queue::DialQueue;
 use super::failover::Failovers;
 use super::roster::{Broker, BrokerId, Health, Pick, Roster};
 use super::watch::{TrunkId, Watches};
@@ -109,7 +110,7 @@ pub struct Bus {
     /// Buffers, shared with the other buses.
     pub budgets: Budgets,
     waiting: BTreeSet<TrunkId>,
-    dial_queue: VecDeque<TrunkId>,
+    dial_queue: DialQueue,
     at_barrier: BTreeSet<TrunkId>,
     woken: Vec<TrunkId>,
     fence_window: (Instant, u32),
@@ -134,7 +135,7 @@ impl Bus {
             counters: Counters::default(),
             budgets,
             waiting: BTreeSet::new(),
-            dial_queue: VecDeque::new(),
+            dial_queue: DialQueue::default(),
             at_barrier: BTreeSet::new(),
             woken: Vec::new(),
             fence_window: (now, 0),
@@ -153,8 +154,8 @@ impl Bus {
     pub(super) fn pick(&mut self, trunk: TrunkId, avoid: &[BrokerId], now: Instant) -> Pick {
         let pick = self.roster.pick(avoid, now);
         match pick {
-            Pick::Dial(_) => {}
-            Pick::Queue => self.dial_queue.push_back(trunk),
+            Pick::Dial(_) => self.dial_queue.leave(trunk),
+            Pick::Queue => self.dial_queue.enter(trunk),
             Pick::Wait => {
                 self.waiting.insert(trunk);
             }
@@ -162,9 +163,16 @@ impl Bus {
         pick
     }
 
+    /// A trunk had its chance to dial: a turn that it didn't take is the next one's.
+    pub(super) fn pass_turn(&mut self, trunk: TrunkId) {
+        let next = self.dial_queue.pass(trunk);
+        self.woken.extend(next);
+    }
+
     pub(super) fn dial_ended(&mut self, broker: BrokerId) {
         self.roster.dial_ended(broker);
-        self.woken.extend(self.dial_queue.pop_front());
+        let next = self.dial_queue.call_next();
+        self.woken.extend(next);
     }
 
     pub(super) fn wait_at_barrier(&mut self, trunk: TrunkId) {
@@ -244,7 +252,10 @@ impl Bus {
     ) {
         let round_trip = now.saturating_duration_since(asked);
         let cleared = self.watches.answered(broker, trunk, asked, now);
-        self.watches.note_round_trip(broker, trunk, round_trip);
+        if cleared.is_none() {
+            // What came late out of a suspect broker says nothing of the way there.
+            self.watches.note_round_trip(broker, trunk, round_trip);
+        }
         self.roster.handle_answer(broker, now);
         if let Some((suspected, concerned)) = cleared {
             self.counters.suspect_ms += suspected.as_millis() as u64;
@@ -258,10 +269,8 @@ impl Bus {
     pub(super) fn remove(&mut self, trunk: TrunkId) {
         self.waiting.remove(&trunk);
         self.at_barrier.remove(&trunk);
-        // A turn in the dial queue that nobody takes would be lost.
-        if let Some(at) = self.dial_queue.iter().position(|&id| id == trunk) {
-            self.dial_queue.remove(at);
-        }
+        self.pass_turn(trunk);
+        self.dial_queue.leave(trunk);
     }
 
     /// Whether another fence may be sent now, within the bus's rate (R7).

@@ -176,7 +176,10 @@ impl Driver {
     fn dial(&mut self, id: LinkId, broker: BrokerId) {
         let bus = self.pool.bus.borrow();
         let addr = bus.roster.broker(broker).addr();
-        let dial = socket::connect(addr.host.clone(), addr.port);
+        let (host, port) = (addr.host.clone(), addr.port);
+        let within = bus.settings.timings.connect_timeout;
+        let names = Rc::clone(&self.pool.names);
+        let dial = async move { names.connect(&host, port, within).await };
         self.links.push(LinkIo {
             id,
             socket: Socket::Dialing(Box::pin(dial)),
@@ -224,7 +227,7 @@ impl Driver {
                 }
             };
             if let Flush::Dead(_) = flushed {
-                self.read_out(at, cx);
+                self.read_out(at);
                 self.fail(id, Failure::WriteError);
                 busy = true;
             }
@@ -236,16 +239,16 @@ impl Driver {
 
     /// R10: what a dead socket still holds is delivered and counted before the replay is
     /// computed.
-    fn read_out(&mut self, at: usize, cx: &mut Context<'_>) {
+    fn read_out(&self, at: usize) {
         let id = self.links[at].id;
         let buffer = Rc::clone(&self.pool.buffer);
         let mut buffer = buffer.borrow_mut();
         loop {
-            let Socket::Open { read, .. } = &mut self.links[at].socket else {
+            let Socket::Open { read, .. } = &self.links[at].socket else {
                 return;
             };
-            match socket::poll_read(read, cx, &mut buffer) {
-                Poll::Ready(Ok(count)) if count > 0 => {
+            match socket::read_now(read, &mut buffer) {
+                Ok(count) if count > 0 => {
                     let bytes = &buffer[..count];
                     self.with_machine(|trunk, now, bus| {
                         trunk.handle_link_bytes(id, bytes, now, bus);

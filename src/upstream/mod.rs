@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod barrier;
 mod broker;
 pub mod bus;
+mod dial_queue;
 mod driver;
 pub mod failover;
 pub mod pool;

@@ -18,7 +18,7 @@ use super::driver;
 use super::trunk::{Gauges, Trunk};
 use super::watch::TrunkId;
 use crate::ledger::SessionId;
-use crate::net::{Outbox, Port};
+use crate::net::{Names, Outbox, Port};
 use crate::proto::connect::ConnectInfo;
 
 /// The buffer that a readable socket borrows: one per worker.
@@ -74,6 +74,7 @@ pub struct Pool {
     pub bus: RefCell<Bus>,
     /// The worker's read buffer.
     pub buffer: ReadBuffer,
+    pub(super) names: Rc<Names>,
     trunks: RefCell<BTreeMap<TrunkId, Rc<TrunkCell>>>,
     next_trunk: Cell<u64>,
     probe_waker: RefCell<Option<Waker>>,
@@ -90,6 +91,7 @@ impl Pool {
             name,
             bus: RefCell::new(bus),
             buffer,
+            names: Rc::default(),
             trunks: RefCell::new(BTreeMap::new()),
             next_trunk: Cell::new(0),
             probe_waker: RefCell::new(None),
@@ -199,7 +201,7 @@ impl Pool {
         let trunks = self.trunks.borrow();
         let lags = trunks.values().filter_map(|cell| {
             let (session, pending) = cell.machine.borrow().slowest()?;
-            Some((pending, cell, session))
+            (pending > 0).then_some((pending, cell, session))
         });
         if let Some((_, cell, session)) = lags.max_by_key(|(pending, ..)| *pending) {
             let bus = self.bus.borrow();

@@ -13,7 +13,6 @@ use tracing::{debug, info, warn};
 
 use super::pool::Pool;
 use super::roster::{BrokerId, Failure};
-use crate::net::socket;
 use crate::proto::info::ServerInfo;
 use crate::proto::server::{self, ServerLimits, ServerOp, ServerScan};
 
@@ -84,7 +83,8 @@ impl Pool {
             let addr = bus.roster.broker(broker).addr().clone();
             (addr, bus.settings.timings)
         };
-        let dial = socket::connect(addr.host, addr.port);
+        let names = Rc::clone(&self.names);
+        let dial = names.connect(&addr.host, addr.port, timings.connect_timeout);
         let mut stream = match timeout(timings.connect_timeout, dial).await {
             Err(_) => return Err(Failure::ConnectTimeout),
             Ok(Err(error)) => return Err(super::driver::dial_failure(&error)),

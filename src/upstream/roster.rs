@@ -150,6 +150,13 @@ impl Roster {
             .any(|(_, broker)| matches!(broker.health, Health::Up | Health::LameDuck))
     }
 
+    /// Whether at least one broker lives that takes newcomers: one that is about to leave
+    /// doesn't.
+    pub fn takes_newcomers(&self) -> bool {
+        self.brokers()
+            .any(|(_, broker)| broker.health == Health::Up && broker.accepts_dials())
+    }
+
     /// Whether any broker has ever sent an INFO.
     pub fn was_seen(&self) -> bool {
         self.infos().next().is_some()

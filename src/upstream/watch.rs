@@ -197,6 +197,7 @@ impl Watches {
         if watch.sentinel != Some(trunk) {
             return;
         }
+        let sample = sample.min(watch.suspect_after());
         let smoothed = &mut watch.round_trip;
         *smoothed = Some(smoothed.map_or(sample, |before| (before * 7 + sample) / 8));
     }

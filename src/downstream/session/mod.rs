@@ -15,6 +15,7 @@ use super::early::Early;
 use crate::ledger::SessionId;
 use crate::net::{Outbox, Partial, Retention};
 use crate::proto::connect::ConnectInfo;
+use crate::proto::encode;
 use crate::upstream::roster::Offer;
 use crate::upstream::{Bus, CloseReason, Trunk};
 
@@ -192,7 +193,7 @@ impl Session {
         self.eof = true;
         match home {
             Some(home) if home.trunk.is_ready(home.id) => self.handle_ready(home, now, bus),
-            Some(_) if bus.roster.is_alive() => {}
+            Some(_) if bus.roster.takes_newcomers() => {}
             Some(home) => home
                 .trunk
                 .close_session(home.id, CloseReason::ComponentClosed),
@@ -242,6 +243,9 @@ impl Session {
             (Stage::Greeting { deadline: Some(at) }, _) if *at <= now => {
                 self.close(CloseReason::AuthTimeout);
             }
+            (Stage::Greeting { deadline: None }, _) if self.pings.next <= now => {
+                self.tick_first_pings(now, bus);
+            }
             (Stage::Attached, Some(home)) if self.pings.next <= now => {
                 self.tick_pings(home, now, bus);
             }
@@ -252,7 +256,7 @@ impl Session {
     /// When [`Session::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.stage {
-            Stage::Greeting { deadline } => deadline,
+            Stage::Greeting { deadline } => Some(deadline.unwrap_or(self.pings.next)),
             Stage::Attached => Some(self.pings.next),
             Stage::Attaching | Stage::Over => None,
         }
@@ -282,6 +286,18 @@ impl Session {
     fn is_open(&self, home: &Option<Home<'_>>) -> bool {
         let closing = |home: &Home<'_>| home.trunk.is_ending(home.id);
         !matches!(self.stage, Stage::Over) && !home.as_ref().is_some_and(closing)
+    }
+
+    /// Where nothing asks for a CONNECT, one that never comes is no reason to keep a dead
+    /// connection.
+    fn tick_first_pings(&mut self, now: Instant, bus: &mut Bus) {
+        self.pings.next = now + bus.settings.timings.ping_interval;
+        if self.pings.outstanding >= bus.settings.limits.ping_max as u32 {
+            bus.counters.stale_sessions += 1;
+            return self.close(CloseReason::Stale);
+        }
+        self.pings.outstanding += 1;
+        self.out.push(encode::PING);
     }
 
     fn tick_pings(&mut self, home: Home<'_>, now: Instant, bus: &mut Bus) {

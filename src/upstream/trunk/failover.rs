@@ -12,6 +12,9 @@ use crate::upstream::bus::Bus;
 use crate::upstream::failover::LostLink;
 use crate::upstream::roster::{BrokerId, Failure, Health};
 
+/// What a trunk without sessions costs the budget of waiting publishes, in bytes.
+const ORPHAN_BYTES: usize = 4096;
+
 impl Trunk {
     /// A link's socket is dead, or its dial failed. Everything that could still be read was
     /// handled before (R10).
@@ -64,15 +67,22 @@ impl Trunk {
     /// A live link is gone: sort its publishes, keep its debts, look for another.
     fn lose(&mut self, link: Link, failure: Failure, now: Instant, bus: &mut Bus) {
         let (id, broker) = (link.id, link.broker);
-        let brief = now.saturating_duration_since(link.opened_at).as_millis() < 1000;
+        let brief = now.saturating_duration_since(link.opened_at) < super::BRIEF;
+        self.round.begin(now);
+        if !self.must_move() {
+            // From a move that is off: the next handshake decides.
+            self.round.forget_refusals();
+        }
         bus.counters.link_failures += 1;
+        let suspect = bus.watches.suspect_since(broker).is_some();
         bus.detached(self.id, broker, now);
         match failure {
-            Failure::Silent => bus.roster.handle_failure(broker, failure, now),
+            // The sentinel finds the broker silent too. One link alone may have a fault of its
+            // own.
+            Failure::Silent if suspect => bus.roster.handle_failure(broker, failure, now),
             _ => bus.roster.note_failure(broker, failure),
         }
-        if brief {
-            // A broker that accepts and hangs up must not be dialled in a tight loop.
+        if brief || (failure == Failure::Silent && !suspect) {
             self.round.failures += 1;
             self.round.avoid.push(broker);
         }
@@ -103,8 +113,9 @@ impl Trunk {
         self.requeue(settled, bus);
         for session in self.sessions() {
             let slot = &mut self.slots[session.0 as usize];
-            if slot.gate.take().is_some() {
-                slot.gate_passed = true;
+            slot.gate_passed |= slot.gate.take().is_some();
+            // One that isn't read is looked at anew: what it waited for is over.
+            if slot.gate_passed || slot.parked {
                 self.release(session);
             }
             let slot = &mut self.slots[session.0 as usize];
@@ -120,11 +131,19 @@ impl Trunk {
     }
 
     /// Counts a dead link's unproven publishes and carries its debts over (R1, R4, R20).
-    fn settle(&mut self, link: Link, bus: &mut Bus) -> (Settled, u64) {
+    fn settle(&mut self, mut link: Link, bus: &mut Bus) -> (Settled, u64) {
         let repeat = bus.settings.delivery == Delivery::AtLeastOnce;
-        let unsettled = link.account.unsettled();
         let unproven = link.out.into_unproven();
-        let settled = settle(unproven.chunks, unproven.start, unproven.written, repeat);
+        let mut settled = settle(unproven.chunks, unproven.start, unproven.written, repeat);
+        if link.too_large {
+            let larger = settled.waiting.remove_larger(link.max_payload);
+            let written = larger.min(settled.repeated);
+            settled.repeated -= written;
+            settled.moved -= larger - written;
+            bus.counters.refused += larger;
+            link.account.settled += larger;
+        }
+        let unsettled = link.account.unsettled();
         let unknown = unsettled.saturating_sub(settled.moved + settled.repeated);
         let refused = link.account.refused.min(unknown);
         let in_doubt = unknown - refused;
@@ -188,7 +207,8 @@ impl Trunk {
 
     /// Plans to leave the live link for another broker (R19).
     pub(super) fn start_move(&mut self, reason: Failure, now: Instant, bus: &mut Bus) {
-        if self.moving.is_none() && self.live().is_some() {
+        if self.moving.is_none() && self.live().is_some() && self.round.retry_at.is_none() {
+            self.round.begin(now);
             self.moving = Some(Move {
                 reason,
                 after: None,
@@ -197,11 +217,12 @@ impl Trunk {
         }
     }
 
-    /// No other broker: the move is off until the roster changes.
-    pub(super) fn stay(&mut self) {
-        if !self.must_move() {
-            self.moving = None;
-        }
+    /// No other broker: the move is off until the roster changes, or for a while where
+    /// others turned the trunk away.
+    pub(super) fn stay(&mut self, now: Instant) {
+        self.moving = None;
+        self.round.forget_refusals();
+        self.retry_later(now);
     }
 
     /// Whether the old link can't do any more: it has other options than the component asked
@@ -321,6 +342,21 @@ impl Trunk {
         self.check_done(now, bus);
     }
 
+    /// Nobody is here any more, and what they published waits for a broker: within the
+    /// daemon's budget, the trunk itself counted (R6).
+    pub(super) fn wait_as_orphan(&mut self, bus: &mut Bus) {
+        if self.orphans.is_empty() {
+            return;
+        }
+        if bus.budgets.held.is_spent() {
+            let orphans = std::mem::take(&mut self.orphans);
+            bus.budgets.held.give(orphans.bytes());
+            bus.counters.dropped += orphans.messages();
+        } else if !std::mem::replace(&mut self.charged, true) {
+            bus.budgets.held.take(ORPHAN_BYTES);
+        }
+    }
+
     /// Ends the trunk once it has no session and owes no broker anything.
     pub(super) fn check_done(&mut self, now: Instant, bus: &mut Bus) {
         let owes = !self.orphans.is_empty()
@@ -332,6 +368,9 @@ impl Trunk {
             return;
         }
         self.done = true;
+        if std::mem::take(&mut self.charged) {
+            bus.budgets.held.give(ORPHAN_BYTES);
+        }
         while !self.links.is_empty() {
             let link = self.drop_link(0, false, bus);
             if link.is_attached() {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
-use super::{CloseReason, Round, Trunk, Verdict};
+use super::{CloseReason, Trunk, Verdict};
 use crate::ledger::SessionId;
 use crate::proto::encode;
 use crate::proto::info::ServerInfo;
@@ -34,15 +34,20 @@ impl Trunk {
                 self.dial(broker, now, bus);
             }
             Pick::Queue => {}
-            Pick::Wait if attached && !self.must_move() => self.stay(),
+            Pick::Wait if attached && !self.must_move() => self.stay(now),
             Pick::Wait => {
                 self.try_to_admit(bus);
-                // Not put off by changes of the roster that leave nothing to dial.
-                if !self.round.avoid.is_empty() && self.round.retry_at.is_none() {
-                    let pause = RETRY.delay(self.round.failures, self.id.0);
-                    self.round.retry_at = Some(now + pause);
-                }
+                self.retry_later(now);
             }
+        }
+    }
+
+    /// Has brokers that turned the trunk away asked again. Not put off by changes of the
+    /// roster that leave nothing to dial.
+    pub(super) fn retry_later(&mut self, now: Instant) {
+        if !self.round.avoid.is_empty() && self.round.retry_at.is_none() {
+            let pause = RETRY.delay(self.round.failures, self.id.0);
+            self.round.retry_at = Some(now + pause);
         }
     }
 
@@ -61,14 +66,19 @@ impl Trunk {
     /// The roster changed, a turn to dial came, or the barrier opened.
     pub fn handle_wake(&mut self, now: Instant, bus: &mut Bus) {
         self.meet_suspicion(now, bus);
-        if let Some(broker) = self.broker()
-            && self.moving.is_none()
-            && let Some(reason) = Self::must_leave(broker, bus)
+        self.leave_where_due(now, bus);
+        self.next_attempt(now, bus);
+        bus.pass_turn(self.id);
+        self.pass_barrier(now, bus);
+    }
+
+    /// Plans a move where the live link's broker is one to leave (R19).
+    pub(super) fn leave_where_due(&mut self, now: Instant, bus: &mut Bus) {
+        if let Some(at) = self.live()
+            && let Some(reason) = Self::must_leave(self.links[at].broker, bus)
         {
             self.start_move(reason, now, bus);
         }
-        self.next_attempt(now, bus);
-        self.pass_barrier(now, bus);
     }
 
     fn dial(&mut self, broker: BrokerId, now: Instant, bus: &mut Bus) {
@@ -196,6 +206,7 @@ impl Trunk {
         }
         bus.counters.replays += 1;
         let seq = self.push_ping(at, None, now, bus);
+        self.subscriptions.replayed(seq);
         for (_, slot) in &mut self.slots {
             if slot.subs_covered_by > self.answered {
                 slot.subs_covered_by = seq;
@@ -238,7 +249,7 @@ impl Trunk {
         let started = self.lost.map_or(link.opened_at, |(_, _, when)| when);
         bus.attached(self.id, broker);
         self.moving = None;
-        self.round = Round::default();
+        self.round.succeed(now);
         if self.lost.is_some_and(|(before, _, _)| before != broker) {
             bus.counters.failovers += 1;
         }
@@ -256,6 +267,7 @@ impl Trunk {
             took: now.saturating_duration_since(started),
         }));
         self.lost = None;
+        self.leave_where_due(now, bus);
         self.check_done(now, bus);
     }
 

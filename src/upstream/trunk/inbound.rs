@@ -132,7 +132,17 @@ impl Trunk {
     }
 
     fn handle_pong(&mut self, at: usize, now: Instant, bus: &mut Bus) {
-        let Some(ping) = self.links[at].pings.answer() else {
+        let link = &mut self.links[at];
+        let written = link.out.end() - link.out.pending_bytes() as u64;
+        if link
+            .pings
+            .oldest()
+            .is_some_and(|ping| ping.offset > written)
+        {
+            // To a PING that was never written: nothing that it says can be true.
+            return self.fail(at, Failure::Garbage, now, bus);
+        }
+        let Some(ping) = link.pings.answer() else {
             return;
         };
         let was_suspect = self.is_suspect(at, bus);
@@ -199,6 +209,8 @@ impl Trunk {
         bus.counters.confirmed += confirmed;
         bus.counters.refused += refused;
         link.out.confirm(ping.offset);
+        self.subscriptions.prove(ping.seq);
+        let link = &mut self.links[at];
         while let Some(&(covered_by, upstream)) = link.retired.front()
             && covered_by <= ping.seq
         {
@@ -279,9 +291,11 @@ impl Trunk {
                 self.subscriptions.reject(&subject, group.as_deref());
                 self.deliver_answer(at, &line, bus);
             }
-            BrokerError::InvalidSubject | BrokerError::MaxSubscriptions => {
+            BrokerError::MaxSubscriptions => {
+                self.subscriptions.reject_newest();
                 self.deliver_answer(at, &line, bus);
             }
+            BrokerError::InvalidSubject => self.deliver_answer(at, &line, bus),
             BrokerError::InvalidPublishSubject => self.deliver_to_own(&line, bus),
             BrokerError::LinkOnly => self.handle_link_error(at, text, now, bus),
         }
@@ -310,6 +324,7 @@ impl Trunk {
             return self.fail(at, Failure::Refused, now, bus);
         }
         let own_fault = OWN_FAULTS.iter().any(|own| text.eq_ignore_ascii_case(own));
+        self.links[at].too_large = text.eq_ignore_ascii_case(OWN_FAULTS[0]);
         if own_fault && attached && self.slots.len() == 1 {
             for session in self.sessions() {
                 self.close(session, CloseReason::Refused(text.into()));
@@ -335,6 +350,10 @@ impl Trunk {
             bus.admission.forget(&self.connect);
         }
         self.round.refused_by.push(broker);
+        if self.links.iter().any(super::link::Link::is_attached) {
+            // A move of a trunk that lives goes on somewhere else, or later.
+            self.round.avoid.push(broker);
+        }
         self.round.refusal.get_or_insert((text.into(), now));
         if first {
             return self.refuse_sessions(now, bus);

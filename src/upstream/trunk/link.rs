@@ -124,6 +124,8 @@ pub(super) struct Link {
     pub(super) progress_at: Option<Instant>,
     pub(super) replayed: u64,
     pub(super) max_payload: usize,
+    /// Whether the broker closes it for a payload that was larger.
+    pub(super) too_large: bool,
     /// Whether its CONNECT asked for an answer to every operation.
     pub(super) verbose: bool,
 }
@@ -164,6 +166,7 @@ impl Link {
             progress_at: None,
             replayed: 0,
             max_payload: usize::MAX,
+            too_large: false,
             verbose: false,
         }
     }

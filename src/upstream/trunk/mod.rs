@@ -28,7 +28,7 @@ mod tests;
 mod timers;
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 
@@ -61,7 +61,11 @@ enum Verdict {
     Accepted,
 }
 
-/// The attempts since a link was last live.
+/// A link that lived shorter than this counts as one of the attempts that failed: a broker
+/// that accepts and hangs up must not be dialled in a tight loop.
+const BRIEF: Duration = Duration::from_secs(1);
+
+/// The attempts since a link was last live for more than [`BRIEF`].
 #[derive(Debug, Default)]
 struct Round {
     /// Brokers that failed this trunk, apart from those that the roster calls dead.
@@ -73,6 +77,30 @@ struct Round {
     failures: u32,
     /// When to try again, where nothing else says.
     retry_at: Option<Instant>,
+    /// Since when a link is live again.
+    live_since: Option<Instant>,
+}
+
+impl Round {
+    /// A link is live. What failed before is forgotten unless that is over soon.
+    fn succeed(&mut self, now: Instant) {
+        self.forget_refusals();
+        self.retry_at = None;
+        self.live_since = Some(now);
+    }
+
+    /// Another link is needed: a new round, where the last one's link lived for a while.
+    fn begin(&mut self, now: Instant) {
+        let long = |since: Instant| now.saturating_duration_since(since) >= BRIEF;
+        if self.live_since.take().is_some_and(long) {
+            *self = Self::default();
+        }
+    }
+
+    fn forget_refusals(&mut self) {
+        self.refused_by.clear();
+        self.refusal = None;
+    }
 }
 
 /// A planned change of link (R19).
@@ -96,6 +124,8 @@ pub struct Trunk {
     subscriptions: Subscriptions,
     /// Publishes of sessions that are gone.
     orphans: Held,
+    /// Whether it costs the budget of waiting publishes for being there.
+    charged: bool,
     /// At most two: one to leave, one to join.
     links: Vec<Link>,
     next_link: u32,
@@ -150,6 +180,7 @@ impl Trunk {
             slots: Slab::with_capacity(1),
             subscriptions: Subscriptions::default(),
             orphans: Held::default(),
+            charged: false,
             links: Vec::with_capacity(1),
             next_link: 0,
             next_ping: 1,
@@ -253,13 +284,7 @@ impl Trunk {
         slot.parked = !wants;
         self.any_parked |= !wants;
         // Only a full buffer without a link ends by time (R6); a full link by its own fate.
-        if wants
-            || live
-            || !self.ready
-            || slot.gate.is_some()
-            || slot.closing.is_some()
-            || slot.finishing.is_some()
-        {
+        if wants || live || !self.ready || slot.waits_by_itself() {
             slot.blocked_until = None;
         } else if slot.blocked_until.is_none() && bus.settings.delivery == Delivery::AtMostOnce {
             let until = now + bus.settings.timings.block_for;
@@ -337,8 +362,7 @@ impl Trunk {
         let Some(slot) = self.slots.get(session.0 as usize) else {
             return false;
         };
-        if !self.ready || slot.gate.is_some() || slot.closing.is_some() || slot.finishing.is_some()
-        {
+        if !self.ready || slot.waits_by_itself() {
             return false;
         }
         match self.open(bus) {

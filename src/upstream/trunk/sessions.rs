@@ -40,7 +40,7 @@ impl Trunk {
     pub(super) fn try_to_admit(&mut self, bus: &Bus) {
         let no_auth = bus.roster.no_auth_anywhere();
         if self.verdict != Verdict::Pending
-            || bus.roster.is_alive()
+            || bus.roster.takes_newcomers()
             || !bus
                 .admission
                 .admits(&self.connect, bus.settings.admit, no_auth)
@@ -180,6 +180,7 @@ impl Trunk {
 
     /// Answers a component's PING, now or when it is proven (R1-R3).
     pub fn ping(&mut self, session: SessionId, now: Instant, bus: &mut Bus) {
+        self.catch_up(session, now, bus);
         let (open, live) = (self.open(bus), self.live());
         let subscribed = self.subscriptions.has_any(session);
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
@@ -198,6 +199,15 @@ impl Trunk {
                 self.arm_pong_hold(session, now, bus);
             }
             _ => self.deliver_pong(session, bus),
+        }
+    }
+
+    /// Suspicion may have ended without this trunk having been told: what waits goes first.
+    fn catch_up(&mut self, session: SessionId, now: Instant, bus: &mut Bus) {
+        let slot = self.slots.get(session.0 as usize);
+        let waits = slot.is_some_and(|slot| !slot.held.is_empty() || slot.owed_pongs > 0);
+        if waits && let Some(at) = self.open(bus) {
+            self.resume(at, now, bus);
         }
     }
 
@@ -336,6 +346,8 @@ impl Trunk {
         if self.slots.is_empty() {
             if let Some(at) = self.open(bus) {
                 self.send_held(at, now, bus);
+            } else {
+                self.wait_as_orphan(bus);
             }
             if let Some(at) = self.live()
                 && self.links[at].account.unsettled() > 0

@@ -68,6 +68,9 @@ impl CloseReason {
     }
 }
 
+/// PONGs that a component may be owed before it isn't read: each takes memory.
+const PONGS_MOST: u32 = 10_000;
+
 /// One session's state in its trunk.
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -138,6 +141,15 @@ impl Slot {
             closing: None,
             touched: false,
         }
+    }
+
+    /// Whether it isn't read for what it asked for itself, whatever its link can take.
+    pub(super) fn waits_by_itself(&self) -> bool {
+        let pongs = self.owed_pongs.saturating_add(self.asked);
+        self.gate.is_some()
+            || self.closing.is_some()
+            || self.finishing.is_some()
+            || pongs >= PONGS_MOST
     }
 
     /// Whether something of it isn't behind an answered PING. `answered` is the number of

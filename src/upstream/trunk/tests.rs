@@ -20,6 +20,8 @@ struct Bench {
     session: SessionId,
     link: LinkId,
     now: Instant,
+    /// What was written to the broker since the last look.
+    sent: String,
 }
 
 impl Bench {
@@ -64,6 +66,7 @@ impl Bench {
             session,
             link: LinkId(0),
             now,
+            sent: String::new(),
         };
         bench.take_dial();
         bench
@@ -98,7 +101,9 @@ impl Bench {
         self.trunk.handle_wake(self.now, &mut self.bus);
     }
 
+    /// The broker has read all that was for it, and says this.
     fn broker(&mut self, bytes: &[u8]) {
+        self.flush();
         self.trunk
             .handle_link_bytes(self.link, bytes, self.now, &mut self.bus);
     }
@@ -144,12 +149,19 @@ impl Bench {
 
     /// What the broker has been sent since the last look.
     fn told(&mut self) -> String {
-        take(self.trunk.link_out(self.link).expect("open"))
+        self.flush();
+        std::mem::take(&mut self.sent)
+    }
+
+    fn flush(&mut self) {
+        if let Some(out) = self.trunk.link_out(self.link) {
+            self.sent += &take(out);
+        }
     }
 }
 
 fn take(out: &mut Outbox) -> String {
-    let mut slices = [IoSlice::new(&[]); 16];
+    let mut slices = [IoSlice::new(&[]); 64];
     let filled = out.slices(&mut slices);
     let bytes: Vec<u8> = slices[..filled]
         .iter()
@@ -361,4 +373,161 @@ fn a_second_connect_is_tried_again_when_every_broker_turned_it_away() {
     bench.pass(Duration::from_secs(1));
     bench.take_dial();
     assert_ne!(bench.link, before, "it dials again");
+}
+
+#[test]
+fn a_refusal_of_a_move_that_is_off_closes_nobody_later() {
+    let mut bench = Bench::live(PLAIN);
+    let first = bench.link;
+    bench.broker(b"INFO {\"server_id\":\"x\",\"max_payload\":1048576,\"ldm\":true}\r\n");
+    bench.take_dial();
+    assert_ne!(bench.link, first, "R19: another link");
+    bench
+        .trunk
+        .handle_connected(bench.link, bench.now, &mut bench.bus);
+    bench.broker(INFO);
+    bench.broker(b"-ERR 'Authorization Violation'\r\n");
+    bench.take_dial();
+    bench.pass(Duration::from_secs(60));
+    bench.link = first;
+    bench.lose();
+    assert!(bench.trunk.closing(bench.session).is_none(), "R15");
+    assert_ne!(bench.link, first, "the next handshake decides");
+    assert_eq!(bench.heard(), "");
+}
+
+#[test]
+fn a_move_that_another_broker_turned_down_is_tried_again() {
+    let mut bench = Bench::live(PLAIN);
+    let duck = bench.link;
+    bench.broker(b"INFO {\"server_id\":\"x\",\"max_payload\":1048576,\"ldm\":true}\r\n");
+    bench.take_dial();
+    let tried = bench.link;
+    bench
+        .trunk
+        .handle_connected(tried, bench.now, &mut bench.bus);
+    bench.broker(INFO);
+    bench.broker(b"-ERR 'maximum connections exceeded'\r\n");
+    bench.take_dial();
+    for _ in 0..10 {
+        bench.pass(Duration::from_millis(100));
+        bench.trunk.handle_wake(bench.now, &mut bench.bus);
+        bench.take_dial();
+    }
+    assert!(bench.link > tried && bench.trunk.has_link(duck), "R19");
+}
+
+#[test]
+fn a_broker_that_hangs_up_soon_is_not_dialled_in_a_tight_loop() {
+    let mut bench = Bench::live(PLAIN);
+    for _ in 0..100 {
+        bench.lose();
+        if !bench.trunk.has_link(bench.link) {
+            break;
+        }
+        bench.join();
+    }
+    assert!(
+        !bench.trunk.has_link(bench.link),
+        "every broker hung up: a pause"
+    );
+    assert!(bench.link < LinkId(5), "after each had its turn");
+    bench.pass(Duration::from_secs(3));
+    bench.take_dial();
+    assert!(bench.trunk.has_link(bench.link), "and then again");
+}
+
+#[test]
+fn a_component_that_pings_without_end_is_not_read_on() {
+    let mut bench = Bench::live(PLAIN);
+    bench.subscribe(b"a", b"1");
+    let mut pings = 0;
+    while bench.trunk.wants_read(bench.session, bench.now, &bench.bus) {
+        bench.ping();
+        pings += 1;
+        assert!(pings <= 10_000, "each takes memory");
+    }
+    bench.told();
+    bench.broker(b"PONG\r\n");
+    bench.trunk.unpark(&bench.bus);
+    assert!(bench.trunk.take_released(bench.session));
+}
+
+#[test]
+fn no_pong_overtakes_publishes_that_suspicion_held() {
+    let mut bench = Bench::live(PLAIN);
+    let (broker, now) = (bench.trunk.broker().expect("live"), bench.now);
+    bench.bus.suspect(broker, now);
+    bench.publish(b"PUB a 1\r\nx\r\n");
+    bench.now += Duration::from_millis(1);
+    let (id, now) = (bench.trunk.id(), bench.now);
+    // The sentinel was answered; this trunk has not been woken yet.
+    bench.bus.fence_answered(id, broker, now, now);
+    bench.ping();
+    let told = bench.told();
+    let publish = told.find("PUB a").expect("resumed");
+    assert!(
+        told.rfind("PING").is_some_and(|ping| ping > publish),
+        "R1: {told}"
+    );
+    assert_eq!(bench.heard(), "");
+}
+
+#[test]
+fn a_sub_over_the_brokers_limit_is_not_replayed() {
+    let mut bench = Bench::live(PLAIN);
+    bench.subscribe(b"kept", b"1");
+    bench.subscribe(b"refused", b"2");
+    bench.broker(b"-ERR 'maximum subscriptions exceeded'\r\n");
+    assert_eq!(bench.heard(), "-ERR 'maximum subscriptions exceeded'\r\n");
+    bench.pass(Duration::from_secs(2));
+    bench.told();
+    bench.lose();
+    bench.join();
+    let told = bench.told();
+    assert!(
+        told.contains("SUB kept") && !told.contains("refused"),
+        "{told}"
+    );
+}
+
+#[test]
+fn what_a_broker_finds_too_large_is_not_repeated_for_ever() {
+    let mut bench = Bench::with(PLAIN, Delivery::AtLeastOnce);
+    bench
+        .trunk
+        .handle_connected(bench.link, bench.now, &mut bench.bus);
+    bench.broker(b"INFO {\"server_id\":\"x\",\"max_payload\":1,\"headers\":true,\"proto\":1}\r\n");
+    bench.broker(b"PONG\r\n");
+    bench.trunk.handle_wake(bench.now, &mut bench.bus);
+    bench.publish(b"PUB a 1\r\nx\r\n");
+    bench.publish(b"PUB b 2\r\nyy\r\n");
+    bench.told();
+    bench.broker(b"-ERR 'Maximum Payload Violation'\r\n");
+    bench.pass(Duration::from_secs(2));
+    bench.lose();
+    bench.join();
+    let told = bench.told();
+    assert!(
+        told.contains("PUB a 1") && !told.contains("PUB b"),
+        "{told}"
+    );
+    let counters = &bench.bus.counters;
+    assert_eq!(
+        (counters.refused, counters.repeated, counters.in_doubt),
+        (1, 1, 0)
+    );
+}
+
+#[test]
+fn a_pong_to_a_ping_that_was_not_written_ends_the_link() {
+    let mut bench = Bench::live(PLAIN);
+    bench.publish(b"PUB a 1\r\nx\r\n");
+    bench.ping();
+    let (link, now) = (bench.link, bench.now);
+    bench
+        .trunk
+        .handle_link_bytes(link, b"PONG\r\n", now, &mut bench.bus);
+    assert!(!bench.trunk.has_link(link));
+    assert_eq!(bench.bus.counters.confirmed, 0);
 }

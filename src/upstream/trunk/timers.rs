@@ -76,6 +76,7 @@ impl Trunk {
         if self.round.retry_at.is_some_and(|at| at <= now) {
             self.round.retry_at = None;
             self.round.avoid.clear();
+            self.leave_where_due(now, bus);
             self.next_attempt(now, bus);
         }
         self.check_refused(now, bus);
@@ -120,7 +121,10 @@ impl Trunk {
         if !regular && !bus.may_fence(now) {
             let interval = bus.settings.timings.fence_interval;
             let since = (now + FENCE_PAUSE).checked_sub(interval).unwrap_or(now);
-            self.links[at].unfenced_since = Some(since);
+            let link = &mut self.links[at];
+            link.unfenced_since = Some(since);
+            // Not asked for again before that.
+            link.unfenced_bytes = 0;
             return;
         }
         self.push_ping(at, None, now, bus);
@@ -133,7 +137,9 @@ impl Trunk {
         }
         let interval = bus.settings.timings.fence_interval;
         let regular = self.regular_fence_due(link, bus);
-        let asked = link.unfenced_since.map(|since| since + interval);
+        let full = link.unfenced_bytes >= bus.settings.limits.fence_bytes;
+        let patience = if full { Duration::ZERO } else { interval };
+        let asked = link.unfenced_since.map(|since| since + patience);
         Some(asked.map_or(regular, |asked| asked.min(regular)))
     }
 
@@ -242,10 +248,13 @@ impl Trunk {
             let slot = &mut self.slots[session.0 as usize];
             if due(slot.blocked_until) {
                 slot.blocked_until = None;
-                slot.dropping = true;
-                let held_bytes = slot.held.bytes();
-                self.actions
-                    .push_back(Action::Report(Report::Dropping { held_bytes }));
+                if !self.has_room(session, bus) {
+                    let slot = &mut self.slots[session.0 as usize];
+                    slot.dropping = true;
+                    let held_bytes = slot.held.bytes();
+                    self.actions
+                        .push_back(Action::Report(Report::Dropping { held_bytes }));
+                }
                 self.release(session);
             }
             if let Some(at) = self.slots[session.0 as usize].timeout() {
