@@ -67,6 +67,7 @@ pub async fn run(
         closing: None,
         full_since: None,
     };
+    let _guard = Guard(Rc::clone(&connection.port));
     let drain = shared.drain.clone();
     let mut drained = std::pin::pin!(drain.cancelled());
     let mut draining = false;
@@ -99,6 +100,17 @@ pub async fn run(
     if reason.error_text().is_some() {
         let _ = SockRef::from(connection.port.socket()).shutdown(Shutdown::Write);
         let _ = timeout(LAST_WORDS, discard(&mut connection.read)).await;
+    }
+}
+
+/// A connection whose task panics is closed: its component mustn't wait for it for ever.
+struct Guard(Rc<Port>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = SockRef::from(self.0.socket()).shutdown(Shutdown::Both);
+        }
     }
 }
 
@@ -242,6 +254,11 @@ impl Connection {
     }
 
     fn note_closing(&mut self) {
+        if let Some((cell, _)) = &self.home
+            && cell.has_failed()
+        {
+            self.closing = Some((CloseReason::Internal, Instant::now()));
+        }
         if self.closing.is_none()
             && let Some((cell, id)) = &self.home
             && let Some(reason) = cell.machine.borrow().closing(*id)

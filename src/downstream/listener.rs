@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use super::driver;
 use super::session::Session;
-use super::shared::{self, Shared};
+use super::shared::{self, Identity, Shared};
 use crate::net::{Port, socket};
 
 /// Pause after a failed accept, such as for want of descriptors: no spin.
@@ -68,10 +68,26 @@ fn welcome(stream: TcpStream, peer: SocketAddr, shared: &Rc<Shared>) {
     let (read, write) = stream.into_split();
     let port = Rc::new(Port::new(write));
     let shared = Rc::clone(shared);
-    identity.connections.set(identity.connections.get() + 1);
+    let counted = Counted::new(identity);
     let tasks = shared.tasks.clone();
     tasks.spawn_local(async move {
+        let _counted = counted;
         driver::run(shared, session, read, port, cid).await;
-        identity.connections.set(identity.connections.get() - 1);
     });
+}
+
+/// One of the connections that the daemon has, until it is dropped.
+struct Counted(Rc<Identity>);
+
+impl Counted {
+    fn new(identity: Rc<Identity>) -> Self {
+        identity.connections.set(identity.connections.get() + 1);
+        Self(identity)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+    }
 }

@@ -74,6 +74,11 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Whether natsmux leaves the broker by itself, for all of the bus's trunks.
+    pub fn is_planned(self) -> bool {
+        matches!(self, Self::LameDuck | Self::Removed)
+    }
+
     /// The label in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::admission::Admission;
 use super::barrier::Barrier;
 use super::dial_queue::DialQueue;
-use super::failover::Failovers;
+use super::failover::{Failover, Failovers};
 use super::roster::{Broker, BrokerId, Health, Pick, Roster};
 use super::watch::{TrunkId, Watches};
 use crate::config::{Admit, BusLimits, Delivery, Timings};
@@ -114,6 +114,8 @@ pub struct Bus {
     at_barrier: BTreeSet<TrunkId>,
     woken: Vec<TrunkId>,
     fence_window: (Instant, u32),
+    /// Whether the operator knows that PONGs of this outage are unproven (R3).
+    unproven_said: bool,
 }
 
 impl Bus {
@@ -139,6 +141,7 @@ impl Bus {
             at_barrier: BTreeSet::new(),
             woken: Vec::new(),
             fence_window: (now, 0),
+            unproven_said: false,
         }
     }
 
@@ -208,6 +211,7 @@ impl Bus {
     /// A trunk's link to this broker went live.
     pub(super) fn attached(&mut self, trunk: TrunkId, broker: BrokerId) {
         self.roster.link_opened(broker);
+        self.unproven_said = false;
         self.watches.attach(broker, trunk);
     }
 
@@ -226,6 +230,14 @@ impl Bus {
     pub(super) fn note_publish(&mut self, broker: BrokerId, now: Instant) {
         let sentinel = self.watches.note_publish(broker, now);
         self.woken.extend(sentinel);
+    }
+
+    /// The sum of the failover that is over, or takes long, for the operator.
+    pub fn poll_failover(&mut self, now: Instant) -> Option<Failover> {
+        let leaving = self.failovers.leaving();
+        let staying = leaving.map_or(0, |broker| self.watches.attached(broker));
+        self.failovers
+            .poll_report(self.counters.confirmed, staying, now)
     }
 
     /// The broker's sentinel waits long for an answer: others are to ask as well.
@@ -263,6 +275,12 @@ impl Bus {
             self.woken.extend(concerned);
             self.check_barrier();
         }
+    }
+
+    /// PONGs were released without proof. Returns whether they are the first of an outage.
+    pub(super) fn note_unproven(&mut self, pongs: u64) -> bool {
+        self.counters.pongs_unproven += pongs;
+        !std::mem::replace(&mut self.unproven_said, true)
     }
 
     /// Forgets a trunk that is done.

@@ -56,7 +56,19 @@ pub(super) async fn run(pool: Rc<Pool>, cell: Rc<TrunkCell>) {
         armed: None,
         done: false,
     };
+    let _guard = Guard(Rc::clone(&driver.cell));
     poll_fn(|cx| driver.poll(cx)).await;
+}
+
+/// A trunk whose task panics takes its sessions along: they mustn't wait for it for ever.
+struct Guard(Rc<TrunkCell>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail();
+        }
+    }
 }
 
 impl Driver {

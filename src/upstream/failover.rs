@@ -2,13 +2,14 @@
 //!
 //! Trunks of a bus lose their links to a broker within milliseconds of each other and go
 //! live on the next one together. [`Failovers`] sums them up; the sum is reported once
-//! everyone is attached again, or once it has taken [`REPORT_AFTER`].
+//! everyone is attached again, and as it stands once it has taken [`REPORT_AFTER`]. A lame
+//! duck or removed broker is left trunk by trunk, and reported when the last one is gone.
 
 use std::time::{Duration, Instant};
 
 use super::roster::{BrokerId, Failure};
 
-/// A failover that takes longer is reported as it stands.
+/// A failover that takes longer is reported as it stands, and again at its end.
 const REPORT_AFTER: Duration = Duration::from_secs(5);
 
 /// The sum of a failover.
@@ -38,12 +39,26 @@ pub struct Failover {
     pub repeated: u64,
     /// Publishes that waited until the new links were live, moved ones included.
     pub held: u64,
+    /// Publishes of the bus that brokers confirmed meanwhile.
+    pub confirmed: u64,
+    /// Whether all trunks are live again; else more is to come.
+    pub complete: bool,
 }
 
 /// The failover that is going on, if any.
 #[derive(Debug, Default)]
 pub struct Failovers {
-    current: Option<(Instant, Failover)>,
+    current: Option<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    since: Instant,
+    sum: Failover,
+    /// Publishes that the bus had confirmed at its begin.
+    confirmed_before: u64,
+    /// It was reported as it stood.
+    overdue: bool,
 }
 
 /// What one trunk's dead link left.
@@ -55,15 +70,25 @@ pub(super) struct LostLink {
     pub(super) moved: u64,
     pub(super) in_doubt: u64,
     pub(super) repeated: u64,
+    /// Publishes that the bus has confirmed so far.
+    pub(super) confirmed: u64,
 }
 
 impl Failovers {
     /// A trunk lost its live link. Returns true for the first one of a failover.
     pub(super) fn lost(&mut self, link: LostLink, now: Instant) -> bool {
         let first = self.current.is_none();
-        let (_, sum) = self.current.get_or_insert_with(|| {
-            let detection = now.saturating_duration_since(link.last_read);
-            (now, Failover::begin(link.broker, link.cause, detection))
+        let Current { sum, .. } = self.current.get_or_insert_with(|| {
+            let detection = match link.cause.is_planned() {
+                true => Duration::ZERO,
+                false => now.saturating_duration_since(link.last_read),
+            };
+            Current {
+                since: now,
+                sum: Failover::begin(link.broker, link.cause, detection),
+                confirmed_before: link.confirmed,
+                overdue: false,
+            }
         });
         sum.trunks += 1;
         sum.moved += link.moved;
@@ -74,7 +99,7 @@ impl Failovers {
 
     /// A trunk that had lost its link is live again.
     pub(super) fn attached(&mut self, to: BrokerId, replayed: u64, held: u64, now: Instant) {
-        if let Some((since, sum)) = &mut self.current {
+        if let Some(Current { since, sum, .. }) = &mut self.current {
             sum.to = Some(to);
             sum.attached += 1;
             sum.replayed += replayed;
@@ -85,19 +110,37 @@ impl Failovers {
 
     /// A trunk that had lost its link ended instead.
     pub(super) fn gone(&mut self) {
-        if let Some((_, sum)) = &mut self.current {
+        if let Some(Current { sum, .. }) = &mut self.current {
             sum.trunks = sum.trunks.saturating_sub(1);
         }
     }
 
-    /// The sum, once it is complete or overdue.
-    pub fn poll_report(&mut self, now: Instant) -> Option<Failover> {
-        let (since, sum) = self.current.as_ref()?;
-        let overdue = now.saturating_duration_since(*since) >= REPORT_AFTER;
-        if sum.attached < sum.trunks && !overdue {
+    /// The broker that trunks are leaving one by one, if they do.
+    pub(super) fn leaving(&self) -> Option<BrokerId> {
+        let sum = &self.current.as_ref()?.sum;
+        sum.cause.is_planned().then_some(sum.from)
+    }
+
+    /// The sum, once it is complete, and once when it is overdue. `confirmed` is what the bus
+    /// has confirmed so far, `staying` the trunks that [`Failovers::leaving`]'s broker has.
+    pub(super) fn poll_report(
+        &mut self,
+        confirmed: u64,
+        staying: usize,
+        now: Instant,
+    ) -> Option<Failover> {
+        let current = self.current.as_mut()?;
+        let waits = current.sum.attached < current.sum.trunks || staying > 0;
+        let overdue = now.saturating_duration_since(current.since) >= REPORT_AFTER;
+        if waits && (!overdue || std::mem::replace(&mut current.overdue, true)) {
             return None;
         }
-        let (_, sum) = self.current.take()?;
+        let mut sum = current.sum.clone();
+        sum.confirmed = confirmed.saturating_sub(current.confirmed_before);
+        sum.complete = !waits;
+        if !waits {
+            self.current = None;
+        }
         Some(sum)
     }
 }
@@ -117,6 +160,8 @@ impl Failover {
             in_doubt: 0,
             repeated: 0,
             held: 0,
+            confirmed: 0,
+            complete: false,
         }
     }
 }
@@ -133,6 +178,7 @@ mod tests {
             moved: 1,
             in_doubt: 2,
             repeated: 0,
+            confirmed: 10,
         }
     }
 
@@ -144,24 +190,51 @@ mod tests {
         assert!(failovers.lost(link(start), now));
         assert!(!failovers.lost(link(start), now));
         failovers.attached(BrokerId(1), 10, 3, now);
-        assert_eq!(failovers.poll_report(now), None);
+        assert_eq!(failovers.poll_report(11, 0, now), None);
         failovers.attached(BrokerId(1), 5, 0, now + Duration::from_millis(7));
-        let report = failovers.poll_report(now).expect("complete");
+        let report = failovers.poll_report(17, 0, now).expect("complete");
+        assert_eq!((report.confirmed, report.complete), (7, true));
         assert_eq!((report.trunks, report.replayed, report.held), (2, 15, 3));
         assert_eq!((report.moved, report.in_doubt), (2, 4));
         assert_eq!(report.detection, Duration::from_secs(2));
         assert_eq!(report.took, Duration::from_millis(7));
-        assert_eq!(failovers.poll_report(now), None);
+        assert_eq!(failovers.poll_report(17, 0, now), None);
     }
 
     #[test]
-    fn a_failover_that_hangs_is_reported_as_it_stands() {
+    fn a_failover_that_hangs_is_reported_as_it_stands_and_at_its_end() {
         let now = Instant::now();
         let mut failovers = Failovers::default();
         failovers.lost(link(now), now);
-        assert_eq!(failovers.poll_report(now), None);
-        let report = failovers.poll_report(now + REPORT_AFTER).expect("overdue");
+        assert_eq!(failovers.poll_report(10, 0, now), None);
+        let late = now + REPORT_AFTER;
+        let report = failovers.poll_report(10, 0, late).expect("overdue");
         assert_eq!((report.trunks, report.attached, report.to), (1, 0, None));
+        assert!(!report.complete);
+        assert_eq!(failovers.poll_report(10, 0, late), None, "once");
+        failovers.attached(BrokerId(1), 0, 0, late);
+        assert!(
+            failovers
+                .poll_report(10, 0, late)
+                .is_some_and(|end| end.complete)
+        );
+    }
+
+    #[test]
+    fn a_broker_that_is_left_trunk_by_trunk_makes_one_report() {
+        let now = Instant::now();
+        let mut failovers = Failovers::default();
+        let duck = LostLink {
+            cause: Failure::LameDuck,
+            ..link(now)
+        };
+        for staying in [1, 0] {
+            failovers.lost(duck, now);
+            assert_eq!(failovers.leaving(), Some(BrokerId(0)));
+            failovers.attached(BrokerId(1), 1, 0, now);
+            let report = failovers.poll_report(10, staying, now);
+            assert_eq!(report.map(|sum| sum.trunks), (staying == 0).then_some(2));
+        }
     }
 
     #[test]
@@ -170,6 +243,6 @@ mod tests {
         let mut failovers = Failovers::default();
         failovers.lost(link(now), now);
         failovers.gone();
-        assert!(failovers.poll_report(now).is_some());
+        assert!(failovers.poll_report(10, 0, now).is_some());
     }
 }

@@ -32,9 +32,23 @@ pub struct TrunkCell {
     ports: RefCell<Vec<Option<Rc<Port>>>>,
     waker: RefCell<Option<Waker>>,
     woken: Cell<bool>,
+    failed: Cell<bool>,
 }
 
 impl TrunkCell {
+    /// Its task is dead: its sessions must close.
+    pub(super) fn fail(&self) {
+        self.failed.set(true);
+        for port in self.ports.borrow().iter().flatten() {
+            port.wake();
+        }
+    }
+
+    /// Whether its task is dead.
+    pub fn has_failed(&self) -> bool {
+        self.failed.get()
+    }
+
     /// Lets the trunk's task run: its machine has something to do.
     pub fn wake(&self) {
         if let Some(waker) = self.waker.borrow().as_ref() {
@@ -119,6 +133,7 @@ impl Pool {
             ports: RefCell::new(Vec::new()),
             waker: RefCell::new(None),
             woken: Cell::new(false),
+            failed: Cell::new(false),
         });
         cell.set_port(session, Some(Rc::clone(port)));
         self.trunks.borrow_mut().insert(id, Rc::clone(&cell));
@@ -214,7 +229,7 @@ impl Pool {
     fn report(&self) {
         let mut bus = self.bus.borrow_mut();
         let addr = |bus: &Bus, id| bus.roster.broker(id).addr().to_string();
-        if let Some(failover) = bus.failovers.poll_report(Instant::now()) {
+        if let Some(failover) = bus.poll_failover(Instant::now()) {
             info!(
                 bus = self.name,
                 from = addr(&bus, failover.from),
@@ -229,6 +244,8 @@ impl Pool {
                 in_doubt = failover.in_doubt,
                 repeated = failover.repeated,
                 held = failover.held,
+                confirmed = failover.confirmed,
+                complete = failover.complete,
                 "failover"
             );
         }

@@ -102,6 +102,7 @@ impl Trunk {
             moved: settled.moved,
             in_doubt,
             repeated: settled.repeated,
+            confirmed: bus.counters.confirmed,
         };
         let first = bus.failovers.lost(lost, now);
         self.actions.push_back(Action::Report(Report::Lost {
@@ -259,9 +260,22 @@ impl Trunk {
             .moving
             .map_or(Failure::Removed, |planned| planned.reason);
         let link = self.drop_link(at, false, bus);
-        self.lost = Some((link.broker, reason, now));
-        bus.detached(self.id, link.broker, now);
-        let (settled, _) = self.settle(link, bus);
+        let (broker, last_read) = (link.broker, link.last_read_at);
+        self.lost = Some((broker, reason, now));
+        bus.detached(self.id, broker, now);
+        let (settled, in_doubt) = self.settle(link, bus);
+        if reason.is_planned() {
+            let left = LostLink {
+                broker,
+                cause: reason,
+                last_read,
+                moved: settled.moved,
+                in_doubt,
+                repeated: settled.repeated,
+                confirmed: bus.counters.confirmed,
+            };
+            bus.failovers.lost(left, now);
+        }
         self.requeue(settled, bus);
         self.moving = None;
         self.replay_if_free(now, bus);
@@ -380,7 +394,10 @@ impl Trunk {
                 bus.counters.refused += settled.waiting.messages();
             }
         }
-        if self.lost.is_some() {
+        if self
+            .lost
+            .is_some_and(|(_, cause, _)| cause != Failure::NewConnect)
+        {
             bus.failovers.gone();
         }
         bus.remove(self.id);

@@ -255,7 +255,10 @@ impl Trunk {
         }
         self.make_ready();
         let held = self.resume(at, now, bus);
-        if self.lost.is_some() {
+        if self
+            .lost
+            .is_some_and(|(_, cause, _)| cause != Failure::NewConnect)
+        {
             bus.failovers.attached(broker, replayed, held, now);
         }
         self.actions.push_back(Action::Report(Report::Attached {

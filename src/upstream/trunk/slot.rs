@@ -31,6 +31,8 @@ pub enum CloseReason {
     Signed,
     /// natsmux is shutting down.
     Drained,
+    /// natsmux has a fault.
+    Internal,
 }
 
 impl CloseReason {
@@ -46,7 +48,8 @@ impl CloseReason {
             | Self::ComponentLost
             | Self::EarlyBytesExceeded
             | Self::SlowConsumer
-            | Self::Drained => None,
+            | Self::Drained
+            | Self::Internal => None,
         }
     }
 
@@ -64,6 +67,7 @@ impl CloseReason {
             Self::Stale => "stale",
             Self::Signed => "signed",
             Self::Drained => "drained",
+            Self::Internal => "internal_error",
         }
     }
 }

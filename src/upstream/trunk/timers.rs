@@ -277,8 +277,9 @@ impl Trunk {
         for _ in 0..pongs {
             self.deliver_pong(session, bus);
         }
-        bus.counters.pongs_unproven += pongs;
-        self.actions
-            .push_back(Action::Report(Report::Unproven { pongs }));
+        if bus.note_unproven(pongs) {
+            self.actions
+                .push_back(Action::Report(Report::Unproven { pongs }));
+        }
     }
 }
