@@ -1,7 +1,7 @@
 # natsmux: `make help` lists what can be made.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test-deps check test sim failover soak
+.PHONY: help run build test-deps check test sim prove failover soak
 
 export PORT HTTP KILL NATS_SERVER SEED SEEDS
 
@@ -29,6 +29,9 @@ test: test-deps check ## everything: dependencies, formatting, lints, all tests
 
 sim: ## the machines under a seeded simulation (SEEDS=10000, or SEED=x for a trace)
 	cargo test --release --test sim
+
+prove: ## bugs planted one by one, which the simulation's oracle must find: about 4 min
+	python3 tests/planted/prove.py
 
 failover: test-deps ## brokers that go away in every way, in full: about 15 min of figures
 	FAILOVER=full cargo test --release --test failover --test clients -- --test-threads=1

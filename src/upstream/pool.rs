@@ -201,6 +201,7 @@ impl Pool {
                 links: sum.links + one.links,
                 subscriptions: sum.subscriptions + one.subscriptions,
                 waiting: sum.waiting + one.waiting,
+                held_bytes: sum.held_bytes + one.held_bytes,
                 buffered_bytes: sum.buffered_bytes + one.buffered_bytes,
             }
         });

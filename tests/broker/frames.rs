@@ -144,7 +144,7 @@ const BIG: usize = 8 * 1024;
 const COUNT: usize = 1500;
 
 #[test]
-fn publishes_that_a_full_link_never_took_move_in_order_and_none_arrives_twice() {
+fn publishes_behind_a_link_that_dies_unread_go_on_in_order_and_none_arrives_twice() {
     let payload = "x".repeat(BIG);
     let frame = format!("PUB 0000 {BIG}\r\n{payload}\r\n");
     // Within a head, in a payload, between frames, and later.
@@ -168,7 +168,7 @@ fn publishes_that_a_full_link_never_took_move_in_order_and_none_arrives_twice() 
         let all: String = (0..COUNT)
             .map(|number| format!("PUB {number:04} {BIG}\r\n{payload}\r\n"))
             .collect();
-        // natsmux stops reading while the link is full.
+        // natsmux stops reading while its broker proves nothing.
         let writer = thread::spawn(move || {
             client.send(all);
             client
@@ -190,7 +190,6 @@ fn publishes_that_a_full_link_never_took_move_in_order_and_none_arrives_twice() 
         finish(&mut client, &mut next);
         let varz = assert_books_balance(&natsmux, COUNT as u64);
         assert_eq!(count(&varz, "in_doubt"), start as u64, "{varz}");
-        assert!(count(&varz, "moved") > 0, "{varz}");
     }
 }
 

@@ -798,7 +798,11 @@ impl World {
             };
             busy = true;
             match segment {
-                Segment::Bytes(bytes) => self.session_bytes(no, &bytes),
+                Segment::Bytes(bytes) => {
+                    let before = self.held_without_link(no);
+                    self.session_bytes(no, &bytes);
+                    self.judge_held(no, before);
+                }
                 Segment::Fin => {
                     self.oracle.component_gone(no);
                     self.daemon.sessions.get_mut(&no).expect("read").eof = true;
@@ -1084,6 +1088,29 @@ impl World {
         if self.daemon.armed.is_none_or(|armed| due < armed) {
             self.daemon.armed = Some(due);
             self.at(due, Event::Tick);
+        }
+    }
+
+    /// Bytes of publishes that wait in a ready session's trunk, where that has no link.
+    fn held_without_link(&mut self, no: usize) -> Option<u64> {
+        let (trunk, slot) = self.daemon.sessions.get(&no)?.home?;
+        let machine = &mut self.daemon.trunks.get_mut(&trunk)?.machine;
+        let gauges = machine.gauges();
+        if gauges.links > 0 || !machine.is_ready(slot) {
+            return None;
+        }
+        Some(gauges.held_bytes)
+    }
+
+    /// R6: a component whose buffer is full may only be read to be dropped.
+    fn judge_held(&mut self, no: usize, before: Option<u64>) {
+        let limit = self.daemon.bus.settings.limits.publish_buffer as u64;
+        if let (Some(before), Some(after)) = (before, self.held_without_link(no))
+            && before >= limit
+            && after > before
+        {
+            let text = format!("session {no}: {before} bytes of {limit} became {after}");
+            self.oracle.fail("R6 buffer", text);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Simulation of the pure machines: seeded, virtual time, model brokers and components.
 //!
-//! `SEEDS=n` sets how many seeds a batch runs, `FIRST=x` with which it begins, `SEED=x`
-//! replays one with a readable trace. A run has a safety phase with faults and then a phase
+//! `SEEDS=n` sets how many seeds a batch runs, `FIRST=x` with which it begins, `VIOLATIONS=n`
+//! after how many it ends, `SEED=x` replays one with a readable trace. A run has a safety phase with faults and then a phase
 //! without, in which everything must heal; the oracle judges every frame. A batch fails on
 //! any violation, on a seed that doesn't repeat itself, and where an interesting state was
 //! never reached.
@@ -87,7 +87,6 @@ struct Outcome {
 }
 
 fn main() -> ExitCode {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let base = Instant::now();
     if let Some(seed) = number("SEED") {
         return replay(seed, base);
@@ -98,6 +97,10 @@ fn main() -> ExitCode {
         number("SEEDS").unwrap_or(SEEDS),
         base,
     )
+}
+
+fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok()?.parse().ok()
 }
 
 fn replay(seed: u64, base: Instant) -> ExitCode {
@@ -134,6 +137,8 @@ fn run(seed: u64, verbose: bool, base: Instant) -> Outcome {
 /// What the threads of a batch share.
 #[derive(Default)]
 struct Tally {
+    /// Violations after which a batch ends.
+    enough: usize,
     next: AtomicU64,
     events: AtomicU64,
     stop: AtomicBool,
@@ -142,7 +147,10 @@ struct Tally {
 }
 
 fn batch(first: u64, seeds: u64, base: Instant) -> ExitCode {
-    let tally = Tally::default();
+    let tally = Tally {
+        enough: number("VIOLATIONS").unwrap_or(10),
+        ..Tally::default()
+    };
     let threads = std::thread::available_parallelism()
         .map_or(1, usize::from)
         .min(8);
@@ -174,7 +182,7 @@ fn work(first: u64, seeds: u64, base: Instant, tally: &Tally) {
         if let Some(violation) = violation {
             let mut violations = tally.violations.lock().expect("no thread panics");
             violations.push((seed, violation));
-            if violations.len() >= 10 {
+            if violations.len() >= tally.enough {
                 tally.stop.store(true, Ordering::Relaxed);
             }
         }

@@ -87,8 +87,11 @@ impl Trunk {
             ServerOp::Msg(msg) => self.handle_msg(at, &msg, now, bus),
             ServerOp::Pong => self.handle_pong(at, now, bus),
             ServerOp::Ping => {
-                if self.links[at].phase != Phase::AwaitingInfo {
-                    self.links[at].out.push(encode::PONG);
+                let link = &mut self.links[at];
+                if link.phase != Phase::AwaitingInfo {
+                    link.out.push(encode::PONG);
+                    // With at-least-once, what lies before it stays in memory until a fence.
+                    link.note_unfenced(encode::PONG.len(), 0, now);
                 }
             }
             ServerOp::Ok => self.handle_ok(at, bus),

@@ -163,6 +163,8 @@ pub struct Gauges {
     pub subscriptions: u64,
     /// Publishes that are held, or written to a live link and not yet fenced (R4).
     pub waiting: u64,
+    /// Bytes of publishes that wait for a link.
+    pub held_bytes: u64,
     /// Bytes in buffers, either way.
     pub buffered_bytes: u64,
 }
@@ -354,6 +356,7 @@ impl Trunk {
             links: self.links.iter().filter(|link| link.is_attached()).count() as u64,
             subscriptions: self.subscriptions.len() as u64,
             waiting: messages + unsettled,
+            held_bytes: bytes as u64,
             buffered_bytes: (bytes + outboxes.chain(links).sum::<usize>()) as u64,
         }
     }
