@@ -56,6 +56,10 @@ enum Stage {
     Over,
 }
 
+/// What a component that is attached may send while one of its operations waits for the
+/// broker's answer to those before it, in bytes: each such wait copies what came since.
+const GATED_BYTES: usize = 64 * 1024;
+
 /// The machine. See the module's documentation.
 #[derive(Debug)]
 pub struct Session {
@@ -71,6 +75,8 @@ pub struct Session {
     action: Option<SessionAction>,
     pings: Pings,
     /// The component closed its side.
+    /// Whether its trunk has ever been ready for it.
+    begun: bool,
     eof: bool,
 }
 
@@ -106,6 +112,7 @@ impl Session {
                 active: false,
             },
             eof: false,
+            begun: false,
         }
     }
 
@@ -173,6 +180,7 @@ impl Session {
             // What waits for a session that ends is counted by `abandon`.
             return;
         }
+        self.begun = true;
         let (trunk, id) = (home.trunk, home.id);
         if let Some(mut early) = self.early.take() {
             let bytes = early.take();
@@ -214,7 +222,11 @@ impl Session {
     /// component is gone while it waits for a broker's verdict.
     pub fn may_wait_for_more(&self, bus: &Bus) -> bool {
         let kept = self.early.as_ref().map_or(0, |early| early.len());
-        kept < bus.settings.limits.lenient_buffer && !bus.budgets.early.is_spent()
+        let limit = match self.begun {
+            true => GATED_BYTES,
+            false => bus.settings.limits.lenient_buffer,
+        };
+        kept < limit && !bus.budgets.early.is_spent()
     }
 
     /// Whether something waits for [`Session::handle_ready`].
