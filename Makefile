@@ -1,9 +1,9 @@
 # natsmux: `make help` lists what can be made.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test-deps check test sim prove failover soak
+.PHONY: help run build test-deps check test sim prove fuzz failover soak
 
-export PORT HTTP KILL NATS_SERVER SEED SEEDS
+export PORT HTTP KILL NATS_SERVER SEED SEEDS SECONDS_EACH RUNS
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -32,6 +32,9 @@ sim: ## the machines under a seeded simulation (SEEDS=10000, or SEED=x for a tra
 
 prove: ## bugs planted one by one, which the simulation's oracle must find: about 4 min
 	python3 tests/planted/prove.py
+
+fuzz: ## the parsers, JSON, configuration and ledger under libFuzzer (SECONDS_EACH=30 or RUNS=n)
+	tests/fuzz/run
 
 failover: test-deps ## brokers that go away in every way, in full: about 15 min of figures
 	FAILOVER=full cargo test --release --test failover --test clients -- --test-threads=1

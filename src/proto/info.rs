@@ -177,7 +177,7 @@ pub fn first_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
     let common = Common::of(brokers);
     let mut line = Line::new();
     line.text("server_id", Some(local.server_id));
-    line.text("version", Some(common.version));
+    line.text("version", Some(cut(common.version, 32)));
     line.number("proto", Some(1));
     line.text("host", Some(local.host));
     line.number("port", Some(u64::from(local.port)));

@@ -173,3 +173,23 @@ fn versions_compare_by_number() {
     assert_eq!(version("v2.15.0-dev"), [2, 15, 0]);
     assert_eq!(version("odd"), [0, 0, 0]);
 }
+
+#[test]
+fn a_brokers_long_version_crowds_nothing_out() {
+    let broker = ServerInfo {
+        version: "\u{fffd}".repeat(200),
+        max_payload: 77,
+        ..ServerInfo::default()
+    };
+    let local = FirstInfo {
+        server_id: &"N".repeat(56),
+        server_name: "natsmux",
+        host: "127.0.0.1",
+        port: 4222,
+        client_ip: "127.0.0.1",
+        client_id: 1,
+    };
+    let line = first_info(&[&broker], &local);
+    let told = ServerInfo::parse(line[b"INFO ".len()..].trim_ascii()).unwrap();
+    assert_eq!(told.max_payload, 77);
+}

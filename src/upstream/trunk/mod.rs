@@ -63,7 +63,7 @@ enum Verdict {
 
 /// A link that lived shorter than this counts as one of the attempts that failed: a broker
 /// that accepts and hangs up must not be dialled in a tight loop.
-const BRIEF: Duration = Duration::from_secs(1);
+const BRIEF: Duration = Duration::from_millis(100);
 
 /// The attempts since a link was last live for more than [`BRIEF`].
 #[derive(Debug, Default)]

@@ -1,0 +1,12 @@
+//! What must hold for any input. The fuzz targets call these with what libFuzzer makes up, the
+//! test `replay` with the corpora that are kept.
+
+#![allow(dead_code, reason = "each fuzz target uses one of them")]
+
+mod json;
+mod scanners;
+mod subscriptions;
+
+pub use json::{config, connect, info};
+pub use scanners::{client, server};
+pub use subscriptions::subscriptions;

@@ -1,0 +1,51 @@
+//! The corpora of the fuzz targets, as ordinary tests: what fuzzing once found stays found.
+
+use std::fs;
+use std::path::Path;
+
+#[path = "../fuzz/checks/mod.rs"]
+mod checks;
+
+fn replay(target: &str, check: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fuzz/corpus")
+        .join(target);
+    let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    let mut count = 0;
+    for file in files {
+        let path = file.expect("a file").path();
+        check(&fs::read(&path).expect("a corpus file"));
+        count += 1;
+    }
+    assert!(count > 0, "{folder:?} holds nothing");
+}
+
+#[test]
+fn client_streams() {
+    replay("client", checks::client);
+}
+
+#[test]
+fn server_streams() {
+    replay("server", checks::server);
+}
+
+#[test]
+fn connect_options() {
+    replay("connect", checks::connect);
+}
+
+#[test]
+fn broker_infos() {
+    replay("info", checks::info);
+}
+
+#[test]
+fn configuration_files() {
+    replay("config", checks::config);
+}
+
+#[test]
+fn subscription_tables() {
+    replay("subscriptions", checks::subscriptions);
+}
