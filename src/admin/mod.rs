@@ -1,4 +1,4 @@
-//! Health and metrics over HTTP: `/livez`, `/healthz` and `/varz`.
+//! Health and metrics over HTTP: `/livez`, `/healthz`, `/varz`, `/brokerz` and `/metrics`.
 //!
 //! Only GET and HEAD, one request a connection, and a bound on everything a
 //! client may do: this port must never cost a component anything. It answers
@@ -6,6 +6,7 @@
 //! and changes none.
 
 mod hosts;
+mod metrics;
 mod process;
 mod routes;
 mod server;

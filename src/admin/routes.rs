@@ -14,14 +14,15 @@ use tokio::time::timeout;
 
 use super::Source;
 use super::hosts;
+use super::metrics::{self, metrics};
 use super::process::CpuMeter;
-use super::varz::varz;
+use super::varz::{brokerz, varz};
 use crate::telemetry::{BusSnapshot, Snapshot};
 
 /// How long a picture may take before natsmux counts as stuck.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
 
-const PATHS: [&str; 3] = ["/livez", "/healthz", "/varz"];
+const PATHS: [&str; 5] = ["/livez", "/healthz", "/varz", "/brokerz", "/metrics"];
 
 /// What all requests share.
 pub(super) struct Routes<S> {
@@ -69,6 +70,11 @@ impl<S: Source> Routes<S> {
         match path {
             "/livez" => ok(),
             "/healthz" => healthz(&snapshot, request.uri().query()),
+            "/brokerz" => reply(StatusCode::OK, &brokerz(&snapshot)),
+            "/metrics" => match metrics(snapshot, &self.cpu) {
+                Ok(body) => text_reply(StatusCode::OK, body, metrics::CONTENT_TYPE),
+                Err(_) => unavailable("the metrics can't be written"),
+            },
             _ => reply(
                 StatusCode::OK,
                 &varz(&snapshot, &self.cpu, self.request_counts()),
@@ -125,10 +131,14 @@ fn unavailable(error: &str) -> Response<Full<Bytes>> {
 fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     let mut text = body.to_string();
     text.push('\n');
+    text_reply(status, text, "application/json")
+}
+
+fn text_reply(status: StatusCode, text: String, kind: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response

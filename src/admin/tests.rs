@@ -311,3 +311,88 @@ async fn stop_ends_serving_and_closes_connections() {
     serving.await.expect("ended");
     assert!(matches!(stream.read(&mut [0; 8]).await, Ok(0) | Err(_)));
 }
+
+async fn metrics() -> String {
+    let addr = start(picture([true, false])).await;
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost:8222\r\n\r\n";
+    let (head, body) = exchange(addr, request).await;
+    assert!(
+        head.contains("content-type: application/openmetrics-text; version=1.0.0"),
+        "{head}"
+    );
+    body
+}
+
+#[tokio::test]
+async fn metrics_are_openmetrics_with_a_series_for_each_bus_and_broker() {
+    let body = metrics().await;
+    assert!(body.ends_with("# EOF\n"), "{body}");
+    for line in [
+        "# TYPE natsmux_published counter",
+        "natsmux_published_total{bus=\"control\"} 0",
+        "natsmux_waiting{bus=\"services\"} 3",
+        "natsmux_healthy{bus=\"control\"} 1",
+        "natsmux_healthy{bus=\"services\"} 0",
+        "natsmux_broker_links{bus=\"control\",broker=\"10.0.0.1:4222\"} 2",
+        "natsmux_broker_current{bus=\"services\",broker=\"10.0.0.1:4222\"} 0",
+        "natsmux_build_info{version=\"0.1.0\"} 1",
+        "natsmux_uptime_seconds 3605",
+        "gnatsd_varz_in_msgs{server_id=\"NMX1\"} 9",
+        "gnatsd_varz_connections{server_id=\"NMX1\"} 4",
+    ] {
+        assert!(body.lines().any(|l| l == line), "{line} isn't in\n{body}");
+    }
+    let counters = Counters::default().iter().count();
+    let helps = body.lines().filter(|l| l.starts_with("# HELP")).count();
+    assert!(helps > counters, "every counter says what it counts");
+}
+
+/// What the official board and the alert rules in `config` read is there.
+#[tokio::test]
+async fn rules_and_boards_find_their_metrics() {
+    let body = metrics().await;
+    let names: Vec<_> = body
+        .lines()
+        .filter_map(|line| line.split(['{', ' ']).next())
+        .collect();
+    let board = [
+        "connections",
+        "cpu",
+        "mem",
+        "in_bytes",
+        "in_msgs",
+        "out_bytes",
+        "out_msgs",
+    ];
+    for name in board.iter().chain(&["slow_consumers", "subscriptions"]) {
+        let name = format!("gnatsd_varz_{name}");
+        assert!(names.contains(&name.as_str()), "{name}");
+    }
+    let rules = include_str!("../../config/alerts.yml");
+    let expressions = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("expr: "));
+    let mut seen = 0;
+    for expression in expressions {
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for name in words.filter(|word| word.starts_with("natsmux_")) {
+            assert!(names.contains(&name), "{name} of {expression}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 8, "{seen} names");
+}
+
+#[tokio::test]
+async fn brokerz_lists_every_broker_of_every_bus() {
+    let addr = start(picture([true, false])).await;
+    let (status, body) = get(addr, "/brokerz").await;
+    assert_eq!(status, 200);
+    assert_eq!(body["buses"][0]["bus"], "control");
+    let broker = &body["buses"][1]["brokers"][0];
+    assert_eq!(
+        (&broker["addr"], &broker["links"]),
+        (&"10.0.0.1:4222".into(), &2.into())
+    );
+    assert_eq!(body["buses"][1]["current"], Value::Null);
+}

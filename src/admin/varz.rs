@@ -52,6 +52,25 @@ pub(super) fn varz(snapshot: &Snapshot, cpu: &CpuMeter, requests: Value) -> Valu
     })
 }
 
+/// The body of `/brokerz`: every broker of every bus.
+pub(super) fn brokerz(snapshot: &Snapshot) -> Value {
+    let buses = snapshot.buses.iter().map(|bus| {
+        let brokers: Vec<Value> = bus.brokers.iter().map(broker).collect();
+        json!({
+            "bus": bus.name,
+            "healthy": bus.healthy,
+            "reason": bus.reason,
+            "current": bus.current,
+            "brokers": brokers,
+        })
+    });
+    json!({
+        "server_id": snapshot.server_id,
+        "now": rfc3339(snapshot.now),
+        "buses": buses.collect::<Vec<_>>(),
+    })
+}
+
 fn natsmux(snapshot: &Snapshot) -> Value {
     let sum = |gauge: fn(&BusSnapshot) -> u64| snapshot.buses.iter().map(gauge).sum::<u64>();
     let mut object = counted(&snapshot.counters);

@@ -190,6 +190,6 @@ fn a_brokers_long_version_crowds_nothing_out() {
         client_id: 1,
     };
     let line = first_info(&[&broker], &local);
-    let told = ServerInfo::parse(line[b"INFO ".len()..].trim_ascii()).unwrap();
+    let told = ServerInfo::parse(line[b"INFO ".len()..].trim_ascii()).expect("INFO");
     assert_eq!(told.max_payload, 77);
 }

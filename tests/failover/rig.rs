@@ -113,6 +113,7 @@ impl Rig {
             observer: self.load.verdict([self.observer]),
             subscribers: self.load.verdict(0..self.observer),
             faults: self.load.faults(),
+            metrics: self.natsmux.get("/metrics").expect("an answer").body,
             varz,
         }
     }
@@ -124,6 +125,7 @@ pub(crate) struct Outcome {
     pub(crate) observer: Verdict,
     pub(crate) subscribers: Verdict,
     pub(crate) faults: Vec<String>,
+    metrics: String,
     varz: Value,
 }
 
@@ -146,6 +148,11 @@ impl Outcome {
         let parts = ["confirmed", "in_doubt", "refused", "dropped", "waiting"];
         let sum: u64 = parts.iter().map(|name| self.count(name)).sum();
         assert_eq!(self.count("published"), sum, "R4: the sum of {parts:?}");
+        for name in parts.iter().filter(|name| **name != "waiting") {
+            let value = self.count(name);
+            let line = format!("natsmux_{name}_total{{bus=\"default\"}} {value}\n");
+            assert!(self.metrics.contains(&line), "{line} isn't on /metrics");
+        }
     }
 
     pub(crate) fn check_order(&self) {

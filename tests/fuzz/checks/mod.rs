@@ -1,7 +1,12 @@
 //! What must hold for any input. The fuzz targets call these with what libFuzzer makes up, the
 //! test `replay` with the corpora that are kept.
 
-#![allow(dead_code, reason = "each fuzz target uses one of them")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each fuzz target uses one of them"
+)]
 
 mod json;
 mod scanners;

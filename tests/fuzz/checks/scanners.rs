@@ -105,8 +105,15 @@ fn check_client_op(op: &ClientOp<'_>, frame: &[u8], limits: &ClientLimits) {
             assert!(publish.header_len.is_none_or(|len| len <= publish.size));
             publish.encode(&mut again);
             if publish.canonical {
-                let verb: &[u8] = if publish.header_len.is_some() { b"HPUB " } else { b"PUB " };
-                assert!(frame.starts_with(verb) && frame.ends_with(b"\r\n"), "{frame:?}");
+                let verb: &[u8] = if publish.header_len.is_some() {
+                    b"HPUB "
+                } else {
+                    b"PUB "
+                };
+                assert!(
+                    frame.starts_with(verb) && frame.ends_with(b"\r\n"),
+                    "{frame:?}"
+                );
             }
             let Scan::Op {
                 op: ClientOp::Publish(twin),

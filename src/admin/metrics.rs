@@ -1,0 +1,229 @@
+//! `/metrics` in OpenMetrics text, and the names that the official Grafana board reads, so that
+//! it works without the exporter.
+//!
+//! Every label is a configured name or of a closed set. All values come from one snapshot.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use super::process::{self, CpuMeter};
+use crate::telemetry::{BrokerSnapshot, BusSnapshot, Snapshot};
+
+/// The content type of the text.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// States that a broker may be in: each is a series, and one of them is 1.
+const STATES: [&str; 4] = ["unknown", "up", "lame duck", "down"];
+
+/// A number of a bus that goes up and down.
+type BusGauge = (&'static str, &'static str, fn(&BusSnapshot) -> u64);
+
+const BUS_GAUGES: [BusGauge; 7] = [
+    ("sessions", "Components connected now", |bus| bus.sessions),
+    ("trunks", "Trunks now", |bus| bus.trunks),
+    (
+        "links",
+        "Connections to brokers that passed their handshake",
+        |bus| bus.links,
+    ),
+    ("subscriptions", "Subscriptions of components now", |bus| {
+        bus.subscriptions
+    }),
+    (
+        "waiting",
+        "Publishes held, or written and not proven yet",
+        |bus| bus.waiting,
+    ),
+    ("buffered_bytes", "Bytes in buffers, either way", |bus| {
+        bus.buffered_bytes
+    }),
+    ("healthy", "1 while the bus has a live broker", |bus| {
+        u64::from(bus.healthy)
+    }),
+];
+
+/// The body of `/metrics`.
+pub(super) fn metrics(snapshot: Snapshot, cpu: &CpuMeter) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    let picture = Picture {
+        snapshot,
+        cpu: cpu.percent(),
+    };
+    registry.register_collector(Box::new(picture));
+    let mut body = String::new();
+    text::encode(&mut body, &registry)?;
+    Ok(body)
+}
+
+#[derive(Debug)]
+struct Picture {
+    snapshot: Snapshot,
+    cpu: f64,
+}
+
+impl Collector for Picture {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.encode_daemon(&mut encoder)?;
+        self.encode_counters(&mut encoder)?;
+        for (name, help, read) in BUS_GAUGES {
+            let buses = self.snapshot.buses.iter();
+            let series = buses.map(|bus| ([("bus", bus.name.as_str())], read(bus)));
+            gauges(&mut encoder, &format!("natsmux_{name}"), help, series)?;
+        }
+        self.encode_brokers(&mut encoder)?;
+        self.encode_board(&mut encoder)
+    }
+}
+
+impl Picture {
+    fn encode_daemon(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let snapshot = &self.snapshot;
+        let version = [("version", snapshot.version.as_str())];
+        gauges(
+            encoder,
+            "natsmux_build_info",
+            "natsmux's version",
+            [(version, 1)],
+        )?;
+        let up = snapshot
+            .now
+            .duration_since(snapshot.start)
+            .unwrap_or_default();
+        for (name, help, value) in [
+            (
+                "natsmux_uptime_seconds",
+                "Time since natsmux started",
+                up.as_secs(),
+            ),
+            (
+                "natsmux_max_connections",
+                "Components that natsmux takes at once",
+                snapshot.max_connections,
+            ),
+            (
+                "natsmux_resident_memory_bytes",
+                "Resident memory",
+                process::resident_bytes(),
+            ),
+        ] {
+            let kind = MetricType::Gauge;
+            let metric = encoder.encode_descriptor(name, help, None, kind)?;
+            ConstGauge::new(signed(value)).encode(metric)?;
+        }
+        Ok(())
+    }
+
+    /// What [`Counters`](crate::telemetry::Counters) holds, by bus.
+    fn encode_counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(first) = self.snapshot.buses.first() else {
+            return Ok(());
+        };
+        for (at, (name, help, _)) in first.counters.described().enumerate() {
+            let help = help.trim().trim_end_matches('.');
+            let name = format!("natsmux_{name}");
+            let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
+            for bus in &self.snapshot.buses {
+                let value = bus
+                    .counters
+                    .described()
+                    .nth(at)
+                    .map_or(0, |(_, _, value)| value);
+                let labels = [("bus", bus.name.as_str())];
+                ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_brokers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let brokers = || {
+            let buses = self.snapshot.buses.iter();
+            buses.flat_map(|bus| bus.brokers.iter().map(move |broker| (bus, broker)))
+        };
+        let labels = |bus: &BusSnapshot, broker: &BrokerSnapshot| {
+            [("bus", bus.name.clone()), ("broker", broker.addr.clone())]
+        };
+        let links = brokers().map(|(bus, broker)| (labels(bus, broker), broker.links));
+        let help = "Connections to this broker that passed their handshake";
+        gauges(encoder, "natsmux_broker_links", help, links)?;
+        let failures = brokers().map(|(bus, broker)| (labels(bus, broker), broker.failures));
+        let help = "Dials and probes in a row that failed";
+        gauges(encoder, "natsmux_broker_failures", help, failures)?;
+        let used = brokers().map(|(bus, broker)| {
+            let used = bus.current.as_deref() == Some(&broker.addr);
+            (labels(bus, broker), u64::from(used))
+        });
+        gauges(
+            encoder,
+            "natsmux_broker_current",
+            "1 for the broker in use",
+            used,
+        )?;
+        let states = brokers().flat_map(|(bus, broker)| {
+            STATES.map(|state| {
+                let [name, addr] = labels(bus, broker);
+                let is = u64::from(broker.state == state);
+                ([name, addr, ("state", state.to_owned())], is)
+            })
+        });
+        gauges(
+            encoder,
+            "natsmux_broker_state",
+            "1 for the state that it is in",
+            states,
+        )
+    }
+
+    /// What `prometheus-nats-exporter` makes of `/varz`, as far as the official board reads it.
+    fn encode_board(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (snapshot, counters) = (&self.snapshot, &self.snapshot.counters);
+        let labels = [("server_id", snapshot.server_id.as_str())];
+        for (name, value) in [
+            ("connections", snapshot.connections),
+            ("mem", process::resident_bytes()),
+            ("in_bytes", counters.in_bytes),
+            ("in_msgs", counters.in_msgs),
+            ("out_bytes", counters.out_bytes),
+            ("out_msgs", counters.out_msgs),
+            ("slow_consumers", counters.slow_consumers),
+            ("subscriptions", snapshot.subscriptions),
+        ] {
+            let name = format!("gnatsd_varz_{name}");
+            gauges(
+                encoder,
+                &name,
+                "As the exporter calls it",
+                [(labels, value)],
+            )?;
+        }
+        let kind = MetricType::Gauge;
+        let mut cpu =
+            encoder.encode_descriptor("gnatsd_varz_cpu", "Percent of a core", None, kind)?;
+        ConstGauge::new(self.cpu).encode(cpu.encode_family(&labels)?)
+    }
+}
+
+fn gauges<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    series: impl IntoIterator<Item = (L, u64)>,
+) -> fmt::Result {
+    let kind = MetricType::Gauge;
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for (labels, value) in series {
+        ConstGauge::new(signed(value)).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// Gauges are signed: nothing here comes near their bound.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
