@@ -86,6 +86,8 @@ impl Round {
     fn succeed(&mut self, now: Instant) {
         self.forget_refusals();
         self.retry_at = None;
+        // A broker that hangs up soon is asked again at a steady pace: there may be no other.
+        self.failures = 0;
         self.live_since = Some(now);
     }
 
