@@ -12,6 +12,9 @@ use crate::size::{figures, number, percentile, spread, turn};
 use crate::support::{Cluster, PATIENCE, RawClient, Version, wait_for};
 
 const LEFT_WITHIN_US: u64 = 3_000_000;
+/// R9: a broker that hears nothing may still be heard for a while, and has three times
+/// `link_timeout` then.
+const DEAF_LEFT_WITHIN_US: u64 = 7_000_000;
 /// R12: with one of two brokers out of reach.
 const FIRST_PONG_WITHIN: Duration = Duration::from_millis(1_500);
 const NAME: &str = "broker.test";
@@ -47,9 +50,9 @@ fn a_broker_in_a_black_hole_is_left_within_3_s() {
 }
 
 #[test]
-fn a_broker_that_hears_nothing_is_left_within_3_s() {
+fn a_broker_that_hears_nothing_is_left_within_7_s() {
     alone(
-        "network::a_broker_that_hears_nothing_is_left_within_3_s",
+        "network::a_broker_that_hears_nothing_is_left_within_7_s",
         || {
             holes(Hole::ToBroker);
         },
@@ -97,7 +100,11 @@ fn holes(hole: Hole) {
         spread(&mut silences)
     ));
     outcome.check_sum();
-    assert!(percentile(&mut silences, 99) < LEFT_WITHIN_US, "R9");
+    let within = match hole {
+        Hole::ToBroker => DEAF_LEFT_WITHIN_US,
+        Hole::All | Hole::FromBroker => LEFT_WITHIN_US,
+    };
+    assert!(percentile(&mut silences, 99) < within, "R9");
     assert!(first_pong < FIRST_PONG_WITHIN, "R12: {first_pong:?}");
     // R5: only what is in doubt may be missing, or late once packets pass again.
     let doubt = outcome.count("in_doubt");
