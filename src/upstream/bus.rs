@@ -12,10 +12,11 @@ use std::time::Instant;
 use super::admission::Admission;
 use super::barrier::Barrier;
 use super::dial_queue::DialQueue;
-use super::failover::{Failover, Failovers};
-use super::roster::{Broker, BrokerId, Health, Pick, Roster};
+use super::failover::{Failover, Failovers, LostLink};
+use super::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
 use super::watch::{TrunkId, Watches};
 use crate::config::{Admit, BusLimits, Delivery, Timings};
+use crate::ledger::Settled;
 use crate::telemetry::Counters;
 
 /// The daemon's buffers, shared by its buses.
@@ -230,6 +231,29 @@ impl Bus {
     pub(super) fn note_publish(&mut self, broker: BrokerId, now: Instant) {
         let sentinel = self.watches.note_publish(broker, now);
         self.woken.extend(sentinel);
+    }
+
+    /// A trunk's live link to this broker is gone, and left `settled`. Returns whether it is
+    /// the first of a failover.
+    pub(super) fn note_lost(
+        &mut self,
+        broker: BrokerId,
+        cause: Failure,
+        last_read: Instant,
+        settled: &Settled,
+        in_doubt: u64,
+        now: Instant,
+    ) -> bool {
+        let link = LostLink {
+            broker,
+            cause,
+            last_read,
+            moved: settled.moved,
+            in_doubt,
+            repeated: settled.repeated,
+            confirmed: self.counters.confirmed,
+        };
+        self.failovers.lost(link, now)
     }
 
     /// The sum of the failover that is over, or takes long, for the operator.

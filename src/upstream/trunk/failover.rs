@@ -9,7 +9,6 @@ use crate::config::Delivery;
 use crate::ledger::{Settled, settle};
 use crate::proto::encode;
 use crate::upstream::bus::Bus;
-use crate::upstream::failover::LostLink;
 use crate::upstream::roster::{BrokerId, Failure, Health};
 
 /// What a trunk without sessions costs the budget of waiting publishes, in bytes.
@@ -95,16 +94,7 @@ impl Trunk {
         }
         let last_read = link.last_read_at;
         let (settled, in_doubt) = self.settle(link, bus);
-        let lost = LostLink {
-            broker,
-            cause: failure,
-            last_read,
-            moved: settled.moved,
-            in_doubt,
-            repeated: settled.repeated,
-            confirmed: bus.counters.confirmed,
-        };
-        let first = bus.failovers.lost(lost, now);
+        let first = bus.note_lost(broker, failure, last_read, &settled, in_doubt, now);
         self.actions.push_back(Action::Report(Report::Lost {
             link: id,
             broker,
@@ -265,16 +255,7 @@ impl Trunk {
         bus.detached(self.id, broker, now);
         let (settled, in_doubt) = self.settle(link, bus);
         if reason.is_planned() {
-            let left = LostLink {
-                broker,
-                cause: reason,
-                last_read,
-                moved: settled.moved,
-                in_doubt,
-                repeated: settled.repeated,
-                confirmed: bus.counters.confirmed,
-            };
-            bus.failovers.lost(left, now);
+            bus.note_lost(broker, reason, last_read, &settled, in_doubt, now);
         }
         self.requeue(settled, bus);
         self.moving = None;

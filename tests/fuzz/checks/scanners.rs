@@ -140,28 +140,21 @@ fn check_client_op(op: &ClientOp<'_>, frame: &[u8], limits: &ClientLimits) {
             sid,
         } => {
             encode::sub(&mut again, subject, *queue_group, sid);
-            let twin = client::scan(&again, &ClientLimits::default());
-            assert_eq!(
-                twin,
-                Scan::Op {
-                    op: *op,
-                    len: again.len()
-                }
-            );
+            check_twin(op, &again);
         }
         ClientOp::Unsubscribe { sid, max } if max.is_none_or(|max| max < 1_000_000_000) => {
             encode::unsub(&mut again, sid, *max);
-            let twin = client::scan(&again, &ClientLimits::default());
-            assert_eq!(
-                twin,
-                Scan::Op {
-                    op: *op,
-                    len: again.len()
-                }
-            );
+            check_twin(op, &again);
         }
         _ => {}
     }
+}
+
+/// What was encoded is read as what it was.
+fn check_twin(op: &ClientOp<'_>, again: &[u8]) {
+    let len = again.len();
+    let twin = client::scan(again, &ClientLimits::default());
+    assert_eq!(twin, Scan::Op { op: *op, len });
 }
 
 fn check_server_op(op: &ServerOp<'_>, frame: &[u8]) {
