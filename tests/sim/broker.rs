@@ -325,10 +325,10 @@ impl World {
                             .is_none_or(|group| remote.contains(group))
                 })
             });
-            let routed = Routed {
+            let routed = Box::new(Routed {
                 publish: publish.clone(),
                 groups: remote.clone(),
-            };
+            });
             let delay = self.rng.range(1, self.plan.route_delay);
             let at = self.route_arrival(no, other, delay);
             self.at(at, Event::Route { to: other, routed });

@@ -137,30 +137,35 @@ impl Daemon {
 fn appended(out: &Outbox, seen: &mut u64) -> Vec<u8> {
     let written = out.end() - out.pending_bytes() as u64;
     let skip = seen.saturating_sub(written) as usize;
-    let mut bytes = Vec::new();
-    if *seen < out.end() {
-        for slice in pending(out) {
-            bytes.extend_from_slice(&slice);
-        }
-        bytes.drain(..skip.min(bytes.len()));
-    }
     *seen = out.end();
-    bytes
+    waiting(out, skip, usize::MAX)
 }
 
-fn pending(out: &Outbox) -> Vec<Vec<u8>> {
-    let mut count = 64;
-    loop {
-        let mut slices = vec![IoSlice::new(&[]); count];
-        let filled = out.slices(&mut slices);
-        if filled < count {
-            return slices[..filled]
-                .iter()
-                .map(|slice| slice.to_vec())
-                .collect();
-        }
-        count *= 8;
+/// What waits in an outbox behind its first `skip` bytes, at most `count` of it.
+fn waiting(out: &Outbox, mut skip: usize, count: usize) -> Vec<u8> {
+    let count = count.min(out.pending_bytes().saturating_sub(skip));
+    let mut bytes = Vec::with_capacity(count);
+    if count == 0 {
+        return bytes;
     }
+    let mut room = 64;
+    let mut slices = [IoSlice::new(&[]); 64];
+    let mut more = Vec::new();
+    let mut filled = out.slices(&mut slices);
+    let mut slices = &slices[..filled];
+    while filled == room {
+        room *= 8;
+        more = vec![IoSlice::new(&[]); room];
+        filled = out.slices(&mut more);
+        slices = &[];
+    }
+    for slice in slices.iter().chain(more.iter().take(filled)) {
+        let from = skip.min(slice.len());
+        skip -= from;
+        let take = (slice.len() - from).min(count - bytes.len());
+        bytes.extend_from_slice(&slice[from..from + take]);
+    }
+    bytes
 }
 
 impl World {
@@ -619,8 +624,7 @@ impl World {
                 return true;
             };
             let room = socket.up.room(out.pending_bytes());
-            let mut bytes = pending(out).concat();
-            bytes.truncate(room);
+            let bytes = waiting(out, 0, room);
             if bytes.is_empty() {
                 return busy;
             }
@@ -689,9 +693,8 @@ impl World {
             .conns
             .get(&conn)
             .map_or(0, |conn| conn.down.room(out.pending_bytes()));
-        let mut bytes = pending(out).concat();
-        let waits = bytes.len() > room;
-        bytes.truncate(room);
+        let waits = out.pending_bytes() > room;
+        let bytes = waiting(out, 0, room);
         out.advance(bytes.len());
         if let Some((trunk, slot)) = io.home
             && let Some(trunk) = self.daemon.trunks.get_mut(&trunk)

@@ -111,13 +111,6 @@ impl Pipe {
         self.send(end, now, rng, link)
     }
 
-    /// One segment arrives.
-    pub fn arrive(&mut self) {
-        if let Some(segment) = self.in_flight.pop_front() {
-            self.ready.push_back(segment);
-        }
-    }
-
     /// Everything that was sent is readable at once.
     pub fn arrive_all(&mut self) {
         self.ready.append(&mut self.in_flight);

@@ -54,7 +54,7 @@ pub enum Event {
     },
     Route {
         to: usize,
-        routed: Routed,
+        routed: Box<Routed>,
     },
     Outside,
     Resume,
@@ -182,10 +182,15 @@ impl World {
         }
     }
 
-    /// Feeds the trace's hash (FNV-1a).
+    /// Feeds the trace's hash (FNV-1a over words of 8 bytes).
     pub fn note(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.hash = (self.hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        for word in bytes.chunks(8) {
+            let mut padded = [0; 8];
+            padded[..word.len()].copy_from_slice(word);
+            let word = u64::from_le_bytes(padded);
+            self.hash = (self.hash ^ word)
+                .wrapping_mul(0x0100_0000_01b3)
+                .rotate_left(23);
         }
     }
 
@@ -242,13 +247,14 @@ impl World {
             let until = pipe.stalled_until;
             return self.at(until, Event::Arrive { conn: id, way });
         }
-        if let Some(Segment::Bytes(bytes)) = pipe.in_flight.front() {
-            let bytes = bytes.clone();
-            self.note(&id.to_le_bytes());
-            self.note(&bytes);
-        }
-        if let Some(conn) = self.conns.get_mut(&id) {
-            conn.pipe(way).arrive();
+        if let Some(segment) = pipe.in_flight.pop_front() {
+            if let Segment::Bytes(bytes) = &segment {
+                self.note(&id.to_le_bytes());
+                self.note(bytes);
+            }
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.pipe(way).ready.push_back(segment);
+            }
         }
         self.readable(id, way);
     }
