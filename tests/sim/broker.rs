@@ -161,7 +161,7 @@ impl World {
         if self.brokers[no].life != Life::Up {
             return;
         }
-        while let Some(segment) = self.conns.get_mut(&conn).and_then(|conn| conn.up.read()) {
+        while let Some(segment) = self.read(conn, Way::Up) {
             match segment {
                 Segment::Bytes(bytes) => self.broker_bytes(no, conn, &bytes),
                 Segment::Fin | Segment::Reset => {
@@ -289,14 +289,15 @@ impl World {
             client.closing = true;
         } else {
             client.ok();
-            self.known_users.insert(user);
+            let host = self.conns[&conn].host;
+            self.known_users.insert((host, user));
         }
     }
 
     /// A publish reaches a broker, from a client or from outside natsmux.
     pub fn broker_publish(&mut self, no: usize, from: Option<ConnId>, publish: Publish) {
         let refused = publish.subject.starts_with(b"deny");
-        self.oracle.broker_processed(&publish, refused);
+        self.broker_processed(&publish, refused);
         if let Some(conn) = from {
             let client = self.client(no, conn);
             if refused {
@@ -346,19 +347,30 @@ impl World {
         publish: &Publish,
     ) -> (BTreeSet<Vec<u8>>, BTreeSet<Vec<u8>>) {
         let mut members: BTreeMap<Vec<u8>, (u64, u64)> = BTreeMap::new();
+        let mut hosts: BTreeMap<Option<&[u8]>, BTreeSet<usize>> = BTreeMap::new();
         for (at, broker) in self.brokers.iter().enumerate() {
             for (conn, client) in &broker.clients {
                 if !client.echo && from == Some(*conn) {
                     continue;
                 }
                 for sub in client.subs.values() {
-                    if let Some(group) = &sub.group
-                        && frames::matches(&sub.subject, &publish.subject)
-                    {
+                    if !frames::matches(&sub.subject, &publish.subject) {
+                        continue;
+                    }
+                    let group = sub.group.as_deref();
+                    hosts.entry(group).or_default().insert(self.conns[conn].host);
+                    if let Some(group) = &sub.group {
                         let (here, there) = members.entry(group.clone()).or_default();
                         *(if at == no { here } else { there }) += 1;
                     }
                 }
+            }
+        }
+        for (group, hosts) in hosts {
+            match group {
+                Some(_) if hosts.len() > 1 => self.oracle.mark("queue group over several hosts"),
+                None if hosts.len() > 1 => self.oracle.mark("subscribers on several hosts"),
+                _ => {}
             }
         }
         let mut remote = BTreeSet::new();

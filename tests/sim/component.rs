@@ -29,6 +29,7 @@ pub enum Manner {
 /// One component, which may connect several times in a row.
 #[derive(Debug)]
 pub struct Component {
+    pub host: usize,
     pub user: String,
     pub conn: Option<ConnId>,
     pub session: Option<usize>,
@@ -63,8 +64,8 @@ impl Component {
             1 => Manner::Deaf,
             _ => Manner::Good,
         };
-        let _ = plan;
         Self {
+            host: rng.below(plan.hosts as u64) as usize,
             user,
             conn: None,
             session: None,
@@ -124,6 +125,8 @@ impl World {
     fn component_connects(&mut self, no: usize) {
         let conn = self.next_conn;
         self.next_conn += 1;
+        self.focus(self.components[no].host);
+        self.touch(self.host);
         let session = self.accept(no, conn);
         let component = &mut self.components[no];
         component.conn = Some(conn);
@@ -340,7 +343,7 @@ impl World {
         let Some(conn) = self.components[no].conn else {
             return;
         };
-        while let Some(segment) = self.conns.get_mut(&conn).and_then(|conn| conn.down.read()) {
+        while let Some(segment) = self.read(conn, Way::Down) {
             match segment {
                 Segment::Bytes(bytes) => self.component_hears(no, &bytes),
                 Segment::Fin | Segment::Reset => return self.component_sees_the_end(no, conn),
@@ -423,13 +426,16 @@ impl World {
         }
     }
 
+    /// Whose session it is, of those of the present host.
+    pub fn component_of(&self, session: usize) -> Option<&Component> {
+        self.components
+            .iter()
+            .find(|component| component.host == self.host && component.session == Some(session))
+    }
+
     /// I15: whether a session may end for this reason.
     pub fn may_close(&self, session: usize, reason: &CloseReason) -> bool {
-        let component = self
-            .components
-            .iter()
-            .find(|component| component.session == Some(session));
-        let Some(component) = component else {
+        let Some(component) = self.component_of(session) else {
             return false;
         };
         let model = &self.oracle.sessions[session];

@@ -43,6 +43,8 @@ pub struct Daemon {
     pub sessions: BTreeMap<usize, SessionIo>,
     pub paused_until: Time,
     pub armed: Option<Time>,
+    /// Something happened that it has not looked at.
+    pub touched: bool,
     /// Sessions that may have more waiting for them than is allowed.
     pub overflowed: BTreeSet<usize>,
     /// Drops that the oracle knows of.
@@ -82,8 +84,8 @@ pub struct SessionIo {
 
 impl Daemon {
     pub fn new(plan: &Plan, now: Instant) -> Self {
-        let addrs: Vec<BrokerAddr> = ["127.0.0.1:4301", "127.0.0.1:4302"]
-            .iter()
+        let addrs: Vec<BrokerAddr> = (0..plan.flavours.len())
+            .map(|no| format!("127.0.0.1:{}", 4301 + no))
             .map(|addr| addr.parse().expect("an address"))
             .collect();
         let roster = Roster::new(&addrs, 0, plan.settings.timings.probe_interval, 7, now);
@@ -106,6 +108,7 @@ impl Daemon {
             sessions: BTreeMap::new(),
             paused_until: 0,
             armed: None,
+            touched: false,
             overflowed: BTreeSet::new(),
             dropped: 0,
             next_trunk: 0,
@@ -288,7 +291,7 @@ impl World {
         let waiting: Vec<u64> = self
             .conns
             .values()
-            .filter(|conn| !conn.down.ready.is_empty())
+            .filter(|conn| conn.host == self.host && !conn.down.ready.is_empty())
             .filter_map(|conn| match conn.ends {
                 Ends::NatsmuxToBroker { link, .. } => Some(link),
                 Ends::ComponentToNatsmux { .. } => None,
@@ -309,9 +312,7 @@ impl World {
         let mut busy = false;
         while let Some((trunk, link)) = self.daemon.trunk_of_link(no) {
             let conn = self.daemon.trunks[&trunk].links[&link].conn;
-            let segment = conn
-                .and_then(|conn| self.conns.get_mut(&conn))
-                .and_then(|conn| conn.down.read());
+            let segment = conn.and_then(|conn| self.read(conn, Way::Down));
             let Some(segment) = segment else {
                 break;
             };
@@ -379,7 +380,11 @@ impl World {
             let asked = self.now;
             self.after(
                 4 * self.plan.weather.latency,
-                Event::Probed { broker, asked },
+                Event::Probed {
+                    host: self.host,
+                    broker,
+                    asked,
+                },
             );
         }
         busy
@@ -389,7 +394,13 @@ impl World {
     pub fn probed(&mut self, broker: usize, asked: Time) {
         let patience = self.time_of(self.daemon.bus.settings.timings.info_timeout);
         if self.brokers[broker].life == Life::Frozen && self.now < asked + patience {
-            return self.after(patience / 4, Event::Probed { broker, asked });
+            let host = self.host;
+            let again = Event::Probed {
+                host,
+                broker,
+                asked,
+            };
+            return self.after(patience / 4, again);
         }
         let id = BrokerId(broker as u16);
         let now = self.instant();
@@ -472,6 +483,7 @@ impl World {
             },
         );
         let event = Event::Dialled {
+            host: self.host,
             trunk: trunk.0,
             link: link.0,
             broker: usize::from(broker.0),
@@ -495,6 +507,7 @@ impl World {
             return self.at(
                 until,
                 Event::Dialled {
+                    host: self.host,
                     trunk: trunk.0,
                     link: link.0,
                     broker,
@@ -512,7 +525,7 @@ impl World {
         link_io.conn = Some(conn);
         let ends = Ends::NatsmuxToBroker { link: no, broker };
         self.conns
-            .insert(conn, Conn::new(ends, self.plan.windows.0, usize::MAX / 2));
+            .insert(conn, Conn::new(ends, self.host, self.plan.windows.0, usize::MAX / 2));
         self.oracle.link_opened(no, session);
         self.trace(|| format!("link {no} of session {session} is open to broker {broker}"));
         self.with_trunk(trunk, |machine, now, bus| {
@@ -618,7 +631,7 @@ impl World {
             let Some(out) = io.machine.link_out(link).filter(|out| !out.is_empty()) else {
                 return busy;
             };
-            let Some(socket) = self.conns.get(&conn).filter(|conn| !conn.write_dead) else {
+            let Some(socket) = self.conns.get_mut(&conn).filter(|conn| !conn.write_dead) else {
                 self.read_out(trunk, link, no, conn);
                 self.link_failed(trunk, link, Failure::WriteError);
                 return true;
@@ -648,7 +661,7 @@ impl World {
             conn.down.arrive_all();
         }
         while let Some(Segment::Bytes(bytes)) =
-            self.conns.get_mut(&conn).and_then(|conn| conn.down.read())
+            self.read(conn, Way::Down)
         {
             self.oracle.mark("read out behind a write error");
             if self.daemon.trunks[&trunk].machine.has_link(link) {
@@ -691,7 +704,7 @@ impl World {
         };
         let room = self
             .conns
-            .get(&conn)
+            .get_mut(&conn)
             .map_or(0, |conn| conn.down.room(out.pending_bytes()));
         let waits = out.pending_bytes() > room;
         let bytes = waiting(out, 0, room);
@@ -726,7 +739,7 @@ impl World {
             session: no,
         };
         self.conns
-            .insert(conn, Conn::new(ends, usize::MAX / 2, self.plan.windows.1));
+            .insert(conn, Conn::new(ends, self.host, usize::MAX / 2, self.plan.windows.1));
         self.oracle.component_is_sent(no, &info);
         self.send(conn, Way::Down, Segment::Bytes(info));
         self.daemon.sessions.insert(
@@ -796,7 +809,7 @@ impl World {
                 return busy;
             }
             let conn = io.conn;
-            let Some(segment) = self.conns.get_mut(&conn).and_then(|conn| conn.up.read()) else {
+            let Some(segment) = self.read(conn, Way::Up) else {
                 return busy;
             };
             busy = true;
@@ -889,12 +902,9 @@ impl World {
 
     /// R16: a broker accepted these credentials before, or none asks for any.
     fn is_admitted(&self, no: usize) -> bool {
-        let user = self
-            .components
-            .iter()
-            .find(|component| component.session == Some(no))
-            .map(|component| &component.user);
-        !self.plan.auth || user.is_some_and(|user| self.known_users.contains(user))
+        let user = self.component_of(no).map(|component| &component.user);
+        let known = |user: &String| self.known_users.contains(&(self.host, user.clone()));
+        !self.plan.auth || user.is_some_and(known)
     }
 
     fn with_session(
@@ -1090,7 +1100,7 @@ impl World {
         };
         if self.daemon.armed.is_none_or(|armed| due < armed) {
             self.daemon.armed = Some(due);
-            self.at(due, Event::Tick);
+            self.at(due, Event::Tick { host: self.host });
         }
     }
 
@@ -1121,7 +1131,11 @@ impl World {
     pub fn judge_daemon(&mut self) {
         let budgets = &self.daemon.bus.budgets;
         let used = [&budgets.held, &budgets.early, &budgets.pending].map(|budget| budget.used());
-        if used != [0; 3] && !self.components.iter().any(Component::is_slow) {
+        let mut here = self
+            .components
+            .iter()
+            .filter(|component| component.host == self.host);
+        if used != [0; 3] && !here.any(Component::is_slow) {
             self.oracle.fail(
                 "I13 no leak",
                 format!("{used:?} bytes of the budgets are not given back"),
@@ -1129,10 +1143,7 @@ impl World {
         }
         for (id, io) in &self.daemon.trunks {
             let buffered = io.machine.gauges().buffered_bytes;
-            let slow = self
-                .components
-                .iter()
-                .any(|component| component.session == Some(io.session) && component.is_slow());
+            let slow = self.component_of(io.session).is_some_and(Component::is_slow);
             if !self.daemon.sessions.contains_key(&io.session) {
                 self.oracle.fail(
                     "I13 no leak",

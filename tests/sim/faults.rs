@@ -207,17 +207,23 @@ impl World {
     /// natsmux doesn't get the processor for a while.
     fn pause(&mut self) {
         let pause = self.rng.range(MS, 3 * SECOND);
-        self.trace(|| format!("natsmux pauses for {} ms", pause / MS));
+        let host = self.rng.below(self.plan.hosts as u64) as usize;
+        self.focus(host);
+        self.trace(|| format!("natsmux {host} pauses for {} ms", pause / MS));
         self.oracle.mark("natsmux paused");
         self.daemon.paused_until = self.now + pause;
-        self.after(pause, Event::Resume);
+        self.after(pause, Event::Resume { host });
     }
 
     /// The end of the safety phase: everything is well from now on.
     pub fn calm_down(&mut self) {
         self.trace(|| "faults are over".into());
         self.calm = true;
-        self.daemon.paused_until = 0;
+        for host in 0..self.plan.hosts {
+            self.focus(host);
+            self.daemon.paused_until = 0;
+            self.touch(host);
+        }
         for no in 0..self.brokers.len() {
             let plan = self.brokers[no].plan;
             self.set_full(no, false);

@@ -71,9 +71,11 @@ const MARKS: &[&str] = &[
     "publish repeated",
     "publishes dropped",
     "publishes of a refused session",
+    "queue group over several hosts",
     "read out behind a write error",
     "second CONNECT",
     "session refused",
+    "subscribers on several hosts",
     "subscription refused",
     "UNSUB remainder replayed",
 ];
@@ -129,8 +131,8 @@ fn run(seed: u64, verbose: bool, base: Instant) -> Outcome {
     Outcome {
         hash: world.hash,
         events: world.events,
-        violation: panic.or(world.oracle.violation.take()),
-        marks: world.oracle.marks.iter().copied().collect(),
+        violation: panic.or(world.violation()),
+        marks: world.marks().into_iter().collect(),
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Pipe {
     /// Bytes that the sender may have unread at once.
     pub window: usize,
     unread: usize,
+    /// The sender wanted to write more than there was room for.
+    pub was_full: bool,
     last_arrival: Time,
     pub stalled_until: Time,
     /// Nothing arrives, and nobody is told.
@@ -51,8 +53,9 @@ pub struct Pipe {
 impl Pipe {
     /// Bytes that the sender may write now, where it has `wanted`. No silly windows: a little
     /// room is none.
-    pub fn room(&self, wanted: usize) -> usize {
+    pub fn room(&mut self, wanted: usize) -> usize {
         let room = self.window.saturating_sub(self.unread);
+        self.was_full |= room < wanted;
         if room < wanted.min(self.window / 4) {
             0
         } else {
@@ -175,6 +178,8 @@ pub enum Ends {
 #[derive(Debug)]
 pub struct Conn {
     pub ends: Ends,
+    /// The host whose natsmux is at one of them.
+    pub host: usize,
     pub up: Pipe,
     pub down: Pipe,
     /// A write to the side that was dialled fails at once.
@@ -182,13 +187,14 @@ pub struct Conn {
 }
 
 impl Conn {
-    pub fn new(ends: Ends, up_window: usize, down_window: usize) -> Self {
+    pub fn new(ends: Ends, host: usize, up_window: usize, down_window: usize) -> Self {
         let pipe = |window| Pipe {
             window,
             ..Pipe::default()
         };
         Self {
             ends,
+            host,
             up: pipe(up_window),
             down: pipe(down_window),
             write_dead: false,

@@ -13,7 +13,9 @@ use super::rng::Rng;
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub auth: bool,
-    pub flavours: [Flavour; 2],
+    pub flavours: Vec<Flavour>,
+    /// Hosts with a natsmux each.
+    pub hosts: usize,
     pub at_least_once: bool,
     pub components: usize,
     pub faults: u64,
@@ -34,16 +36,21 @@ impl Plan {
     pub fn new(rng: &mut Rng) -> Self {
         let latency = rng.range(100, 400);
         let at_least_once = rng.percent(25);
-        let flavours = match rng.below(3) {
-            0 => [Flavour::V2_9; 2],
-            1 => [Flavour::V2_15; 2],
-            _ => [Flavour::V2_9, Flavour::V2_15],
+        let (old, new) = (Flavour::V2_9, Flavour::V2_15);
+        let flavours = match rng.below(8) {
+            0 | 1 => vec![old; 2],
+            2 | 3 => vec![new; 2],
+            4 | 5 => vec![old, new],
+            6 => vec![new, old, new],
+            _ => vec![new],
         };
+        let hosts = *rng.pick(&[1, 1, 1, 2, 2, 3]);
         Self {
             auth: rng.percent(60),
             flavours,
+            hosts,
             at_least_once,
-            components: *rng.pick(&[1, 1, 2, 3]),
+            components: *rng.pick(&[1, 1, 2, 3]) + hosts - 1,
             faults: rng.range(1, 7),
             safety_end: rng.range(1, 4) * SECOND,
             weather: Weather {
@@ -64,9 +71,9 @@ impl Plan {
         }
     }
 
-    /// Whether a second CONNECT means the same at both brokers.
+    /// Whether a second CONNECT means the same at all brokers.
     pub fn is_uniform(&self) -> bool {
-        self.flavours[0] == self.flavours[1]
+        self.flavours.iter().all(|flavour| *flavour == self.flavours[0])
     }
 }
 

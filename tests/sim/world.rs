@@ -10,6 +10,7 @@ use super::broker::{Broker, Life, Routed};
 use super::component::Component;
 use super::daemon::Daemon;
 use super::net::{Conn, ConnId, Ends, Segment, Time, Way};
+use super::oracle::frames::Publish;
 use super::oracle::{Books, Oracle};
 use super::plan::Plan;
 use super::rng::Rng;
@@ -24,13 +25,17 @@ pub enum Event {
         conn: ConnId,
         way: Way,
     },
-    Tick,
+    Tick {
+        host: usize,
+    },
     Dialled {
+        host: usize,
         trunk: u64,
         link: u32,
         broker: usize,
     },
     Probed {
+        host: usize,
         broker: usize,
         asked: Time,
     },
@@ -57,9 +62,17 @@ pub enum Event {
         routed: Box<Routed>,
     },
     Outside,
-    Resume,
+    Resume {
+        host: usize,
+    },
     Calm,
     Judge,
+}
+
+/// A host: its natsmux, and who judges it.
+pub struct Host {
+    pub daemon: Daemon,
+    pub oracle: Oracle,
 }
 
 /// A run.
@@ -68,16 +81,21 @@ pub struct World {
     pub rng: Rng,
     pub now: Time,
     pub base: Instant,
+    /// Of the host at which something happens now.
     pub oracle: Oracle,
-    pub brokers: Vec<Broker>,
     pub daemon: Daemon,
+    /// Its number.
+    pub host: usize,
+    /// All other hosts.
+    hosts: Vec<Option<Host>>,
+    pub brokers: Vec<Broker>,
     pub components: Vec<Component>,
     pub conns: BTreeMap<ConnId, Conn>,
     pub next_conn: ConnId,
     pub next_link: u64,
     pub next_identity: u64,
-    /// Users that some broker has accepted.
-    pub known_users: BTreeSet<String>,
+    /// Users that some broker has accepted, by host.
+    pub known_users: BTreeSet<(usize, String)>,
     /// Faults are over.
     pub calm: bool,
     pub done: bool,
@@ -93,16 +111,24 @@ impl World {
     pub fn new(seed: u64, verbose: bool, base: Instant) -> Self {
         let mut rng = Rng::new(seed);
         let plan = Plan::new(&mut rng);
-        let brokers = plan.flavours.map(Broker::new).into();
-        let daemon = Daemon::new(&plan, base);
-        let mut world = Self {
+        let brokers = plan.flavours.iter().copied().map(Broker::new).collect();
+        let host = |_| Host {
+            daemon: Daemon::new(&plan, base),
             oracle: Oracle::new(plan.at_least_once),
+        };
+        let first = host(0);
+        let hosts = (0..plan.hosts).map(|no| (no > 0).then(|| host(no)));
+        let hosts = hosts.collect();
+        let mut world = Self {
+            oracle: first.oracle,
+            daemon: first.daemon,
+            host: 0,
+            hosts,
             plan,
             rng,
             now: 0,
             base,
             brokers,
-            daemon,
             components: Vec::new(),
             conns: BTreeMap::new(),
             next_conn: 1,
@@ -133,7 +159,9 @@ impl World {
             let at = self.rng.below(self.plan.safety_end);
             self.at(at, Event::Fault);
         }
-        self.at(0, Event::Tick);
+        for host in 0..self.plan.hosts {
+            self.at(0, Event::Tick { host });
+        }
         self.at(1000, Event::Outside);
         self.at(self.plan.safety_end, Event::Calm);
     }
@@ -145,7 +173,8 @@ impl World {
             self.events += 1;
             self.note(&at.to_le_bytes());
             self.handle(event);
-            if self.done || self.oracle.violation.is_some() {
+            self.pump_all();
+            if self.done || self.has_failed() {
                 return;
             }
             if self.events > EVENTS_MAX {
@@ -194,16 +223,99 @@ impl World {
         }
     }
 
+    /// From now on, something happens at this host.
+    pub fn focus(&mut self, host: usize) {
+        if host == self.host {
+            return;
+        }
+        let next = self.hosts[host].take().expect("all but the present one");
+        let last = Host {
+            daemon: std::mem::replace(&mut self.daemon, next.daemon),
+            oracle: std::mem::replace(&mut self.oracle, next.oracle),
+        };
+        self.hosts[self.host] = Some(last);
+        self.host = host;
+    }
+
+    /// The natsmux of a host has something to look at.
+    pub fn touch(&mut self, host: usize) {
+        match &mut self.hosts[host] {
+            Some(other) => other.daemon.touched = true,
+            None => self.daemon.touched = true,
+        }
+    }
+
+    fn pump_all(&mut self) {
+        for host in 0..self.plan.hosts {
+            let touched = match &self.hosts[host] {
+                Some(other) => other.daemon.touched,
+                None => self.daemon.touched,
+            };
+            if touched {
+                self.focus(host);
+                self.daemon.touched = false;
+                self.pump();
+            }
+        }
+    }
+
+    fn others(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.iter().flatten()
+    }
+
+    fn has_failed(&self) -> bool {
+        self.oracle.violation.is_some()
+            || self.others().any(|host| host.oracle.violation.is_some())
+    }
+
+    /// What went wrong first.
+    pub fn violation(&self) -> Option<String> {
+        let others = self.others().map(|host| &host.oracle.violation);
+        let mut all = others.chain([&self.oracle.violation]).flatten();
+        all.next().cloned()
+    }
+
+    /// The interesting states that were seen.
+    pub fn marks(&self) -> BTreeSet<&'static str> {
+        let others = self.others().flat_map(|host| &host.oracle.marks);
+        others.chain(&self.oracle.marks).copied().collect()
+    }
+
+    /// A broker has processed a publish, whosesoever it was.
+    pub fn broker_processed(&mut self, publish: &Publish, refused: bool) {
+        self.oracle.broker_processed(publish, refused);
+        for host in self.hosts.iter_mut().flatten() {
+            host.oracle.broker_processed(publish, refused);
+        }
+    }
+
     fn handle(&mut self, event: Event) {
         match event {
             Event::Arrive { conn, way } => self.arrive(conn, way),
-            Event::Tick => self.daemon.armed = None,
+            Event::Tick { host } => {
+                self.focus(host);
+                self.daemon.armed = None;
+                self.touch(host);
+            }
             Event::Dialled {
+                host,
                 trunk,
                 link,
                 broker,
-            } => self.dialled(trunk, link, broker),
-            Event::Probed { broker, asked } => self.probed(broker, asked),
+            } => {
+                self.focus(host);
+                self.dialled(trunk, link, broker);
+                self.touch(host);
+            }
+            Event::Probed {
+                host,
+                broker,
+                asked,
+            } => {
+                self.focus(host);
+                self.probed(broker, asked);
+                self.touch(host);
+            }
             Event::Component(no) => self.component_turn(no),
             Event::Catch { component } => self.component_catches_up(component),
             Event::Fault => self.fault(),
@@ -212,11 +324,13 @@ impl World {
             Event::Leave { broker, plan } => self.leave(broker, plan),
             Event::Route { to, routed } => self.routed(to, &routed),
             Event::Outside => self.outside_publish(),
-            Event::Resume => self.trace(|| "natsmux runs again".into()),
+            Event::Resume { host } => {
+                self.trace(|| format!("natsmux {host} runs again"));
+                self.touch(host);
+            }
             Event::Calm => self.calm_down(),
-            Event::Judge => return self.judge(),
+            Event::Judge => self.judge(),
         }
-        self.pump();
     }
 
     fn routed(&mut self, to: usize, routed: &Routed) {
@@ -264,6 +378,15 @@ impl World {
         let Some(conn) = self.conns.get(&id) else {
             return;
         };
+        let host = conn.host;
+        if matches!(
+            (conn.ends, way),
+            (Ends::ComponentToNatsmux { .. }, Way::Up) | (Ends::NatsmuxToBroker { .. }, Way::Down)
+        ) {
+            self.focus(host);
+            self.touch(host);
+        }
+        let conn = &self.conns[&id];
         match (conn.ends, way) {
             (Ends::ComponentToNatsmux { session, .. }, Way::Up) => self.daemon.wake(session),
             (Ends::ComponentToNatsmux { component, .. }, Way::Down) => {
@@ -286,17 +409,31 @@ impl World {
         }
     }
 
+    /// The receiving end takes a segment that has arrived.
+    pub fn read(&mut self, id: ConnId, way: Way) -> Option<Segment> {
+        let conn = self.conns.get_mut(&id)?;
+        let host = conn.host;
+        let pipe = conn.pipe(way);
+        let segment = pipe.read()?;
+        if std::mem::take(&mut pipe.was_full) {
+            self.touch(host);
+        }
+        Some(segment)
+    }
+
     /// Of what is on its way, a part arrives, and then `end`.
     pub fn cut(&mut self, id: ConnId, way: Way, end: Segment) {
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
         };
+        let host = conn.host;
         let arrivals = conn
             .pipe(way)
             .cut(end, self.now, &mut self.rng, &self.plan.weather);
         for at in arrivals {
             self.at(at, Event::Arrive { conn: id, way });
         }
+        self.touch(host);
     }
 
     /// The dialled side is gone: what is on its way there is lost, and a write may fail.
@@ -306,6 +443,8 @@ impl World {
             conn.up.in_flight.clear();
             conn.up.ready.clear();
             conn.write_dead |= write_dead;
+            let host = conn.host;
+            self.touch(host);
         }
     }
 
@@ -323,9 +462,12 @@ impl World {
                 }
             }
         }
-        let books = self.books();
-        self.oracle.at_rest(&tables, books);
-        self.judge_daemon();
+        for host in 0..self.plan.hosts {
+            self.focus(host);
+            let books = self.books();
+            self.oracle.at_rest(&tables, books);
+            self.judge_daemon();
+        }
     }
 
     pub fn books(&self) -> Books {
