@@ -9,10 +9,11 @@ use super::session::{Expected, Kind, SubState};
 
 /// Errors after which a broker closes the connection, and whose text goes to nobody unless
 /// it is a refusal.
-const CLOSING: [&str; 5] = [
+const CLOSING: [&str; 6] = [
     "Stale Connection",
     "maximum connections exceeded",
     "Authorization Violation",
+    "Authorization failed",
     "User Authentication Expired",
     "Authentication Timeout",
 ];
@@ -56,6 +57,8 @@ pub struct Link {
     connected: bool,
     /// It was told to answer every operation.
     verbose: bool,
+    /// The broker found a payload too large.
+    too_large: bool,
     authenticated: bool,
     /// The PING behind its replay was not sent yet.
     is_replaying: bool,
@@ -82,6 +85,7 @@ impl Link {
             info: None,
             connected: false,
             verbose: false,
+            too_large: false,
             authenticated: false,
             is_replaying: true,
             must_replay: Vec::new(),
@@ -491,6 +495,16 @@ impl Oracle {
         (first.frame, second.frame) = frames;
         session.subs[first.sub].delivered = first.base + counts.0;
         session.subs[second.sub].delivered = second.base + counts.1;
+        for no in [first.sub, second.sub] {
+            let sub = &mut session.subs[no];
+            let at_max = sub.max > 0 && sub.delivered >= sub.max;
+            if sub.finished && !at_max {
+                sub.finished = false;
+                sub.state = SubState::Live;
+            } else if at_max && sub.state == SubState::Live {
+                session.finish(no);
+            }
+        }
         session.subs[first.sub].upstream = Some(one.to_vec());
         session.subs[second.sub].upstream = Some(two.to_vec());
         for unproven in &mut session.unproven {
@@ -566,12 +580,7 @@ impl Oracle {
         let on = (no, sid.to_vec());
         let sid = sub.sid.clone();
         if finished {
-            // Until the broker gets to the UNSUB it may send more, which a broker's own
-            // client would get too.
-            sub.state = SubState::Ended;
-            session
-                .unproven
-                .retain(|unproven| unproven.kind.sub() != Some(sub_no));
+            session.finish(sub_no);
         }
         session.expected.push_back(Expected {
             sid,
@@ -640,6 +649,13 @@ impl Oracle {
 
     fn broker_error(&mut self, no: u64, text: String) {
         let session_no = self.links[&no].session;
+        if text == "Maximum Payload Violation" {
+            let link = self.link(no);
+            link.ended = true;
+            link.too_large = true;
+            self.sessions[session_no].too_large = true;
+            return;
+        }
         if CLOSING.contains(&text.as_str()) {
             let link = self.link(no);
             link.ended = true;
@@ -700,6 +716,12 @@ impl Oracle {
         }
         let session_no = link.session;
         let written = link.written;
+        let too_large = link.too_large;
+        let told = link
+            .info
+            .as_deref()
+            .and_then(|json| json_value(json, "max_payload"));
+        let max = told.and_then(|max| max.parse().ok()).unwrap_or(usize::MAX);
         if !link.down.residue().is_empty() && !link.ended {
             self.mark("cut inside a broker's frame");
         }
@@ -707,6 +729,12 @@ impl Oracle {
         for publish in unsettled.into_iter().rev() {
             let whole = publish.end <= written;
             if publish.refused && !self.at_least_once {
+                self.books.refused += 1;
+            } else if too_large
+                && (!whole || self.at_least_once)
+                && publish.publish.payload.len() > max
+            {
+                // No broker that is told the same will take it.
                 self.books.refused += 1;
             } else if whole && !self.at_least_once {
                 self.books.in_doubt += 1;

@@ -43,6 +43,8 @@ pub struct Sub {
     /// 0: without end.
     pub max: u64,
     pub state: SubState,
+    /// It has ended by its max.
+    pub finished: bool,
     /// A broker may have ended it: its max was raised, which a broker may have heard too
     /// late, or an equal one was refused.
     pub may_be_over: bool,
@@ -113,6 +115,8 @@ pub struct Session {
     pub accepted: bool,
     /// A broker refused it, with this text.
     pub refusal: Option<String>,
+    /// A broker found one of its payloads too large.
+    pub too_large: bool,
     /// It may start without a broker's verdict (R16).
     pub admitted: bool,
     /// And that was its end.
@@ -156,6 +160,15 @@ impl Session {
         self.errors.clear();
     }
 
+    /// A subscription has got its max. Until the broker gets to the UNSUB it may send more,
+    /// which a broker's own client would get too.
+    pub(super) fn finish(&mut self, sub: usize) {
+        self.subs[sub].state = SubState::Ended;
+        self.subs[sub].finished = true;
+        self.unproven
+            .retain(|unproven| unproven.kind.sub() != Some(sub));
+    }
+
     fn verbose(&self) -> bool {
         self.options.as_ref().is_some_and(|options| options.verbose)
     }
@@ -168,6 +181,8 @@ pub struct Reading {
     pub must_connect: bool,
     /// A second CONNECT drops subscriptions, as the present broker does it (R20).
     pub connect_drops: bool,
+    /// The largest payload that natsmux takes now, in bytes.
+    pub max_payload: usize,
 }
 
 impl Oracle {
@@ -234,7 +249,7 @@ impl Oracle {
             let op = session.arrived.pop_front();
             match op {
                 Some((Up::Connect(json), _)) => self.component_connect(no, &json, reading),
-                Some((op, _)) => self.carry_out(no, op),
+                Some((op, _)) => self.carry_out(no, op, reading.max_payload),
                 None => {}
             }
         }
@@ -297,7 +312,7 @@ impl Oracle {
         }
     }
 
-    fn carry_out(&mut self, no: usize, op: Up) {
+    fn carry_out(&mut self, no: usize, op: Up, max_payload: usize) {
         if std::env::var_os("ORACLE").is_some() && !matches!(op, Up::Publish(_)) {
             println!(
                 "session {no} does {op:?} {:?}",
@@ -311,6 +326,11 @@ impl Oracle {
             session.verbose_ops.push_back(number);
         }
         match op {
+            Up::Publish(publish) if publish.payload.len() > max_payload => {
+                session.at_fault = true;
+                session.is_over = true;
+                self.mark("payload too large for natsmux");
+            }
             Up::Publish(publish) => {
                 if publish.headers.is_some()
                     && !session
@@ -358,6 +378,7 @@ impl Oracle {
                 delivered: 0,
                 max: 0,
                 state: SubState::Live,
+                finished: false,
                 may_be_over: false,
                 upstream: None,
             });

@@ -10,6 +10,8 @@ use super::world::{Event, World};
 /// Whose behaviour it shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
+    /// The Ruby server of 2012.
+    V0_4,
     V2_9,
     V2_15,
 }
@@ -111,6 +113,7 @@ impl World {
     pub fn broker_info(&self, no: usize) -> String {
         let broker = &self.brokers[no];
         let version = match broker.flavour {
+            Flavour::V0_4 => "0.4.22",
             Flavour::V2_9 => "2.9.10",
             Flavour::V2_15 => "2.15.1",
         };
@@ -124,8 +127,16 @@ impl World {
         } else {
             ""
         };
+        let max_payload = self.plan.max_payload[no];
+        if broker.flavour == Flavour::V0_4 {
+            let required = self.plan.auth;
+            return format!(
+                "{{\"server_id\":\"b{no}s{}\",\"host\":\"0.0.0.0\",\"port\":4222,\"version\":\"{version}\",\"auth_required\":{required},\"ssl_required\":false,\"max_payload\":{max_payload}}}",
+                broker.starts
+            );
+        }
         format!(
-            "{{\"server_id\":\"B{no}S{}\",\"server_name\":\"b{no}\",\"version\":\"{version}\",\"proto\":1,\"go\":\"go1.24\",\"host\":\"0.0.0.0\",\"port\":4222,\"headers\":true{auth},\"max_payload\":1048576,\"client_id\":{},\"client_ip\":\"127.0.0.1\",\"cluster\":\"c\",\"connect_urls\":[\"10.0.0.1:4222\"]{duck}}}",
+            "{{\"server_id\":\"B{no}S{}\",\"server_name\":\"b{no}\",\"version\":\"{version}\",\"proto\":1,\"go\":\"go1.24\",\"host\":\"0.0.0.0\",\"port\":4222,\"headers\":true{auth},\"max_payload\":{max_payload},\"client_id\":{},\"client_ip\":\"127.0.0.1\",\"cluster\":\"c\",\"connect_urls\":[\"10.0.0.1:4222\"]{duck}}}",
             broker.starts, self.next_conn
         )
     }
@@ -203,6 +214,7 @@ impl World {
 
     fn broker_op(&mut self, no: usize, conn: ConnId, op: Up) {
         let flavour = self.brokers[no].flavour;
+        let max_payload = self.plan.max_payload[no];
         let client = self.client(no, conn);
         match op {
             Up::Connect(json) => self.broker_connect(no, conn, &json),
@@ -216,6 +228,13 @@ impl World {
                 }
             }
             Up::Pong => {}
+            Up::Publish(publish) if publish.payload.len() > max_payload => {
+                client
+                    .output
+                    .extend_from_slice(b"-ERR 'Maximum Payload Violation'\r\n");
+                client.closing = true;
+                self.oracle.mark("payload too large for a broker");
+            }
             Up::Publish(publish) => self.broker_publish(no, Some(conn), publish),
             Up::Subscribe {
                 subject,
@@ -268,6 +287,7 @@ impl World {
         let user = json_value(json, "user").unwrap_or_default().to_owned();
         let refused =
             self.plan.auth && (user == "mallory" || user.is_empty() || self.brokers[no].refuses);
+        let flavour = self.brokers[no].flavour;
         let client = self.client(no, conn);
         if std::mem::replace(&mut client.connected, true) {
             return self.oracle.fail(
@@ -279,15 +299,20 @@ impl World {
             json_value(json, key).map_or(default, |value| value == "true")
         };
         client.verbose = flag("verbose", true);
-        client.echo = flag("echo", true);
+        client.echo = flag("echo", true) || flavour == Flavour::V0_4;
         client.headers = flag("headers", false);
         client.no_responders = flag("no_responders", false);
         if refused {
-            client
-                .output
-                .extend_from_slice(b"-ERR 'Authorization Violation'\r\n");
+            let text: &[u8] = match flavour {
+                Flavour::V0_4 => b"-ERR 'Authorization failed'\r\n",
+                _ => b"-ERR 'Authorization Violation'\r\n",
+            };
+            client.output.extend_from_slice(text);
             client.closing = true;
         } else {
+            if flavour == Flavour::V0_4 && !client.verbose {
+                client.output.extend_from_slice(b"+OK\r\n");
+            }
             client.ok();
             let host = self.conns[&conn].host;
             self.known_users.insert((host, user));
@@ -358,7 +383,10 @@ impl World {
                         continue;
                     }
                     let group = sub.group.as_deref();
-                    hosts.entry(group).or_default().insert(self.conns[conn].host);
+                    hosts
+                        .entry(group)
+                        .or_default()
+                        .insert(self.conns[conn].host);
                     if let Some(group) = &sub.group {
                         let (here, there) = members.entry(group.clone()).or_default();
                         *(if at == no { here } else { there }) += 1;

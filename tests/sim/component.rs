@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use natsmux::upstream::CloseReason;
 
 use super::net::{ConnId, MS, SECOND, Segment, Time, Way};
-use super::oracle::frames::{Down, Publish, Splitter};
-use super::plan::Plan;
+use super::oracle::frames::{Down, Publish, Splitter, json_value};
+use super::plan::{Plan, SMALL_PAYLOAD};
 use super::rng::Rng;
 use super::world::{Event, World};
 
@@ -14,7 +14,8 @@ const SUBJECTS: [&str; 5] = ["a", "b", "a.b", "a.c", "deny.x"];
 const PATTERNS: [&str; 9] = ["a", "b", "a.b", "a.*", "*.c", "a.>", ">", "deny.x", "a..b"];
 /// Sids that a component uses at most, so that messages don't multiply without end.
 const SIDS_MAX: usize = 9;
-const GROUPS: [&str; 2] = ["g", "h"];
+/// Of queue groups, with the blank before them; most subscriptions have none.
+const GROUPS: [&str; 6] = ["", "", "", "", " g", " h"];
 
 /// How a component misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,10 @@ pub struct Component {
     manner: Manner,
     verbose: bool,
     headers: bool,
+    /// It has sent what a broker with a smaller limit doesn't take.
+    sent_large: bool,
+    /// What it was told, unless it doesn't care.
+    max_payload: Option<usize>,
     echo: bool,
     /// Sends its first operations ahead of CONNECT.
     early: bool,
@@ -50,6 +55,8 @@ pub struct Component {
     next_sid: u64,
     sids: Vec<String>,
     limited: BTreeSet<String>,
+    /// Patterns and groups that it has subscribed to.
+    asked: BTreeSet<(&'static str, &'static str)>,
     input: Splitter,
 }
 
@@ -73,7 +80,9 @@ impl Component {
             faulty: false,
             manner,
             verbose: rng.percent(25),
-            headers: rng.percent(50),
+            headers: plan.has_headers() && rng.percent(50),
+            sent_large: false,
+            max_payload: rng.percent(80).then_some(1 << 20),
             echo: rng.percent(80),
             early: rng.percent(15),
             eager: rng.percent(30),
@@ -83,6 +92,7 @@ impl Component {
             next_sid: 1,
             sids: Vec::new(),
             limited: BTreeSet::new(),
+            asked: BTreeSet::new(),
             input: Splitter::default(),
         }
     }
@@ -221,11 +231,12 @@ impl World {
     fn say_sub(&mut self, no: usize, bytes: &mut Vec<u8>) {
         let reuse = self.rng.percent(10);
         let pattern = *self.rng.pick(&PATTERNS);
-        let group = if self.rng.percent(30) {
-            format!(" {}", self.rng.pick(&GROUPS))
-        } else {
-            String::new()
-        };
+        let group = *self.rng.pick(&GROUPS);
+        // Two equal subscriptions that no broker has yet can't be told apart in a replay.
+        let is_new = self.components[no].asked.insert((pattern, group));
+        if !is_new && !self.plan.twins && !pattern.starts_with("deny") {
+            return;
+        }
         if pattern.starts_with("deny") {
             // Its sid is used once. A broker's -ERR names no sid, so of several refused SUBs
             // that differ in nothing else, natsmux can't tell which it is about.
@@ -283,8 +294,25 @@ impl World {
             0 => SUBJECTS[4],
             other => SUBJECTS[other as usize % 4],
         };
-        let publish = self.make_publish(subject.as_bytes(), reply, self.components[no].headers);
+        let headers = self.components[no].headers;
+        let publish = self.own_publish(no, subject.as_bytes(), reply, headers);
         publish.encode(None, bytes);
+    }
+
+    /// A publish of a component that heeds what it was told of sizes, if it does.
+    fn own_publish(
+        &mut self,
+        no: usize,
+        subject: &[u8],
+        reply: Option<String>,
+        headers: bool,
+    ) -> Publish {
+        let mut publish = self.make_publish(subject, reply, headers);
+        if let Some(max) = self.components[no].max_payload {
+            publish.payload.truncate(max);
+        }
+        self.components[no].sent_large |= publish.payload.len() > SMALL_PAYLOAD;
+        publish
     }
 
     fn make_publish(&mut self, subject: &[u8], reply: Option<String>, headers: bool) -> Publish {
@@ -387,7 +415,12 @@ impl World {
 
     fn component_heard(&mut self, no: usize, frame: Down) {
         match frame {
-            Down::Info(_) => self.component_greets(no),
+            Down::Info(json) => {
+                let told = json_value(&json, "max_payload").and_then(|max| max.parse().ok());
+                let component = &mut self.components[no];
+                component.max_payload = component.max_payload.and(told);
+                self.component_greets(no);
+            }
             Down::Ping if self.components[no].manner != Manner::Deaf => {
                 self.component_says(no, b"PONG\r\n".to_vec())
             }
@@ -395,7 +428,7 @@ impl World {
                 if let (Some(reply), true, false) =
                     (publish.reply, self.components[no].replies, self.calm)
                 {
-                    let answer = self.make_publish(&reply, None, false);
+                    let answer = self.own_publish(no, &reply, None, false);
                     let mut bytes = Vec::new();
                     answer.encode(None, &mut bytes);
                     self.component_says(no, bytes);
@@ -441,12 +474,13 @@ impl World {
         let model = &self.oracle.sessions[session];
         match reason {
             CloseReason::ComponentClosed | CloseReason::ComponentLost => component.gone,
-            CloseReason::Fault(_) => model.at_fault || component.faulty,
+            CloseReason::Fault(_) => model.at_fault || component.faulty || component.sent_large,
             CloseReason::SlowConsumer => {
                 component.is_slow() || self.daemon.overflowed.contains(&session)
             }
             CloseReason::Stale => component.manner != Manner::Good || component.gone,
             CloseReason::AuthTimeout => model.options.is_none(),
+            CloseReason::Refused(_) if model.too_large => true,
             CloseReason::Refused(_) => {
                 model.refusal.is_some() && (!model.accepted || !self.is_welcome_somewhere())
             }

@@ -256,7 +256,11 @@ impl World {
         }
         let (session, slot) = (io.session, io.slot);
         let closing = io.machine.closing(slot).is_some();
-        let refused = matches!(io.machine.closing(slot), Some(CloseReason::Refused(_)));
+        // Who sent too much is closed, and what else it published goes on.
+        let refused = match io.machine.closing(slot) {
+            Some(CloseReason::Refused(text)) => **text != *b"Maximum Payload Violation",
+            _ => false,
+        };
         self.oracle.sessions[session].admitted |= admitted;
         if refused && !self.oracle.sessions[session].closing {
             self.oracle.session_refused(session);
@@ -524,8 +528,10 @@ impl World {
         self.next_conn += 1;
         link_io.conn = Some(conn);
         let ends = Ends::NatsmuxToBroker { link: no, broker };
-        self.conns
-            .insert(conn, Conn::new(ends, self.host, self.plan.windows.0, usize::MAX / 2));
+        self.conns.insert(
+            conn,
+            Conn::new(ends, self.host, self.plan.windows.0, usize::MAX / 2),
+        );
         self.oracle.link_opened(no, session);
         self.trace(|| format!("link {no} of session {session} is open to broker {broker}"));
         self.with_trunk(trunk, |machine, now, bus| {
@@ -660,9 +666,7 @@ impl World {
         if let Some(conn) = self.conns.get_mut(&conn) {
             conn.down.arrive_all();
         }
-        while let Some(Segment::Bytes(bytes)) =
-            self.read(conn, Way::Down)
-        {
+        while let Some(Segment::Bytes(bytes)) = self.read(conn, Way::Down) {
             self.oracle.mark("read out behind a write error");
             if self.daemon.trunks[&trunk].machine.has_link(link) {
                 self.link_bytes(trunk, link, no, &bytes);
@@ -738,8 +742,10 @@ impl World {
             component,
             session: no,
         };
-        self.conns
-            .insert(conn, Conn::new(ends, self.host, usize::MAX / 2, self.plan.windows.1));
+        self.conns.insert(
+            conn,
+            Conn::new(ends, self.host, usize::MAX / 2, self.plan.windows.1),
+        );
         self.oracle.component_is_sent(no, &info);
         self.send(conn, Way::Down, Segment::Bytes(info));
         self.daemon.sessions.insert(
@@ -884,7 +890,7 @@ impl World {
                 String::from_utf8_lossy(bytes).escape_debug()
             )
         });
-        let reading = self.reading();
+        let reading = self.reading(no);
         self.oracle.component_bytes(no, bytes, reading);
         self.oracle.sessions[no].admitted |= self.is_admitted(no);
         while !bytes.is_empty() {
@@ -946,7 +952,7 @@ impl World {
 
     /// Tells the oracle how much of what a component sent was acted upon.
     fn note_handled(&mut self, no: usize) {
-        let reading = self.reading();
+        let reading = self.reading(no);
         let dropped = self.daemon.bus.counters.dropped - self.daemon.dropped;
         self.daemon.dropped += dropped;
         let Some(io) = self.daemon.sessions.get_mut(&no) else {
@@ -968,8 +974,12 @@ impl World {
         }
     }
 
-    fn reading(&self) -> Reading {
+    fn reading(&self, no: usize) -> Reading {
+        let home = self.daemon.sessions.get(&no).and_then(|io| io.home);
+        let trunk = home.and_then(|(trunk, _)| self.daemon.trunks.get(&trunk));
+        let of_link = trunk.map_or(usize::MAX, |trunk| trunk.machine.max_payload());
         Reading {
+            max_payload: of_link.min(self.daemon.bus.roster.offer().max_payload),
             must_connect: self.daemon.bus.roster.auth_required(),
             connect_drops: self.plan.flavours[0] == Flavour::V2_15,
         }
@@ -1143,7 +1153,9 @@ impl World {
         }
         for (id, io) in &self.daemon.trunks {
             let buffered = io.machine.gauges().buffered_bytes;
-            let slow = self.component_of(io.session).is_some_and(Component::is_slow);
+            let slow = self
+                .component_of(io.session)
+                .is_some_and(Component::is_slow);
             if !self.daemon.sessions.contains_key(&io.session) {
                 self.oracle.fail(
                     "I13 no leak",

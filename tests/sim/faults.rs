@@ -3,6 +3,7 @@
 use super::broker::Life;
 use super::component::HEALING;
 use super::net::{ConnId, Ends, MS, SECOND, Segment, Time, Way};
+use super::plan::SMALL_PAYLOAD;
 use super::world::{Event, World};
 
 impl World {
@@ -88,6 +89,10 @@ impl World {
         broker.lame_duck = false;
         broker.starts += 1;
         broker.willing_since = (!broker.full && !broker.refuses).then_some(now);
+        if !self.calm && self.rng.percent(8) {
+            // Its configuration was changed meanwhile.
+            self.plan.max_payload[no] = SMALL_PAYLOAD;
+        }
     }
 
     fn freeze(&mut self, no: usize) {

@@ -64,6 +64,8 @@ const MARKS: &[&str] = &[
     "one direction lost",
     "operations before CONNECT",
     "owed PONG over a failover",
+    "payload too large for a broker",
+    "payload too large for natsmux",
     "PONG released unproven",
     "publish in doubt",
     "publish moved",

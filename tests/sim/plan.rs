@@ -9,16 +9,23 @@ use super::broker::Flavour;
 use super::net::{MS, SECOND, Time, Weather};
 use super::rng::Rng;
 
+/// What a broker with a smaller limit takes, in bytes.
+pub const SMALL_PAYLOAD: usize = 3_000;
+
 /// The run's parameters.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub auth: bool,
     pub flavours: Vec<Flavour>,
+    /// The largest payload that each broker takes, in bytes.
+    pub max_payload: Vec<usize>,
     /// Hosts with a natsmux each.
     pub hosts: usize,
     pub at_least_once: bool,
     pub components: usize,
     pub faults: u64,
+    /// A component may have several equal subscriptions.
+    pub twins: bool,
     /// When faults and new work stop.
     pub safety_end: Time,
     pub weather: Weather,
@@ -42,16 +49,24 @@ impl Plan {
             2 | 3 => vec![new; 2],
             4 | 5 => vec![old, new],
             6 => vec![new, old, new],
-            _ => vec![new],
+            _ => vec![*rng.pick(&[Flavour::V0_4, new])],
         };
+        let twins = rng.percent(4);
+        let mut max_payload = vec![1 << 20; flavours.len()];
+        if rng.percent(15) {
+            let small = rng.below(flavours.len() as u64) as usize;
+            max_payload[small] = SMALL_PAYLOAD;
+        }
         let hosts = *rng.pick(&[1, 1, 1, 2, 2, 3]);
         Self {
             auth: rng.percent(60),
             flavours,
+            max_payload,
             hosts,
             at_least_once,
             components: *rng.pick(&[1, 1, 2, 3]) + hosts - 1,
-            faults: rng.range(1, 7),
+            faults: if twins { 0 } else { rng.range(1, 7) },
+            twins,
             safety_end: rng.range(1, 4) * SECOND,
             weather: Weather {
                 latency,
@@ -71,9 +86,16 @@ impl Plan {
         }
     }
 
+    /// Whether brokers know of headers.
+    pub fn has_headers(&self) -> bool {
+        !self.flavours.contains(&Flavour::V0_4)
+    }
+
     /// Whether a second CONNECT means the same at all brokers.
     pub fn is_uniform(&self) -> bool {
-        self.flavours.iter().all(|flavour| *flavour == self.flavours[0])
+        self.flavours
+            .iter()
+            .all(|flavour| *flavour == self.flavours[0])
     }
 }
 

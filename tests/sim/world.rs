@@ -264,8 +264,7 @@ impl World {
     }
 
     fn has_failed(&self) -> bool {
-        self.oracle.violation.is_some()
-            || self.others().any(|host| host.oracle.violation.is_some())
+        self.oracle.violation.is_some() || self.others().any(|host| host.oracle.violation.is_some())
     }
 
     /// What went wrong first.

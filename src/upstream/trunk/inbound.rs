@@ -159,7 +159,8 @@ impl Trunk {
             Phase::Live => {
                 self.answered = ping.seq;
                 self.answer(ping, bus);
-                if was_suspect && !self.is_suspect(at, bus) {
+                // What came behind a second CONNECT isn't this link's.
+                if was_suspect && self.open(bus) == Some(at) {
                     self.resume(at, now, bus);
                 }
                 self.close_finished();

@@ -288,10 +288,12 @@ impl Trunk {
     }
 
     /// Whether a component may be told a later INFO (R17): it asked for protocol 1 and has
-    /// had its first PONG. Before that it must hear nothing else.
+    /// had its first PONG. Before that it must hear nothing else, nor behind its last words.
     pub fn takes_info(&self, session: SessionId) -> bool {
         let slot = self.slots.get(session.0 as usize);
-        self.connect.protocol >= 1 && slot.is_some_and(|slot| slot.had_pong)
+        self.connect.protocol >= 1
+            && slot.is_some_and(|slot| slot.had_pong)
+            && !self.is_ending(session)
     }
 
     /// natsmux's own PING to a component.

@@ -531,3 +531,32 @@ fn a_pong_to_a_ping_that_was_not_written_ends_the_link() {
     assert!(!bench.trunk.has_link(link));
     assert_eq!(bench.bus.counters.confirmed, 0);
 }
+
+#[test]
+fn what_came_behind_a_second_connect_is_not_for_the_old_link() {
+    let mut bench = Bench::live(VERBOSE);
+    let (old, broker) = (bench.link, bench.trunk.broker().expect("live"));
+    bench.told();
+    bench.now += Duration::from_millis(1);
+    bench.bus.suspect(broker, bench.now);
+    bench.trunk.handle_wake(bench.now, &mut bench.bus);
+    bench.reconnect(PLAIN);
+    bench.publish(b"PUB a 1\r\nx\r\n");
+    // The broker of the old link thaws before the new link is there.
+    bench.now += Duration::from_millis(1);
+    bench.link = old;
+    bench.broker(b"PONG\r\n");
+    let told = bench.told();
+    assert!(told.contains("PING"), "its suspicion is over: {told}");
+    assert!(!told.contains("PUB"), "R20: {told}");
+}
+
+#[test]
+fn no_info_follows_a_components_last_words() {
+    let mut bench = Bench::live(r#"{"verbose":false,"protocol":1}"#);
+    bench.ping();
+    bench.broker(b"PONG\r\n");
+    assert!(bench.trunk.takes_info(bench.session), "R17");
+    bench.trunk.close(bench.session, CloseReason::Stale);
+    assert!(!bench.trunk.takes_info(bench.session));
+}
