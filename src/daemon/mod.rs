@@ -5,9 +5,12 @@
 //! commands. So no HTTP request can slow the data path by more than one snapshot.
 
 mod limits;
+#[cfg(feature = "turmoil")]
+pub mod simulated;
 mod source;
 mod worker;
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,7 +24,7 @@ use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::config::{BusConfig, Config, ConfigError, ListenAddr, LogFormat};
-use crate::net::socket;
+use crate::net::{self, socket};
 use crate::telemetry::{self, LineFormat, LogError, LogGuard};
 use source::WorkerSource;
 use worker::{Handle, Listeners, Start};
@@ -73,10 +76,12 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         listeners.insert(bus.name.clone(), bind_bus(bus)?);
     }
     let http = config.http.map(bind_http).transpose()?;
+    let seed = RandomState::new().hash_one(&config.name);
     let start = Start {
         config: config.clone(),
         listeners,
         max_connections,
+        seed,
     };
     info!(
         name = config.name,
@@ -96,6 +101,7 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         handle,
         log,
         open_files,
+        seed,
     };
     let result = runtime.block_on(control.run(http));
     drop(control);
@@ -112,6 +118,7 @@ struct Control {
     handle: Handle,
     log: LogGuard,
     open_files: u64,
+    seed: u64,
 }
 
 struct Signals {
@@ -142,7 +149,7 @@ impl Control {
         let mut signals = Signals::new()?;
         let stop = CancellationToken::new();
         let server = http
-            .map(socket::into_listener)
+            .map(tokio::net::TcpListener::from_std)
             .transpose()?
             .map(|listener| {
                 let source = Arc::new(WorkerSource::new(self.handle.clone()));
@@ -206,6 +213,7 @@ impl Control {
             config: new.clone(),
             listeners,
             max_connections: limits::max_connections(&new, self.open_files),
+            seed: self.seed,
         };
         self.handle.reload(start).await;
         self.config = new;
@@ -213,10 +221,10 @@ impl Control {
     }
 }
 
-fn bind_bus(bus: &BusConfig) -> Result<Vec<std::net::TcpListener>, DaemonError> {
+fn bind_bus(bus: &BusConfig) -> Result<Vec<socket::Bound>, DaemonError> {
     let mut listeners = Vec::new();
     for &ListenAddr { addr, optional } in &bus.listen {
-        match socket::listen(addr) {
+        match socket::bind(addr) {
             Ok(listener) => listeners.push(listener),
             Err(error) if optional && lacks_address_family(&error) => {
                 warn!(bus = bus.name, %addr, "no IPv6 on this host: not listening there");
@@ -231,7 +239,7 @@ fn bind_bus(bus: &BusConfig) -> Result<Vec<std::net::TcpListener>, DaemonError> 
 }
 
 fn bind_http(addr: SocketAddr) -> Result<std::net::TcpListener, DaemonError> {
-    socket::listen(addr).map_err(|error| DaemonError::Listen {
+    net::listen(addr).map_err(|error| DaemonError::Listen {
         addr,
         what: "http".to_owned(),
         error,

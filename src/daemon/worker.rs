@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
+use std::hash::{DefaultHasher, Hash, Hasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::rc::Rc;
@@ -21,7 +21,8 @@ use tracing::{info, warn};
 use crate::config::{BusConfig, Config};
 use crate::downstream::listener;
 use crate::downstream::shared::{Identity, Shared};
-use crate::net::socket;
+use crate::net::now;
+use crate::net::socket::{self, Bound};
 use crate::telemetry::{BrokerSnapshot, BusSnapshot, Counters, Snapshot};
 use crate::upstream::admission::Admission;
 use crate::upstream::pool::{Pool, ReadBuffer};
@@ -37,16 +38,21 @@ const NOWHERE: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFI
 const QUEUE: usize = 16;
 
 /// Bound sockets by bus.
-pub(super) type Listeners = BTreeMap<String, Vec<std::net::TcpListener>>;
+pub(super) type Listeners = BTreeMap<String, Vec<Bound>>;
 
 /// What the worker is started with, or reloads to: then with the listeners of new buses only.
 pub(super) struct Start {
     pub(super) config: Config,
     pub(super) listeners: Listeners,
     pub(super) max_connections: usize,
+    /// Of what is left to chance: the server's id, and the jitter of retries.
+    pub(super) seed: u64,
 }
 
-enum Command {
+/// The worker's end of the queue.
+pub(super) type Queue = mpsc::Receiver<Command>;
+
+pub(super) enum Command {
     Snapshot(oneshot::Sender<Snapshot>),
     Reload(Box<Start>, oneshot::Sender<()>),
     Drain(oneshot::Sender<()>),
@@ -60,6 +66,13 @@ pub(super) struct Handle {
 }
 
 impl Handle {
+    /// A queue's two ends.
+    pub(super) fn new() -> (Self, Queue) {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let stop = CancellationToken::new();
+        (Self { commands, stop }, queue)
+    }
+
     /// A snapshot; `None` where the worker is gone.
     pub(super) async fn snapshot(&self) -> Option<Snapshot> {
         let (reply, answer) = oneshot::channel();
@@ -89,6 +102,12 @@ impl Handle {
         self.stop.cancel();
     }
 
+    /// What ends it.
+    #[cfg(feature = "turmoil")]
+    pub(super) fn stopped(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
     /// Ready once the worker has ended by itself, which it doesn't unless it panics.
     pub(super) async fn gone(&self) {
         self.commands.closed().await;
@@ -97,12 +116,8 @@ impl Handle {
 
 /// Starts the worker.
 pub(super) fn spawn(start: Start) -> io::Result<(JoinHandle<()>, Handle)> {
-    let (commands, queue) = mpsc::channel(QUEUE);
-    let stop = CancellationToken::new();
-    let handle = Handle {
-        commands,
-        stop: stop.clone(),
-    };
+    let (handle, queue) = Handle::new();
+    let stop = handle.stop.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -110,17 +125,20 @@ pub(super) fn spawn(start: Start) -> io::Result<(JoinHandle<()>, Handle)> {
         .name("natsmux-worker".to_owned())
         .spawn(move || {
             let local = LocalSet::new();
-            local.block_on(&runtime, async {
-                let worker = Worker::new(&start);
-                worker.start(start).await;
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => {}
-                    () = worker.serve(queue) => {}
-                }
-            });
+            local.block_on(&runtime, run(start, queue, stop));
         })?;
     Ok((thread, handle))
+}
+
+/// Runs a worker until it is stopped, or nobody is left who could.
+pub(super) async fn run(start: Start, queue: Queue, stop: CancellationToken) {
+    let worker = Worker::new(&start);
+    worker.start(start).await;
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = worker.serve(queue) => {}
+    }
 }
 
 /// One bus as the worker runs it.
@@ -141,7 +159,7 @@ struct Worker {
 
 impl Worker {
     fn new(start: &Start) -> Self {
-        let seed = RandomState::new().hash_one(&start.config.name);
+        let seed = start.seed;
         let limits = &start.config.limits;
         Self {
             identity: Rc::new(Identity {
@@ -158,7 +176,7 @@ impl Worker {
                 early: Rc::new(Budget::new(limits.lenient_buffer_total)),
                 pending: Rc::new(Budget::new(limits.max_pending_total)),
             },
-            started: (Instant::now(), SystemTime::now()),
+            started: (now(), SystemTime::now()),
             seed,
         }
     }
@@ -171,7 +189,7 @@ impl Worker {
         }
     }
 
-    async fn serve(&self, mut queue: mpsc::Receiver<Command>) {
+    async fn serve(&self, mut queue: Queue) {
         while let Some(command) = queue.recv().await {
             match command {
                 Command::Snapshot(reply) => {
@@ -189,8 +207,8 @@ impl Worker {
         }
     }
 
-    fn start_bus(&self, config: &Config, bus: &BusConfig, listeners: Vec<std::net::TcpListener>) {
-        let now = Instant::now();
+    fn start_bus(&self, config: &Config, bus: &BusConfig, listeners: Vec<Bound>) {
+        let now = now();
         let mut rotation = DefaultHasher::new();
         config.name.hash(&mut rotation);
         let roster = Roster::new(
@@ -215,7 +233,7 @@ impl Worker {
         spawn_local(Rc::clone(&pool).probe());
         let first = listeners
             .first()
-            .and_then(|listener| listener.local_addr().ok());
+            .and_then(|listener| socket::local_addr(listener).ok());
         let running = Running {
             shared: Rc::new(Shared {
                 pool,
@@ -232,26 +250,22 @@ impl Worker {
         self.buses.borrow_mut().push(running);
     }
 
-    fn listen(&self, listener: std::net::TcpListener, shared: &Rc<Shared>) {
+    fn listen(&self, listener: Bound, shared: &Rc<Shared>) {
         let shared = Rc::clone(shared);
-        let addr = listener.local_addr();
-        let listener = match socket::into_listener(listener) {
-            Ok(listener) => listener,
-            Err(error) => {
-                return warn!(bus = shared.pool.name, %error, "can't listen");
-            }
-        };
-        if let Ok(addr) = addr {
+        if let Ok(addr) = socket::local_addr(&listener) {
             info!(bus = shared.pool.name, %addr, "listening");
         }
         shared.tasks.clone().spawn_local(async move {
             wait_for_first_info(&shared.pool).await;
-            listener::accept(listener, shared).await;
+            match socket::into_listener(listener).await {
+                Ok(listener) => listener::accept(listener, shared).await,
+                Err(error) => warn!(bus = shared.pool.name, %error, "can't listen"),
+            }
         });
     }
 
     fn reload(&self, start: Start) {
-        let now = Instant::now();
+        let now = now();
         let (config, mut listeners) = (start.config, start.listeners);
         self.identity.max_connections.set(start.max_connections);
         self.budgets
@@ -341,7 +355,7 @@ fn bus_snapshot(running: &Running) -> BusSnapshot {
     let (trunks, gauges) = pool.gauges();
     let bus = pool.bus.borrow();
     let roster = &bus.roster;
-    let now = Instant::now();
+    let now = now();
     let brokers: Vec<BrokerSnapshot> = roster
         .brokers()
         .map(|(_, broker)| BrokerSnapshot {
@@ -389,8 +403,8 @@ fn settings(bus: &BusConfig, buses: usize) -> Settings {
 
 /// R17: a component's first INFO should be built from a broker's, where one answers soon.
 async fn wait_for_first_info(pool: &Pool) {
-    let deadline = Instant::now() + FIRST_INFO;
-    while Instant::now() < deadline && !pool.bus.borrow().roster.was_seen() {
+    let deadline = now() + FIRST_INFO;
+    while now() < deadline && !pool.bus.borrow().roster.was_seen() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

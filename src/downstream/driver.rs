@@ -1,22 +1,19 @@
 //! The task of one component's connection: owns the socket and its timer, decides nothing.
 
 use std::future::{Future, poll_fn};
-use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
-use tokio::io::AsyncReadExt;
-use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::{Sleep, timeout};
 use tracing::{debug, warn};
 
 use super::session::{Home, Session, SessionAction};
 use super::shared::{self, Shared};
 use crate::ledger::SessionId;
-use crate::net::{Flush, Port, socket, wake_after_io};
+use crate::net::socket::{self, ReadHalf};
+use crate::net::{Flush, Port, now, wake_after_io};
 use crate::upstream::CloseReason;
 use crate::upstream::pool::{Pool, TrunkCell};
 
@@ -31,7 +28,7 @@ const DISCARD_BYTES: usize = 4 * 1024 * 1024;
 struct Connection {
     shared: Rc<Shared>,
     session: Session,
-    read: OwnedReadHalf,
+    read: ReadHalf,
     port: Rc<Port>,
     cid: u64,
     home: Option<(Rc<TrunkCell>, SessionId)>,
@@ -46,13 +43,7 @@ struct Connection {
 }
 
 /// Runs one connection until it is closed, and says why it was.
-pub async fn run(
-    shared: Rc<Shared>,
-    session: Session,
-    read: OwnedReadHalf,
-    port: Rc<Port>,
-    cid: u64,
-) {
+pub async fn run(shared: Rc<Shared>, session: Session, read: ReadHalf, port: Rc<Port>, cid: u64) {
     let mut connection = Connection {
         shared: Rc::clone(&shared),
         session,
@@ -79,7 +70,7 @@ pub async fn run(
     })
     .await;
     if let Some((cell, id)) = connection.home.take() {
-        shared.pool.detach(&cell, id, Instant::now());
+        shared.pool.detach(&cell, id, now());
     }
     connection
         .session
@@ -98,7 +89,7 @@ pub async fn run(
         "session closed"
     );
     if reason.error_text().is_some() {
-        let _ = SockRef::from(connection.port.socket()).shutdown(Shutdown::Write);
+        socket::shutdown(connection.port.socket());
         let _ = timeout(LAST_WORDS, discard(&mut connection.read)).await;
     }
 }
@@ -109,7 +100,7 @@ struct Guard(Rc<Port>);
 impl Drop for Guard {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let _ = SockRef::from(self.0.socket()).shutdown(Shutdown::Both);
+            socket::shutdown_both(self.0.socket());
         }
     }
 }
@@ -146,7 +137,7 @@ impl Connection {
     }
 
     fn tick(&mut self) {
-        let now = Instant::now();
+        let now = now();
         if self.session.poll_timeout().is_some_and(|at| at <= now) {
             self.with_session(|session, home, now, bus| session.handle_timeout(home, now, bus));
             self.act(now);
@@ -170,7 +161,7 @@ impl Connection {
                 session.handle_offer(&home, bus);
             }
         });
-        self.act(Instant::now());
+        self.act(now());
     }
 
     /// Reads what the component has sent, where the trunk has room for it. Returns whether
@@ -179,7 +170,7 @@ impl Connection {
         if self.eof || self.closing.is_some() || !self.wants_read() {
             return false;
         }
-        if self.read.as_ref().poll_read_ready(cx).is_pending() {
+        if socket::poll_readable(&self.read, cx).is_pending() {
             return false;
         }
         let buffer = Rc::clone(&self.shared.pool.buffer);
@@ -189,7 +180,7 @@ impl Connection {
             Poll::Ready(Ok(0)) => {
                 self.eof = true;
                 self.with_session(|session, home, now, bus| session.handle_eof(home, now, bus));
-                self.act(Instant::now());
+                self.act(now());
                 self.wake_trunk();
                 false
             }
@@ -198,7 +189,7 @@ impl Connection {
                 true
             }
             Poll::Ready(Err(_)) => {
-                self.closing = Some((CloseReason::ComponentLost, Instant::now()));
+                self.closing = Some((CloseReason::ComponentLost, now()));
                 false
             }
         }
@@ -211,7 +202,7 @@ impl Connection {
                 used = session.handle_bytes(bytes, home, now, bus);
             });
             bytes = &bytes[used..];
-            if !self.act(Instant::now()) {
+            if !self.act(now()) {
                 break;
             }
         }
@@ -245,7 +236,9 @@ impl Connection {
     }
 
     fn say_info(&self) {
-        let info = shared::info(self.port.socket(), self.cid, &self.shared);
+        let socket = self.port.socket();
+        let ends = (socket.local_addr(), socket.peer_addr());
+        let info = shared::info(ends, self.cid, &self.shared);
         if let Some((cell, id)) = &self.home
             && let Some(out) = cell.machine.borrow_mut().out(*id)
         {
@@ -257,13 +250,13 @@ impl Connection {
         if let Some((cell, _)) = &self.home
             && cell.has_failed()
         {
-            self.closing = Some((CloseReason::Internal, Instant::now()));
+            self.closing = Some((CloseReason::Internal, now()));
         }
         if self.closing.is_none()
             && let Some((cell, id)) = &self.home
             && let Some(reason) = cell.machine.borrow().closing(*id)
         {
-            self.closing = Some((reason.clone(), Instant::now() + LAST_WORDS));
+            self.closing = Some((reason.clone(), now() + LAST_WORDS));
         }
     }
 
@@ -279,7 +272,7 @@ impl Connection {
                 break flushed;
             }
         };
-        let now = Instant::now();
+        let now = now();
         match (flushed, &self.closing) {
             (Flush::Dead(_), Some((reason, _))) => Poll::Ready(reason.clone()),
             (Flush::Dead(_), None) => Poll::Ready(CloseReason::ComponentLost),
@@ -351,10 +344,7 @@ impl Connection {
         let sleep = self
             .sleep
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if self
-            .armed
-            .is_none_or(|armed| due < armed || armed <= Instant::now())
-        {
+        if self.armed.is_none_or(|armed| due < armed || armed <= now()) {
             sleep.as_mut().reset(deadline);
             self.armed = Some(due);
         }
@@ -372,7 +362,7 @@ impl Connection {
         let wants = {
             let bus = self.shared.pool.bus.borrow();
             let mut trunk = cell.machine.borrow_mut();
-            let wants = trunk.wants_read(*id, Instant::now(), &bus);
+            let wants = trunk.wants_read(*id, now(), &bus);
             let waits = !trunk.is_ready(*id) && !trunk.is_ending(*id);
             wants || (waits && self.session.may_wait_for_more(&bus))
         };
@@ -394,7 +384,7 @@ impl Connection {
         input: impl FnOnce(&mut Session, Option<Home<'_>>, Instant, &mut crate::upstream::Bus),
     ) {
         let mut bus = self.shared.pool.bus.borrow_mut();
-        let now = Instant::now();
+        let now = now();
         match &self.home {
             Some((cell, id)) => {
                 let mut trunk = cell.machine.borrow_mut();
@@ -409,11 +399,11 @@ impl Connection {
     }
 }
 
-async fn discard(read: &mut OwnedReadHalf) {
+async fn discard(read: &mut ReadHalf) {
     let mut buffer = [0; 4096];
     let mut left = DISCARD_BYTES;
     while left > 0 {
-        match read.read(&mut buffer).await {
+        match socket::read(read, &mut buffer).await {
             Ok(count) if count > 0 => left = left.saturating_sub(count),
             _ => return,
         }

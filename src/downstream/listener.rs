@@ -3,22 +3,21 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
 use super::driver;
 use super::session::Session;
 use super::shared::{self, Identity, Shared};
-use crate::net::{Port, socket};
+use crate::net::socket::{self, Listener, Stream};
+use crate::net::{Port, now};
 
 /// Pause after a failed accept, such as for want of descriptors: no spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts on one address until the bus drains.
-pub async fn accept(listener: TcpListener, shared: Rc<Shared>) {
+pub async fn accept(listener: Listener, shared: Rc<Shared>) {
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
@@ -42,27 +41,25 @@ pub async fn accept(listener: TcpListener, shared: Rc<Shared>) {
     }
 }
 
-fn welcome(stream: TcpStream, peer: SocketAddr, shared: &Rc<Shared>) {
+fn welcome(stream: Stream, peer: SocketAddr, shared: &Rc<Shared>) {
     socket::tune(&stream);
     let identity = Rc::clone(&shared.identity);
     let cid = identity.next_cid.get() + 1;
     identity.next_cid.set(cid);
-    let mut info = shared::info(&stream, cid, shared);
+    let ends = (stream.local_addr(), stream.peer_addr());
+    let mut info = shared::info(ends, cid, shared);
     let full = identity.connections.get() >= identity.max_connections.get();
     if full {
         info.extend_from_slice(b"-ERR 'maximum connections exceeded'\r\n");
     }
-    // A new socket's buffer takes these few bytes at once; asking the runtime whether it
-    // is writable would cost a turn of the loop.
-    let sent = SockRef::from(&stream).send(&info);
-    if full || !matches!(sent, Ok(count) if count == info.len()) {
+    if !socket::send_first(&stream, &info) || full {
         debug!(bus = shared.pool.name, %peer, full, "connection turned away");
         return;
     }
     let session = {
         let mut bus = shared.pool.bus.borrow_mut();
         bus.counters.sessions_opened += 1;
-        Session::new(Instant::now(), &bus)
+        Session::new(now(), &bus)
     };
     debug!(bus = shared.pool.name, cid, %peer, "session opened");
     let (read, write) = stream.into_split();

@@ -5,7 +5,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -40,12 +39,15 @@ pub struct Identity {
     pub next_cid: Cell<u64>,
 }
 
+/// The two addresses of a connection, natsmux's own first.
+pub(super) type Ends = (io::Result<SocketAddr>, io::Result<SocketAddr>);
+
 /// The INFO for one component (R17), from the last INFO of each broker.
-pub(super) fn info(stream: &TcpStream, cid: u64, shared: &Shared) -> Vec<u8> {
+pub(super) fn info((local, peer): Ends, cid: u64, shared: &Shared) -> Vec<u8> {
     let address = |addr: io::Result<SocketAddr>| addr.ok().map(|addr| (addr.ip(), addr.port()));
     let unknown = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-    let (host, port) = address(stream.local_addr()).unwrap_or(unknown);
-    let (client_ip, _) = address(stream.peer_addr()).unwrap_or(unknown);
+    let (host, port) = address(local).unwrap_or(unknown);
+    let (client_ip, _) = address(peer).unwrap_or(unknown);
     let bus = shared.pool.bus.borrow();
     let brokers: Vec<_> = bus.roster.infos().collect();
     let local = FirstInfo {

@@ -1,17 +1,24 @@
 //! Bytes and sockets, no NATS.
 //!
 //! [`Outbox`] and [`Partial`] are pure and belong to the machines; [`Port`] and the
-//! functions of [`socket`] are the only places where a machine's bytes meet a socket.
+//! functions of [`socket`] are the only places where a machine's bytes meet a socket. With
+//! the feature `turmoil`, `simulated` takes the place of [`socket`]: for tests only.
 
+mod clock;
 mod fair;
+mod listen;
 mod names;
 mod outbox;
 mod partial;
 mod port;
+#[cfg_attr(feature = "turmoil", path = "simulated.rs")]
 pub mod socket;
+#[cfg(not(feature = "turmoil"))]
 mod unacked;
 
+pub use clock::now;
 pub use fair::wake_after_io;
+pub use listen::listen;
 pub use names::Names;
 pub use outbox::{Outbox, Retention, Unproven};
 pub use partial::Partial;

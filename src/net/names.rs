@@ -7,10 +7,11 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-use super::socket;
+use super::now;
+use super::socket::{self, Stream};
 
 /// An answer is used for this long, so that a thousand trunks ask once.
 const FRESH: Duration = Duration::from_secs(1);
@@ -37,17 +38,14 @@ impl Names {
     /// # Errors
     /// `NotFound` where the name has no address; `TimedOut` where none answered in time;
     /// else the last address's error.
-    pub async fn connect(&self, host: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
+    pub async fn connect(&self, host: &str, port: u16, within: Duration) -> io::Result<Stream> {
         let addrs = self.lookup(host, within).await?;
         let count = u32::try_from(addrs.len()).unwrap_or(u32::MAX).max(1);
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for addr in addrs {
-            let connecting = TcpStream::connect(SocketAddr::new(addr, port));
+            let connecting = socket::connect(SocketAddr::new(addr, port));
             match timeout(within / count, connecting).await {
-                Ok(Ok(stream)) => {
-                    socket::tune(&stream);
-                    return Ok(stream);
-                }
+                Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => last = error,
                 Err(_) => last = io::ErrorKind::TimedOut.into(),
             }
@@ -60,7 +58,7 @@ impl Names {
             return Ok(vec![addr]);
         }
         if let Some(answer) = self.known.borrow_mut().get_mut(host) {
-            let now = Instant::now();
+            let now = now();
             if now.saturating_duration_since(answer.asked_at) < FRESH {
                 return Ok(answer.addrs.clone());
             }
@@ -79,7 +77,7 @@ impl Names {
         }
         let answer = Answer {
             addrs: found.clone(),
-            asked_at: Instant::now(),
+            asked_at: now(),
         };
         known.insert(host.to_owned(), answer);
         Ok(found)

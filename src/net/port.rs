@@ -8,9 +8,8 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, Waker};
 
-use tokio::net::tcp::OwnedWriteHalf;
-
 use super::Outbox;
+use super::socket::{self, WriteHalf};
 
 /// Chunks offered to one write.
 const SLICES: usize = 64;
@@ -29,14 +28,14 @@ pub enum Flush {
 /// The writing side of one socket, and the waker of the task that owns it.
 #[derive(Debug)]
 pub struct Port {
-    write: OwnedWriteHalf,
+    write: WriteHalf,
     waker: RefCell<Option<Waker>>,
     full: Cell<bool>,
 }
 
 impl Port {
     /// Wraps the writing half of a connected socket.
-    pub fn new(write: OwnedWriteHalf) -> Self {
+    pub fn new(write: WriteHalf) -> Self {
         Self {
             write,
             waker: RefCell::new(None),
@@ -75,7 +74,7 @@ impl Port {
         while !outbox.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let filled = outbox.slices(&mut slices);
-            match self.write.try_write_vectored(&slices[..filled]) {
+            match socket::try_write(&self.write, &slices[..filled]) {
                 Ok(count) => outbox.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.full.set(true);
@@ -90,18 +89,15 @@ impl Port {
 
     /// Ready once a full socket can be written again. Called by the owning task only.
     pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        // An error is found by the write that follows.
-        match self.write.as_ref().poll_write_ready(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(_) => {
-                self.full.set(false);
-                Poll::Ready(())
-            }
+        let ready = socket::poll_writable(&self.write, cx);
+        if ready.is_ready() {
+            self.full.set(false);
         }
+        ready
     }
 
     /// The socket itself.
-    pub fn socket(&self) -> &tokio::net::TcpStream {
-        self.write.as_ref()
+    pub fn socket(&self) -> &WriteHalf {
+        &self.write
     }
 }

@@ -16,7 +16,7 @@ const SIOCOUTQ: Opcode = 0x5411;
 ///
 /// # Errors
 /// The operating system's, where the socket is no stream.
-pub fn unacked_bytes(socket: impl AsFd) -> io::Result<u64> {
+pub(super) fn unacked_bytes(socket: impl AsFd) -> io::Result<u64> {
     // SAFETY: SIOCOUTQ writes one C int to the pointer that it is given, and nothing else;
     // that is what `Getter` provides.
     let bytes = unsafe { ioctl(socket, Getter::<SIOCOUTQ, std::ffi::c_int>::new()) }?;

@@ -11,25 +11,24 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::Sleep;
 use tracing::{debug, warn};
 
 use super::pool::{Pool, TrunkCell};
 use super::roster::{BrokerId, Failure};
 use super::trunk::{Action, LinkId, Report};
-use crate::net::{Flush, Port, socket, wake_after_io};
+use crate::net::socket::{self, ReadHalf, Stream};
+use crate::net::{Flush, Port, now, wake_after_io};
 
 /// Rounds of one pass, each with one read of every link, before the worker's other tasks get
 /// a turn.
 const ROUNDS_PER_PASS: usize = 4;
 
-type Dial = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
+type Dial = Pin<Box<dyn Future<Output = io::Result<Stream>>>>;
 
 enum Socket {
     Dialing(Dial),
-    Open { read: OwnedReadHalf, port: Port },
+    Open { read: ReadHalf, port: Port },
 }
 
 struct LinkIo {
@@ -137,7 +136,7 @@ impl Driver {
         let Socket::Open { read, .. } = &mut self.links[at].socket else {
             return false;
         };
-        if read.as_ref().poll_read_ready(cx).is_pending() {
+        if socket::poll_readable(read, cx).is_pending() {
             return false;
         }
         let buffer = Rc::clone(&self.pool.buffer);
@@ -155,7 +154,7 @@ impl Driver {
     }
 
     fn tick(&mut self) {
-        let now = Instant::now();
+        let now = now();
         if self.cell.take_woken() {
             self.with_machine(|trunk, now, bus| trunk.handle_wake(now, bus));
         }
@@ -312,10 +311,7 @@ impl Driver {
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if self.armed != Some(due) {
             // A timer that fires too early costs less than moving it for every message.
-            if self
-                .armed
-                .is_none_or(|armed| due < armed || armed <= Instant::now())
-            {
+            if self.armed.is_none_or(|armed| due < armed || armed <= now()) {
                 sleep.as_mut().reset(deadline);
                 self.armed = Some(due);
             }
@@ -336,11 +332,7 @@ impl Driver {
         input: impl FnOnce(&mut super::trunk::Trunk, Instant, &mut super::bus::Bus),
     ) {
         let mut bus = self.pool.bus.borrow_mut();
-        input(
-            &mut self.cell.machine.borrow_mut(),
-            Instant::now(),
-            &mut bus,
-        );
+        input(&mut self.cell.machine.borrow_mut(), now(), &mut bus);
     }
 
     fn log(&self, report: &Report) {

@@ -18,7 +18,7 @@ use super::driver;
 use super::trunk::{Gauges, Trunk};
 use super::watch::TrunkId;
 use crate::ledger::SessionId;
-use crate::net::{Names, Outbox, Port};
+use crate::net::{Names, Outbox, Port, now};
 use crate::proto::connect::ConnectInfo;
 
 /// The buffer that a readable socket borrows: one per worker.
@@ -230,7 +230,7 @@ impl Pool {
     fn report(&self) {
         let mut bus = self.bus.borrow_mut();
         let addr = |bus: &Bus, id| bus.roster.broker(id).addr().to_string();
-        if let Some(failover) = bus.poll_failover(Instant::now()) {
+        if let Some(failover) = bus.poll_failover(now()) {
             info!(
                 bus = self.name,
                 from = addr(&bus, failover.from),

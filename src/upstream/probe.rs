@@ -6,13 +6,14 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
 
-use tokio::io::AsyncReadExt;
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::pool::Pool;
 use super::roster::{BrokerId, Failure};
+use crate::net::now;
+use crate::net::socket::{self, Stream};
 use crate::proto::info::ServerInfo;
 use crate::proto::server::{self, ServerLimits, ServerOp, ServerScan};
 
@@ -20,7 +21,7 @@ impl Pool {
     /// Probes the bus's brokers for as long as the worker runs.
     pub async fn probe(self: Rc<Self>) {
         loop {
-            let now = Instant::now();
+            let now = now();
             let due = self.bus.borrow_mut().roster.poll_probe(now);
             if let Some(broker) = due {
                 self.bus.borrow_mut().counters.probes += 1;
@@ -35,7 +36,7 @@ impl Pool {
 
     /// Waits until `due`, or until the roster has changed.
     async fn wait(&self, due: Option<Instant>) {
-        let far = Instant::now() + std::time::Duration::from_secs(3600);
+        let far = now() + std::time::Duration::from_secs(3600);
         let mut sleep = pin!(sleep_until(due.unwrap_or(far).into()));
         let mut first = true;
         poll_fn(|cx| {
@@ -50,7 +51,7 @@ impl Pool {
 
     async fn probe_one(self: Rc<Self>, broker: BrokerId) {
         let result = self.ask(broker).await;
-        let now = Instant::now();
+        let now = now();
         let mut bus = self.bus.borrow_mut();
         let before = bus.roster.broker(broker).health();
         let addr = bus.roster.broker(broker).addr().to_string();
@@ -85,25 +86,27 @@ impl Pool {
         };
         let names = Rc::clone(&self.names);
         let dial = names.connect(&addr.host, addr.port, timings.connect_timeout);
-        let mut stream = match timeout(timings.connect_timeout, dial).await {
+        let stream = match timeout(timings.connect_timeout, dial).await {
             Err(_) => return Err(Failure::ConnectTimeout),
             Ok(Err(error)) => return Err(super::driver::dial_failure(&error)),
             Ok(Ok(stream)) => stream,
         };
-        timeout(timings.info_timeout, read_info(&mut stream))
+        timeout(timings.info_timeout, read_info(stream))
             .await
             .unwrap_or(Err(Failure::InfoTimeout))
     }
 }
 
-async fn read_info(stream: &mut tokio::net::TcpStream) -> Result<ServerInfo, Failure> {
+async fn read_info(stream: Stream) -> Result<ServerInfo, Failure> {
+    let (mut read, _write) = stream.into_split();
+    let mut buffer = [0; 1024];
     let limits = ServerLimits::default();
     let mut line = Vec::with_capacity(1024);
     loop {
-        match stream.read_buf(&mut line).await {
+        match socket::read(&mut read, &mut buffer).await {
             Ok(0) => return Err(Failure::Closed),
             Err(_) => return Err(Failure::Reset),
-            Ok(_) => {}
+            Ok(count) => line.extend_from_slice(&buffer[..count]),
         }
         return match server::scan(&line, &limits) {
             ServerScan::Incomplete { .. } => continue,

@@ -767,9 +767,11 @@ impl Oracle {
             .filter(|link| link.session == session_no && !link.closed)
             .flat_map(|link| link.sids.values().map(|on| on.sub))
             .collect();
+        // Others that ended are perhaps on their way to a link.
+        let here: Vec<usize> = self.links[&no].sids.values().map(|on| on.sub).collect();
         let session = &mut self.sessions[session_no];
         for (index, sub) in session.subs.iter_mut().enumerate() {
-            if sub.state == SubState::Ended && !placed.contains(&index) {
+            if sub.state == SubState::Ended && here.contains(&index) && !placed.contains(&index) {
                 sub.state = SubState::Gone;
             }
         }

@@ -177,7 +177,10 @@ impl World {
                 Segment::Bytes(bytes) => self.broker_bytes(no, conn, &bytes),
                 Segment::Fin | Segment::Reset => {
                     self.brokers[no].clients.remove(&conn);
-                    self.conns.remove(&conn);
+                    // An end that is on its way to natsmux still arrives.
+                    if self.conns.get(&conn).is_some_and(|conn| !conn.down.ended) {
+                        self.conns.remove(&conn);
+                    }
                 }
             }
         }

@@ -186,7 +186,7 @@ impl World {
             for trunk in self.trunk_ids() {
                 busy[3] |= self.perform(trunk);
                 busy[4] |= self.flush_links(trunk);
-                self.flush_touched(trunk);
+                busy[4] |= self.flush_touched(trunk);
             }
             busy[5] = self.shed();
             busy[6] = self.settle_bus();
@@ -287,6 +287,7 @@ impl World {
                 });
             }
         }
+        self.note_dropped(session);
         let books = self.books();
         self.oracle.step_end(books);
     }
@@ -550,7 +551,8 @@ impl World {
         };
         match self.conns.get(&conn).map(|conn| conn.ends) {
             Some(Ends::NatsmuxToBroker { broker, .. })
-                if self.brokers[broker].life != Life::Dead => {}
+                if self.brokers[broker].clients.contains_key(&conn)
+                    || !self.conns[&conn].down.ended => {}
             _ => {
                 self.conns.remove(&conn);
                 return;
@@ -674,10 +676,13 @@ impl World {
         }
     }
 
-    fn flush_touched(&mut self, id: TrunkId) {
+    /// Writes to the sessions that were touched. Returns whether one of them has to look at
+    /// something itself.
+    fn flush_touched(&mut self, id: TrunkId) -> bool {
+        let mut woken = false;
         while let Some(io) = self.daemon.trunks.get_mut(&id) {
             let Some(slot) = io.machine.poll_touched() else {
-                return;
+                break;
             };
             let session = io.session;
             let wake = io.machine.closing(slot).is_some() | io.machine.take_released(slot);
@@ -685,7 +690,9 @@ impl World {
             if wake || full {
                 self.daemon.wake(session);
             }
+            woken |= wake;
         }
+        woken
     }
 
     /// Writes what waits for a component. Returns whether its socket is full.
@@ -953,8 +960,6 @@ impl World {
     /// Tells the oracle how much of what a component sent was acted upon.
     fn note_handled(&mut self, no: usize) {
         let reading = self.reading(no);
-        let dropped = self.daemon.bus.counters.dropped - self.daemon.dropped;
-        self.daemon.dropped += dropped;
         let Some(io) = self.daemon.sessions.get_mut(&no) else {
             return;
         };
@@ -962,15 +967,23 @@ impl World {
             let unhandled = io.machine.unhandled_bytes() as u64;
             self.oracle.component_handled(no, unhandled, reading);
         }
-        if dropped > 0 {
-            self.oracle.dropped(no, dropped);
-        }
-        if let Some((trunk, slot)) = io.home {
+        let home = io.home;
+        self.note_dropped(no);
+        if let (Some((trunk, slot)), Some(io)) = (home, self.daemon.sessions.get_mut(&no)) {
             let trunk = self.daemon.trunks.get(&trunk);
             let ends = trunk.is_none_or(|trunk| trunk.machine.is_ending(slot));
             if ends && !std::mem::replace(&mut io.is_ending, true) {
                 self.oracle.session_ending(no);
             }
+        }
+    }
+
+    /// Tells the oracle what natsmux gave up of a session's publishes.
+    fn note_dropped(&mut self, no: usize) {
+        let dropped = self.daemon.bus.counters.dropped - self.daemon.dropped;
+        self.daemon.dropped += dropped;
+        if dropped > 0 {
+            self.oracle.dropped(no, dropped);
         }
     }
 
