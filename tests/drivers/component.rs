@@ -74,7 +74,15 @@ impl Component {
     }
 
     async fn connect(&mut self) -> io::Result<Talk> {
-        let stream = TcpStream::connect(("natsmux", 4222)).await?;
+        // natsmux takes nobody before it has asked a broker, or 300 ms have passed (R17).
+        let mut patience = 100;
+        let stream = loop {
+            match TcpStream::connect(("natsmux", 4222)).await {
+                Err(_) if patience > 0 => patience -= 1,
+                connected => break connected?,
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
         let mut talk = Talk {
             stream,
             input: Splitter::default(),

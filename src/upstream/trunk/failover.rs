@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
+use super::slot::UNASKED;
 use super::{CloseReason, Move, Trunk};
 use crate::config::Delivery;
 use crate::ledger::{Settled, settle};
@@ -110,10 +111,15 @@ impl Trunk {
                 self.release(session);
             }
             let slot = &mut self.slots[session.0 as usize];
-            if let Some((_, reason)) = slot.finishing.take() {
-                self.close(session, reason);
-            } else if slot.owed_pongs > 0 {
+            if slot.owed_pongs > 0 {
+                // Of one that is finishing, the next broker is asked.
+                slot.finishing
+                    .as_mut()
+                    .into_iter()
+                    .for_each(|(seq, _)| *seq = UNASKED);
                 self.arm_pong_hold(session, now, bus);
+            } else if let Some((_, reason)) = slot.finishing.take() {
+                self.close(session, reason);
             }
         }
         if self.moving.take().is_some() {

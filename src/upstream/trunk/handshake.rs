@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
+use super::slot::UNASKED;
 use super::{CloseReason, Trunk, Verdict};
 use crate::ledger::SessionId;
 use crate::proto::encode;
@@ -373,6 +374,12 @@ impl Trunk {
             }
             for _ in 0..pongs {
                 self.push_ping(at, Some(session), now, bus);
+            }
+            let last = self.next_ping - 1;
+            if let Some((seq, _)) = &mut self.slots[session.0 as usize].finishing
+                && *seq == UNASKED
+            {
+                *seq = last;
             }
         }
     }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::link::{OkOwner, Phase};
 use super::slot::Slot;
+use super::slot::UNASKED;
 use super::{CloseReason, Move, Trunk, Verdict};
 use crate::config::PongHold;
 use crate::ledger::{SessionId, Subscribed, Unsubscribed};
@@ -276,6 +277,11 @@ impl Trunk {
             Some(at) if unanswered => {
                 let seq = self.push_ping(at, None, now, bus);
                 self.slots[session.0 as usize].finishing = Some((seq, reason));
+                self.retire_subscriptions(session, now);
+            }
+            // A PONG that waits for a broker is still wanted, unless natsmux itself ends.
+            None if slot.owed_pongs > 0 && reason == CloseReason::ComponentClosed => {
+                self.slots[session.0 as usize].finishing = Some((UNASKED, reason));
                 self.retire_subscriptions(session, now);
             }
             _ => self.close(session, reason),

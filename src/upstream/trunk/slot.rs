@@ -6,6 +6,9 @@ use crate::ledger::Held;
 use crate::net::{Outbox, Retention};
 use crate::proto::client::ClientFault;
 
+/// The number of a PING that waits for a broker.
+pub(super) const UNASKED: u64 = u64::MAX;
+
 /// Why a session ends. A closed set: it labels a metric and says what the component hears.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CloseReason {
@@ -113,7 +116,8 @@ pub(super) struct Slot {
     pub(super) parked: bool,
     /// It need not wait any more, and the driver doesn't know yet.
     pub(super) released: bool,
-    /// The session ends for this reason once the PING with this number is answered.
+    /// The session ends for this reason once the PING with this number is answered, or one
+    /// that is still to be sent ([`UNASKED`]).
     pub(super) finishing: Option<(u64, CloseReason)>,
     /// Decided; the driver flushes and closes.
     pub(super) closing: Option<CloseReason>,

@@ -560,3 +560,50 @@ fn no_info_follows_a_components_last_words() {
     bench.trunk.close(bench.session, CloseReason::Stale);
     assert!(!bench.trunk.takes_info(bench.session));
 }
+
+#[test]
+fn a_half_closed_component_has_its_pong_from_the_next_broker() {
+    let mut bench = Bench::live(PLAIN);
+    bench.subscribe(b"a", b"1");
+    bench.ping();
+    let (session, now) = (bench.session, bench.now);
+    bench
+        .trunk
+        .finish(session, CloseReason::ComponentClosed, now, &mut bench.bus);
+    bench.lose();
+    assert_eq!(bench.trunk.closing(session), None, "R1");
+    bench.told();
+    bench.join();
+    assert!(
+        !bench.told().contains("SUB"),
+        "it wants no messages any more"
+    );
+    assert_eq!(bench.heard(), "");
+    bench.broker(b"PONG\r\nPONG\r\n");
+    assert_eq!(bench.heard(), "PONG\r\n");
+    assert_eq!(
+        bench.trunk.closing(session),
+        Some(&CloseReason::ComponentClosed)
+    );
+}
+
+#[test]
+fn a_half_closed_component_is_not_kept_for_longer_than_pong_hold() {
+    let mut bench = Bench::live(PLAIN);
+    bench.publish(b"PUB a 1\r\nx\r\n");
+    bench.flush();
+    bench.ping();
+    let (session, now) = (bench.session, bench.now);
+    bench
+        .trunk
+        .finish(session, CloseReason::ComponentClosed, now, &mut bench.bus);
+    bench.lose();
+    bench.pass(Duration::from_millis(299));
+    assert_eq!(bench.trunk.closing(session), None);
+    bench.pass(Duration::from_millis(2));
+    assert_eq!(bench.heard(), "PONG\r\n", "R3");
+    assert_eq!(
+        bench.trunk.closing(session),
+        Some(&CloseReason::ComponentClosed)
+    );
+}

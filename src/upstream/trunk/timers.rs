@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::Trunk;
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, Phase};
+use super::slot::UNASKED;
 use crate::ledger::SessionId;
 use crate::upstream::backoff::unit;
 use crate::upstream::bus::Bus;
@@ -276,6 +277,10 @@ impl Trunk {
         let pongs = u64::from(pongs);
         for _ in 0..pongs {
             self.deliver_pong(session, bus);
+        }
+        let finishing = &mut self.slots[session.0 as usize].finishing;
+        if let Some((_, reason)) = finishing.take_if(|(seq, _)| *seq == UNASKED) {
+            self.close(session, reason);
         }
         if bus.note_unproven(pongs) {
             self.actions
