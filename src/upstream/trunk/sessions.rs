@@ -272,16 +272,17 @@ impl Trunk {
         if slot.closing.is_some() || slot.finishing.is_some() {
             return;
         }
+        // A PONG that waits for a broker is still wanted, unless natsmux itself ends.
+        let live = self.live();
+        if slot.owed_pongs > 0 && (live.is_some() || reason == CloseReason::ComponentClosed) {
+            self.slots[session.0 as usize].finishing = Some((UNASKED, reason));
+            return self.retire_subscriptions(session, now);
+        }
         let unanswered = slot.asked > 0 || slot.is_unproven(self.answered);
-        match self.live() {
+        match live {
             Some(at) if unanswered => {
                 let seq = self.push_ping(at, None, now, bus);
                 self.slots[session.0 as usize].finishing = Some((seq, reason));
-                self.retire_subscriptions(session, now);
-            }
-            // A PONG that waits for a broker is still wanted, unless natsmux itself ends.
-            None if slot.owed_pongs > 0 && reason == CloseReason::ComponentClosed => {
-                self.slots[session.0 as usize].finishing = Some((UNASKED, reason));
                 self.retire_subscriptions(session, now);
             }
             _ => self.close(session, reason),

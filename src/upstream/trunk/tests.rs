@@ -607,3 +607,26 @@ fn a_half_closed_component_is_not_kept_for_longer_than_pong_hold() {
         Some(&CloseReason::ComponentClosed)
     );
 }
+
+#[test]
+fn a_half_closed_component_has_the_pong_that_suspicion_held() {
+    let mut bench = Bench::live(PLAIN);
+    bench.subscribe(b"a", b"1");
+    bench.broker(b"PONG\r\n");
+    let broker = bench.trunk.broker().expect("live");
+    bench.now += Duration::from_millis(1);
+    bench.bus.suspect(broker, bench.now);
+    bench.trunk.handle_wake(bench.now, &mut bench.bus);
+    bench.ping();
+    let (session, now) = (bench.session, bench.now);
+    bench
+        .trunk
+        .finish(session, CloseReason::ComponentClosed, now, &mut bench.bus);
+    assert_eq!(bench.trunk.closing(session), None, "R2");
+    bench.now += Duration::from_millis(1);
+    bench.broker(b"PONG\r\n");
+    assert_eq!(bench.heard(), "");
+    bench.broker(b"PONG\r\n");
+    assert_eq!(bench.heard(), "PONG\r\n");
+    assert!(bench.trunk.closing(session).is_some());
+}
