@@ -36,7 +36,7 @@ impl Default for ClientLimits {
 }
 
 /// An operation that a component sent. All slices point into the scanned input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ClientOp<'a> {
     /// `CONNECT {…}`, not yet parsed.
     Connect {
@@ -71,7 +71,7 @@ pub enum ClientOp<'a> {
 }
 
 /// A publish: `PUB subject [reply] size` or `HPUB subject [reply] header_len size`, and the payload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Publish<'a> {
     /// The whole frame as received, from the verb to the CRLF behind the payload.
     pub frame: &'a [u8],

@@ -29,7 +29,7 @@ impl Default for ServerLimits {
 }
 
 /// An operation that a broker sent. All slices point into the scanned input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ServerOp<'a> {
     /// `INFO {…}`, not yet parsed.
     Info {
@@ -55,7 +55,7 @@ pub enum ServerOp<'a> {
 }
 
 /// A message: `MSG subject sid [reply] size` or `HMSG subject sid [reply] header_len size`, and the payload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Msg<'a> {
     /// The whole frame as received, from the verb to the CRLF behind the payload.
     pub frame: &'a [u8],

@@ -67,11 +67,11 @@ impl Plan {
             components: *rng.pick(&[1, 1, 2, 3]) + hosts - 1,
             faults: if twins { 0 } else { rng.range(1, 7) },
             twins,
-            safety_end: rng.range(1, 4) * SECOND,
+            safety_end: *rng.pick(&[SECOND / 2, SECOND, SECOND, 2 * SECOND, 4 * SECOND]),
             weather: Weather {
                 latency,
                 jitter: *rng.pick(&[0, 100, 2000]),
-                chop: *rng.pick(&[0, 1, 3, 8]),
+                chop: *rng.pick(&[0, 0, 0, 1, 4]),
             },
             // A route is quicker than a failover, or messages would overtake each other in
             // ways that no client could tell from a broker's.
@@ -82,7 +82,7 @@ impl Plan {
             ),
             pending_total: *rng.pick(&[60_000, 1 << 20]),
             settings: settings(rng, at_least_once),
-            pace: *rng.pick(&[10 * MS, 60 * MS, 200 * MS]),
+            pace: *rng.pick(&[20 * MS, 60 * MS, 200 * MS]),
         }
     }
 
