@@ -74,3 +74,56 @@ impl Pings {
         self.queue.into_iter().filter_map(|ping| ping.asker)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pings(askers: &[Option<u32>]) -> Pings {
+        let mut pings = Pings::default();
+        for (seq, asker) in askers.iter().enumerate() {
+            pings.push(Ping {
+                seq: seq as u64,
+                asker: asker.map(SessionId),
+                offset: 6 * (seq as u64 + 1),
+                publishes: 0,
+                at: Instant::now(),
+            });
+        }
+        pings
+    }
+
+    #[test]
+    fn pongs_answer_in_order_and_then_nobody() {
+        let mut pings = pings(&[None, Some(7), None]);
+        assert_eq!((pings.len(), pings.is_empty()), (3, false));
+        assert_eq!(pings.oldest().map(|ping| ping.seq), Some(0));
+        let answered: Vec<_> = std::iter::from_fn(|| pings.answer()).collect();
+        let seqs: Vec<_> = answered.iter().map(|ping| ping.seq).collect();
+        assert_eq!(seqs, [0, 1, 2]);
+        assert_eq!(answered[1].asker, Some(SessionId(7)));
+        assert_eq!((pings.len(), pings.is_empty()), (0, true));
+        assert!(pings.oldest().is_none(), "and no PONG has a PING");
+    }
+
+    #[test]
+    fn the_pongs_of_who_is_gone_are_nobodys_and_the_others_are_still_owed() {
+        let mut pings = pings(&[Some(1), Some(2), None, Some(1), Some(3)]);
+        pings.disown(SessionId(1));
+        assert_eq!(pings.len(), 5, "each PING still has its PONG");
+        let askers: Vec<_> = pings.into_askers().collect();
+        assert_eq!(askers, [SessionId(2), SessionId(3)]);
+    }
+
+    #[test]
+    fn many_answers_leave_no_memory_and_few_keep_theirs() {
+        let mut many = pings(&[None; 1_000]);
+        let mut few = pings(&[None; 5]);
+        let room = few.queue.capacity();
+        while many.answer().is_some() {
+            assert!(many.is_empty() || many.queue.capacity() >= 1_000);
+        }
+        while few.answer().is_some() {}
+        assert_eq!((many.queue.capacity(), few.queue.capacity()), (0, room));
+    }
+}

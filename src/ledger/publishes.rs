@@ -229,6 +229,61 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_is_counted_through_pushing_taking_and_joining() {
+        let mut held = Held::default();
+        assert!(held.is_empty());
+        held.push(b"PUB a 0\r\n\r\n", 1);
+        held.push(b"PUB b 1\r\nx\r\nPUB b 1\r\ny\r\n", 2);
+        assert_eq!((held.bytes(), held.messages()), (35, 3));
+        assert!(!held.is_empty());
+        let mut other = Held::default();
+        other.push(b"PUB c 0\r\n\r\n", 1);
+        held.append(other);
+        assert_eq!((held.bytes(), held.messages()), (46, 4));
+        let first = held.pop();
+        assert_eq!(first.map(|(_, messages)| messages), Some(3), "in its order");
+        assert_eq!((held.bytes(), held.messages()), (11, 1));
+        assert_eq!(held.pop(), Some((b"PUB c 0\r\n\r\n".to_vec(), 1)));
+        assert_eq!((held.pop(), held.bytes()), (None, 0));
+    }
+
+    #[test]
+    fn a_chunk_takes_what_fits_and_no_byte_more() {
+        let mut held = Held::default();
+        held.push(&vec![b'x'; CHUNK_BYTES - 10], 1);
+        held.push(&[b'y'; 10], 1);
+        held.push(b"z", 1);
+        let chunks: Vec<_> = std::iter::from_fn(|| held.pop()).collect();
+        let lens: Vec<_> = chunks.iter().map(|(chunk, _)| chunk.len()).collect();
+        assert_eq!(lens, [CHUNK_BYTES, 1]);
+        held.push(b"a", CHUNK_MESSAGES - 2);
+        held.push(b"b", 2);
+        held.push(b"c", 1);
+        let counts: Vec<_> = std::iter::from_fn(|| held.pop()).map(|(_, n)| n).collect();
+        assert_eq!(counts, [CHUNK_MESSAGES, 1]);
+    }
+
+    #[test]
+    fn two_of_three_larger_publishes_are_counted() {
+        let stream = b"PUB a 3\r\nxxx\r\nPUB b 1\r\ny\r\nPUB c 2\r\nzz\r\n";
+        let mut held = settle([stream.to_vec()], 0, 0, false).waiting;
+        assert_eq!(held.remove_larger(1), 2);
+        assert_eq!(held.messages(), 1);
+    }
+
+    #[test]
+    fn a_link_owes_what_was_appended_and_not_proven() {
+        let mut account = Account {
+            appended: 10,
+            ..Account::default()
+        };
+        account.prove(4);
+        assert_eq!(account.unsettled(), 6);
+        assert_eq!(account.prove(3), (0, 0), "proven before");
+        assert_eq!(account.unsettled(), 6);
+    }
+
+    #[test]
     fn a_fence_proves_what_came_before_less_what_was_refused() {
         let mut account = Account {
             appended: 10,
