@@ -1,9 +1,13 @@
 # natsmux: `make help` lists what can be made.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test-deps check test sim prove fuzz failover soak
+.PHONY: help run build test-deps check test sim turmoil prove fuzz mutants deny failover soak
 
-export PORT HTTP KILL NATS_SERVER SEED SEEDS SECONDS_EACH RUNS
+export PORT HTTP KILL NATS_SERVER SEED SEEDS FIRST SECONDS_EACH RUNS
+
+DENY = cargo-deny 0.20.2
+MUTANTS = cargo-mutants 27.1.0
+SHARD ?= 0/4
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -30,11 +34,20 @@ test: test-deps check ## everything: dependencies, formatting, lints, all tests
 sim: ## the machines under a seeded simulation (SEEDS=10000, or SEED=x for a trace)
 	cargo test --release --test sim
 
+turmoil: ## the drivers on a simulated network, seeded (SEEDS=500, or SEED=x for a trace)
+	cargo test --release --features turmoil --test drivers
+
 prove: ## bugs planted one by one, which the simulation's oracle must find: about 4 min
 	python3 tests/planted/prove.py
 
 fuzz: ## the parsers, JSON, configuration and ledger under libFuzzer (SECONDS_EACH=30 or RUNS=n)
 	tests/fuzz/run
+
+mutants: ## proto and ledger changed in every small way, which their unit tests must notice (SHARD=0/4: 1/4 of it, about half an hour)
+	"$$(tests/tools/cargo-tool $(MUTANTS))" mutants --shard $(SHARD) --output target/mutants --timeout 20
+
+deny: ## bans, licences and sources of all dependencies
+	"$$(tests/tools/cargo-tool $(DENY))" deny check bans licenses sources
 
 failover: test-deps ## brokers that go away in every way, in full: about 15 min of figures
 	FAILOVER=full cargo test --release --test failover --test clients -- --test-threads=1
