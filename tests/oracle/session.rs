@@ -701,6 +701,14 @@ impl Oracle {
 
     /// natsmux closed a session. `allowed` is the harness's verdict on the reason (I15).
     pub fn session_closed(&mut self, no: usize, reason: &str, allowed: bool) {
+        let model = &self.sessions[no];
+        let owed = model.pings.len();
+        if reason == "component_closed" && owed > 0 && model.options.is_some() && !model.at_fault {
+            self.fail(
+                "R1 half-close",
+                format!("session {no} was owed {owed} PONGs, and closed"),
+            );
+        }
         if !allowed {
             self.fail("I15 unbroken", format!("session {no} was closed: {reason}"));
         }
