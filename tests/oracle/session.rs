@@ -703,7 +703,8 @@ impl Oracle {
     pub fn session_closed(&mut self, no: usize, reason: &str, allowed: bool) {
         let model = &self.sessions[no];
         let owed = model.pings.len();
-        if reason == "component_closed" && owed > 0 && model.options.is_some() && !model.at_fault {
+        // Before a broker has judged its CONNECT, nobody could answer.
+        if reason == "component_closed" && owed > 0 && model.accepted && !model.is_garbled {
             self.fail(
                 "R1 half-close",
                 format!("session {no} was owed {owed} PONGs, and closed"),

@@ -181,7 +181,7 @@ impl World {
                 self.components[no].faulty = true;
                 return self.component_says(no, b"HELLO there\r\nPING\r\n".to_vec());
             }
-            3 | 4 if self.plan.is_uniform() => {
+            3..9 if self.plan.is_uniform() => {
                 let toggle = self.rng.percent(50);
                 let component = &mut self.components[no];
                 component.verbose ^= toggle;

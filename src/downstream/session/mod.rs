@@ -195,13 +195,13 @@ impl Session {
         }
     }
 
-    /// The component closed its side. What it sent is carried out first, unless no broker is
-    /// there that could: then it has given up waiting.
+    /// The component closed its side. What it sent is carried out first, unless it never got
+    /// to begin and no broker is there that could let it: then it has given up waiting.
     pub fn handle_eof(&mut self, home: Option<Home<'_>>, now: Instant, bus: &mut Bus) {
         self.eof = true;
         match home {
             Some(home) if home.trunk.is_ready(home.id) => self.handle_ready(home, now, bus),
-            Some(_) if bus.roster.takes_newcomers() => {}
+            Some(_) if self.begun || bus.roster.takes_newcomers() => {}
             Some(home) => home
                 .trunk
                 .close_session(home.id, CloseReason::ComponentClosed),
