@@ -660,7 +660,7 @@ impl Oracle {
             let link = self.link(no);
             link.ended = true;
             if !text.starts_with("Stale") && !text.starts_with("maximum") {
-                self.sessions[session_no].refusal = Some(text);
+                self.sessions[session_no].refusals.insert(text);
             }
             return;
         }

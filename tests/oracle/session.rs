@@ -1,6 +1,6 @@
 //! What is judged at components: their operations, and everything that they hear.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::frames::{self, Down, Publish, Splitter, Up, json_value};
 use super::{Oracle, identity};
@@ -113,8 +113,8 @@ pub struct Session {
     pub errors: Vec<(String, bool)>,
     /// A broker accepted its CONNECT.
     pub accepted: bool,
-    /// A broker refused it, with this text.
-    pub refusal: Option<String>,
+    /// What brokers refused it with.
+    pub refusals: BTreeSet<String>,
     /// A broker found one of its payloads too large.
     pub too_large: bool,
     /// It may start without a broker's verdict (R16).
@@ -674,7 +674,7 @@ impl Oracle {
             session.unproven.remove(at);
             return;
         }
-        let refused = session.refusal.as_deref() == Some(text);
+        let refused = session.refusals.contains(text);
         if LAST_WORDS.contains(&text) || refused {
             session.said_last_words = true;
             return;

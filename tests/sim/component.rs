@@ -482,7 +482,7 @@ impl World {
             CloseReason::AuthTimeout => model.options.is_none(),
             CloseReason::Refused(_) if model.too_large => true,
             CloseReason::Refused(_) => {
-                model.refusal.is_some() && (!model.accepted || !self.is_welcome_somewhere())
+                !model.refusals.is_empty() && (!model.accepted || !self.is_welcome_somewhere())
             }
             _ => false,
         }

@@ -241,7 +241,7 @@ impl World {
                 self.oracle.link_closed(link.no);
             }
             let session = &self.oracle.sessions[io.session];
-            if action == Action::Done && session.refusal.is_some() && !session.refused {
+            if action == Action::Done && !session.refusals.is_empty() && !session.refused {
                 self.oracle.session_refused(io.session);
             }
             io.actions.push_back(action);
@@ -267,7 +267,7 @@ impl World {
         }
         let model = &self.oracle.sessions[session];
         let more = self.daemon.bus.counters.refused > self.oracle.books.refused;
-        if closing && more && model.refusal.is_some() && !model.refused {
+        if closing && more && !model.refusals.is_empty() && !model.refused {
             // Refused by all brokers while it was being closed for another reason.
             self.oracle.session_refused(session);
         }

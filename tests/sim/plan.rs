@@ -67,7 +67,7 @@ impl Plan {
             components: *rng.pick(&[1, 1, 2, 3]) + hosts - 1,
             faults: if twins { 0 } else { rng.range(1, 7) },
             twins,
-            safety_end: *rng.pick(&[SECOND / 2, SECOND, SECOND, 2 * SECOND, 4 * SECOND]),
+            safety_end: *rng.pick(&[300 * MS, 300 * MS, 600 * MS, 600 * MS, SECOND, 4 * SECOND]),
             weather: Weather {
                 latency,
                 jitter: *rng.pick(&[0, 100, 2000]),
