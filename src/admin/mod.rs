@@ -1,22 +1,26 @@
-//! Health and metrics over HTTP: `/livez`, `/healthz`, `/varz`, `/brokerz` and `/metrics`.
+//! Health and metrics over HTTP: `/livez`, `/readyz`, `/healthz`, `/varz`, `/connz`, `/subsz`,
+//! `/brokerz` and `/metrics`.
 //!
 //! Only GET and HEAD, one request a connection, and a bound on everything a
 //! client may do: this port must never cost a component anything. It answers
 //! from a [`Snapshot`] that the [`Source`] takes; it reads no state of its own
 //! and changes none.
 
+mod connz;
 mod hosts;
 mod metrics;
 mod process;
+mod query;
 mod routes;
 mod server;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod varz;
 
 use std::future::Future;
 
-use crate::telemetry::Snapshot;
+use crate::telemetry::{SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
 pub use server::serve;
 
@@ -25,4 +29,14 @@ pub trait Source: Send + Sync + 'static {
     /// The daemon now, or `None` where a worker doesn't answer. Waited for at
     /// most 2 s.
     fn snapshot(&self) -> impl Future<Output = Option<Snapshot>> + Send;
+
+    /// All sessions now, in the order of their numbers. They aren't of one moment: they are
+    /// asked for in pages, so that many cost no component anything.
+    fn sessions(&self) -> impl Future<Output = Option<Vec<SessionSnapshot>>> + Send;
+
+    /// The subscriptions of the sessions with these numbers, in their order.
+    fn subscriptions(
+        &self,
+        cids: &[u64],
+    ) -> impl Future<Output = Option<Vec<SubscriptionSnapshot>>> + Send;
 }

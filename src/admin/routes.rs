@@ -1,5 +1,6 @@
 //! Which path answers what.
 
+use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,16 +14,28 @@ use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::Source;
+use super::connz::{connz, subsz};
 use super::hosts;
 use super::metrics::{self, metrics};
 use super::process::CpuMeter;
+use super::query::{BadValue, Query};
 use super::varz::{brokerz, varz};
 use crate::telemetry::{BusSnapshot, Snapshot};
 
 /// How long a picture may take before natsmux counts as stuck.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
 
-const PATHS: [&str; 5] = ["/livez", "/healthz", "/varz", "/brokerz", "/metrics"];
+const PATHS: [&str; 9] = [
+    "/livez",
+    "/readyz",
+    "/healthz",
+    "/varz",
+    "/connz",
+    "/subsz",
+    "/subscriptionsz",
+    "/brokerz",
+    "/metrics",
+];
 
 /// What all requests share.
 pub(super) struct Routes<S> {
@@ -67,9 +80,15 @@ impl<S: Source> Routes<S> {
         let Ok(Some(snapshot)) = timeout(SNAPSHOT_TIMEOUT, self.source.snapshot()).await else {
             return unavailable("a worker doesn't answer");
         };
+        let query = Query::new(request.uri().query());
         match path {
             "/livez" => ok(),
+            "/readyz" => readyz(&snapshot),
             "/healthz" => healthz(&snapshot, request.uri().query()),
+            "/connz" => listing(connz(&*self.source, &snapshot, query), SNAPSHOT_TIMEOUT).await,
+            "/subsz" | "/subscriptionsz" => {
+                listing(subsz(&*self.source, &snapshot, query), SNAPSHOT_TIMEOUT).await
+            }
             "/brokerz" => reply(StatusCode::OK, &brokerz(&snapshot)),
             "/metrics" => match metrics(snapshot, &self.cpu) {
                 Ok(body) => text_reply(StatusCode::OK, body, metrics::CONTENT_TYPE),
@@ -91,6 +110,37 @@ impl<S: Source> Routes<S> {
             )
         });
         Value::Object(counts.collect::<Map<_, _>>())
+    }
+}
+
+/// An answer that may take several looks at the workers.
+async fn listing(
+    answer: impl Future<Output = Result<Option<Value>, BadValue>>,
+    within: Duration,
+) -> Response<Full<Bytes>> {
+    match timeout(within, answer).await {
+        Ok(Ok(Some(body))) => reply(StatusCode::OK, &body),
+        Ok(Err(BadValue(error))) => reply(StatusCode::BAD_REQUEST, &json!({ "error": error })),
+        Ok(Ok(None)) | Err(_) => unavailable("a worker doesn't answer"),
+    }
+}
+
+/// Ready once every bus listens and has had a live broker; it stays so through an outage,
+/// in which sessions are kept and components are still taken (R16).
+fn readyz(snapshot: &Snapshot) -> Response<Full<Bytes>> {
+    let waits = |bus: &&BusSnapshot| !bus.listening || !bus.attached;
+    let faults: Vec<String> = snapshot
+        .buses
+        .iter()
+        .filter(waits)
+        .map(|bus| match bus.listening {
+            true => format!("bus {}: no broker has answered yet", bus.name),
+            false => format!("bus {}: not listening yet", bus.name),
+        })
+        .collect();
+    match faults.is_empty() {
+        true => ok(),
+        false => unavailable(&faults.join("; ")),
     }
 }
 

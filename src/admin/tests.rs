@@ -12,11 +12,15 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{Source, serve};
-use crate::telemetry::{BrokerSnapshot, BusSnapshot, Counters, Snapshot};
+use crate::telemetry::{
+    BrokerSnapshot, BusSnapshot, Counters, SessionSnapshot, Snapshot, SubscriptionSnapshot,
+};
 
 /// What the made-up workers do.
 enum Fake {
     Answers(Box<Snapshot>),
+    /// With these sessions, and subscriptions as many as they say.
+    Lists(Box<Snapshot>, Vec<SessionSnapshot>),
     Declines,
     Hangs,
 }
@@ -24,16 +28,74 @@ enum Fake {
 impl Source for Fake {
     async fn snapshot(&self) -> Option<Snapshot> {
         match self {
-            Self::Answers(snapshot) => Some(Snapshot::clone(snapshot)),
+            Self::Answers(snapshot) | Self::Lists(snapshot, _) => Some(Snapshot::clone(snapshot)),
             Self::Declines => None,
             Self::Hangs => pending().await,
         }
     }
+
+    async fn sessions(&self) -> Option<Vec<SessionSnapshot>> {
+        match self {
+            Self::Lists(_, sessions) => Some(sessions.clone()),
+            _ => None,
+        }
+    }
+
+    async fn subscriptions(&self, cids: &[u64]) -> Option<Vec<SubscriptionSnapshot>> {
+        let Self::Lists(_, sessions) = self else {
+            return None;
+        };
+        let wanted = sessions.iter().filter(|s| cids.contains(&s.cid));
+        let subs = wanted.flat_map(|session| {
+            (0..session.subscriptions).map(|no| SubscriptionSnapshot {
+                cid: session.cid,
+                subject: format!("s.{}.{no}", session.cid),
+                queue_group: (no == 1).then(|| "q\"\u{fffd}".to_owned()),
+                sid: no.to_string(),
+                msgs: 7,
+                max: (no == 0).then_some(9),
+            })
+        });
+        Some(subs.collect())
+    }
+}
+
+fn session(cid: u64, subscriptions: u64) -> SessionSnapshot {
+    SessionSnapshot {
+        cid,
+        bus: "control".to_owned(),
+        peer: SocketAddr::from(([127, 0, 0, 1], 50_000)),
+        uptime: Duration::from_secs(3 * cid),
+        idle: Duration::from_secs(cid % 3),
+        in_msgs: cid * 2,
+        in_bytes: 1000 - cid % 1000,
+        out_msgs: cid % 7,
+        out_bytes: 5,
+        pending_bytes: cid % 5,
+        held: 1,
+        subscriptions,
+        name: Some(format!("comp\"{cid}\r\n\u{fffd}")),
+        lang: None,
+        version: Some("0.4.22".to_owned()),
+        user: Some("alice".to_owned()),
+        trunk: Some(cid),
+        broker: Some("10.0.0.1:4222".to_owned()),
+    }
+}
+
+fn listing(sessions: Vec<SessionSnapshot>) -> Fake {
+    let Fake::Answers(mut snapshot) = picture([true, true]) else {
+        panic!("a picture answers");
+    };
+    snapshot.subscriptions = sessions.iter().map(|s| s.subscriptions).sum();
+    Fake::Lists(snapshot, sessions)
 }
 
 fn bus(name: &str, healthy: bool) -> BusSnapshot {
     BusSnapshot {
         name: name.to_owned(),
+        listening: true,
+        attached: true,
         healthy,
         reason: (!healthy).then(|| "10.0.0.1:4222: connection refused".to_owned()),
         sessions: 2,
@@ -395,4 +457,169 @@ async fn brokerz_lists_every_broker_of_every_bus() {
         (&"10.0.0.1:4222".into(), &2.into())
     );
     assert_eq!(body["buses"][1]["current"], Value::Null);
+}
+
+/// Every key of a connection with the type that nats-top and the exporter read it as.
+fn check_connection(connection: &Value) {
+    for key in [
+        "cid",
+        "port",
+        "pending_bytes",
+        "in_msgs",
+        "out_msgs",
+        "in_bytes",
+        "out_bytes",
+        "subscriptions",
+    ] {
+        assert!(connection[key].is_u64(), "{key} of {connection}");
+    }
+    for key in [
+        "kind",
+        "type",
+        "ip",
+        "start",
+        "last_activity",
+        "uptime",
+        "idle",
+    ] {
+        assert!(connection[key].is_string(), "{key} of {connection}");
+    }
+    for key in ["name", "lang", "version", "authorized_user"] {
+        let value = &connection[key];
+        assert!(
+            value.is_null() || value.is_string(),
+            "{key} of {connection}"
+        );
+        assert!(
+            connection.get(key).is_none_or(Value::is_string),
+            "no null: {key}"
+        );
+    }
+    for key in ["start", "last_activity"] {
+        let text = connection[key].as_str().unwrap_or_default();
+        assert!(humantime::parse_rfc3339(text).is_ok(), "{key}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn connections_keep_their_types_however_many_and_whatever_they_are_called() {
+    for count in [0, 1, 5_000] {
+        let addr = start(listing((1..=count).map(|cid| session(cid, 2)).collect())).await;
+        let (status, body) = get(addr, "/connz").await;
+        assert_eq!(status, 200);
+        let shown = count.min(1024);
+        assert_eq!(body["num_connections"], shown);
+        assert_eq!(
+            (&body["total"], &body["limit"]),
+            (&count.into(), &1024.into())
+        );
+        let connections = body["connections"].as_array().expect("a list");
+        assert_eq!(connections.len() as u64, shown);
+        connections.iter().for_each(check_connection);
+        let (_, body) = get(addr, "/connz?limit=10000&auth=1").await;
+        assert_eq!(body["num_connections"], count);
+    }
+}
+
+#[tokio::test]
+async fn connections_are_sorted_and_paged_as_at_nats_server() {
+    let addr = start(listing((1..=50).map(|cid| session(cid, cid % 4)).collect())).await;
+    for (path, cids) in [
+        ("/connz?limit=3", vec![1, 2, 3]),
+        ("/connz?limit=3&offset=48", vec![49, 50]),
+        ("/connz?limit=2&sort=msgs_from", vec![50, 49]),
+        ("/connz?limit=2&sort=uptime", vec![1, 2]),
+        ("/connz?limit=2&sort=subs", vec![3, 7]),
+        ("/connz?limit=2&sort=pending", vec![4, 9]),
+        ("/connz?limit=1&sort=idle", vec![2]),
+        ("/connz?limit=1&sort=last", vec![3]),
+        ("/connz?cid=17", vec![17]),
+        ("/connz?cid=51", vec![]),
+        ("/connz?state=closed", vec![]),
+    ] {
+        let (status, body) = get(addr, path).await;
+        assert_eq!(status, 200, "{path}");
+        let shown: Vec<u64> = body["connections"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|connection| connection["cid"].as_u64())
+            .collect();
+        assert_eq!(shown, cids, "{path}");
+    }
+    for path in [
+        "/connz?sort=size",
+        "/connz?limit=x",
+        "/connz?state=odd",
+        "/subsz?subs=2",
+    ] {
+        let (status, body) = get(addr, path).await;
+        assert_eq!((status, body["error"].is_string()), (400, true), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn subscriptions_are_listed_where_they_are_asked_for() {
+    let addr = start(listing(vec![session(1, 2), session(2, 0), session(3, 3)])).await;
+    let (_, body) = get(addr, "/connz?subs=1").await;
+    let lists = body["connections"].as_array().expect("a list").iter();
+    let lists = lists.map(|connection| connection["subscriptions_list"].clone());
+    let expected = [
+        serde_json::json!(["s.1.0", "s.1.1"]),
+        serde_json::json!([]),
+        serde_json::json!(["s.3.0", "s.3.1", "s.3.2"]),
+    ];
+    assert_eq!(lists.collect::<Vec<_>>(), expected);
+    let (_, body) = get(addr, "/connz?subs=detail&cid=1").await;
+    let details = &body["connections"][0]["subscriptions_list_detail"];
+    assert_eq!(
+        details[0],
+        serde_json::json!({"subject": "s.1.0", "sid": "0", "msgs": 7, "cid": 1, "max": 9})
+    );
+    assert_eq!(details[1]["qgroup"], "q\"\u{fffd}");
+    let (_, body) = get(addr, "/subsz").await;
+    assert_eq!(body["num_subscriptions"], 5);
+    assert!(body["cache_hit_rate"].is_f64() && body.get("subscriptions_list").is_none());
+    for (path, subjects) in [
+        (
+            "/subsz?subs=1",
+            vec!["s.1.0", "s.1.1", "s.3.0", "s.3.1", "s.3.2"],
+        ),
+        (
+            "/subscriptionsz?subs=1&offset=1&limit=2",
+            vec!["s.1.1", "s.3.0"],
+        ),
+        ("/subsz?subs=1&offset=4&limit=9", vec!["s.3.2"]),
+        ("/subsz?subs=1&offset=5", vec![]),
+    ] {
+        let (_, body) = get(addr, path).await;
+        let shown = body["subscriptions_list"]
+            .as_array()
+            .expect("a list")
+            .iter();
+        let shown: Vec<_> = shown.filter_map(|sub| sub["subject"].as_str()).collect();
+        assert_eq!(shown, subjects, "{path}");
+        assert_eq!(body["total"], 5);
+    }
+}
+
+#[tokio::test]
+async fn readiness_begins_with_the_first_broker_and_outlasts_it() {
+    for (listening, attached, healthy, status) in [
+        (true, true, true, 200),
+        (true, true, false, 200),
+        (true, false, false, 503),
+        (false, true, true, 503),
+    ] {
+        let Fake::Answers(mut snapshot) = picture([true, healthy]) else {
+            panic!("a picture answers");
+        };
+        snapshot.buses[1].listening = listening;
+        snapshot.buses[1].attached = attached;
+        let addr = start(Fake::Answers(snapshot)).await;
+        let (got, body) = get(addr, "/readyz").await;
+        assert_eq!(got, status, "{body}");
+        let named = body.to_string().contains("bus services");
+        assert_eq!(named, status == 503);
+    }
 }

@@ -4,13 +4,18 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-use super::worker::Handle;
+use super::worker::{Handle, Page};
 use crate::admin::Source;
-use crate::telemetry::Snapshot;
+use crate::telemetry::{SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
 /// A snapshot that is younger than this is used again, so that a flood of requests costs
 /// the worker at most a hundred snapshots a second.
 const FRESH: Duration = Duration::from_millis(10);
+
+/// Sessions that are asked for at once: between two pages the worker moves bytes.
+const PAGE: usize = 128;
+/// The same for sessions whose subscriptions are asked for, which may have many.
+const SUBSCRIBERS: usize = 8;
 
 /// Asks the worker.
 pub(super) struct WorkerSource {
@@ -38,5 +43,28 @@ impl Source for WorkerSource {
         let snapshot = self.handle.snapshot().await?;
         *last = Some((Instant::now(), snapshot.clone()));
         Some(snapshot)
+    }
+
+    async fn sessions(&self) -> Option<Vec<SessionSnapshot>> {
+        let mut all = Vec::new();
+        let mut after = 0;
+        loop {
+            let page = Page { after, count: PAGE };
+            let sessions = self.handle.sessions(page).await?;
+            let is_last = sessions.len() < PAGE;
+            after = sessions.last().map_or(after, |session| session.cid);
+            all.extend(sessions);
+            if is_last {
+                return Some(all);
+            }
+        }
+    }
+
+    async fn subscriptions(&self, cids: &[u64]) -> Option<Vec<SubscriptionSnapshot>> {
+        let mut all = Vec::new();
+        for cids in cids.chunks(SUBSCRIBERS) {
+            all.extend(self.handle.subscriptions(cids.to_vec()).await?);
+        }
+        Some(all)
     }
 }

@@ -19,11 +19,14 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::config::{BusConfig, Config};
+use crate::downstream::card::Card;
 use crate::downstream::listener;
 use crate::downstream::shared::{Identity, Shared};
 use crate::net::now;
 use crate::net::socket::{self, Bound};
-use crate::telemetry::{BrokerSnapshot, BusSnapshot, Counters, Snapshot};
+use crate::telemetry::{
+    BrokerSnapshot, BusSnapshot, Counters, SessionSnapshot, Snapshot, SubscriptionSnapshot,
+};
 use crate::upstream::admission::Admission;
 use crate::upstream::pool::{Pool, ReadBuffer};
 use crate::upstream::{Budget, Budgets, Bus, Roster, Settings};
@@ -54,8 +57,19 @@ pub(super) type Queue = mpsc::Receiver<Command>;
 
 pub(super) enum Command {
     Snapshot(oneshot::Sender<Snapshot>),
+    Sessions(Page, oneshot::Sender<Vec<SessionSnapshot>>),
+    Subscriptions(Vec<u64>, oneshot::Sender<Vec<SubscriptionSnapshot>>),
     Reload(Box<Start>, oneshot::Sender<()>),
     Drain(oneshot::Sender<()>),
+}
+
+/// Which sessions, in the order of their numbers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Page {
+    /// Those with larger numbers than this.
+    pub(super) after: u64,
+    /// At most this many of each bus.
+    pub(super) count: usize,
 }
 
 /// The control thread's end of the queue.
@@ -77,6 +91,22 @@ impl Handle {
     pub(super) async fn snapshot(&self) -> Option<Snapshot> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Snapshot(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// A page of sessions; `None` where the worker is gone.
+    pub(super) async fn sessions(&self, page: Page) -> Option<Vec<SessionSnapshot>> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Sessions(page, reply);
+        self.commands.send(command).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// The subscriptions of the sessions with these numbers; `None` where the worker is gone.
+    pub(super) async fn subscriptions(&self, cids: Vec<u64>) -> Option<Vec<SubscriptionSnapshot>> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Subscriptions(cids, reply);
+        self.commands.send(command).await.ok()?;
         answer.await.ok()
     }
 
@@ -196,6 +226,12 @@ impl Worker {
                     // Whoever asked may have given up.
                     let _ = reply.send(self.snapshot());
                 }
+                Command::Sessions(page, reply) => {
+                    let _ = reply.send(self.sessions(page));
+                }
+                Command::Subscriptions(cids, reply) => {
+                    let _ = reply.send(self.subscriptions(&cids));
+                }
                 Command::Reload(start, reply) => {
                     self.reload(*start);
                     let _ = reply.send(());
@@ -237,6 +273,8 @@ impl Worker {
         let running = Running {
             shared: Rc::new(Shared {
                 pool,
+                starting: Cell::new(listeners.len()),
+                cards: Rc::default(),
                 identity: Rc::clone(&self.identity),
                 drain: CancellationToken::new(),
                 tasks: TaskTracker::new(),
@@ -258,7 +296,10 @@ impl Worker {
         shared.tasks.clone().spawn_local(async move {
             wait_for_first_info(&shared.pool).await;
             match socket::into_listener(listener).await {
-                Ok(listener) => listener::accept(listener, shared).await,
+                Ok(listener) => {
+                    shared.starting.set(shared.starting.get() - 1);
+                    listener::accept(listener, shared).await;
+                }
                 Err(error) => warn!(bus = shared.pool.name, %error, "can't listen"),
             }
         });
@@ -350,6 +391,109 @@ impl Worker {
     }
 }
 
+impl Worker {
+    fn sessions(&self, page: Page) -> Vec<SessionSnapshot> {
+        let now = now();
+        let buses = self.buses.borrow();
+        let mut sessions: Vec<_> = buses
+            .iter()
+            .flat_map(|running| {
+                let cards = running.shared.cards.above(page.after, page.count);
+                let shared = &running.shared;
+                cards
+                    .into_iter()
+                    .map(move |card| session_snapshot(shared, &card, now))
+            })
+            .collect();
+        // Numbers are shared by all buses: behind a page's last one, all is still to come.
+        sessions.sort_by_key(|session| session.cid);
+        sessions.truncate(page.count);
+        sessions
+    }
+
+    fn subscriptions(&self, cids: &[u64]) -> Vec<SubscriptionSnapshot> {
+        let buses = self.buses.borrow();
+        let card = |cid: &u64| {
+            let mut cards = buses.iter().map(|running| running.shared.cards.get(*cid));
+            cards.find_map(|card| card)
+        };
+        let cards = cids.iter().filter_map(card);
+        cards
+            .flat_map(|card| subscription_snapshots(&card))
+            .collect()
+    }
+}
+
+fn session_snapshot(shared: &Shared, card: &Card, now: Instant) -> SessionSnapshot {
+    let ago = |moment| now.saturating_duration_since(moment);
+    let mut session = SessionSnapshot {
+        cid: card.cid,
+        bus: shared.pool.name.clone(),
+        peer: card.peer,
+        uptime: ago(card.start),
+        idle: ago(card.read_at.get()),
+        in_msgs: 0,
+        in_bytes: 0,
+        out_msgs: 0,
+        out_bytes: 0,
+        pending_bytes: 0,
+        held: 0,
+        subscriptions: 0,
+        name: None,
+        lang: None,
+        version: None,
+        user: None,
+        trunk: None,
+        broker: None,
+    };
+    let home = card.home.borrow();
+    let Some((cell, id)) = home.as_ref() else {
+        return session;
+    };
+    let trunk = cell.machine.borrow();
+    session.trunk = Some(trunk.id().0);
+    let bus = shared.pool.bus.borrow();
+    let broker = trunk
+        .broker()
+        .map(|broker| bus.roster.broker(broker).addr());
+    session.broker = broker.map(ToString::to_string);
+    if let Some(view) = trunk.view(*id) {
+        let traffic = view.traffic;
+        (session.in_msgs, session.in_bytes) = (traffic.in_msgs, traffic.in_bytes);
+        (session.out_msgs, session.out_bytes) = (traffic.out_msgs, traffic.out_bytes);
+        session.pending_bytes = view.pending_bytes as u64;
+        session.held = view.held;
+        session.subscriptions = view.subscriptions.of(*id).count() as u64;
+        let connect = view.connect;
+        session.name.clone_from(&connect.name);
+        session.lang.clone_from(&connect.lang);
+        session.version.clone_from(&connect.version);
+        session.user = connect.user.as_ref().map(|user| user.expose().to_owned());
+    }
+    session
+}
+
+fn subscription_snapshots(card: &Card) -> Vec<SubscriptionSnapshot> {
+    let home = card.home.borrow();
+    let Some((cell, id)) = home.as_ref() else {
+        return Vec::new();
+    };
+    let trunk = cell.machine.borrow();
+    let Some(view) = trunk.view(*id) else {
+        return Vec::new();
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let subscriptions = view.subscriptions.of(*id).map(|sub| SubscriptionSnapshot {
+        cid: card.cid,
+        subject: text(sub.subject()),
+        queue_group: sub.queue_group().map(text),
+        sid: text(sub.sid()),
+        msgs: sub.delivered(),
+        max: sub.max(),
+    });
+    subscriptions.collect()
+}
+
 fn bus_snapshot(running: &Running) -> BusSnapshot {
     let pool = &running.shared.pool;
     let (trunks, gauges) = pool.gauges();
@@ -376,6 +520,8 @@ fn bus_snapshot(running: &Running) -> BusSnapshot {
         .map(|broker| format!("{} is {}", broker.addr, broker.state));
     BusSnapshot {
         name: pool.name.clone(),
+        listening: running.shared.starting.get() == 0,
+        attached: roster.was_seen(),
         healthy,
         reason: (!healthy).then(|| states.collect::<Vec<_>>().join(", ")),
         sessions: gauges.sessions,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{Sleep, timeout};
 use tracing::{debug, warn};
 
+use super::card::{Card, Entry};
 use super::session::{Home, Session, SessionAction};
 use super::shared::{self, Shared};
 use crate::ledger::SessionId;
@@ -30,7 +31,7 @@ struct Connection {
     session: Session,
     read: ReadHalf,
     port: Rc<Port>,
-    cid: u64,
+    card: Rc<Card>,
     home: Option<(Rc<TrunkCell>, SessionId)>,
     sleep: Option<Pin<Box<Sleep>>>,
     armed: Option<Instant>,
@@ -43,13 +44,20 @@ struct Connection {
 }
 
 /// Runs one connection until it is closed, and says why it was.
-pub async fn run(shared: Rc<Shared>, session: Session, read: ReadHalf, port: Rc<Port>, cid: u64) {
+pub(super) async fn run(
+    shared: Rc<Shared>,
+    session: Session,
+    read: ReadHalf,
+    port: Rc<Port>,
+    entry: Entry,
+) {
+    let cid = entry.card.cid;
     let mut connection = Connection {
         shared: Rc::clone(&shared),
         session,
         read,
         port,
-        cid,
+        card: Rc::clone(&entry.card),
         home: None,
         sleep: None,
         armed: None,
@@ -69,6 +77,7 @@ pub async fn run(shared: Rc<Shared>, session: Session, read: ReadHalf, port: Rc<
         connection.poll(draining, cx)
     })
     .await;
+    *entry.card.home.borrow_mut() = None;
     if let Some((cell, id)) = connection.home.take() {
         shared.pool.detach(&cell, id, now());
     }
@@ -196,6 +205,7 @@ impl Connection {
     }
 
     fn handle_bytes(&mut self, mut bytes: &[u8]) {
+        self.card.read_at.set(now());
         while !bytes.is_empty() {
             let mut used = 0;
             self.with_session(|session, home, now, bus| {
@@ -224,7 +234,9 @@ impl Connection {
             Some(SessionAction::Attach { connect, sent }) => {
                 let out = self.session.take_out();
                 let pool = &self.shared.pool;
-                self.home = Some(pool.attach(*connect, sent, out, &self.port, now));
+                let home = pool.attach(*connect, sent, out, &self.port, now);
+                *self.card.home.borrow_mut() = Some((Rc::clone(&home.0), home.1));
+                self.home = Some(home);
                 self.with_session(|session, home, now, bus| {
                     if let Some(home) = home {
                         session.handle_attached(home, now, bus);
@@ -238,7 +250,7 @@ impl Connection {
     fn say_info(&self) {
         let socket = self.port.socket();
         let ends = (socket.local_addr(), socket.peer_addr());
-        let info = shared::info(ends, self.cid, &self.shared);
+        let info = shared::info(ends, self.card.cid, &self.shared);
         if let Some((cell, id)) = &self.home
             && let Some(out) = cell.machine.borrow_mut().out(*id)
         {

@@ -64,12 +64,13 @@ fn welcome(stream: Stream, peer: SocketAddr, shared: &Rc<Shared>) {
     debug!(bus = shared.pool.name, cid, %peer, "session opened");
     let (read, write) = stream.into_split();
     let port = Rc::new(Port::new(write));
+    let entry = shared.cards.enter(cid, peer, now());
     let shared = Rc::clone(shared);
     let counted = Counted::new(identity);
     let tasks = shared.tasks.clone();
     tasks.spawn_local(async move {
         let _counted = counted;
-        driver::run(shared, session, read, port, cid).await;
+        driver::run(shared, session, read, port, entry).await;
     });
 }
 

@@ -1,5 +1,6 @@
 //! Towards components: the listener, and the session machine with its driver.
 
+pub mod card;
 pub mod driver;
 pub mod early;
 pub mod listener;

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::card::Cards;
 use crate::proto::info::{FirstInfo, first_info};
 use crate::upstream::pool::Pool;
 
@@ -16,6 +17,10 @@ use crate::upstream::pool::Pool;
 pub struct Shared {
     /// The bus's trunks.
     pub pool: Rc<Pool>,
+    /// Listeners that don't take components yet.
+    pub starting: Cell<usize>,
+    /// Its connections, for monitoring.
+    pub cards: Rc<Cards>,
     /// What natsmux says of itself.
     pub identity: Rc<Identity>,
     /// Set once natsmux shuts down.

@@ -53,6 +53,16 @@ impl Subscription {
         &self.text[(self.subject_len + self.queue_group_len) as usize..]
     }
 
+    /// Messages delivered since the SUB, over all links.
+    pub fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    /// The component's UNSUB max, if there is one.
+    pub fn max(&self) -> Option<u64> {
+        (self.max > 0).then_some(self.max)
+    }
+
     /// The max that the broker of the present link must be told, if any.
     pub fn remaining(&self) -> Option<u64> {
         (self.max > 0).then(|| self.max - self.base)
@@ -129,6 +139,15 @@ impl Subscriptions {
             .range(from..)
             .next()
             .is_some_and(|((owner, _), _)| *owner == session)
+    }
+
+    /// The live subscriptions of a session, in the order of their sids.
+    pub fn of(&self, session: SessionId) -> impl Iterator<Item = &Subscription> {
+        let from = (session, Box::default());
+        self.by_sid
+            .range(from..)
+            .take_while(move |((owner, _), _)| *owner == session)
+            .filter_map(|(_, slot)| self.live(*slot))
     }
 
     /// Enters a SUB, which the PING with the number `covered_by` will prove.

@@ -304,3 +304,20 @@ fn a_muted_one_that_is_freed_leaves_the_retired_one_of_its_sid() {
     assert!(table.deliver(second, true).is_none(), "muted by the third");
     assert!(table.deliver(third, true).is_some());
 }
+
+#[test]
+fn a_sessions_own_subscriptions_are_listed_with_their_counts() {
+    let mut table = Subscriptions::default();
+    let first = new(&mut table, ALICE, "a", "2");
+    new(&mut table, ALICE, "b", "1");
+    new(&mut table, BOB, "c", "1");
+    table.unsubscribe(ALICE, b"2", Some(7));
+    table.deliver(first, true);
+    let listed: Vec<_> = table
+        .of(ALICE)
+        .map(|sub| (sub.subject(), sub.delivered(), sub.max()))
+        .collect();
+    assert_eq!(listed, [(&b"b"[..], 0, None), (&b"a"[..], 1, Some(7))]);
+    table.unsubscribe(ALICE, b"1", None);
+    assert_eq!(table.of(ALICE).count(), 1);
+}

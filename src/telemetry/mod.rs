@@ -10,4 +10,4 @@ mod snapshot;
 
 pub use counters::Counters;
 pub use logging::{LineFormat, LogError, LogGuard, init};
-pub use snapshot::{BrokerSnapshot, BusSnapshot, Snapshot};
+pub use snapshot::{BrokerSnapshot, BusSnapshot, SessionSnapshot, Snapshot, SubscriptionSnapshot};

@@ -41,6 +41,10 @@ pub struct Snapshot {
 pub struct BusSnapshot {
     /// The bus's name in the configuration.
     pub name: String,
+    /// Whether all its listeners take components.
+    pub listening: bool,
+    /// Whether a broker has ever answered.
+    pub attached: bool,
     /// Whether it has a live broker.
     pub healthy: bool,
     /// Why it isn't healthy: what is shown behind `no live broker: `, such as
@@ -83,4 +87,62 @@ pub struct BrokerSnapshot {
     pub links: u64,
     /// Links that died and dials that failed, since start.
     pub failures: u64,
+}
+
+/// One session at one moment.
+#[derive(Clone, Debug)]
+pub struct SessionSnapshot {
+    /// The number that the component was told, never used again.
+    pub cid: u64,
+    /// The bus's name in the configuration.
+    pub bus: String,
+    /// The component's address.
+    pub peer: SocketAddr,
+    /// How long ago it was accepted.
+    pub uptime: Duration,
+    /// How long ago something was last read from it.
+    pub idle: Duration,
+    /// Messages from the component, and the bytes of their payloads.
+    pub in_msgs: u64,
+    /// The same in bytes.
+    pub in_bytes: u64,
+    /// Messages to the component.
+    pub out_msgs: u64,
+    /// The same in bytes of payload.
+    pub out_bytes: u64,
+    /// Bytes that it has not taken yet.
+    pub pending_bytes: u64,
+    /// Publishes of it that wait for a broker.
+    pub held: u64,
+    /// Live subscriptions.
+    pub subscriptions: u64,
+    /// What its CONNECT said: never a secret.
+    pub name: Option<String>,
+    /// The language of its client library.
+    pub lang: Option<String>,
+    /// The version of its client library.
+    pub version: Option<String>,
+    /// Its user, where it gave one.
+    pub user: Option<String>,
+    /// The trunk that it is on, once there is one.
+    pub trunk: Option<u64>,
+    /// The broker that its publishes go to.
+    pub broker: Option<String>,
+}
+
+/// One subscription at one moment.
+#[derive(Clone, Debug)]
+pub struct SubscriptionSnapshot {
+    /// Whose it is.
+    pub cid: u64,
+    /// The subject, wildcards included.
+    pub subject: String,
+    /// The queue group, if it is a member of one.
+    pub queue_group: Option<String>,
+    /// The sid, as the component chose it.
+    pub sid: String,
+    /// Messages delivered since the SUB.
+    pub msgs: u64,
+    /// The component's UNSUB max, if there is one.
+    pub max: Option<u64>,
 }

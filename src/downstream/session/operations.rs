@@ -155,8 +155,7 @@ impl Session {
         }
         let mut frame = Vec::with_capacity(publish.frame.len());
         publish.encode(&mut frame);
-        bus.counters.in_msgs += 1;
-        bus.counters.in_bytes += publish.size as u64;
+        home.trunk.note_sent(home.id, 1, publish.size as u64, bus);
         home.trunk.publish(home.id, &frame, 1, now, bus);
     }
 }
@@ -186,8 +185,9 @@ impl Run {
     ) {
         if self.messages > 0 {
             let frames = &bytes[self.start..end];
-            bus.counters.in_msgs += self.messages;
-            bus.counters.in_bytes += self.payload_bytes as u64;
+            let payload_bytes = self.payload_bytes as u64;
+            home.trunk
+                .note_sent(home.id, self.messages, payload_bytes, bus);
             home.trunk.publish(home.id, frames, self.messages, now, bus);
             self.messages = 0;
             self.payload_bytes = 0;

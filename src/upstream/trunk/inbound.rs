@@ -120,6 +120,8 @@ impl Trunk {
         if slot.closing.is_some() {
             return;
         }
+        slot.traffic.out_msgs += 1;
+        slot.traffic.out_bytes += msg.size as u64;
         slot.out
             .push_parts(&[verb, msg.subject, b" ", recipient.sid, msg.after_sid]);
         if self.subscriptions.take_spent() {

@@ -34,7 +34,7 @@ use slab::Slab;
 
 pub use action::{Action, Report};
 pub use link::LinkId;
-pub use slot::CloseReason;
+pub use slot::{CloseReason, Traffic};
 
 use crate::config::Delivery;
 use crate::ledger::{Held, Ping, SessionId, Subscriptions};
@@ -152,6 +152,21 @@ pub struct Trunk {
     /// The brokers refused the credentials for good.
     refused: bool,
     done: bool,
+}
+
+/// One session for monitoring.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// Its CONNECT.
+    pub connect: &'a ConnectInfo,
+    /// What it sent and got.
+    pub traffic: Traffic,
+    /// Bytes that it has not taken yet.
+    pub pending_bytes: usize,
+    /// Publishes that wait for a broker.
+    pub held: u64,
+    /// The table that has its subscriptions.
+    pub subscriptions: &'a Subscriptions,
 }
 
 /// Numbers for monitoring.
@@ -341,6 +356,18 @@ impl Trunk {
     /// The broker that publishes go to.
     pub fn broker(&self) -> Option<BrokerId> {
         self.live().map(|at| self.links[at].broker)
+    }
+
+    /// What monitoring shows of one session.
+    pub fn view(&self, session: SessionId) -> Option<View<'_>> {
+        let slot = self.slots.get(session.0 as usize)?;
+        Some(View {
+            connect: &self.connect,
+            traffic: slot.traffic,
+            pending_bytes: slot.out.pending_bytes(),
+            held: slot.held.messages(),
+            subscriptions: &self.subscriptions,
+        })
     }
 
     /// Numbers for monitoring.

@@ -98,6 +98,16 @@ impl Trunk {
         }
     }
 
+    /// Counts publishes of a session, and the bytes of their payloads.
+    pub fn note_sent(&mut self, session: SessionId, messages: u64, bytes: u64, bus: &mut Bus) {
+        bus.counters.in_msgs += messages;
+        bus.counters.in_bytes += bytes;
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.traffic.in_msgs += messages;
+            slot.traffic.in_bytes += bytes;
+        }
+    }
+
     /// Enters a subscription. An invalid subject, and a sid in use, are for the broker to
     /// answer: it judges permissions first.
     pub fn subscribe(

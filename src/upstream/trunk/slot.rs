@@ -78,11 +78,27 @@ impl CloseReason {
 /// PONGs that a component may be owed before it isn't read: each takes memory.
 const PONGS_MOST: u32 = 10_000;
 
+/// Messages and the bytes of their payloads, each way, as nats-server counts them for a
+/// client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// From the component.
+    pub in_msgs: u64,
+    /// From the component, headers included.
+    pub in_bytes: u64,
+    /// To the component.
+    pub out_msgs: u64,
+    /// To the component, headers included.
+    pub out_bytes: u64,
+}
+
 /// One session's state in its trunk.
 #[derive(Debug)]
 pub(super) struct Slot {
     /// What goes to the component.
     pub(super) out: Outbox,
+    /// For monitoring.
+    pub(super) traffic: Traffic,
     /// Bytes of `out` that the daemon's budget knows of (R25).
     pub(super) accounted: usize,
     /// Publishes that wait for a link.
@@ -129,6 +145,7 @@ impl Slot {
     pub(super) fn new(out: Outbox) -> Self {
         Self {
             out,
+            traffic: Traffic::default(),
             accounted: 0,
             held: Held::default(),
             owed_pongs: 0,

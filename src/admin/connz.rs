@@ -1,0 +1,274 @@
+//! `/connz` and `/subsz` in nats-server's shapes: sessions as connections, and what they
+//! subscribe to.
+//!
+//! The Prometheus exporter panics at a text that isn't one, and nats-top refuses a whole
+//! reply for a wrong type, so every key has nats-server's type whatever a component chose to
+//! call itself. natsmux's own additions are under `natsmux`.
+
+use std::cmp::Reverse;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::Source;
+use super::query::{BadValue, Query};
+use super::shape::{nats_duration, rfc3339};
+use crate::telemetry::{SessionSnapshot, Snapshot, SubscriptionSnapshot};
+
+/// Connections, or subscriptions, in one answer where nothing else is asked for.
+const LIMIT: usize = 1024;
+
+/// What a request asks for.
+struct Page {
+    offset: usize,
+    limit: usize,
+}
+
+impl Page {
+    fn of(query: Query<'_>) -> Result<Self, BadValue> {
+        let limit = query.number("limit", LIMIT)?;
+        Ok(Self {
+            offset: query.number("offset", 0)?,
+            limit: if limit == 0 { LIMIT } else { limit },
+        })
+    }
+}
+
+/// Which details of subscriptions are wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Subs {
+    None,
+    Subjects,
+    Detail,
+}
+
+impl Subs {
+    fn of(query: Query<'_>) -> Result<Self, BadValue> {
+        match query.get("subs") {
+            Some("detail") => Ok(Self::Detail),
+            _ if query.flag("subs")? => Ok(Self::Subjects),
+            _ => Ok(Self::None),
+        }
+    }
+}
+
+/// The body of `/connz`; `None` where a worker doesn't answer.
+///
+/// # Errors
+/// [`BadValue`], where the query asks for what isn't there.
+pub(super) async fn connz<S: Source>(
+    source: &S,
+    snapshot: &Snapshot,
+    query: Query<'_>,
+) -> Result<Option<Value>, BadValue> {
+    let page = Page::of(query)?;
+    let subs = Subs::of(query)?;
+    let auth = query.flag("auth")?;
+    let cid: u64 = query.number("cid", 0)?;
+    // natsmux keeps nothing of connections that are closed.
+    let open = match query.get("state").unwrap_or_default() {
+        "" | "open" | "any" | "all" => true,
+        "closed" => false,
+        other => {
+            return Err(BadValue(format!(
+                "state: {other} isn't open, closed or any"
+            )));
+        }
+    };
+    let mut sessions = match open {
+        true => match source.sessions().await {
+            Some(sessions) => sessions,
+            None => return Ok(None),
+        },
+        false => Vec::new(),
+    };
+    if cid > 0 {
+        sessions.retain(|session| session.cid == cid);
+    }
+    sort(&mut sessions, query.get("sort").unwrap_or_default())?;
+    let total = sessions.len();
+    let shown = sessions.into_iter().skip(page.offset).take(page.limit);
+    let shown: Vec<_> = shown.collect();
+    let mut lists = Vec::new();
+    if subs != Subs::None {
+        let cids: Vec<u64> = shown.iter().map(|session| session.cid).collect();
+        match source.subscriptions(&cids).await {
+            Some(found) => lists = found,
+            None => return Ok(None),
+        }
+    }
+    let connections: Vec<Value> = shown
+        .iter()
+        .map(|session| {
+            let own = lists.iter().filter(|sub| sub.cid == session.cid);
+            connection(session, snapshot.now, auth, subs, own)
+        })
+        .collect();
+    Ok(Some(json!({
+        "server_id": snapshot.server_id,
+        "now": rfc3339(snapshot.now),
+        "num_connections": connections.len(),
+        "total": total,
+        "offset": page.offset,
+        "limit": page.limit,
+        "connections": connections,
+    })))
+}
+
+/// nats-server's keys. The largest comes first, but for numbers, starts and times of life.
+fn sort(sessions: &mut [SessionSnapshot], key: &str) -> Result<(), BadValue> {
+    let largest_first: fn(&SessionSnapshot) -> u64 = match key {
+        "" | "cid" | "start" => return Ok(()),
+        "uptime" => {
+            sessions.sort_by_key(|session| session.uptime);
+            return Ok(());
+        }
+        "idle" => {
+            sessions.sort_by_key(|session| Reverse(session.idle));
+            return Ok(());
+        }
+        "last" => {
+            sessions.sort_by_key(|session| session.idle);
+            return Ok(());
+        }
+        "subs" => |session| session.subscriptions,
+        "pending" => |session| session.pending_bytes,
+        "msgs_to" => |session| session.out_msgs,
+        "msgs_from" => |session| session.in_msgs,
+        "bytes_to" => |session| session.out_bytes,
+        "bytes_from" => |session| session.in_bytes,
+        // Not measured towards components: all are equal.
+        "rtt" => |_| 0,
+        other => return Err(BadValue(format!("sort: {other} is no key to sort by"))),
+    };
+    sessions.sort_by_key(|session| Reverse(largest_first(session)));
+    Ok(())
+}
+
+fn connection<'a>(
+    session: &SessionSnapshot,
+    now: SystemTime,
+    auth: bool,
+    subs: Subs,
+    list: impl Iterator<Item = &'a SubscriptionSnapshot>,
+) -> Value {
+    let ago = |duration: Duration| rfc3339(now.checked_sub(duration).unwrap_or(now));
+    let mut connection = json!({
+        "cid": session.cid,
+        "kind": "Client",
+        "type": "nats",
+        "ip": session.peer.ip().to_string(),
+        "port": session.peer.port(),
+        "start": ago(session.uptime),
+        "last_activity": ago(session.idle),
+        "uptime": nats_duration(session.uptime),
+        "idle": nats_duration(session.idle),
+        "pending_bytes": session.pending_bytes,
+        "in_msgs": session.in_msgs,
+        "out_msgs": session.out_msgs,
+        "in_bytes": session.in_bytes,
+        "out_bytes": session.out_bytes,
+        "subscriptions": session.subscriptions,
+        "natsmux": {
+            "bus": session.bus,
+            "trunk": session.trunk,
+            "broker": session.broker,
+            "held": session.held,
+        },
+    });
+    let texts = [
+        ("name", &session.name),
+        ("lang", &session.lang),
+        ("version", &session.version),
+    ];
+    let user = ("authorized_user", &session.user);
+    for (key, text) in texts.into_iter().chain(auth.then_some(user)) {
+        if let Some(text) = text {
+            connection[key] = text.as_str().into();
+        }
+    }
+    match subs {
+        Subs::None => {}
+        Subs::Subjects => {
+            connection["subscriptions_list"] = list.map(|sub| sub.subject.as_str()).collect();
+        }
+        Subs::Detail => {
+            connection["subscriptions_list_detail"] = list.map(subscription).collect();
+        }
+    }
+    connection
+}
+
+fn subscription(sub: &SubscriptionSnapshot) -> Value {
+    let mut detail = json!({
+        "subject": sub.subject,
+        "sid": sub.sid,
+        "msgs": sub.msgs,
+        "cid": sub.cid,
+    });
+    if let Some(group) = &sub.queue_group {
+        detail["qgroup"] = group.as_str().into();
+    }
+    if let Some(max) = sub.max {
+        detail["max"] = max.into();
+    }
+    detail
+}
+
+/// The body of `/subsz`; `None` where a worker doesn't answer. natsmux matches no subjects,
+/// so what nats-server says of its matching is zero here.
+///
+/// # Errors
+/// [`BadValue`], where the query asks for what isn't there.
+pub(super) async fn subsz<S: Source>(
+    source: &S,
+    snapshot: &Snapshot,
+    query: Query<'_>,
+) -> Result<Option<Value>, BadValue> {
+    let page = Page::of(query)?;
+    let wanted = Subs::of(query)?;
+    let mut body = json!({
+        "server_id": snapshot.server_id,
+        "now": rfc3339(snapshot.now),
+        "num_subscriptions": snapshot.subscriptions,
+        "num_cache": 0,
+        "num_inserts": 0,
+        "num_removes": 0,
+        "num_matches": 0,
+        "cache_hit_rate": 0.0,
+        "max_fanout": 0,
+        "avg_fanout": 0.0,
+        "total": 0,
+        "offset": page.offset,
+        "limit": page.limit,
+    });
+    if wanted == Subs::None {
+        return Ok(Some(body));
+    }
+    let Some(sessions) = source.sessions().await else {
+        return Ok(None);
+    };
+    // Only those are asked whose subscriptions are on the page.
+    let (mut skip, mut count) = (page.offset as u64, 0);
+    let mut cids = Vec::new();
+    for session in &sessions {
+        if cids.is_empty() && session.subscriptions <= skip {
+            skip -= session.subscriptions;
+        } else if count < skip.saturating_add(page.limit as u64) {
+            cids.push(session.cid);
+            count += session.subscriptions;
+        }
+    }
+    let Some(subs) = source.subscriptions(&cids).await else {
+        return Ok(None);
+    };
+    let shown = subs.iter().skip(skip as usize).take(page.limit);
+    let list: Vec<Value> = shown.map(subscription).collect();
+    body["total"] = sessions
+        .iter()
+        .map(|session| session.subscriptions)
+        .sum::<u64>()
+        .into();
+    body["subscriptions_list"] = list.into();
+    Ok(Some(body))
+}
