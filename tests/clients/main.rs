@@ -7,6 +7,7 @@ mod basic;
 mod client;
 mod jetstream;
 mod kills;
+mod monitoring;
 mod outage;
 mod rust_client;
 #[path = "../support/mod.rs"]

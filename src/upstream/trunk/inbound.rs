@@ -165,7 +165,6 @@ impl Trunk {
                 if was_suspect && self.open(bus) == Some(at) {
                     self.resume(at, now, bus);
                 }
-                self.close_finished();
                 self.go_on_moving(now, bus);
                 self.check_done(now, bus);
             }
@@ -180,6 +179,7 @@ impl Trunk {
         }
         // Also behind a move, whose last PONG comes on the old link or before the new is live.
         self.open_gates();
+        self.close_finished();
     }
 
     /// Lets sessions go on whose next operation waited for this PONG.

@@ -630,3 +630,23 @@ fn a_half_closed_component_has_the_pong_that_suspicion_held() {
     assert_eq!(bench.heard(), "PONG\r\n");
     assert!(bench.trunk.closing(session).is_some());
 }
+
+#[test]
+fn a_session_that_finishes_during_a_move_closes_with_its_last_pong() {
+    let mut bench = Bench::live(PLAIN);
+    let old = bench.link;
+    let duck = String::from_utf8_lossy(INFO).replace("\"proto\"", "\"ldm\":true,\"proto\"");
+    bench.subscribe(b"a", b"1");
+    bench.broker(duck.as_bytes());
+    bench.take_dial();
+    assert_ne!(bench.link, old, "R19");
+    let (session, now) = (bench.session, bench.now);
+    bench
+        .trunk
+        .finish(session, CloseReason::Stale, now, &mut bench.bus);
+    assert_eq!(bench.trunk.closing(session), None);
+    bench.join();
+    bench.link = old;
+    bench.broker(b"PONG\r\nPONG\r\n");
+    assert_eq!(bench.trunk.closing(session), Some(&CloseReason::Stale));
+}

@@ -1,0 +1,122 @@
+//! What monitoring says, beside what nats-server says of the same client.
+
+use serde_json::Value;
+
+use crate::support::{Broker, Cluster, Natsmux, RawClient, Version};
+
+/// Where natsmux and a broker have the same key, its type is the same: nats-top refuses a
+/// whole reply for one that isn't, and the Prometheus exporter may panic.
+fn same_types(path: &str, natsmux: &Value, broker: &Value) -> usize {
+    match (natsmux, broker) {
+        (Value::Object(natsmux), Value::Object(broker)) => {
+            let shared = natsmux.iter().filter_map(|(key, value)| {
+                let theirs = broker.get(key)?;
+                Some(1 + same_types(&format!("{path}/{key}"), value, theirs))
+            });
+            shared.sum()
+        }
+        (Value::Array(natsmux), Value::Array(broker)) => natsmux
+            .iter()
+            .zip(broker)
+            .map(|(value, theirs)| same_types(&format!("{path}[]"), value, theirs))
+            .sum(),
+        (Value::String(_), Value::String(_)) | (Value::Bool(_), Value::Bool(_)) => 0,
+        (Value::Number(natsmux), Value::Number(broker)) => {
+            // A whole float has no point at nats-server.
+            let is_float = ["cpu", "cache_hit_rate", "avg_fanout"];
+            let whole = !broker.is_f64() && !is_float.iter().any(|key| path.ends_with(key));
+            assert!(
+                !whole || !natsmux.is_f64(),
+                "{path}: {natsmux}, a broker has {broker}"
+            );
+            0
+        }
+        (natsmux, broker) => panic!("{path}: {natsmux}, a broker has {broker}"),
+    }
+}
+
+fn answer(natsmux: &Natsmux, path: &str) -> Value {
+    let answer = natsmux.get(path).expect("natsmux's answer");
+    assert_eq!(answer.status, 200, "{path}");
+    serde_json::from_str(&answer.body).expect("JSON")
+}
+
+fn client(address: &str) -> RawClient {
+    let mut client = RawClient::ready_with(
+        address,
+        "\"verbose\":false,\"name\":\"de\\\"a\\u0007\",\"lang\":\"ruby\",\"version\":\"0.4.22\"",
+    );
+    client.send("SUB a.* 1\r\nSUB b workers 007\r\nUNSUB 1 9\r\nPUB a.x 5\r\nhello\r\nPING\r\n");
+    client.expect("MSG a.x 1 5\r\nhello\r\nPONG\r\n");
+    client
+}
+
+#[test]
+fn listings_have_the_types_and_the_counts_of_a_broker() {
+    for version in Version::ALL {
+        let broker = Broker::start(version);
+        let cluster = Cluster::start(version, 1);
+        let natsmux = Natsmux::start(&cluster);
+        let _direct = client(&broker.address());
+        let _through = client(&natsmux.address());
+        for (path, least) in [
+            ("/varz", 25),
+            ("/connz?auth=1", 15),
+            ("/connz?subs=1", 20),
+            ("/connz?subs=detail", 25),
+            ("/subsz", 8),
+            ("/subsz?subs=1", 10),
+            ("/healthz", 1),
+        ] {
+            let theirs = broker.monitoring(path).expect("a broker's answer");
+            let ours = answer(&natsmux, path);
+            let shared = same_types(path, &ours, &theirs);
+            assert!(shared >= least, "{path}: {shared} keys in common: {ours}");
+        }
+        let connection = |listing: &Value| listing["connections"][0].clone();
+        let path = "/connz?subs=detail";
+        let theirs = connection(&broker.monitoring(path).expect("a broker's answer"));
+        let ours = connection(&answer(&natsmux, path));
+        for key in [
+            "kind",
+            "type",
+            "ip",
+            "in_msgs",
+            "out_msgs",
+            "in_bytes",
+            "out_bytes",
+            "subscriptions",
+            "name",
+            "lang",
+            "version",
+            "pending_bytes",
+        ] {
+            assert_eq!(ours[key], theirs[key], "{key} at {version:?}");
+        }
+        let subjects = |listing: &Value| {
+            let list = listing["subscriptions_list_detail"].as_array().cloned();
+            let mut list: Vec<_> = list
+                .unwrap_or_default()
+                .iter()
+                .map(|sub| {
+                    [
+                        &sub["subject"],
+                        &sub["qgroup"],
+                        &sub["sid"],
+                        &sub["msgs"],
+                        &sub["max"],
+                    ]
+                    .map(Value::to_string)
+                })
+                .collect();
+            list.sort();
+            list
+        };
+        assert_eq!(subjects(&ours), subjects(&theirs), "{version:?}");
+        assert_eq!(ours["natsmux"]["bus"], "default");
+        assert_eq!(
+            ours["natsmux"]["broker"],
+            cluster.brokers()[0].address().as_str()
+        );
+    }
+}
