@@ -5,6 +5,7 @@
 //! pass through [`hide_secrets`].
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -29,6 +30,10 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Check a file and print what it means
     Check(CheckArgs),
+    /// Show how a running natsmux is
+    Status(StatusArgs),
+    /// Show it again and again, with rates
+    Top(TopArgs),
 }
 
 /// Flags of `natsmux run`.
@@ -81,6 +86,34 @@ pub(crate) struct CheckArgs {
     /// Configuration file
     #[arg(short = 'c', long = "config", value_name = "FILE")]
     pub(crate) file: PathBuf,
+}
+
+/// Flags of `natsmux status`.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Where it serves health and metrics
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8222")]
+    pub(crate) http: SocketAddr,
+
+    /// Print all that it says, as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `natsmux top`.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Where it serves health and metrics
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8222")]
+    pub(crate) http: SocketAddr,
+
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) every: u64,
+
+    /// Looks after which it ends [default: none]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rounds: Option<u64>,
 }
 
 /// Why the command line or the file was refused. The operator's fault.

@@ -1,16 +1,19 @@
 //! natsmux, the program: the life of the process.
 
 mod cli;
+mod status;
 
 use std::env;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use cli::{CheckArgs, Command, Refusal, RunArgs};
+use status::FetchError;
 
-/// The daemon ended with an error.
+/// The daemon ended with an error, or isn't well.
 const FAILED: u8 = 1;
 /// The command line or the file is wrong.
 const WRONG_INPUT: u8 = 2;
@@ -21,6 +24,11 @@ fn main() -> ExitCode {
         Ok(cli) => match cli.command {
             Command::Run(args) => run(*args),
             Command::Check(args) => check(args),
+            Command::Status(args) => shown(status::status(args.http, args.json)),
+            Command::Top(args) => {
+                let every = Duration::from_secs(args.every);
+                shown(status::top(args.http, every, args.rounds))
+            }
         },
         Err(refusal) => show(&refusal),
     }
@@ -45,6 +53,15 @@ fn check(args: CheckArgs) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => fail(WRONG_INPUT, &error),
+    }
+}
+
+/// 0 while every bus has a live broker.
+fn shown(healthy: Result<bool, FetchError>) -> ExitCode {
+    match healthy {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error) => fail(FAILED, &error),
     }
 }
 

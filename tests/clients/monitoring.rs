@@ -1,8 +1,11 @@
 //! What monitoring says, beside what nats-server says of the same client.
 
+use std::process::Command;
+use std::time::Duration;
+
 use serde_json::Value;
 
-use crate::support::{Broker, Cluster, Natsmux, RawClient, Version};
+use crate::support::{Broker, Cluster, Natsmux, Port, RawClient, Version};
 
 /// Where natsmux and a broker have the same key, its type is the same: nats-top refuses a
 /// whole reply for one that isn't, and the Prometheus exporter may panic.
@@ -60,6 +63,9 @@ fn listings_have_the_types_and_the_counts_of_a_broker() {
         let natsmux = Natsmux::start(&cluster);
         let _direct = client(&broker.address());
         let _through = client(&natsmux.address());
+        natsmux.wait_varz("a session", Duration::from_secs(5), |varz| {
+            varz["connections"] == 1
+        });
         for (path, least) in [
             ("/varz", 25),
             ("/connz?auth=1", 15),
@@ -120,4 +126,57 @@ fn listings_have_the_types_and_the_counts_of_a_broker() {
             cluster.brokers()[0].address().as_str()
         );
     }
+}
+
+/// What the program says, and its exit code.
+fn natsmux_program(args: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_natsmux"))
+        .args(args)
+        .output()
+        .expect("natsmux starts");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).expect("text"))
+}
+
+#[test]
+fn the_terminal_shows_a_broker_that_dies() {
+    let mut cluster = Cluster::start(Version::V215, 1);
+    let natsmux = Natsmux::start(&cluster);
+    let _client = client(&natsmux.address());
+    let http = natsmux.http_address();
+    natsmux.wait_varz("a session", Duration::from_secs(5), |varz| {
+        varz["connections"] == 1
+    });
+    let (code, page) = natsmux_program(&["status", "--http", &http]);
+    assert_eq!(code, Some(0), "{page}");
+    let broker = cluster.brokers()[0].address();
+    let line = |page: &str, start: &str| {
+        let mut lines = page.lines().map(str::to_owned);
+        lines.find(|line| line.contains(start)).unwrap_or_default()
+    };
+    assert!(line(&page, &broker).contains("up"), "{page}");
+    assert!(line(&page, "default  ok").contains('1'), "{page}");
+
+    let (code, page) = natsmux_program(&["top", "--http", &http, "--every", "1", "--rounds", "2"]);
+    assert_eq!(code, Some(0));
+    assert_eq!(page.matches("LAST ERROR").count(), 2, "{page}");
+    assert!(!page.contains('\x1b'), "this is no terminal: {page}");
+
+    cluster.broker(0).kill();
+    natsmux.wait_varz("no live broker", Duration::from_secs(5), |varz| {
+        varz["natsmux"]["healthy_buses"] == 0
+    });
+    let (code, page) = natsmux_program(&["status", "--http", &http]);
+    assert_eq!(code, Some(1), "{page}");
+    assert!(page.contains("NO BROKER"), "{page}");
+    let (code, json) = natsmux_program(&["status", "--http", &http, "--json"]);
+    let varz: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((code, &varz["connections"]), (Some(1), &1.into()));
+
+    let free = Port::reserve().address();
+    let (code, text) = natsmux_program(&["status", "--http", &free]);
+    assert_eq!(code, Some(1));
+    assert!(text.starts_with("natsmux: no natsmux answers at"), "{text}");
+    let (code, text) = natsmux_program(&["status", "--http", &natsmux.address()]);
+    assert_eq!(code, Some(1), "a port for components: {text}");
 }

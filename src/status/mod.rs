@@ -1,0 +1,72 @@
+//! `natsmux status` and `natsmux top`: what a running natsmux says of itself, in a terminal.
+
+mod fetch;
+mod table;
+
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub(crate) use fetch::FetchError;
+
+/// Clears a terminal and goes to its first line.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+/// Prints once. Returns whether every bus has a live broker.
+///
+/// # Errors
+/// [`FetchError`], where nothing answers at `addr`.
+pub(crate) fn status(addr: SocketAddr, json: bool) -> Result<bool, FetchError> {
+    let varz = fetch::varz(addr)?;
+    let text = match json {
+        true => format!("{varz:#}\n"),
+        false => table::page(&varz, None),
+    };
+    // A reader that went away (`| head`) has seen what it wanted.
+    let _ = io::stdout().write_all(text.as_bytes());
+    Ok(is_healthy(&varz))
+}
+
+/// Prints again and again until the terminal is gone, or `rounds` times.
+pub(crate) fn top(
+    addr: SocketAddr,
+    every: Duration,
+    rounds: Option<u64>,
+) -> Result<bool, FetchError> {
+    let clear = if io::stdout().is_terminal() {
+        CLEAR
+    } else {
+        ""
+    };
+    let mut before: Option<(Instant, Value)> = None;
+    let mut round = 0;
+    loop {
+        let now = Instant::now();
+        let (text, healthy) = match fetch::varz(addr) {
+            Ok(varz) => {
+                let since = before.as_ref().map(|(at, varz)| (now - *at, varz));
+                let text = table::page(&varz, since);
+                let healthy = is_healthy(&varz);
+                before = Some((now, varz));
+                (text, healthy)
+            }
+            // It may be started again.
+            Err(error) if before.is_some() => (format!("natsmux: {error}\n"), false),
+            Err(error) => return Err(error),
+        };
+        let written = write!(io::stdout(), "{clear}{text}").and_then(|()| io::stdout().flush());
+        round += 1;
+        if written.is_err() || rounds.is_some_and(|rounds| round >= rounds) {
+            return Ok(healthy);
+        }
+        thread::sleep(every);
+    }
+}
+
+fn is_healthy(varz: &Value) -> bool {
+    let buses = varz["natsmux"]["buses"].as_array();
+    buses.is_some_and(|buses| buses.iter().all(|bus| bus["healthy"] == true))
+}
