@@ -35,6 +35,7 @@ sim: ## the machines under a seeded simulation (SEEDS=10000, or SEED=x for a tra
 	cargo test --release --test sim
 
 turmoil: ## the drivers on a simulated network, seeded (SEEDS=500, or SEED=x for a trace)
+	cargo clippy --features turmoil --lib --test drivers -- -D warnings
 	cargo test --release --features turmoil --test drivers
 
 prove: ## bugs planted one by one, which the simulation's oracle must find: about 4 min

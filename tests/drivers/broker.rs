@@ -27,9 +27,12 @@ struct State {
     next: Cell<u64>,
 }
 
+/// A subject, and a queue group if it is a member of one.
+type Sub = (Vec<u8>, Option<Vec<u8>>);
+
 struct Client {
     broker: usize,
-    subs: BTreeMap<Vec<u8>, (Vec<u8>, Option<Vec<u8>>)>,
+    subs: BTreeMap<Vec<u8>, Sub>,
     output: Vec<u8>,
     wake: Rc<Notify>,
     ended: bool,

@@ -55,7 +55,8 @@ impl Component {
             let until = Instant::now() + Duration::from_millis(pace);
             self.listen(&mut talk, until).await?;
             if talk.ended {
-                return Ok(self.verdict.fail("I15 unbroken", self.name("was closed")));
+                self.verdict.fail("I15 unbroken", self.name("was closed"));
+                return Ok(());
             }
         }
         match self.manner {

@@ -10,6 +10,7 @@
 mod broker;
 mod component;
 #[path = "../oracle/frames.rs"]
+#[allow(dead_code, reason = "shared with the oracle")]
 mod frames;
 mod plan;
 #[path = "../sim/rng.rs"]

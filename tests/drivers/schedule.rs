@@ -41,9 +41,9 @@ pub fn run(seed: u64, verbose: bool) -> Outcome {
         .build();
     let cluster = Cluster::new(verdict.clone(), plan.at_least_once);
     let addrs = BROKERS.map(|name| sim.lookup(name));
-    for broker in 0..BROKERS.len() {
+    for (broker, addr) in addrs.into_iter().enumerate() {
         let cluster = cluster.clone();
-        sim.host(addrs[broker], move || cluster.clone().serve(broker));
+        sim.host(addr, move || cluster.clone().serve(broker));
     }
     start_natsmux(&mut sim, &plan, &addrs, rng.next(), &verdict);
     for (no, manner) in plan.manners.iter().enumerate() {
