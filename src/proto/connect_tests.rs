@@ -169,3 +169,49 @@ fn debug_output_shows_no_credential() {
     );
     assert!(!shown.contains("hunter"), "{shown}");
 }
+
+#[test]
+fn every_key_sets_its_own_option() {
+    let options = parsed(
+        r#"{"verbose":false,"pedantic":false,"echo":false,"headers":true,"no_responders":true,
+        "new_account":true,"protocol":1,"user":"u","pass":"p","auth_token":"t","jwt":"j",
+        "nkey":"n","sig":"s","name":"na","lang":"la","version":"ve","account":"ac"}"#,
+    );
+    let flags = [options.verbose, options.pedantic, options.echo];
+    assert_eq!(flags, [false; 3]);
+    let flags = [options.headers, options.no_responders, options.new_account];
+    assert_eq!((flags, options.protocol), ([true; 3], 1));
+    let secrets = [
+        &options.user,
+        &options.pass,
+        &options.auth_token,
+        &options.jwt,
+        &options.nkey,
+        &options.sig,
+    ];
+    let secrets = secrets.map(|secret| secret.as_ref().map(Secret::expose));
+    assert_eq!(secrets, ["u", "p", "t", "j", "n", "s"].map(Some));
+    let texts = [
+        &options.name,
+        &options.lang,
+        &options.version,
+        &options.account,
+    ];
+    let texts = texts.map(|text| text.as_deref());
+    assert_eq!(texts, ["na", "la", "ve", "ac"].map(Some));
+}
+
+#[test]
+fn secrets_are_compared_and_hashed_by_their_text_and_never_shown() {
+    let hash = |secret: &Secret| {
+        let mut hasher = std::hash::DefaultHasher::new();
+        secret.hash(&mut hasher);
+        hasher.finish()
+    };
+    let [one, same, other] = ["s3cret", "s3cret", "s3creT"].map(Secret::new);
+    assert_eq!(one, same);
+    assert_ne!(one, other);
+    assert_eq!(hash(&one), hash(&same));
+    assert_ne!(hash(&one), hash(&other));
+    assert_eq!(format!("{one:?}"), "[secret]");
+}

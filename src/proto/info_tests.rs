@@ -193,3 +193,24 @@ fn a_brokers_long_version_crowds_nothing_out() {
     let told = ServerInfo::parse(line[b"INFO ".len()..].trim_ascii()).expect("INFO");
     assert_eq!(told.max_payload, 77);
 }
+
+#[test]
+fn a_last_field_that_just_fits_is_said() {
+    // The domain grows by a byte at a time, until the address behind it has no room.
+    let lens: Vec<usize> = (1..300)
+        .map(|len| {
+            let domain = "d".repeat(len);
+            let json = format!(r#"{{"version":"2.15.1","jetstream":true,"domain":"{domain}"}}"#);
+            let line = first_info(&[&broker(&json)], &local());
+            match said(&line)["domain"].as_str() {
+                Some(said) => {
+                    assert_eq!(said, domain);
+                    line.len()
+                }
+                None => 0,
+            }
+        })
+        .collect();
+    assert!(lens.contains(&MAX_FIRST_INFO), "{lens:?}");
+    assert!(lens.contains(&0));
+}
