@@ -1,5 +1,5 @@
 //! Health and metrics over HTTP: `/livez`, `/readyz`, `/healthz`, `/varz`, `/connz`, `/subsz`,
-//! `/brokerz` and `/metrics`.
+//! `/brokerz`, `/eventz` and `/metrics`.
 //!
 //! Only GET and HEAD, one request a connection, and a bound on everything a
 //! client may do: this port must never cost a component anything. It answers
@@ -7,6 +7,7 @@
 //! and changes none.
 
 mod connz;
+mod eventz;
 mod hosts;
 mod metrics;
 mod process;
@@ -20,7 +21,7 @@ mod varz;
 
 use std::future::Future;
 
-use crate::telemetry::{SessionSnapshot, Snapshot, SubscriptionSnapshot};
+use crate::telemetry::{Event, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
 pub use server::serve;
 
@@ -29,6 +30,9 @@ pub trait Source: Send + Sync + 'static {
     /// The daemon now, or `None` where a worker doesn't answer. Waited for at
     /// most 2 s.
     fn snapshot(&self) -> impl Future<Output = Option<Snapshot>> + Send;
+
+    /// What happened lately, the oldest first.
+    fn events(&self) -> Vec<Event>;
 
     /// All sessions now, in the order of their numbers. They aren't of one moment: they are
     /// asked for in pages, so that many cost no component anything.

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::Source;
 use super::connz::{connz, subsz};
+use super::eventz::eventz;
 use super::hosts;
 use super::metrics::{self, metrics};
 use super::process::CpuMeter;
@@ -25,7 +26,7 @@ use crate::telemetry::{BusSnapshot, Snapshot};
 /// How long a picture may take before natsmux counts as stuck.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
 
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 10] = [
     "/livez",
     "/readyz",
     "/healthz",
@@ -35,6 +36,7 @@ const PATHS: [&str; 9] = [
     "/subscriptionsz",
     "/brokerz",
     "/metrics",
+    "/eventz",
 ];
 
 /// What all requests share.
@@ -89,6 +91,10 @@ impl<S: Source> Routes<S> {
             "/subsz" | "/subscriptionsz" => {
                 listing(subsz(&*self.source, &snapshot, query), SNAPSHOT_TIMEOUT).await
             }
+            "/eventz" => match eventz(&snapshot, self.source.events(), query) {
+                Ok(body) => reply(StatusCode::OK, &body),
+                Err(bad) => bad_value(bad),
+            },
             "/brokerz" => reply(StatusCode::OK, &brokerz(&snapshot)),
             "/metrics" => match metrics(snapshot, &self.cpu) {
                 Ok(body) => text_reply(StatusCode::OK, body, metrics::CONTENT_TYPE),
@@ -120,9 +126,13 @@ async fn listing(
 ) -> Response<Full<Bytes>> {
     match timeout(within, answer).await {
         Ok(Ok(Some(body))) => reply(StatusCode::OK, &body),
-        Ok(Err(BadValue(error))) => reply(StatusCode::BAD_REQUEST, &json!({ "error": error })),
+        Ok(Err(bad)) => bad_value(bad),
         Ok(Ok(None)) | Err(_) => unavailable("a worker doesn't answer"),
     }
+}
+
+fn bad_value(BadValue(error): BadValue) -> Response<Full<Bytes>> {
+    reply(StatusCode::BAD_REQUEST, &json!({ "error": error }))
 }
 
 /// Ready once every bus listens and has had a live broker; it stays so through an outage,

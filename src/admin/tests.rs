@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Source, serve};
 use crate::telemetry::{
-    BrokerSnapshot, BusSnapshot, Counters, SessionSnapshot, Snapshot, SubscriptionSnapshot,
+    BrokerSnapshot, BusSnapshot, Counters, Event, SessionSnapshot, Snapshot, SubscriptionSnapshot,
 };
 
 /// What the made-up workers do.
@@ -32,6 +32,21 @@ impl Source for Fake {
             Self::Declines => None,
             Self::Hangs => pending().await,
         }
+    }
+
+    fn events(&self) -> Vec<Event> {
+        let event = |seq, bus: &str| Event {
+            seq,
+            time: UNIX_EPOCH,
+            level: "warn",
+            message: "failover".to_owned(),
+            fields: vec![("bus", bus.into()), ("took_ms", 7.into())],
+        };
+        vec![
+            event(5, "control"),
+            event(6, "services"),
+            event(7, "control"),
+        ]
     }
 
     async fn sessions(&self) -> Option<Vec<SessionSnapshot>> {
@@ -622,4 +637,31 @@ async fn readiness_begins_with_the_first_broker_and_outlasts_it() {
         let named = body.to_string().contains("bus services");
         assert_eq!(named, status == 503);
     }
+}
+
+#[tokio::test]
+async fn events_are_told_from_a_number_on() {
+    let addr = start(picture([true, true])).await;
+    for (path, numbers) in [
+        ("/eventz", vec![5, 6, 7]),
+        ("/eventz?after=5", vec![6, 7]),
+        ("/eventz?after=7", vec![]),
+        ("/eventz?limit=1", vec![7]),
+        ("/eventz?bus=control", vec![5, 7]),
+    ] {
+        let (status, body) = get(addr, path).await;
+        assert_eq!((status, &body["last"]), (200, &7.into()), "{path}");
+        let events = body["events"].as_array().expect("a list").iter();
+        let seqs: Vec<_> = events.filter_map(|event| event["seq"].as_u64()).collect();
+        assert_eq!(seqs, numbers, "{path}");
+    }
+    let (_, body) = get(addr, "/eventz?limit=1").await;
+    assert_eq!(
+        body["events"][0],
+        serde_json::json!({
+            "seq": 7, "time": "1970-01-01T00:00:00.000Z", "level": "warn",
+            "event": "failover", "bus": "control", "took_ms": 7
+        })
+    );
+    assert_eq!(get(addr, "/eventz?after=x").await.0, 400);
 }

@@ -152,7 +152,7 @@ impl Control {
             .map(tokio::net::TcpListener::from_std)
             .transpose()?
             .map(|listener| {
-                let source = Arc::new(WorkerSource::new(self.handle.clone()));
+                let source = Arc::new(WorkerSource::new(self.handle.clone(), self.log.events()));
                 tokio::spawn(admin::serve(listener, source, stop.clone()))
             });
         loop {

@@ -1,12 +1,13 @@
 //! Snapshots for HTTP, taken from the worker at most every few milliseconds.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
 use super::worker::{Handle, Page};
 use crate::admin::Source;
-use crate::telemetry::{SessionSnapshot, Snapshot, SubscriptionSnapshot};
+use crate::telemetry::{Event, Events, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
 /// A snapshot that is younger than this is used again, so that a flood of requests costs
 /// the worker at most a hundred snapshots a second.
@@ -20,13 +21,15 @@ const SUBSCRIBERS: usize = 8;
 /// Asks the worker.
 pub(super) struct WorkerSource {
     handle: Handle,
+    events: Arc<Events>,
     last: Mutex<Option<(Instant, Snapshot)>>,
 }
 
 impl WorkerSource {
-    pub(super) fn new(handle: Handle) -> Self {
+    pub(super) fn new(handle: Handle, events: Arc<Events>) -> Self {
         Self {
             handle,
+            events,
             last: Mutex::new(None),
         }
     }
@@ -43,6 +46,10 @@ impl Source for WorkerSource {
         let snapshot = self.handle.snapshot().await?;
         *last = Some((Instant::now(), snapshot.clone()));
         Some(snapshot)
+    }
+
+    fn events(&self) -> Vec<Event> {
+        self.events.after(0)
     }
 
     async fn sessions(&self) -> Option<Vec<SessionSnapshot>> {

@@ -85,6 +85,10 @@ pub(super) async fn run(
         .session
         .abandon(&mut shared.pool.bus.borrow_mut());
     count(&shared.pool, &reason);
+    if reason == CloseReason::SlowConsumer {
+        let peer = entry.card.peer;
+        warn!(bus = shared.pool.name, cid, %peer, "slow consumer closed");
+    }
     if reason == CloseReason::Signed {
         warn!(
             bus = shared.pool.name,

@@ -4,6 +4,7 @@
 //! bounded queue and are dropped, and counted, where it is full.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
 
 use thiserror::Error;
 use tracing::Subscriber;
@@ -16,6 +17,8 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use super::events::{EventLayer, Events};
 
 /// Lines that may wait for stderr; further ones are dropped.
 const MAX_WAITING_LINES: usize = 8192;
@@ -39,6 +42,7 @@ pub struct LogError;
 pub struct LogGuard {
     filter: reload::Handle<Targets, Registry>,
     dropped: ErrorCounter,
+    events: Arc<Events>,
     _worker: WorkerGuard,
 }
 
@@ -47,6 +51,11 @@ impl LogGuard {
     pub fn set_level(&self, level: LevelFilter) {
         // Fails only where the subscriber is gone, and the lines with it.
         let _ = self.filter.reload(targets(level));
+    }
+
+    /// What was said lately at `info` or above.
+    pub fn events(&self) -> Arc<Events> {
+        Arc::clone(&self.events)
     }
 
     /// Lines dropped since start because stderr didn't take them.
@@ -78,13 +87,15 @@ fn build(
         .thread_name("natsmux-log")
         .finish(writer);
     let dropped = writer.error_counter();
+    let events = Arc::new(Events::default());
     let (filter, handle) = reload::Layer::new(targets(level));
     let subscriber = tracing_subscriber::registry()
-        .with(filter)
-        .with(lines(writer, ansi, format));
+        .with(lines(writer, ansi, format).with_filter(filter))
+        .with(EventLayer(Arc::clone(&events)).with_filter(targets(LevelFilter::INFO)));
     let guard = LogGuard {
         filter: handle,
         dropped,
+        events,
         _worker: worker,
     };
     (subscriber, guard)
@@ -161,6 +172,8 @@ mod tests {
             tracing::debug!(bus = "control", "after");
             tracing::debug!(target: "hyper", "quiet");
         });
+        let kept = guard.events().after(0).len();
+        assert_eq!(kept, 0, "debug is nobody's event");
         drop(guard);
         let all: String = lines.iter().collect();
         assert!(all.contains("after bus=\"control\""), "{all}");

@@ -1,13 +1,15 @@
 //! What natsmux says of itself: log lines, counters, and the picture of a moment.
 //!
 //! `counters` names every metric, in one place; `snapshot` is what the workers
-//! hand to `admin`; `logging` is where log lines go. Nothing here knows who
+//! hand to `admin`; `logging` is where log lines go, and `events` keeps the last of them. Nothing here knows who
 //! counts or who reads.
 
 mod counters;
+mod events;
 mod logging;
 mod snapshot;
 
 pub use counters::Counters;
+pub use events::{Event, Events};
 pub use logging::{LineFormat, LogError, LogGuard, init};
 pub use snapshot::{BrokerSnapshot, BusSnapshot, SessionSnapshot, Snapshot, SubscriptionSnapshot};

@@ -173,6 +173,13 @@ fn the_terminal_shows_a_broker_that_dies() {
     let varz: Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!((code, &varz["connections"]), (Some(1), &1.into()));
 
+    let events = answer(&natsmux, "/eventz?bus=default");
+    let events = events["events"].as_array().expect("a list").iter();
+    let said: Vec<_> = events.filter_map(|event| event["event"].as_str()).collect();
+    for event in ["broker lost, failing over", "bus has no live broker"] {
+        assert!(said.contains(&event), "{event}: {said:?}");
+    }
+
     let free = Port::reserve().address();
     let (code, text) = natsmux_program(&["status", "--http", &free]);
     assert_eq!(code, Some(1));
