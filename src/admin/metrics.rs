@@ -6,14 +6,16 @@
 use std::fmt;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet, text,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::process::{self, CpuMeter};
-use crate::telemetry::{BrokerSnapshot, BusSnapshot, Snapshot};
+use crate::telemetry::{BrokerSnapshot, BusSnapshot, Histogram, Observed, Snapshot, Tally};
 
 /// The content type of the text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -48,6 +50,61 @@ const BUS_GAUGES: [BusGauge; 7] = [
     }),
 ];
 
+/// Durations of a bus.
+type BusHistogram = (&'static str, &'static str, fn(&Observed) -> &Histogram);
+
+const HISTOGRAMS: [BusHistogram; 4] = [
+    (
+        "natsmux_fence_seconds",
+        "From a fence to its answer, on any link",
+        |observed| &observed.fences,
+    ),
+    (
+        "natsmux_detection_seconds",
+        "From a broker's last byte to the verdict that it is lost",
+        |observed| &observed.detections,
+    ),
+    (
+        "natsmux_failover_seconds",
+        "From that verdict until the last component was attached again",
+        |observed| &observed.failovers,
+    ),
+    (
+        "natsmux_replay_seconds",
+        "From a dead link until its component was live on the next one",
+        |observed| &observed.replays,
+    ),
+];
+
+/// Counts of a bus, by a label of a closed set.
+type BusTally = (
+    &'static str,
+    &'static str,
+    &'static str,
+    fn(&Observed) -> &Tally,
+);
+
+const TALLIES: [BusTally; 3] = [
+    (
+        "natsmux_failovers_by_cause",
+        "Failovers of the bus",
+        "cause",
+        |observed| &observed.failover_causes,
+    ),
+    (
+        "natsmux_dial_failures_by_cause",
+        "Dials of components' links that failed",
+        "cause",
+        |observed| &observed.dial_failures,
+    ),
+    (
+        "natsmux_closes_by_reason",
+        "Components' connections that were closed",
+        "reason",
+        |observed| &observed.closes,
+    ),
+];
+
 /// The body of `/metrics`.
 pub(super) fn metrics(snapshot: Snapshot, cpu: &CpuMeter) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
@@ -76,6 +133,7 @@ impl Collector for Picture {
             let series = buses.map(|bus| ([("bus", bus.name.as_str())], read(bus)));
             gauges(&mut encoder, &format!("natsmux_{name}"), help, series)?;
         }
+        self.encode_observed(&mut encoder)?;
         self.encode_brokers(&mut encoder)?;
         self.encode_board(&mut encoder)
     }
@@ -136,6 +194,37 @@ impl Picture {
                     .map_or(0, |(_, _, value)| value);
                 let labels = [("bus", bus.name.as_str())];
                 ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How long things took, and how often for which reason.
+    fn encode_observed(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        for (name, help, read) in HISTOGRAMS {
+            let kind = MetricType::Histogram;
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for bus in &self.snapshot.buses {
+                let histogram = read(&bus.observed);
+                let buckets: Vec<_> = histogram.buckets().collect();
+                family
+                    .encode_family(&[("bus", bus.name.as_str())])?
+                    .encode_histogram::<NoLabelSet>(
+                        histogram.sum(),
+                        histogram.count(),
+                        &buckets,
+                        None,
+                    )?;
+            }
+        }
+        for (name, help, label, read) in TALLIES {
+            let kind = MetricType::Counter;
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for bus in &self.snapshot.buses {
+                for (reason, count) in read(&bus.observed).iter() {
+                    let labels = [("bus", bus.name.as_str()), (label, reason)];
+                    ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+                }
             }
         }
         Ok(())

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Source, serve};
 use crate::telemetry::{
-    BrokerSnapshot, BusSnapshot, Counters, Event, SessionSnapshot, Snapshot, SubscriptionSnapshot,
+    BrokerSnapshot, BusSnapshot, Counters, Event, Observed, SessionSnapshot, Snapshot,
+    SubscriptionSnapshot,
 };
 
 /// What the made-up workers do.
@@ -106,6 +107,16 @@ fn listing(sessions: Vec<SessionSnapshot>) -> Fake {
     Fake::Lists(snapshot, sessions)
 }
 
+fn observed() -> Observed {
+    let mut observed = Observed::default();
+    observed.fences.observe(Duration::from_micros(300));
+    observed.fences.observe(Duration::from_secs(60));
+    observed.failover_causes.count("silent");
+    observed.closes.count("component_closed");
+    observed.closes.count("component_closed");
+    observed
+}
+
 fn bus(name: &str, healthy: bool) -> BusSnapshot {
     BusSnapshot {
         name: name.to_owned(),
@@ -130,6 +141,7 @@ fn bus(name: &str, healthy: bool) -> BusSnapshot {
             failures: 1,
         }],
         counters: Counters::default(),
+        observed: observed(),
     }
 }
 
@@ -664,4 +676,22 @@ async fn events_are_told_from_a_number_on() {
         })
     );
     assert_eq!(get(addr, "/eventz?after=x").await.0, 400);
+}
+
+#[tokio::test]
+async fn durations_and_reasons_are_metrics() {
+    let addr = start(picture([true, true])).await;
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let (_, body) = exchange(addr, request).await;
+    for line in [
+        "natsmux_fence_seconds_bucket{le=\"0.00025\",bus=\"control\"} 0",
+        "natsmux_fence_seconds_bucket{le=\"0.0005\",bus=\"control\"} 1",
+        "natsmux_fence_seconds_bucket{le=\"+Inf\",bus=\"control\"} 2",
+        "natsmux_fence_seconds_count{bus=\"control\"} 2",
+        "natsmux_failover_seconds_count{bus=\"services\"} 0",
+        "natsmux_failovers_by_cause_total{bus=\"control\",cause=\"silent\"} 1",
+        "natsmux_closes_by_reason_total{bus=\"services\",reason=\"component_closed\"} 2",
+    ] {
+        assert!(body.lines().any(|said| said == line), "{line}\n{body}");
+    }
 }

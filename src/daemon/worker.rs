@@ -533,6 +533,7 @@ fn bus_snapshot(running: &Running) -> BusSnapshot {
         current: healthy.then(|| roster.broker(roster.current()).addr().to_string()),
         brokers,
         counters: bus.counters.clone(),
+        observed: bus.observed.clone(),
     }
 }
 

@@ -428,6 +428,7 @@ async fn discard(read: &mut ReadHalf) {
 
 fn count(pool: &Pool, reason: &CloseReason) {
     let mut bus = pool.bus.borrow_mut();
+    bus.observed.closes.count(reason.as_str());
     let counters = &mut bus.counters;
     counters.sessions_closed += 1;
     match reason {

@@ -7,9 +7,11 @@
 mod counters;
 mod events;
 mod logging;
+mod observed;
 mod snapshot;
 
 pub use counters::Counters;
 pub use events::{Event, Events};
 pub use logging::{LineFormat, LogError, LogGuard, init};
+pub use observed::{Histogram, Observed, Tally};
 pub use snapshot::{BrokerSnapshot, BusSnapshot, SessionSnapshot, Snapshot, SubscriptionSnapshot};

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use super::Counters;
+use super::{Counters, Observed};
 
 /// The daemon at one moment.
 #[derive(Clone, Debug)]
@@ -68,6 +68,8 @@ pub struct BusSnapshot {
     pub brokers: Vec<BrokerSnapshot>,
     /// What was counted on this bus since start.
     pub counters: Counters,
+    /// How long things took, and why they happened.
+    pub observed: Observed,
 }
 
 /// One broker of a bus at one moment.

@@ -17,7 +17,7 @@ use super::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
 use super::watch::{TrunkId, Watches};
 use crate::config::{Admit, BusLimits, Delivery, Timings};
 use crate::ledger::Settled;
-use crate::telemetry::Counters;
+use crate::telemetry::{Counters, Observed};
 
 /// The daemon's buffers, shared by its buses.
 #[derive(Clone, Debug)]
@@ -108,6 +108,8 @@ pub struct Bus {
     pub failovers: Failovers,
     /// Everything that is counted.
     pub counters: Counters,
+    /// How long things took, and why they happened.
+    pub observed: Observed,
     /// Buffers, shared with the other buses.
     pub budgets: Budgets,
     waiting: BTreeSet<TrunkId>,
@@ -136,6 +138,7 @@ impl Bus {
             watches: Watches::default(),
             failovers: Failovers::default(),
             counters: Counters::default(),
+            observed: Observed::default(),
             budgets,
             waiting: BTreeSet::new(),
             dial_queue: DialQueue::default(),
@@ -260,8 +263,16 @@ impl Bus {
     pub fn poll_failover(&mut self, now: Instant) -> Option<Failover> {
         let leaving = self.failovers.leaving();
         let staying = leaving.map_or(0, |broker| self.watches.attached(broker));
-        self.failovers
-            .poll_report(self.counters.confirmed, staying, now)
+        let confirmed = self.counters.confirmed;
+        let report = self.failovers.poll_report(confirmed, staying, now)?;
+        if report.complete {
+            self.observed.failover_causes.count(report.cause.as_str());
+            self.observed.failovers.observe(report.took);
+            if !report.cause.is_planned() {
+                self.observed.detections.observe(report.detection);
+            }
+        }
+        Some(report)
     }
 
     /// The broker's sentinel waits long for an answer: others are to ask as well.

@@ -49,6 +49,7 @@ impl Trunk {
 
     fn note_failed_dial(&mut self, link: &Link, failure: Failure, now: Instant, bus: &mut Bus) {
         bus.counters.dial_failures += 1;
+        bus.observed.dial_failures.count(failure.as_str());
         self.round.failures += 1;
         match link.phase {
             // The broker didn't even introduce itself: dead for all trunks.

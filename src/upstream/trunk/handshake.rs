@@ -253,6 +253,9 @@ impl Trunk {
         self.round.succeed(now);
         if self.lost.is_some_and(|(before, _, _)| before != broker) {
             bus.counters.failovers += 1;
+            bus.observed
+                .replays
+                .observe(now.saturating_duration_since(started));
         }
         self.make_ready();
         let held = self.resume(at, now, bus);

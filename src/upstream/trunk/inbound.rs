@@ -211,6 +211,9 @@ impl Trunk {
         if link.is_attached() {
             bus.fence_answered(self.id, link.broker, ping.at, now);
         }
+        bus.observed
+            .fences
+            .observe(now.saturating_duration_since(ping.at));
         let (confirmed, refused) = link.account.prove(ping.publishes);
         bus.counters.confirmed += confirmed;
         bus.counters.refused += refused;
