@@ -184,3 +184,34 @@ fn a_line_is_bounded_before_it_ends() {
         ServerScan::Op { len: 200, .. }
     ));
 }
+
+#[test]
+fn a_payload_of_exactly_the_limit_is_taken() {
+    let limits = ServerLimits {
+        max_payload: 4,
+        ..ServerLimits::default()
+    };
+    for (frame, taken) in [
+        (&b"MSG a 1 4\r\nabcd\r\n"[..], true),
+        (b"MSG a 1 5\r\nabcde\r\n", false),
+    ] {
+        let is_op = matches!(scan(frame, &limits), ServerScan::Op { .. });
+        assert_eq!(is_op, taken);
+    }
+}
+
+#[test]
+fn only_blanks_end_a_word() {
+    let frame = b"MSG a\x01\x02b\x03 s\x1fid re\x7fply\x00 2\r\nhi\r\n";
+    let ServerScan::Op {
+        op: ServerOp::Msg(msg),
+        len,
+    } = scan(frame, &ServerLimits::default())
+    else {
+        panic!("it is a message");
+    };
+    assert_eq!(len, frame.len());
+    assert_eq!(msg.subject, b"a\x01\x02b\x03");
+    assert_eq!((msg.sid, msg.payload), (&b"s\x1fid"[..], &b"hi"[..]));
+    assert_eq!(msg.reply, Some(&b"re\x7fply\x00"[..]));
+}

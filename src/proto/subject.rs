@@ -26,7 +26,6 @@ pub fn matches(pattern: &[u8], subject: &[u8]) -> bool {
     for wanted in pattern.split(|&b| b == b'.') {
         match (wanted, tokens.next()) {
             (b">", Some(_)) => return true,
-            (_, None) => return false,
             (b"*", Some(_)) => {}
             (literal, Some(token)) if literal == token => {}
             _ => return false,
