@@ -378,11 +378,14 @@ impl Trunk {
             for _ in 0..pongs {
                 self.push_ping(at, Some(session), now, bus);
             }
-            let last = self.next_ping - 1;
-            if let Some((seq, _)) = &mut self.slots[session.0 as usize].finishing
-                && *seq == UNASKED
-            {
-                *seq = last;
+            let finishing = self.slots[session.0 as usize].finishing.as_ref();
+            if finishing.is_some_and(|(seq, _)| *seq == UNASKED) {
+                let last = self.push_ping(at, None, now, bus);
+                let finishing = &mut self.slots[session.0 as usize].finishing;
+                finishing
+                    .as_mut()
+                    .into_iter()
+                    .for_each(|(seq, _)| *seq = last);
             }
         }
     }

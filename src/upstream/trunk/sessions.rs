@@ -284,7 +284,9 @@ impl Trunk {
         }
         // A PONG that waits for a broker is still wanted, unless natsmux itself ends.
         let live = self.live();
-        if slot.owed_pongs > 0 && (live.is_some() || reason == CloseReason::ComponentClosed) {
+        // During a move, the old link may still owe some.
+        let owed = slot.owed_pongs > 0 || (live.is_none() && slot.asked > 0);
+        if owed && (live.is_some() || reason == CloseReason::ComponentClosed) {
             self.slots[session.0 as usize].finishing = Some((UNASKED, reason));
             return self.retire_subscriptions(session, now);
         }

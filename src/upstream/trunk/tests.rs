@@ -579,7 +579,7 @@ fn a_half_closed_component_has_its_pong_from_the_next_broker() {
         "it wants no messages any more"
     );
     assert_eq!(bench.heard(), "");
-    bench.broker(b"PONG\r\nPONG\r\n");
+    bench.broker(b"PONG\r\nPONG\r\nPONG\r\n");
     assert_eq!(bench.heard(), "PONG\r\n");
     assert_eq!(
         bench.trunk.closing(session),
@@ -626,7 +626,7 @@ fn a_half_closed_component_has_the_pong_that_suspicion_held() {
     bench.now += Duration::from_millis(1);
     bench.broker(b"PONG\r\n");
     assert_eq!(bench.heard(), "");
-    bench.broker(b"PONG\r\n");
+    bench.broker(b"PONG\r\nPONG\r\n");
     assert_eq!(bench.heard(), "PONG\r\n");
     assert!(bench.trunk.closing(session).is_some());
 }
@@ -649,4 +649,34 @@ fn a_session_that_finishes_during_a_move_closes_with_its_last_pong() {
     bench.link = old;
     bench.broker(b"PONG\r\nPONG\r\n");
     assert_eq!(bench.trunk.closing(session), Some(&CloseReason::Stale));
+}
+
+#[test]
+fn a_component_that_half_closes_behind_a_second_connect_has_its_pongs() {
+    let mut bench = Bench::live(PLAIN);
+    let old = bench.link;
+    bench.subscribe(b"a", b"1");
+    bench.ping();
+    bench.reconnect(PLAIN);
+    let (session, now) = (bench.session, bench.now);
+    bench
+        .trunk
+        .finish(session, CloseReason::ComponentClosed, now, &mut bench.bus);
+    assert_eq!(bench.trunk.closing(session), None, "R1");
+    // The old link answers, and is left.
+    bench.link = old;
+    bench.broker(b"PONG\r\nPONG\r\n");
+    assert_eq!(bench.heard(), "PONG\r\n");
+    bench.take_dial();
+    bench.join();
+    bench.link = old;
+    bench.broker(b"PONG\r\n");
+    bench.take_dial();
+    assert!(bench.trunk.has_link(LinkId(1)), "the new one is on its way");
+    bench.link = LinkId(1);
+    bench.broker(b"PONG\r\nPONG\r\nPONG\r\n");
+    assert_eq!(
+        bench.trunk.closing(session),
+        Some(&CloseReason::ComponentClosed)
+    );
 }
