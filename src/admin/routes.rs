@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN, VARY,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
@@ -43,25 +46,47 @@ const PATHS: [&str; 10] = [
 pub(super) struct Routes<S> {
     source: Arc<S>,
     cpu: CpuMeter,
+    cors_origins: Vec<String>,
     requests: [AtomicU64; PATHS.len()],
 }
 
 impl<S: Source> Routes<S> {
-    pub(super) fn new(source: Arc<S>) -> Self {
+    pub(super) fn new(source: Arc<S>, cors_origins: Vec<String>) -> Self {
         Self {
             source,
             cpu: CpuMeter::new(),
+            cors_origins,
             requests: Default::default(),
         }
     }
 
-    /// Answers one request that came over a connection to `local`. The body of
-    /// the request isn't read.
+    /// Answers one request, and lets a page of an allowed origin read it.
     pub(super) async fn answer<B>(
         &self,
         request: Request<B>,
         local: IpAddr,
     ) -> Response<Full<Bytes>> {
+        let origin = request.headers().get(ORIGIN).cloned();
+        let mut response = self.answer_anybody(request, local).await;
+        if self.cors_origins.is_empty() {
+            return response;
+        }
+        let headers = response.headers_mut();
+        headers.insert(VARY, HeaderValue::from_static("Origin"));
+        if let Some(origin) = origin
+            && self
+                .cors_origins
+                .iter()
+                .any(|allowed| origin.as_bytes().eq_ignore_ascii_case(allowed.as_bytes()))
+        {
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        }
+        response
+    }
+
+    /// Answers one request that came over a connection to `local`. The body of
+    /// the request isn't read.
+    async fn answer_anybody<B>(&self, request: Request<B>, local: IpAddr) -> Response<Full<Bytes>> {
         if !hosts::is_allowed(&request, local) {
             let error = "Host must be a loopback name or the address of this listener";
             return reply(StatusCode::FORBIDDEN, &json!({ "error": error }));
@@ -187,7 +212,7 @@ fn unavailable(error: &str) -> Response<Full<Bytes>> {
     reply(StatusCode::SERVICE_UNAVAILABLE, &body)
 }
 
-/// A JSON reply. No CORS header: a foreign page has no business here.
+/// A JSON reply.
 fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     let mut text = body.to_string();
     text.push('\n');

@@ -31,8 +31,15 @@ const ACCEPT_REST: Duration = Duration::from_millis(200);
 
 /// Serves health and metrics until `stop` is cancelled; what is then still
 /// being answered is cut off.
-pub async fn serve<S: Source>(listener: TcpListener, source: Arc<S>, stop: CancellationToken) {
-    let routes = Arc::new(Routes::new(source));
+///
+/// Pages of `cors_origins` may read the answers in a browser; those of no other site may.
+pub async fn serve<S: Source>(
+    listener: TcpListener,
+    source: Arc<S>,
+    cors_origins: Vec<String>,
+    stop: CancellationToken,
+) {
+    let routes = Arc::new(Routes::new(source, cors_origins));
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {

@@ -173,7 +173,9 @@ fn picture(healthy: [bool; 2]) -> Fake {
 async fn start(source: Fake) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("its address");
-    tokio::spawn(serve(listener, Arc::new(source), CancellationToken::new()));
+    let origins = vec!["https://dash.example:8443".to_owned()];
+    let stop = CancellationToken::new();
+    tokio::spawn(serve(listener, Arc::new(source), origins, stop));
     addr
 }
 
@@ -395,7 +397,7 @@ async fn stop_ends_serving_and_closes_connections() {
     let addr = listener.local_addr().expect("its address");
     let stop = CancellationToken::new();
     let source = Arc::new(picture([true, true]));
-    let serving = tokio::spawn(serve(listener, source, stop.clone()));
+    let serving = tokio::spawn(serve(listener, source, Vec::new(), stop.clone()));
     let mut stream = connect(addr).await;
     stop.cancel();
     serving.await.expect("ended");
@@ -722,4 +724,27 @@ fn the_runbook_knows_every_alert() {
         .filter(|alert| !readme.contains(&format!("`{alert}`")))
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[tokio::test]
+async fn only_pages_of_named_origins_may_read() {
+    let addr = start(picture([true, true])).await;
+    for (origin, allowed) in [
+        ("https://dash.example:8443", true),
+        ("https://DASH.example:8443", true),
+        ("https://dash.example", false),
+        ("http://dash.example:8443", false),
+        ("null", false),
+    ] {
+        let request = format!("GET /varz HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\n\r\n");
+        let (head, _) = exchange(addr, &request).await;
+        let head = head.to_ascii_lowercase();
+        let header = format!(
+            "access-control-allow-origin: {}",
+            origin.to_ascii_lowercase()
+        );
+        assert_eq!(head.contains(&header), allowed, "{origin}: {head}");
+        assert_eq!(head.contains("access-control"), allowed, "{origin}: {head}");
+        assert!(head.contains("vary: origin"), "{head}");
+    }
 }

@@ -21,6 +21,11 @@ const LISTENS: &str = "a list of 1 to 16 addresses, such as [\"127.0.0.1:4222\"]
 const BROKERS: &str = "a list of 1 to 64 brokers, such as [\"nats://10.0.0.1:4222\"]";
 const BUSES: &str = "1 to 64 buses, each under [[bus]]";
 
+const ORIGINS: &str =
+    "a list of at most 16 origins of web pages, such as [\"https://dash.example:8443\"]";
+
+/// The most origins that may read what is served over HTTP.
+const MAX_ORIGINS: usize = 16;
 /// The most buses in one daemon.
 const MAX_BUSES: usize = 64;
 /// The most listeners of one bus.
@@ -60,6 +65,14 @@ impl Config {
         if let Some((text, place)) = http.text("listen", AN_HTTP)? {
             config.http = http_listen(text, &place)?;
             places.http = place;
+        }
+        if let Some(found) = http.texts("cors_origins", ORIGINS)? {
+            if found.len() > MAX_ORIGINS {
+                let place = http.place_of_missing("cors_origins");
+                return Err(ConfigError::wrong(place, Fault::Expected(ORIGINS)));
+            }
+            let origins = found.into_iter().map(|(text, place)| origin(text, place));
+            config.cors_origins = origins.collect::<Result<_, _>>()?;
         }
         http.finish()?;
         let mut log = root.section("log")?;
@@ -162,6 +175,18 @@ pub(super) fn http_listen(text: &str, place: &Place) -> Result<Option<SocketAddr
     }
     let parsed = text.parse().map(Some);
     parsed.map_err(|_| ConfigError::wrong(place.clone(), Fault::Expected(AN_HTTP)))
+}
+
+/// An origin as browsers write it: `http://host` or `https://host:port`, nothing behind it.
+fn origin(text: &str, place: Place) -> Result<String, ConfigError> {
+    let host = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-.:[]".contains(&byte);
+    match host {
+        Some(host) if !host.is_empty() && host.bytes().all(plain) => Ok(text.to_ascii_lowercase()),
+        _ => Err(ConfigError::wrong(place, Fault::Expected(ORIGINS))),
+    }
 }
 
 /// The name of this instance.

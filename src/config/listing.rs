@@ -29,6 +29,9 @@ impl Display for Description<'_> {
             Some(addr) => writeln!(f, "http      {addr}")?,
             None => writeln!(f, "http      off")?,
         }
+        for origin in &config.cors_origins {
+            writeln!(f, "          read by pages of {origin}")?;
+        }
         let (format, level) = (config.log.format.word(), config.log.level.word());
         writeln!(f, "log       {format}, {level}")?;
         let default = Config::default();

@@ -22,6 +22,10 @@ pub struct Config {
     /// Where health and metrics are served; `None` is `"off"`.
     /// Default: `127.0.0.1:8222`. Changes on reload: no.
     pub http: Option<SocketAddr>,
+    /// Origins of web pages that may read what is served there, such as a
+    /// dashboard's `https://dash.example:8443`; at most 16. Default: none.
+    /// Changes on reload: no.
+    pub cors_origins: Vec<String>,
     /// What is logged, and how.
     pub log: LogConfig,
     /// How long SIGTERM waits for what is on its way before closing.
@@ -43,6 +47,7 @@ impl Default for Config {
         Self {
             name: host_name(),
             http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8222))),
+            cors_origins: Vec::new(),
             log: LogConfig::default(),
             drain_timeout: Duration::from_secs(2),
             limits: DaemonLimits::default(),

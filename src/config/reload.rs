@@ -27,6 +27,7 @@ impl Config {
         let daemon = [
             (self.name != new.name, "name"),
             (self.http != new.http, "http.listen"),
+            (self.cors_origins != new.cors_origins, "http.cors_origins"),
             (self.log.format != new.log.format, "log.format"),
         ];
         if let Some((_, option)) = daemon.into_iter().find(|(differs, _)| *differs) {

@@ -87,11 +87,14 @@ fn cloud_foundry_has_two_buses_on_ports_of_their_own() {
 fn every_kind_of_value_is_read() {
     let config = parsed(
         "name = \"host7\"\ndrain_timeout = \"3s\"\nhttp.listen = \"off\"\n\
+         http.cors_origins = [\"https://Dash.example:8443\", \"http://[::1]\"]\n\
          log = { format = \"json\", level = \"debug\" }\nlimits.max_connections = 10",
         "listen = [\"0.0.0.0:4300\"]\nadmit = \"always\"\nlenient_connect = false\n\
          timings.pong_hold = \"never\"\nlimits = { fence_bytes = 2048, max_pending = \"1MiB\" }",
     );
     assert_eq!((config.name.as_str(), config.http), ("host7", None));
+    let origins = ["https://dash.example:8443", "http://[::1]"];
+    assert_eq!(config.cors_origins, origins);
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.log.level, LogLevel::Debug);
     assert_eq!(config.drain_timeout.as_secs(), 3);
@@ -145,6 +148,16 @@ fn faults_name_the_line_the_key_and_what_was_expected() {
             "http.listen = \"8222\"",
             "",
             "line 1: http.listen: expected \"off\", or an IP address",
+        ),
+        (
+            "http.cors_origins = [\"dash.example\"]",
+            "",
+            "line 1: http.cors_origins: expected a list of at most 16 origins",
+        ),
+        (
+            "http.cors_origins = [\"https://a/path\"]",
+            "",
+            "line 1: http.cors_origins: expected a list of at most 16 origins",
         ),
         (
             "log.level = \"loud\"",
@@ -392,6 +405,12 @@ fn reload_takes_brokers_and_timings_but_no_listener() {
     assert_eq!(
         old.needs_restart(&new),
         Some(NeedsRestart::Daemon("http.listen"))
+    );
+    new.http = old.http;
+    new.cors_origins.push("http://a".to_owned());
+    assert_eq!(
+        old.needs_restart(&new),
+        Some(NeedsRestart::Daemon("http.cors_origins"))
     );
 }
 

@@ -153,7 +153,8 @@ impl Control {
             .transpose()?
             .map(|listener| {
                 let source = Arc::new(WorkerSource::new(self.handle.clone(), self.log.events()));
-                tokio::spawn(admin::serve(listener, source, stop.clone()))
+                let origins = self.config.cors_origins.clone();
+                tokio::spawn(admin::serve(listener, source, origins, stop.clone()))
             });
         loop {
             tokio::select! {
