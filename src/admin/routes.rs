@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN, VARY,
-    X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
+    HeaderValue, ORIGIN, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
@@ -29,7 +29,8 @@ use crate::telemetry::{BusSnapshot, Snapshot};
 /// How long a picture may take before natsmux counts as stuck.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
 
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 11] = [
+    "/",
     "/livez",
     "/readyz",
     "/healthz",
@@ -104,6 +105,9 @@ impl<S: Source> Routes<S> {
             return response;
         }
         self.requests[index].fetch_add(1, Ordering::Relaxed);
+        if path == "/" {
+            return page();
+        }
         let Ok(Some(snapshot)) = timeout(SNAPSHOT_TIMEOUT, self.source.snapshot()).await else {
             return unavailable("a worker doesn't answer");
         };
@@ -142,6 +146,17 @@ impl<S: Source> Routes<S> {
         });
         Value::Object(counts.collect::<Map<_, _>>())
     }
+}
+
+/// The status page: one file that needs no other, and asks natsmux alone.
+fn page() -> Response<Full<Bytes>> {
+    const POLICY: &str = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; \
+        script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    let text = include_str!("page.html").to_owned();
+    let mut response = text_reply(StatusCode::OK, text, "text/html; charset=utf-8");
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    response
 }
 
 /// An answer that may take several looks at the workers.

@@ -101,6 +101,8 @@ fn bus(bus: &BusSnapshot) -> Value {
         ("subscriptions", json!(bus.subscriptions)),
         ("waiting", json!(bus.waiting)),
         ("buffered_bytes", json!(bus.buffered_bytes)),
+        ("fences_answered", json!(bus.observed.fences.count())),
+        ("fence_seconds", json!(bus.observed.fences.sum())),
         ("current", json!(bus.current)),
         ("brokers", Value::Array(brokers)),
     ] {
