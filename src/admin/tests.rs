@@ -748,3 +748,23 @@ async fn only_pages_of_named_origins_may_read() {
         assert!(head.contains("vary: origin"), "{head}");
     }
 }
+
+#[tokio::test]
+async fn the_status_page_needs_nobody_else() {
+    let addr = start(picture([true, true])).await;
+    let request = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let (head, body) = exchange(addr, request).await;
+    let head = head.to_ascii_lowercase();
+    assert!(
+        head.contains("content-type: text/html; charset=utf-8"),
+        "{head}"
+    );
+    assert!(
+        head.contains("default-src 'none'; connect-src 'self'"),
+        "{head}"
+    );
+    // Of other hosts it names only what makes its plots SVG.
+    let others = body.matches("://").count();
+    assert_eq!(others, body.matches("http://www.w3.org/2000/svg").count());
+    assert!(!body.contains("innerHTML"), "names are never HTML");
+}
