@@ -195,13 +195,13 @@ impl Session {
         }
     }
 
-    /// The component closed its side. What it sent is carried out first, unless it never got
-    /// to begin and no broker is there that could let it: then it has given up waiting.
+    /// The component closed its side. What it sent is carried out first, unless it waits for
+    /// the verdict on its CONNECT and no broker is there: then it has given up waiting.
     pub fn handle_eof(&mut self, home: Option<Home<'_>>, now: Instant, bus: &mut Bus) {
         self.eof = true;
         match home {
             Some(home) if home.trunk.is_ready(home.id) => self.handle_ready(home, now, bus),
-            Some(_) if self.begun || bus.roster.takes_newcomers() => {}
+            Some(home) if home.trunk.is_gated(home.id) || bus.roster.takes_newcomers() => {}
             Some(home) => home
                 .trunk
                 .close_session(home.id, CloseReason::ComponentClosed),
@@ -318,8 +318,8 @@ impl Session {
             // Between INFO and the first PONG a component hears nothing but +OK or -ERR.
             return;
         }
-        if home.trunk.is_parked(home.id) {
-            // Its PONG may have come: natsmux doesn't read it (R6).
+        if self.eof || home.trunk.is_parked(home.id) {
+            // Its PONG may have come, or can't: natsmux doesn't read it (R6).
             return;
         }
         if self.pings.outstanding >= bus.settings.limits.ping_max as u32 {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
-use super::slot::UNASKED;
+use super::slot::Finishing;
 use super::{CloseReason, Move, Trunk};
 use crate::config::Delivery;
 use crate::ledger::{Settled, settle};
@@ -112,15 +112,22 @@ impl Trunk {
                 self.release(session);
             }
             let slot = &mut self.slots[session.0 as usize];
-            if slot.owed_pongs > 0 {
-                // Of one that is finishing, the next broker is asked.
-                slot.finishing
-                    .as_mut()
-                    .into_iter()
-                    .for_each(|(seq, _)| *seq = UNASKED);
-                self.arm_pong_hold(session, now, bus);
-            } else if let Some((_, reason)) = slot.finishing.take() {
-                self.close(session, reason);
+            let owed = slot.owed_pongs > 0;
+            match slot.finishing.take() {
+                // The next broker is asked for what this one owed.
+                Some(end) if owed && end.reason == CloseReason::ComponentClosed => {
+                    let until = now + super::FINISH_WITHIN;
+                    slot.finishing = Some(Finishing {
+                        after: None,
+                        until,
+                        ..end
+                    });
+                    self.note_slot_timeout(until);
+                    self.arm_pong_hold(session, now, bus);
+                }
+                Some(end) => self.close(session, end.reason),
+                None if owed => self.arm_pong_hold(session, now, bus),
+                None => {}
             }
         }
         if self.moving.take().is_some() {

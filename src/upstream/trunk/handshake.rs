@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
-use super::slot::UNASKED;
 use super::{CloseReason, Trunk, Verdict};
 use crate::ledger::SessionId;
 use crate::proto::encode;
@@ -379,13 +378,11 @@ impl Trunk {
                 self.push_ping(at, Some(session), now, bus);
             }
             let finishing = self.slots[session.0 as usize].finishing.as_ref();
-            if finishing.is_some_and(|(seq, _)| *seq == UNASKED) {
+            if finishing.is_some_and(|end| end.after.is_none()) {
                 let last = self.push_ping(at, None, now, bus);
-                let finishing = &mut self.slots[session.0 as usize].finishing;
-                finishing
-                    .as_mut()
-                    .into_iter()
-                    .for_each(|(seq, _)| *seq = last);
+                if let Some(end) = &mut self.slots[session.0 as usize].finishing {
+                    end.after = Some(last);
+                }
             }
         }
     }

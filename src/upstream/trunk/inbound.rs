@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::action::{Action, Report};
 use super::link::{LinkId, OkOwner, Phase};
+use super::slot::Finishing;
 use super::{CloseReason, Trunk, Verdict};
 use crate::ledger::{Ping, UpstreamSid};
 use crate::proto::encode;
@@ -240,9 +241,14 @@ impl Trunk {
     fn close_finished(&mut self) {
         let answered = self.answered;
         for session in self.sessions() {
-            let finishing = &mut self.slots[session.0 as usize].finishing;
-            if let Some((_, reason)) = finishing.take_if(|(seq, _)| *seq <= answered) {
-                self.close(session, reason);
+            let slot = &mut self.slots[session.0 as usize];
+            let owed = slot.owed_pongs > 0 || slot.asked > 0;
+            let answered = |end: &mut Finishing| match end.after {
+                Some(seq) => seq <= answered,
+                None => !owed,
+            };
+            if let Some(end) = slot.finishing.take_if(answered) {
+                self.close(session, end.reason);
             }
         }
     }

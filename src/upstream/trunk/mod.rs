@@ -61,6 +61,10 @@ enum Verdict {
     Accepted,
 }
 
+/// How long a session that ends may wait for a broker that can be asked for its last PONGs:
+/// longer than a failover.
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
+
 /// A link that lived shorter than this counts as one of the attempts that failed: a broker
 /// that accepts and hangs up must not be dialled in a tight loop.
 const BRIEF: Duration = Duration::from_millis(100);
@@ -311,6 +315,12 @@ impl Trunk {
             self.note_slot_timeout(until);
         }
         wants
+    }
+
+    /// Whether a session's next operation waits for an answer to those before it.
+    pub fn is_gated(&self, session: SessionId) -> bool {
+        let slot = self.slots.get(session.0 as usize);
+        slot.is_some_and(|slot| slot.gate.is_some())
     }
 
     /// Whether a session's component isn't read at present.

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::link::{OkOwner, Phase};
+use super::slot::Finishing;
 use super::slot::Slot;
-use super::slot::UNASKED;
 use super::{CloseReason, Move, Trunk, Verdict};
 use crate::config::PongHold;
 use crate::ledger::{SessionId, Subscribed, Unsubscribed};
@@ -282,23 +282,24 @@ impl Trunk {
         if slot.closing.is_some() || slot.finishing.is_some() {
             return;
         }
-        // A PONG that waits for a broker is still wanted, unless natsmux itself ends.
         let live = self.live();
-        // During a move, the old link may still owe some.
+        // A PONG that waits for a broker, or that the old link of a move owes, is still wanted,
+        // unless natsmux itself ends.
         let owed = slot.owed_pongs > 0 || (live.is_none() && slot.asked > 0);
-        if owed && (live.is_some() || reason == CloseReason::ComponentClosed) {
-            self.slots[session.0 as usize].finishing = Some((UNASKED, reason));
-            return self.retire_subscriptions(session, now);
-        }
         let unanswered = slot.asked > 0 || slot.is_unproven(self.answered);
-        match live {
-            Some(at) if unanswered => {
-                let seq = self.push_ping(at, None, now, bus);
-                self.slots[session.0 as usize].finishing = Some((seq, reason));
-                self.retire_subscriptions(session, now);
-            }
-            _ => self.close(session, reason),
-        }
+        let after = match live {
+            _ if owed && (live.is_some() || reason == CloseReason::ComponentClosed) => None,
+            Some(at) if unanswered => Some(self.push_ping(at, None, now, bus)),
+            _ => return self.close(session, reason),
+        };
+        let until = now + super::FINISH_WITHIN;
+        self.slots[session.0 as usize].finishing = Some(Finishing {
+            reason,
+            after,
+            until,
+        });
+        self.note_slot_timeout(until);
+        self.retire_subscriptions(session, now);
     }
 
     /// Ends a session for its own fault; its component hears the reason's text.
@@ -425,8 +426,11 @@ impl Trunk {
             .iter()
             .position(|link| link.takes_subscriptions());
         let Some(at) = at else {
-            for upstream in retired {
-                self.subscriptions.forget(upstream);
+            // What the old link of a move still sends is delivered.
+            if !self.links.iter().any(|link| link.is_attached()) {
+                for upstream in retired {
+                    self.subscriptions.forget(upstream);
+                }
             }
             return;
         };

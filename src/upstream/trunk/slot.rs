@@ -6,9 +6,6 @@ use crate::ledger::Held;
 use crate::net::{Outbox, Retention};
 use crate::proto::client::ClientFault;
 
-/// The number of a PING that waits for a broker.
-pub(super) const UNASKED: u64 = u64::MAX;
-
 /// Why a session ends. A closed set: it labels a metric and says what the component hears.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CloseReason {
@@ -92,6 +89,17 @@ pub struct Traffic {
     pub out_bytes: u64,
 }
 
+/// The end of a session that is answered first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finishing {
+    pub(super) reason: CloseReason,
+    /// The PING whose answer is the last; `None` while no broker can be asked.
+    pub(super) after: Option<u64>,
+    /// When it ends without one. A component that is gone looks like one that has only closed
+    /// its side, and there may be many in an outage.
+    pub(super) until: Instant,
+}
+
 /// One session's state in its trunk.
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -132,9 +140,8 @@ pub(super) struct Slot {
     pub(super) parked: bool,
     /// It need not wait any more, and the driver doesn't know yet.
     pub(super) released: bool,
-    /// The session ends for this reason once the PING with this number is answered, or one
-    /// that is still to be sent ([`UNASKED`]).
-    pub(super) finishing: Option<(u64, CloseReason)>,
+    /// It ends once it has its answers.
+    pub(super) finishing: Option<Finishing>,
     /// Decided; the driver flushes and closes.
     pub(super) closing: Option<CloseReason>,
     /// Whether it is in the list of touched slots.
@@ -189,10 +196,10 @@ impl Slot {
 
     /// When this slot needs a timer.
     pub(super) fn timeout(&self) -> Option<Instant> {
-        match (self.pongs_until, self.blocked_until) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let unasked = self.finishing.as_ref().filter(|end| end.after.is_none());
+        let finish = unasked.map(|end| end.until);
+        let timers = [self.pongs_until, self.blocked_until, finish];
+        timers.into_iter().flatten().min()
     }
 }
 

@@ -609,6 +609,40 @@ fn a_half_closed_component_is_not_kept_for_longer_than_pong_hold() {
 }
 
 #[test]
+fn a_component_that_is_gone_in_an_outage_is_not_kept_for_its_length() {
+    let mut bench = Bench::live(PLAIN);
+    bench.bus.settings.timings.pong_hold = PongHold::Never;
+    bench.publish(b"PUB a 1\r\nx\r\n");
+    bench.flush();
+    bench.ping();
+    let (session, now) = (bench.session, bench.now);
+    bench
+        .trunk
+        .finish(session, CloseReason::ComponentClosed, now, &mut bench.bus);
+    bench.lose();
+    bench.pass(FINISH_WITHIN - Duration::from_millis(1));
+    assert_eq!(bench.trunk.closing(session), None);
+    bench.pass(Duration::from_millis(2));
+    assert!(bench.trunk.closing(session).is_some());
+    assert_eq!(bench.heard(), "", "no PONG that proves nothing (R3)");
+}
+
+#[test]
+fn a_link_that_dies_under_a_session_that_natsmux_ends_ends_it() {
+    let mut bench = Bench::live(PLAIN);
+    bench.publish(b"PUB a 1\r\nx\r\n");
+    bench.flush();
+    bench.ping();
+    let (session, now) = (bench.session, bench.now);
+    bench
+        .trunk
+        .finish(session, CloseReason::Stale, now, &mut bench.bus);
+    assert_eq!(bench.trunk.closing(session), None);
+    bench.lose();
+    assert_eq!(bench.trunk.closing(session), Some(&CloseReason::Stale));
+}
+
+#[test]
 fn a_half_closed_component_has_the_pong_that_suspicion_held() {
     let mut bench = Bench::live(PLAIN);
     bench.subscribe(b"a", b"1");

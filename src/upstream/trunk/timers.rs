@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::Trunk;
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, Phase};
-use super::slot::UNASKED;
+use super::slot::Finishing;
 use crate::ledger::SessionId;
 use crate::upstream::backoff::unit;
 use crate::upstream::bus::Bus;
@@ -258,6 +258,11 @@ impl Trunk {
                 }
                 self.release(session);
             }
+            let finishing = &mut self.slots[session.0 as usize].finishing;
+            let ended = |end: &mut Finishing| end.after.is_none() && end.until <= now;
+            if let Some(end) = finishing.take_if(ended) {
+                self.close(session, end.reason);
+            }
             if let Some(at) = self.slots[session.0 as usize].timeout() {
                 self.note_slot_timeout(at);
             }
@@ -279,8 +284,8 @@ impl Trunk {
             self.deliver_pong(session, bus);
         }
         let finishing = &mut self.slots[session.0 as usize].finishing;
-        if let Some((_, reason)) = finishing.take_if(|(seq, _)| *seq == UNASKED) {
-            self.close(session, reason);
+        if let Some(end) = finishing.take_if(|end| end.after.is_none()) {
+            self.close(session, end.reason);
         }
         if bus.note_unproven(pongs) {
             self.actions
