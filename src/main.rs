@@ -35,6 +35,12 @@ fn main() -> ExitCode {
 }
 
 fn run(args: RunArgs) -> ExitCode {
+    if cfg!(feature = "turmoil") {
+        return fail(
+            FAILED,
+            &"built for a simulated network: build without `turmoil`",
+        );
+    }
     let (config, file) = match args.into_config() {
         Ok(configured) => configured,
         Err(error) => return fail(WRONG_INPUT, &error),

@@ -6,6 +6,7 @@
 //! call itself. natsmux's own additions are under `natsmux`.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -17,6 +18,8 @@ use crate::telemetry::{SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
 /// Connections, or subscriptions, in one answer where nothing else is asked for.
 const LIMIT: usize = 1024;
+/// And at most, whatever is asked for.
+const MOST: usize = 65_536;
 
 /// What a request asks for.
 struct Page {
@@ -29,7 +32,7 @@ impl Page {
         let limit = query.number("limit", LIMIT)?;
         Ok(Self {
             offset: query.number("offset", 0)?,
-            limit: if limit == 0 { LIMIT } else { limit },
+            limit: if limit == 0 { LIMIT } else { limit.min(MOST) },
         })
     }
 }
@@ -89,18 +92,20 @@ pub(super) async fn connz<S: Source>(
     let total = sessions.len();
     let shown = sessions.into_iter().skip(page.offset).take(page.limit);
     let shown: Vec<_> = shown.collect();
-    let mut lists = Vec::new();
+    let mut lists: BTreeMap<u64, Vec<SubscriptionSnapshot>> = BTreeMap::new();
     if subs != Subs::None {
         let cids: Vec<u64> = shown.iter().map(|session| session.cid).collect();
         match source.subscriptions(&cids).await {
-            Some(found) => lists = found,
+            Some(found) => found
+                .into_iter()
+                .for_each(|sub| lists.entry(sub.cid).or_default().push(sub)),
             None => return Ok(None),
         }
     }
     let connections: Vec<Value> = shown
         .iter()
         .map(|session| {
-            let own = lists.iter().filter(|sub| sub.cid == session.cid);
+            let own = lists.get(&session.cid).map_or(&[][..], Vec::as_slice);
             connection(session, snapshot.now, auth, subs, own)
         })
         .collect();
@@ -145,12 +150,12 @@ fn sort(sessions: &mut [SessionSnapshot], key: &str) -> Result<(), BadValue> {
     Ok(())
 }
 
-fn connection<'a>(
+fn connection(
     session: &SessionSnapshot,
     now: SystemTime,
     auth: bool,
     subs: Subs,
-    list: impl Iterator<Item = &'a SubscriptionSnapshot>,
+    list: &[SubscriptionSnapshot],
 ) -> Value {
     let ago = |duration: Duration| rfc3339(now.checked_sub(duration).unwrap_or(now));
     let mut connection = json!({
@@ -190,10 +195,11 @@ fn connection<'a>(
     match subs {
         Subs::None => {}
         Subs::Subjects => {
-            connection["subscriptions_list"] = list.map(|sub| sub.subject.as_str()).collect();
+            connection["subscriptions_list"] =
+                list.iter().map(|sub| sub.subject.as_str()).collect();
         }
         Subs::Detail => {
-            connection["subscriptions_list_detail"] = list.map(subscription).collect();
+            connection["subscriptions_list_detail"] = list.iter().map(subscription).collect();
         }
     }
     connection

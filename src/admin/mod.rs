@@ -20,6 +20,7 @@ mod tests;
 mod varz;
 
 use std::future::Future;
+use std::sync::Arc;
 
 use crate::telemetry::{Event, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
@@ -31,8 +32,8 @@ pub trait Source: Send + Sync + 'static {
     /// most 2 s.
     fn snapshot(&self) -> impl Future<Output = Option<Snapshot>> + Send;
 
-    /// What happened lately, the oldest first.
-    fn events(&self) -> Vec<Event>;
+    /// What happened lately behind event number `after`, the oldest first.
+    fn events(&self, after: u64) -> Vec<Arc<Event>>;
 
     /// All sessions now, in the order of their numbers. They aren't of one moment: they are
     /// asked for in pages, so that many cost no component anything.

@@ -120,7 +120,7 @@ impl<S: Source> Routes<S> {
             "/subsz" | "/subscriptionsz" => {
                 listing(subsz(&*self.source, &snapshot, query), SNAPSHOT_TIMEOUT).await
             }
-            "/eventz" => match eventz(&snapshot, self.source.events(), query) {
+            "/eventz" => match eventz(&snapshot, &*self.source, query) {
                 Ok(body) => reply(StatusCode::OK, &body),
                 Err(bad) => bad_value(bad),
             },

@@ -35,7 +35,7 @@ impl Source for Fake {
         }
     }
 
-    fn events(&self) -> Vec<Event> {
+    fn events(&self, after: u64) -> Vec<Arc<Event>> {
         let event = |seq, bus: &str| Event {
             seq,
             time: UNIX_EPOCH,
@@ -43,11 +43,13 @@ impl Source for Fake {
             message: "failover".to_owned(),
             fields: vec![("bus", bus.into()), ("took_ms", 7.into())],
         };
-        vec![
+        let all = [
             event(5, "control"),
             event(6, "services"),
             event(7, "control"),
-        ]
+        ];
+        let newer = all.into_iter().filter(|event| event.seq > after);
+        newer.map(Arc::new).collect()
     }
 
     async fn sessions(&self) -> Option<Vec<SessionSnapshot>> {
@@ -335,7 +337,7 @@ async fn wrong_requests_are_refused_by_what_is_wrong() {
             "403",
         ),
         (
-            "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
+            "GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
             "404",
         ),
         (

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-use super::worker::{Handle, Page};
+use super::worker::{Handle, Page, SubscriptionPage};
 use crate::admin::Source;
 use crate::telemetry::{Event, Events, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
@@ -15,14 +15,18 @@ const FRESH: Duration = Duration::from_millis(10);
 
 /// Sessions that are asked for at once: between two pages the worker moves bytes.
 const PAGE: usize = 128;
-/// The same for sessions whose subscriptions are asked for, which may have many.
-const SUBSCRIBERS: usize = 8;
+/// The same for subscriptions.
+const SUBSCRIPTIONS: usize = 512;
+/// A list of sessions that is younger than this is used again, so that a flood of requests
+/// costs the worker at most ten walks a second.
+const FRESH_LIST: Duration = Duration::from_millis(100);
 
 /// Asks the worker.
 pub(super) struct WorkerSource {
     handle: Handle,
     events: Arc<Events>,
     last: Mutex<Option<(Instant, Snapshot)>>,
+    sessions: Mutex<Option<(Instant, Vec<SessionSnapshot>)>>,
 }
 
 impl WorkerSource {
@@ -31,6 +35,7 @@ impl WorkerSource {
             handle,
             events,
             last: Mutex::new(None),
+            sessions: Mutex::new(None),
         }
     }
 }
@@ -48,11 +53,17 @@ impl Source for WorkerSource {
         Some(snapshot)
     }
 
-    fn events(&self) -> Vec<Event> {
-        self.events.after(0)
+    fn events(&self, after: u64) -> Vec<Arc<Event>> {
+        self.events.after(after)
     }
 
     async fn sessions(&self) -> Option<Vec<SessionSnapshot>> {
+        let mut kept = self.sessions.lock().await;
+        if let Some((taken, sessions)) = kept.as_ref()
+            && taken.elapsed() < FRESH_LIST
+        {
+            return Some(sessions.clone());
+        }
         let mut all = Vec::new();
         let mut after = 0;
         loop {
@@ -62,6 +73,7 @@ impl Source for WorkerSource {
             after = sessions.last().map_or(after, |session| session.cid);
             all.extend(sessions);
             if is_last {
+                *kept = Some((Instant::now(), all.clone()));
                 return Some(all);
             }
         }
@@ -69,8 +81,21 @@ impl Source for WorkerSource {
 
     async fn subscriptions(&self, cids: &[u64]) -> Option<Vec<SubscriptionSnapshot>> {
         let mut all = Vec::new();
-        for cids in cids.chunks(SUBSCRIBERS) {
-            all.extend(self.handle.subscriptions(cids.to_vec()).await?);
+        for &cid in cids {
+            let mut after = None;
+            loop {
+                let page = SubscriptionPage {
+                    cid,
+                    after,
+                    count: SUBSCRIPTIONS,
+                };
+                let (subscriptions, last) = self.handle.subscriptions(page).await?;
+                all.extend(subscriptions);
+                if last.is_none() {
+                    break;
+                }
+                after = last;
+            }
         }
         Some(all)
     }

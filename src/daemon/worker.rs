@@ -58,7 +58,7 @@ pub(super) type Queue = mpsc::Receiver<Command>;
 pub(super) enum Command {
     Snapshot(oneshot::Sender<Snapshot>),
     Sessions(Page, oneshot::Sender<Vec<SessionSnapshot>>),
-    Subscriptions(Vec<u64>, oneshot::Sender<Vec<SubscriptionSnapshot>>),
+    Subscriptions(SubscriptionPage, oneshot::Sender<SubscriptionList>),
     Reload(Box<Start>, oneshot::Sender<()>),
     Drain(oneshot::Sender<()>),
 }
@@ -71,6 +71,20 @@ pub(super) struct Page {
     /// At most this many of each bus.
     pub(super) count: usize,
 }
+
+/// Which subscriptions of one session, in the order of their sids.
+#[derive(Clone, Debug)]
+pub(super) struct SubscriptionPage {
+    /// The session's number.
+    pub(super) cid: u64,
+    /// Those with larger sids than this.
+    pub(super) after: Option<Box<[u8]>>,
+    /// At most this many.
+    pub(super) count: usize,
+}
+
+/// Subscriptions, and the sid of the last one where there may be more.
+pub(super) type SubscriptionList = (Vec<SubscriptionSnapshot>, Option<Box<[u8]>>);
 
 /// The control thread's end of the queue.
 #[derive(Clone)]
@@ -102,10 +116,10 @@ impl Handle {
         answer.await.ok()
     }
 
-    /// The subscriptions of the sessions with these numbers; `None` where the worker is gone.
-    pub(super) async fn subscriptions(&self, cids: Vec<u64>) -> Option<Vec<SubscriptionSnapshot>> {
+    /// A page of a session's subscriptions; `None` where the worker is gone.
+    pub(super) async fn subscriptions(&self, page: SubscriptionPage) -> Option<SubscriptionList> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Subscriptions(cids, reply);
+        let command = Command::Subscriptions(page, reply);
         self.commands.send(command).await.ok()?;
         answer.await.ok()
     }
@@ -229,8 +243,8 @@ impl Worker {
                 Command::Sessions(page, reply) => {
                     let _ = reply.send(self.sessions(page));
                 }
-                Command::Subscriptions(cids, reply) => {
-                    let _ = reply.send(self.subscriptions(&cids));
+                Command::Subscriptions(page, reply) => {
+                    let _ = reply.send(self.subscriptions(&page));
                 }
                 Command::Reload(start, reply) => {
                     self.reload(*start);
@@ -411,16 +425,15 @@ impl Worker {
         sessions
     }
 
-    fn subscriptions(&self, cids: &[u64]) -> Vec<SubscriptionSnapshot> {
+    fn subscriptions(&self, page: &SubscriptionPage) -> SubscriptionList {
         let buses = self.buses.borrow();
-        let card = |cid: &u64| {
-            let mut cards = buses.iter().map(|running| running.shared.cards.get(*cid));
-            cards.find_map(|card| card)
-        };
-        let cards = cids.iter().filter_map(card);
-        cards
-            .flat_map(|card| subscription_snapshots(&card))
-            .collect()
+        let mut cards = buses
+            .iter()
+            .map(|running| running.shared.cards.get(page.cid));
+        let card = cards.find_map(|card| card);
+        card.map_or_else(SubscriptionList::default, |card| {
+            subscription_snapshots(&card, page)
+        })
     }
 }
 
@@ -463,7 +476,7 @@ fn session_snapshot(shared: &Shared, card: &Card, now: Instant) -> SessionSnapsh
         (session.out_msgs, session.out_bytes) = (traffic.out_msgs, traffic.out_bytes);
         session.pending_bytes = view.pending_bytes as u64;
         session.held = view.held;
-        session.subscriptions = view.subscriptions.of(*id).count() as u64;
+        session.subscriptions = view.subscription_count as u64;
         let connect = view.connect;
         session.name.clone_from(&connect.name);
         session.lang.clone_from(&connect.lang);
@@ -473,25 +486,34 @@ fn session_snapshot(shared: &Shared, card: &Card, now: Instant) -> SessionSnapsh
     session
 }
 
-fn subscription_snapshots(card: &Card) -> Vec<SubscriptionSnapshot> {
+fn subscription_snapshots(card: &Card, page: &SubscriptionPage) -> SubscriptionList {
     let home = card.home.borrow();
     let Some((cell, id)) = home.as_ref() else {
-        return Vec::new();
+        return SubscriptionList::default();
     };
     let trunk = cell.machine.borrow();
     let Some(view) = trunk.view(*id) else {
-        return Vec::new();
+        return SubscriptionList::default();
     };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let subscriptions = view.subscriptions.of(*id).map(|sub| SubscriptionSnapshot {
-        cid: card.cid,
-        subject: text(sub.subject()),
-        queue_group: sub.queue_group().map(text),
-        sid: text(sub.sid()),
-        msgs: sub.delivered(),
-        max: sub.max(),
-    });
-    subscriptions.collect()
+    let mut last = None;
+    let subscriptions = view.subscriptions.of(*id, page.after.as_deref());
+    let subscriptions: Vec<_> = subscriptions
+        .take(page.count)
+        .map(|sub| {
+            last = Some(sub.sid());
+            SubscriptionSnapshot {
+                cid: card.cid,
+                subject: text(sub.subject()),
+                queue_group: sub.queue_group().map(text),
+                sid: text(sub.sid()),
+                msgs: sub.delivered(),
+                max: sub.max(),
+            }
+        })
+        .collect();
+    let more = subscriptions.len() == page.count;
+    (subscriptions, last.filter(|_| more).map(Box::from))
 }
 
 fn bus_snapshot(running: &Running) -> BusSnapshot {

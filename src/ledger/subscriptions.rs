@@ -5,6 +5,7 @@
 //! client that drains expects. A retired sid that the component uses again goes silent.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 
 use super::{SessionId, UpstreamSid};
 
@@ -141,11 +142,19 @@ impl Subscriptions {
             .is_some_and(|((owner, _), _)| *owner == session)
     }
 
-    /// The live subscriptions of a session, in the order of their sids.
-    pub fn of(&self, session: SessionId) -> impl Iterator<Item = &Subscription> {
-        let from = (session, Box::default());
+    /// The live subscriptions of a session with sids above `after`, in the order of their
+    /// sids.
+    pub fn of(
+        &self,
+        session: SessionId,
+        after: Option<&[u8]>,
+    ) -> impl Iterator<Item = &Subscription> {
+        let from = match after {
+            None => Bound::Included((session, Box::default())),
+            Some(sid) => Bound::Excluded((session, Box::from(sid))),
+        };
         self.by_sid
-            .range(from..)
+            .range((from, Bound::Unbounded))
             .take_while(move |((owner, _), _)| *owner == session)
             .filter_map(|(_, slot)| self.live(*slot))
     }

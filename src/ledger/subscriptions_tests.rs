@@ -314,10 +314,12 @@ fn a_sessions_own_subscriptions_are_listed_with_their_counts() {
     table.unsubscribe(ALICE, b"2", Some(7));
     table.deliver(first, true);
     let listed: Vec<_> = table
-        .of(ALICE)
+        .of(ALICE, None)
         .map(|sub| (sub.subject(), sub.delivered(), sub.max()))
         .collect();
     assert_eq!(listed, [(&b"b"[..], 0, None), (&b"a"[..], 1, Some(7))]);
+    let behind = |after: &[u8]| table.of(ALICE, Some(after)).count();
+    assert_eq!([behind(b""), behind(b"1"), behind(b"2")], [2, 1, 0]);
     table.unsubscribe(ALICE, b"1", None);
-    assert_eq!(table.of(ALICE).count(), 1);
+    assert_eq!(table.of(ALICE, None).count(), 1);
 }

@@ -11,8 +11,8 @@ pub(super) fn page(varz: &Value, since: Option<(Duration, &Value)>) -> String {
         text(&varz["server_name"]),
         text(&varz["version"]),
         text(&varz["uptime"]),
-        varz["connections"],
-        varz["max_connections"],
+        number(&varz["connections"]),
+        number(&varz["max_connections"]),
         varz["mem"].as_u64().unwrap_or_default() >> 20,
     );
     let buses = list(&varz["natsmux"]["buses"]);
@@ -89,7 +89,9 @@ fn list(value: &Value) -> &[Value] {
 
 /// A text without anything that a terminal would obey; `-` for none.
 fn text(value: &Value) -> String {
-    let clean = |text: &str| text.chars().filter(|c| !c.is_control()).collect();
+    let turns = |c: &char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let obeyed = |c: &char| c.is_control() || turns(c);
+    let clean = |text: &str| text.chars().filter(|c| !obeyed(c)).collect();
     value.as_str().map_or_else(|| "-".to_owned(), clean)
 }
 

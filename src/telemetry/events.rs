@@ -15,6 +15,9 @@ use tracing_subscriber::layer::Context;
 /// Events that are kept.
 const KEPT: usize = 1_000;
 
+/// Characters of a field that are kept.
+const LONGEST_TEXT: usize = 256;
+
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -36,13 +39,13 @@ pub struct Events(Mutex<Ring>);
 
 #[derive(Debug, Default)]
 struct Ring {
-    events: VecDeque<Event>,
+    events: VecDeque<Arc<Event>>,
     last: u64,
 }
 
 impl Events {
     /// Events with larger numbers than `after`, the oldest first.
-    pub fn after(&self, after: u64) -> Vec<Event> {
+    pub fn after(&self, after: u64) -> Vec<Arc<Event>> {
         let ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let newer = ring.events.iter().filter(|event| event.seq > after);
         newer.cloned().collect()
@@ -55,7 +58,7 @@ impl Events {
         if ring.events.len() == KEPT {
             ring.events.pop_front();
         }
-        ring.events.push_back(event);
+        ring.events.push_back(Arc::new(event));
     }
 }
 
@@ -78,6 +81,11 @@ impl<S: Subscriber> Layer<S> for EventLayer {
             fields: fields.others,
         });
     }
+}
+
+/// A text that a broker chose may be as long as it likes.
+fn cut(text: &str) -> String {
+    text.chars().take(LONGEST_TEXT).collect()
 }
 
 #[derive(Default)]
@@ -113,11 +121,11 @@ impl Visit for Fields {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.add(field, value.into());
+        self.add(field, cut(value).into());
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.add(field, format!("{value:?}").into());
+        self.add(field, cut(&format!("{value:?}")).into());
     }
 }
 

@@ -267,7 +267,9 @@ impl Bus {
         let report = self.failovers.poll_report(confirmed, staying, now)?;
         if report.complete {
             self.observed.failover_causes.count(report.cause.as_str());
-            self.observed.failovers.observe(report.took);
+            if report.attached > 0 {
+                self.observed.failovers.observe(report.took);
+            }
             if !report.cause.is_planned() {
                 self.observed.detections.observe(report.detection);
             }

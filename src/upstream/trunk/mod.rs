@@ -169,7 +169,9 @@ pub struct View<'a> {
     pub pending_bytes: usize,
     /// Publishes that wait for a broker.
     pub held: u64,
-    /// The table that has its subscriptions.
+    /// Live subscriptions.
+    pub subscription_count: usize,
+    /// The table that has them.
     pub subscriptions: &'a Subscriptions,
 }
 
@@ -376,6 +378,10 @@ impl Trunk {
             traffic: slot.traffic,
             pending_bytes: slot.out.pending_bytes(),
             held: slot.held.messages(),
+            subscription_count: match self.slots.len() {
+                1 => self.subscriptions.len(),
+                _ => self.subscriptions.of(session, None).count(),
+            },
             subscriptions: &self.subscriptions,
         })
     }
