@@ -193,4 +193,56 @@ mod tests {
         };
         assert_eq!(arg, b"\r");
     }
+
+    #[test]
+    fn a_word_ends_at_the_first_byte_below_a_letter_wherever_it_stands() {
+        for len in [1, 7, 8, 9, 16, 23] {
+            for at in 0..len {
+                for byte in 0..=u8::MAX {
+                    let mut line = vec![b'\xff'; len];
+                    line[at] = byte;
+                    let expected = (byte <= b' ').then_some(at);
+                    assert_eq!(word_end(&line, 0), expected, "{byte} at {at} of {len}");
+                }
+            }
+        }
+        assert_eq!(word_end(b"ab cd ef", 3), Some(5));
+        assert_eq!(word_end(b"!!!!!!!! ", 0), Some(8), "the lowest letter");
+    }
+
+    #[test]
+    fn an_argument_and_the_blanks_before_it_may_be_as_long_as_the_limit() {
+        let whole = |input: &[u8]| match argument(input, 3, 5) {
+            Line::Whole { arg, len } => {
+                assert_eq!(len, input.len());
+                Some(arg.to_vec())
+            }
+            _ => None,
+        };
+        assert_eq!(whole(b"SUB abcde\r\n").as_deref(), Some(&b"abcde"[..]));
+        assert_eq!(whole(b"SUB abcde\n").as_deref(), Some(&b"abcde"[..]));
+        assert_eq!(whole(b"SUB abcdef\r\n"), None);
+        assert_eq!(whole(b"SUB     a\r\n").as_deref(), Some(&b"a"[..]));
+        assert_eq!(whole(b"SUB      a\r\n"), None);
+        assert!(matches!(argument(b"SUB abcdef", 3, 5), Line::TooLong));
+        assert!(matches!(argument(b"SUB abcde", 3, 5), Line::Partial));
+        assert!(matches!(argument(b"SUB      ", 3, 5), Line::TooLong));
+        assert!(matches!(argument(b"SUB     ", 3, 5), Line::Partial));
+        // A CR that may belong to the line end doesn't count.
+        assert!(matches!(argument(b"SUB abcde\r", 3, 5), Line::Partial));
+    }
+
+    #[test]
+    fn what_is_ignored_is_bounded_too() {
+        let is = |input: &[u8]| match ignored_tail(input, 4, 5) {
+            Line::Whole { len, .. } => len,
+            Line::Partial => 0,
+            Line::TooLong => usize::MAX,
+        };
+        assert_eq!(is(b"PING12345\r\n"), 11);
+        assert_eq!(is(b"PING123456"), 0);
+        assert_eq!(is(b"PING1234567"), usize::MAX);
+        assert_eq!(is(b"PING123456\n"), 11);
+        assert_eq!(is(b"PING1234567\n"), usize::MAX);
+    }
 }

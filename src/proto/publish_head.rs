@@ -113,3 +113,71 @@ fn word(line: &[u8], mut at: usize) -> Option<(&[u8], usize)> {
     let end = super::line::word_end(line, at)?;
     (end > at).then(|| (&line[at..end], end))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the short way makes of a line: subject, reply, length of headers, size.
+    #[expect(clippy::type_complexity, reason = "four columns of a table")]
+    fn short(line: &[u8]) -> Option<(&[u8], Option<&[u8]>, Option<usize>, usize)> {
+        let head = canonical(line, 64)?;
+        assert!(head.canonical);
+        assert_eq!(head.len, line.len());
+        Some((head.subject, head.reply, head.header_len, head.size))
+    }
+
+    #[test]
+    fn lines_as_libraries_write_them_take_the_short_way() {
+        for (line, expected) in [
+            (&b"PUB a 5\r\n"[..], (&b"a"[..], None, None, 5)),
+            (b"PUB a.b.c 0\r\n", (b"a.b.c", None, None, 0)),
+            (b"PUB a reply 12\r\n", (b"a", Some(&b"reply"[..]), None, 12)),
+            (b"PUB  a  12\r\n", (b"a", None, None, 12)),
+            (b"HPUB a 12 30\r\n", (b"a", None, Some(12), 30)),
+            (b"HPUB a r.x 30 30\r\n", (b"a", Some(b"r.x"), Some(30), 30)),
+        ] {
+            assert_eq!(short(line), Some(expected), "{:?}", line.escape_ascii());
+            for cut in 0..line.len() {
+                assert!(canonical(&line[..cut], 64).is_none(), "{cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn anything_unusual_goes_the_long_way() {
+        for line in [
+            &b"pub a 5\r\n"[..],
+            b"PUBa 5\r\n",
+            b"PUB\ta 5\r\n",
+            b"PUB a\t5\r\n",
+            b"PUB a 5 \r\n",
+            b"PUB a 5\n",
+            b"PUB a 5\r\r\n",
+            b"PUB a 5\rx",
+            b"PUB a x\r\n",
+            b"PUB a\r\n",
+            b"PUB a b c 5\r\n",
+            b"HPUB a 5\r\n",
+            b"HPUB a 6 5\r\n",
+            b"HPUB a x 5\r\n",
+            b"HPUB a r q 4 5\r\n",
+            b"PUB a\x01b 5\r\n",
+            b"SUB a 5\r\n",
+        ] {
+            assert!(canonical(line, 64).is_none(), "{:?}", line.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn the_short_way_is_as_long_as_a_line_may_be() {
+        let line = b"PUB subject 5\r\n";
+        let argument = b"subject 5".len();
+        assert!(canonical(line, argument).is_some());
+        assert!(canonical(line, argument - 1).is_none());
+        let line = b"HPUB subject 5 9\r\n";
+        let argument = b"subject 5 9".len();
+        assert!(canonical(line, argument).is_some());
+        assert!(canonical(line, argument - 1).is_none());
+    }
+}
