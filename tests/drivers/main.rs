@@ -50,7 +50,6 @@ const MARKS: &[&str] = &[
     "lame duck",
     "one direction lost",
     "publishes in doubt",
-    "publishes moved",
     "publishes repeated",
 ];
 
