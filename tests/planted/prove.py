@@ -42,8 +42,9 @@ def copy_tree():
     for name in ["Cargo.toml", "Cargo.lock"]:
         files[name] = (ROOT / name).read_text()
     for folder in ["src", "tests", "benches"]:
-        for path in (ROOT / folder).rglob("*.rs"):
-            files[str(path.relative_to(ROOT))] = path.read_text()
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".rs", ".html"}:
+                files[str(path.relative_to(ROOT))] = path.read_text()
     files["src/lib.rs"] += "\npub mod planted;\n"
     return files
 
