@@ -237,13 +237,14 @@ mod tests {
         assert_eq!((held.bytes(), held.messages()), (35, 3));
         assert!(!held.is_empty());
         let mut other = Held::default();
-        other.push(b"PUB c 0\r\n\r\n", 1);
+        other.push(b"PUB c 0\r\n\r\nPUB d 0\r\n\r\n", 2);
         held.append(other);
-        assert_eq!((held.bytes(), held.messages()), (46, 4));
+        assert_eq!((held.bytes(), held.messages()), (57, 5));
         let first = held.pop();
         assert_eq!(first.map(|(_, messages)| messages), Some(3), "in its order");
-        assert_eq!((held.bytes(), held.messages()), (11, 1));
-        assert_eq!(held.pop(), Some((b"PUB c 0\r\n\r\n".to_vec(), 1)));
+        assert_eq!((held.bytes(), held.messages()), (22, 2));
+        let second = b"PUB c 0\r\n\r\nPUB d 0\r\n\r\n".to_vec();
+        assert_eq!(held.pop(), Some((second, 2)));
         assert_eq!((held.pop(), held.bytes()), (None, 0));
     }
 
