@@ -66,7 +66,8 @@ pub(super) fn argument(input: &[u8], verb_len: usize, max: usize) -> Line<'_> {
     let window = &rest[..rest.len().min(max.saturating_add(2))];
     let end = memchr(b'\n', &window[1..]).map(|at| at + 1);
     let held = &window[..end.unwrap_or(window.len())];
-    let dropped = usize::from(held.len() > 1 && memchr(b'\r', &held[1..]).is_some());
+    let behind_first = held.get(1..).unwrap_or_default();
+    let dropped = usize::from(memchr(b'\r', behind_first).is_some());
     let arg = &held[..held.len() - dropped];
     if arg.len() > max {
         return Line::TooLong;

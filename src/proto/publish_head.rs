@@ -111,7 +111,10 @@ fn word(line: &[u8], mut at: usize) -> Option<(&[u8], usize)> {
         at += 1;
     }
     let end = super::line::word_end(line, at)?;
-    (end > at).then(|| (&line[at..end], end))
+    if end == at {
+        return None;
+    }
+    Some((&line[at..end], end))
 }
 
 #[cfg(test)]
