@@ -1,12 +1,16 @@
-//! Open files: how many there may be, and how many sessions that allows.
+//! What the operating system allows: open files, how many sessions they are enough for, and
+//! the processor's time.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, nice, setrlimit};
 use tracing::warn;
 
 use crate::config::{Config, Topology};
 
 /// Descriptors that aren't for sessions and links: listeners, HTTP, probes, logs.
 const RESERVED: u64 = 64;
+
+/// How much less than the worker's the control thread's need counts, of 19.
+const CONTROL_NICE: i32 = 10;
 
 /// Raises the soft limit of open files to the hard one and returns it.
 pub(super) fn raise_open_files() -> u64 {
@@ -23,6 +27,13 @@ pub(super) fn raise_open_files() -> u64 {
             limit.current.unwrap_or(1024)
         }
     }
+}
+
+/// Lets the worker go first where both want a processor: on Linux, this counts for the calling
+/// thread alone, and for those that it starts.
+pub(super) fn yield_to_the_worker() {
+    // Where it isn't allowed, the two are equals.
+    let _ = nice(CONTROL_NICE);
 }
 
 /// Sessions that fit into `open_files`, each with its links, unless the configuration says

@@ -92,6 +92,7 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         "natsmux starts"
     );
     let (worker, handle) = worker::spawn(start)?;
+    limits::yield_to_the_worker();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

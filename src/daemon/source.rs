@@ -14,7 +14,7 @@ use crate::telemetry::{Event, Events, SessionSnapshot, Snapshot, SubscriptionSna
 const FRESH: Duration = Duration::from_millis(10);
 
 /// Sessions that are asked for at once: between two pages the worker moves bytes.
-const PAGE: usize = 128;
+const PAGE: usize = 32;
 /// The same for subscriptions.
 const SUBSCRIPTIONS: usize = 512;
 /// A list of sessions that is younger than this is used again, so that a flood of requests
