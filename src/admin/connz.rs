@@ -7,8 +7,10 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Source;
@@ -63,7 +65,7 @@ pub(super) async fn connz<S: Source>(
     source: &S,
     snapshot: &Snapshot,
     query: Query<'_>,
-) -> Result<Option<Value>, BadValue> {
+) -> Result<Option<String>, BadValue> {
     let page = Page::of(query)?;
     let subs = Subs::of(query)?;
     let auth = query.flag("auth")?;
@@ -102,22 +104,23 @@ pub(super) async fn connz<S: Source>(
             None => return Ok(None),
         }
     }
-    let connections: Vec<Value> = shown
+    let connections: Vec<Connection<'_>> = shown
         .iter()
         .map(|session| {
             let own = lists.get(&session.cid).map_or(&[][..], Vec::as_slice);
             connection(session, snapshot.now, auth, subs, own)
         })
         .collect();
-    Ok(Some(json!({
-        "server_id": snapshot.server_id,
-        "now": rfc3339(snapshot.now),
-        "num_connections": connections.len(),
-        "total": total,
-        "offset": page.offset,
-        "limit": page.limit,
-        "connections": connections,
-    })))
+    let listing = Listing {
+        server_id: &snapshot.server_id,
+        now: rfc3339(snapshot.now),
+        num_connections: connections.len(),
+        total,
+        offset: page.offset,
+        limit: page.limit,
+        connections,
+    };
+    Ok(serde_json::to_string(&listing).ok())
 }
 
 /// nats-server's keys. The largest comes first, but for numbers, starts and times of life.
@@ -150,59 +153,100 @@ fn sort(sessions: &mut [SessionSnapshot], key: &str) -> Result<(), BadValue> {
     Ok(())
 }
 
-fn connection(
-    session: &SessionSnapshot,
+/// The whole answer. It is long where there are many sessions, so it is written at once, without
+/// a tree of values between.
+#[derive(Serialize)]
+struct Listing<'a> {
+    server_id: &'a str,
+    now: String,
+    num_connections: usize,
+    total: usize,
+    offset: usize,
+    limit: usize,
+    connections: Vec<Connection<'a>>,
+}
+
+#[derive(Serialize)]
+struct Connection<'a> {
+    cid: u64,
+    kind: &'static str,
+    #[serde(rename = "type")]
+    protocol: &'static str,
+    ip: IpAddr,
+    port: u16,
+    start: String,
+    last_activity: String,
+    uptime: String,
+    idle: String,
+    pending_bytes: u64,
+    in_msgs: u64,
+    out_msgs: u64,
+    in_bytes: u64,
+    out_bytes: u64,
+    subscriptions: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lang: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authorized_user: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscriptions_list: Option<Vec<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscriptions_list_detail: Option<Vec<Value>>,
+    natsmux: Own<'a>,
+}
+
+/// What nats-server doesn't know.
+#[derive(Serialize)]
+struct Own<'a> {
+    bus: &'a str,
+    trunk: Option<u64>,
+    broker: Option<&'a str>,
+    held: u64,
+}
+
+fn connection<'a>(
+    session: &'a SessionSnapshot,
     now: SystemTime,
     auth: bool,
     subs: Subs,
-    list: &[SubscriptionSnapshot],
-) -> Value {
+    list: &'a [SubscriptionSnapshot],
+) -> Connection<'a> {
     let ago = |duration: Duration| rfc3339(now.checked_sub(duration).unwrap_or(now));
-    let mut connection = json!({
-        "cid": session.cid,
-        "kind": "Client",
-        "type": "nats",
-        "ip": session.peer.ip().to_string(),
-        "port": session.peer.port(),
-        "start": ago(session.uptime),
-        "last_activity": ago(session.idle),
-        "uptime": nats_duration(session.uptime),
-        "idle": nats_duration(session.idle),
-        "pending_bytes": session.pending_bytes,
-        "in_msgs": session.in_msgs,
-        "out_msgs": session.out_msgs,
-        "in_bytes": session.in_bytes,
-        "out_bytes": session.out_bytes,
-        "subscriptions": session.subscriptions,
-        "natsmux": {
-            "bus": session.bus,
-            "trunk": session.trunk,
-            "broker": session.broker,
-            "held": session.held,
+    let subjects = || list.iter().map(|sub| sub.subject.as_str()).collect();
+    let details = || list.iter().map(subscription).collect();
+    Connection {
+        cid: session.cid,
+        kind: "Client",
+        protocol: "nats",
+        ip: session.peer.ip(),
+        port: session.peer.port(),
+        start: ago(session.uptime),
+        last_activity: ago(session.idle),
+        uptime: nats_duration(session.uptime),
+        idle: nats_duration(session.idle),
+        pending_bytes: session.pending_bytes,
+        in_msgs: session.in_msgs,
+        out_msgs: session.out_msgs,
+        in_bytes: session.in_bytes,
+        out_bytes: session.out_bytes,
+        subscriptions: session.subscriptions,
+        name: session.name.as_deref(),
+        lang: session.lang.as_deref(),
+        version: session.version.as_deref(),
+        authorized_user: session.user.as_deref().filter(|_| auth),
+        subscriptions_list: (subs == Subs::Subjects).then(subjects),
+        subscriptions_list_detail: (subs == Subs::Detail).then(details),
+        natsmux: Own {
+            bus: &session.bus,
+            trunk: session.trunk,
+            broker: session.broker.as_deref(),
+            held: session.held,
         },
-    });
-    let texts = [
-        ("name", &session.name),
-        ("lang", &session.lang),
-        ("version", &session.version),
-    ];
-    let user = ("authorized_user", &session.user);
-    for (key, text) in texts.into_iter().chain(auth.then_some(user)) {
-        if let Some(text) = text {
-            connection[key] = text.as_str().into();
-        }
     }
-    match subs {
-        Subs::None => {}
-        Subs::Subjects => {
-            connection["subscriptions_list"] =
-                list.iter().map(|sub| sub.subject.as_str()).collect();
-        }
-        Subs::Detail => {
-            connection["subscriptions_list_detail"] = list.iter().map(subscription).collect();
-        }
-    }
-    connection
 }
 
 fn subscription(sub: &SubscriptionSnapshot) -> Value {
@@ -230,7 +274,7 @@ pub(super) async fn subsz<S: Source>(
     source: &S,
     snapshot: &Snapshot,
     query: Query<'_>,
-) -> Result<Option<Value>, BadValue> {
+) -> Result<Option<String>, BadValue> {
     let page = Page::of(query)?;
     let wanted = Subs::of(query)?;
     let mut body = json!({
@@ -249,7 +293,7 @@ pub(super) async fn subsz<S: Source>(
         "limit": page.limit,
     });
     if wanted == Subs::None {
-        return Ok(Some(body));
+        return Ok(Some(body.to_string()));
     }
     let Some(sessions) = source.sessions().await else {
         return Ok(None);
@@ -276,5 +320,5 @@ pub(super) async fn subsz<S: Source>(
         .sum::<u64>()
         .into();
     body["subscriptions_list"] = list.into();
-    Ok(Some(body))
+    Ok(Some(body.to_string()))
 }

@@ -29,6 +29,9 @@ use crate::telemetry::{BusSnapshot, Snapshot};
 /// How long a picture may take before natsmux counts as stuck.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The content type of most answers.
+const JSON: &str = "application/json";
+
 const PATHS: [&str; 11] = [
     "/",
     "/livez",
@@ -161,11 +164,11 @@ fn page() -> Response<Full<Bytes>> {
 
 /// An answer that may take several looks at the workers.
 async fn listing(
-    answer: impl Future<Output = Result<Option<Value>, BadValue>>,
+    answer: impl Future<Output = Result<Option<String>, BadValue>>,
     within: Duration,
 ) -> Response<Full<Bytes>> {
     match timeout(within, answer).await {
-        Ok(Ok(Some(body))) => reply(StatusCode::OK, &body),
+        Ok(Ok(Some(body))) => text_reply(StatusCode::OK, body + "\n", JSON),
         Ok(Err(bad)) => bad_value(bad),
         Ok(Ok(None)) | Err(_) => unavailable("a worker doesn't answer"),
     }
@@ -231,7 +234,7 @@ fn unavailable(error: &str) -> Response<Full<Bytes>> {
 fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     let mut text = body.to_string();
     text.push('\n');
-    text_reply(status, text, "application/json")
+    text_reply(status, text, JSON)
 }
 
 fn text_reply(status: StatusCode, text: String, kind: &'static str) -> Response<Full<Bytes>> {
