@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
+use serde_json::Value;
 
 use crate::load::Load;
 use crate::part::Part;
@@ -56,12 +57,24 @@ fn idle_sessions_cost_little_and_are_all_back_within_2_s() {
     let used = cpu_hundredths(pid) - before;
     let share = used as f64 / begun.elapsed().as_secs_f64();
     let took = back_after_kill(&mut cluster, &natsmux, sessions);
+    let asked = Instant::now();
+    let listing = natsmux.get("/connz?limit=65536").expect("an answer");
+    let listed = asked.elapsed();
+    let listing: Value = serde_json::from_str(&listing.body).expect("JSON");
     load.check_faults();
     figures(&format!(
         "{sessions} idle sessions: {memory:.1} kB each, {share:.1} % of a core over {seconds} s, \
-         all back {} ms after SIGKILL",
-        took.as_millis()
+         all back {} ms after SIGKILL, listed by /connz in {} ms",
+        took.as_millis(),
+        listed.as_millis()
     ));
+    assert_eq!(listing["num_connections"], sessions);
+    if !cfg!(debug_assertions) {
+        assert!(
+            listed < Duration::from_millis(200),
+            "/connz took {listed:?}"
+        );
+    }
     let most = if cfg!(debug_assertions) { 15.0 } else { 3.0 };
     assert!(share < most, "{share} % of a core while idle");
     assert!(took < Duration::from_secs(2), "back after {took:?}");
