@@ -5,6 +5,7 @@
 //! commands. So no HTTP request can slow the data path by more than one snapshot.
 
 mod limits;
+mod picture;
 #[cfg(feature = "turmoil")]
 pub mod simulated;
 mod source;

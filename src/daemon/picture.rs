@@ -1,0 +1,134 @@
+//! What the worker knows, as a picture for monitoring: each function copies, and holds nothing.
+
+use std::time::Instant;
+
+use super::worker::{SubscriptionList, SubscriptionPage};
+use crate::downstream::card::Card;
+use crate::downstream::shared::Shared;
+use crate::net::now;
+use crate::telemetry::{BrokerSnapshot, BusSnapshot, SessionSnapshot, SubscriptionSnapshot};
+
+/// One session.
+pub(super) fn session_snapshot(shared: &Shared, card: &Card, now: Instant) -> SessionSnapshot {
+    let ago = |moment| now.saturating_duration_since(moment);
+    let mut session = SessionSnapshot {
+        cid: card.cid,
+        bus: shared.pool.name.clone(),
+        peer: card.peer,
+        uptime: ago(card.start),
+        idle: ago(card.read_at.get()),
+        in_msgs: 0,
+        in_bytes: 0,
+        out_msgs: 0,
+        out_bytes: 0,
+        pending_bytes: 0,
+        held: 0,
+        subscriptions: 0,
+        name: None,
+        lang: None,
+        version: None,
+        user: None,
+        trunk: None,
+        broker: None,
+    };
+    let home = card.home.borrow();
+    let Some((cell, id)) = home.as_ref() else {
+        return session;
+    };
+    let trunk = cell.machine.borrow();
+    session.trunk = Some(trunk.id().0);
+    let bus = shared.pool.bus.borrow();
+    let broker = trunk
+        .broker()
+        .map(|broker| bus.roster.broker(broker).addr());
+    session.broker = broker.map(ToString::to_string);
+    if let Some(view) = trunk.view(*id) {
+        let traffic = view.traffic;
+        (session.in_msgs, session.in_bytes) = (traffic.in_msgs, traffic.in_bytes);
+        (session.out_msgs, session.out_bytes) = (traffic.out_msgs, traffic.out_bytes);
+        session.pending_bytes = view.pending_bytes as u64;
+        session.held = view.held;
+        session.subscriptions = view.subscription_count as u64;
+        let connect = view.connect;
+        session.name.clone_from(&connect.name);
+        session.lang.clone_from(&connect.lang);
+        session.version.clone_from(&connect.version);
+        session.user = connect.user.as_ref().map(|user| user.expose().to_owned());
+    }
+    session
+}
+
+/// A page of a session's subscriptions.
+pub(super) fn subscription_snapshots(card: &Card, page: &SubscriptionPage) -> SubscriptionList {
+    let home = card.home.borrow();
+    let Some((cell, id)) = home.as_ref() else {
+        return SubscriptionList::default();
+    };
+    let trunk = cell.machine.borrow();
+    let Some(view) = trunk.view(*id) else {
+        return SubscriptionList::default();
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let mut last = None;
+    let subscriptions = view.subscriptions.of(*id, page.after.as_deref());
+    let subscriptions: Vec<_> = subscriptions
+        .take(page.count)
+        .map(|sub| {
+            last = Some(sub.sid());
+            SubscriptionSnapshot {
+                cid: card.cid,
+                subject: text(sub.subject()),
+                queue_group: sub.queue_group().map(text),
+                sid: text(sub.sid()),
+                msgs: sub.delivered(),
+                max: sub.max(),
+            }
+        })
+        .collect();
+    let more = subscriptions.len() == page.count;
+    (subscriptions, last.filter(|_| more).map(Box::from))
+}
+
+/// One bus.
+pub(super) fn bus_snapshot(shared: &Shared) -> BusSnapshot {
+    let pool = &shared.pool;
+    let (trunks, gauges) = pool.gauges();
+    let bus = pool.bus.borrow();
+    let roster = &bus.roster;
+    let now = now();
+    let brokers: Vec<BrokerSnapshot> = roster
+        .brokers()
+        .map(|(_, broker)| BrokerSnapshot {
+            addr: broker.addr().to_string(),
+            state: broker.health().as_str(),
+            since: now.saturating_duration_since(broker.since()),
+            last_error: broker
+                .last_failure()
+                .map(|failure| failure.as_str().to_owned()),
+            version: broker.info().map(|info| info.version.clone()),
+            links: u64::from(broker.links()),
+            failures: u64::from(broker.failures()),
+        })
+        .collect();
+    let healthy = roster.is_alive();
+    let states = brokers
+        .iter()
+        .map(|broker| format!("{} is {}", broker.addr, broker.state));
+    BusSnapshot {
+        name: pool.name.clone(),
+        listening: shared.starting.get() == 0,
+        attached: roster.was_seen(),
+        healthy,
+        reason: (!healthy).then(|| states.collect::<Vec<_>>().join(", ")),
+        sessions: gauges.sessions,
+        trunks,
+        links: gauges.links,
+        subscriptions: gauges.subscriptions,
+        waiting: gauges.waiting,
+        buffered_bytes: gauges.buffered_bytes,
+        current: healthy.then(|| roster.broker(roster.current()).addr().to_string()),
+        brokers,
+        counters: bus.counters.clone(),
+        observed: bus.observed.clone(),
+    }
+}
