@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help run build test-deps check test sim turmoil prove fuzz mutants deny failover soak
 
-export PORT HTTP KILL NATS_SERVER SEED SEEDS FIRST SECONDS_EACH RUNS
+export PORT HTTP KILL NATS_SERVER SEED SEEDS FIRST SECONDS_EACH RUNS MAX_LEN
 
 DENY = cargo-deny 0.20.2
 MUTANTS = cargo-mutants 27.1.0
