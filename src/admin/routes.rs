@@ -119,10 +119,8 @@ impl<S: Source> Routes<S> {
             "/livez" => ok(),
             "/readyz" => readyz(&snapshot),
             "/healthz" => healthz(&snapshot, request.uri().query()),
-            "/connz" => listing(connz(&*self.source, &snapshot, query), SNAPSHOT_TIMEOUT).await,
-            "/subsz" | "/subscriptionsz" => {
-                listing(subsz(&*self.source, &snapshot, query), SNAPSHOT_TIMEOUT).await
-            }
+            "/connz" => listing(connz(&*self.source, &snapshot, query)).await,
+            "/subsz" | "/subscriptionsz" => listing(subsz(&*self.source, &snapshot, query)).await,
             "/eventz" => match eventz(&snapshot, &*self.source, query) {
                 Ok(body) => reply(StatusCode::OK, &body),
                 Err(bad) => bad_value(bad),
@@ -165,9 +163,8 @@ fn page() -> Response<Full<Bytes>> {
 /// An answer that may take several looks at the workers.
 async fn listing(
     answer: impl Future<Output = Result<Option<String>, BadValue>>,
-    within: Duration,
 ) -> Response<Full<Bytes>> {
-    match timeout(within, answer).await {
+    match timeout(SNAPSHOT_TIMEOUT, answer).await {
         Ok(Ok(Some(body))) => text_reply(StatusCode::OK, body + "\n", JSON),
         Ok(Err(bad)) => bad_value(bad),
         Ok(Ok(None)) | Err(_) => unavailable("a worker doesn't answer"),
