@@ -386,6 +386,22 @@ impl Oracle {
                 }
             }
         }
+        // The latest stands for those before it, unless they follow: then it was an earlier one
+        // with the same number.
+        if !known {
+            let limits = session.unproven.iter_mut();
+            let mut of_sub = limits
+                .filter(|unproven| matches!(unproven.kind, Kind::Limit(of, _) if of == sub))
+                .skip_while(|unproven| {
+                    unproven.kind != Kind::Limit(sub, total)
+                        || unproven.on.is_none_or(|(on, _)| on != no)
+                });
+            if let Some(meant) = of_sub.next() {
+                meant.on = Some((no, frame));
+                of_sub.for_each(|later| later.on = None);
+                known = true;
+            }
+        }
         if base > 0 {
             self.mark("UNSUB remainder replayed");
         }

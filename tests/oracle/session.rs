@@ -699,6 +699,11 @@ impl Oracle {
         }
     }
 
+    /// The component closed its side long ago: PONGs that no broker gave it by now are owed no more.
+    pub fn session_may_finish(&mut self, no: usize) {
+        self.sessions[no].pings.clear();
+    }
+
     /// natsmux closed a session. `allowed` is the harness's verdict on the reason (I15).
     pub fn session_closed(&mut self, no: usize, reason: &str, allowed: bool) {
         let model = &self.sessions[no];

@@ -34,7 +34,8 @@ pub struct Component {
     pub user: String,
     pub conn: Option<ConnId>,
     pub session: Option<usize>,
-    pub gone: bool,
+    /// When it closed its side, or was lost.
+    pub gone: Option<Time>,
     /// It has sent what isn't the protocol.
     faulty: bool,
     manner: Manner,
@@ -76,7 +77,7 @@ impl Component {
             user,
             conn: None,
             session: None,
-            gone: false,
+            gone: None,
             faulty: false,
             manner,
             verbose: rng.percent(25),
@@ -120,7 +121,7 @@ impl Component {
 impl World {
     /// A component acts.
     pub fn component_turn(&mut self, no: usize) {
-        if self.calm || self.components[no].gone {
+        if self.calm || self.components[no].gone.is_some() {
             return;
         }
         if self.components[no].conn.is_none() {
@@ -173,7 +174,7 @@ impl World {
             1 => {
                 self.oracle.mark("half-close");
                 let conn = self.components[no].conn.expect("connected");
-                self.components[no].gone = true;
+                self.components[no].gone = Some(self.now);
                 return self.send(conn, Way::Up, Segment::Fin);
             }
             2 => {
@@ -202,7 +203,7 @@ impl World {
         let cut = self.rng.below(ops.len() as u64) as usize;
         self.component_says(no, ops[..cut].to_vec());
         let conn = self.components[no].conn.expect("connected");
-        self.components[no].gone = true;
+        self.components[no].gone = Some(self.now);
         self.cut(conn, Way::Up, Segment::Reset);
     }
 
@@ -382,7 +383,7 @@ impl World {
     fn component_sees_the_end(&mut self, no: usize, conn: ConnId) {
         self.conns.remove(&conn);
         let component = &mut self.components[no];
-        component.gone = true;
+        component.gone = Some(self.now);
         if !self.calm && self.components.len() < 12 {
             let again = Component::new(&self.plan, &mut self.rng);
             self.components.push(again);
@@ -449,11 +450,11 @@ impl World {
     /// Faults are over: whoever is still there asks one last time.
     pub fn components_ask(&mut self) {
         for no in 0..self.components.len() {
-            if self.components[no].gone || self.components[no].conn.is_none() {
+            if self.components[no].gone.is_some() || self.components[no].conn.is_none() {
                 continue;
             }
             self.component_catches_up(no);
-            if self.components[no].connected && !self.components[no].gone {
+            if self.components[no].connected && self.components[no].gone.is_none() {
                 self.component_says(no, b"PING\r\n".to_vec());
             }
         }
@@ -473,12 +474,12 @@ impl World {
         };
         let model = &self.oracle.sessions[session];
         match reason {
-            CloseReason::ComponentClosed | CloseReason::ComponentLost => component.gone,
+            CloseReason::ComponentClosed | CloseReason::ComponentLost => component.gone.is_some(),
             CloseReason::Fault(_) => model.at_fault || component.faulty || component.sent_large,
             CloseReason::SlowConsumer => {
                 component.is_slow() || self.daemon.overflowed.contains(&session)
             }
-            CloseReason::Stale => component.manner != Manner::Good || component.gone,
+            CloseReason::Stale => component.manner != Manner::Good || component.gone.is_some(),
             CloseReason::AuthTimeout => model.options.is_none(),
             CloseReason::Refused(_) if model.too_large => true,
             CloseReason::Refused(_) => {
@@ -486,6 +487,12 @@ impl World {
             }
             _ => false,
         }
+    }
+
+    /// Whether a component that closed its side was given the time to be answered.
+    pub fn had_time_to_finish(&self, session: usize) -> bool {
+        let gone = self.component_of(session).and_then(|component| component.gone);
+        gone.is_some_and(|at| self.now.saturating_sub(at) >= FINISHING)
     }
 
     /// R15: whether a broker was there for long enough and would have accepted.
@@ -497,5 +504,7 @@ impl World {
     }
 }
 
+/// For how long a component that closed its side may expect its PONGs.
+const FINISHING: Time = 5 * SECOND;
 /// How long the last part of a run is.
 pub const HEALING: Time = 5 * SECOND;

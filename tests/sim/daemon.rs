@@ -1088,6 +1088,9 @@ impl World {
         if let (CloseReason::Refused(_), true) = (&reason, io.home.is_some()) {
             self.oracle.mark("session refused");
         }
+        if self.had_time_to_finish(no) {
+            self.oracle.session_may_finish(no);
+        }
         self.oracle.session_closed(no, reason.as_str(), allowed);
         self.send(io.conn, Way::Down, Segment::Fin);
         if let Some((trunk, slot)) = io.home {
