@@ -21,7 +21,7 @@ use crate::telemetry::{BrokerSnapshot, BusSnapshot, Histogram, Observed, Snapsho
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// States that a broker may be in: each is a series, and one of them is 1.
-const STATES: [&str; 4] = ["unknown", "up", "lame duck", "down"];
+const STATES: [&str; 5] = ["unknown", "up", "suspect", "lame duck", "down"];
 
 /// A number of a bus that goes up and down.
 type BusGauge = (&'static str, &'static str, fn(&BusSnapshot) -> u64);

@@ -35,6 +35,9 @@ pub trait Source: Send + Sync + 'static {
     /// What happened lately behind event number `after`, the oldest first.
     fn events(&self, after: u64) -> Vec<Arc<Event>>;
 
+    /// Waits for an event behind number `after`.
+    fn event_behind(&self, after: u64) -> impl Future<Output = ()> + Send;
+
     /// All sessions now, in the order of their numbers. They aren't of one moment: they are
     /// asked for in pages, so that many cost no component anything.
     fn sessions(&self) -> impl Future<Output = Option<Vec<SessionSnapshot>>> + Send;

@@ -7,18 +7,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::channel::Channel;
+use http_body_util::{Either, Full};
 use hyper::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
-    HeaderValue, ORIGIN, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY,
+    CONTENT_TYPE, HeaderValue, ORIGIN, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Source;
 use super::connz::{connz, subsz};
-use super::eventz::eventz;
+use super::eventz::{Wanted, eventz, stream};
 use super::hosts;
 use super::metrics::{self, metrics};
 use super::process::CpuMeter;
@@ -31,6 +33,15 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The content type of most answers.
 const JSON: &str = "application/json";
+/// What a browser says when it asks for a stream again.
+const LAST_EVENT_ID: &str = "last-event-id";
+/// The content type of server-sent events, in requests and answers.
+const EVENT_STREAM: &str = "text/event-stream";
+/// Streams of events at once.
+const STREAMS: usize = 16;
+
+/// What is sent: a text, or a stream of events.
+pub(super) type Body = Either<Full<Bytes>, Channel<Bytes>>;
 
 const PATHS: [&str; 11] = [
     "/",
@@ -51,6 +62,7 @@ pub(super) struct Routes<S> {
     source: Arc<S>,
     cpu: CpuMeter,
     cors_origins: Vec<String>,
+    streams: Arc<Semaphore>,
     requests: [AtomicU64; PATHS.len()],
 }
 
@@ -60,16 +72,13 @@ impl<S: Source> Routes<S> {
             source,
             cpu: CpuMeter::new(),
             cors_origins,
+            streams: Arc::new(Semaphore::new(STREAMS)),
             requests: Default::default(),
         }
     }
 
     /// Answers one request, and lets a page of an allowed origin read it.
-    pub(super) async fn answer<B>(
-        &self,
-        request: Request<B>,
-        local: IpAddr,
-    ) -> Response<Full<Bytes>> {
+    pub(super) async fn answer<B>(&self, request: Request<B>, local: IpAddr) -> Response<Body> {
         let origin = request.headers().get(ORIGIN).cloned();
         let mut response = self.answer_anybody(request, local).await;
         if self.cors_origins.is_empty() {
@@ -90,7 +99,7 @@ impl<S: Source> Routes<S> {
 
     /// Answers one request that came over a connection to `local`. The body of
     /// the request isn't read.
-    async fn answer_anybody<B>(&self, request: Request<B>, local: IpAddr) -> Response<Full<Bytes>> {
+    async fn answer_anybody<B>(&self, request: Request<B>, local: IpAddr) -> Response<Body> {
         if !hosts::is_allowed(&request, local) {
             let error = "Host must be a loopback name or the address of this listener";
             return reply(StatusCode::FORBIDDEN, &json!({ "error": error }));
@@ -121,8 +130,9 @@ impl<S: Source> Routes<S> {
             "/healthz" => healthz(&snapshot, request.uri().query()),
             "/connz" => listing(connz(&*self.source, &snapshot, query)).await,
             "/subsz" | "/subscriptionsz" => listing(subsz(&*self.source, &snapshot, query)).await,
-            "/eventz" => match eventz(&snapshot, &*self.source, query) {
-                Ok(body) => reply(StatusCode::OK, &body),
+            "/eventz" => match Wanted::new(query) {
+                Ok(wanted) if takes_stream(&request) => self.stream(&request, &snapshot, wanted),
+                Ok(wanted) => reply(StatusCode::OK, &eventz(&snapshot, &*self.source, wanted)),
                 Err(bad) => bad_value(bad),
             },
             "/brokerz" => reply(StatusCode::OK, &brokerz(&snapshot)),
@@ -137,6 +147,24 @@ impl<S: Source> Routes<S> {
         }
     }
 
+    /// The events from now on, and those behind the last one that the client has.
+    fn stream<B>(
+        &self,
+        request: &Request<B>,
+        snapshot: &Snapshot,
+        mut wanted: Wanted,
+    ) -> Response<Body> {
+        let Ok(place) = Arc::clone(&self.streams).try_acquire_owned() else {
+            return unavailable("as many streams of events as there may be");
+        };
+        if let Some(id) = request.headers().get(LAST_EVENT_ID) {
+            wanted.resume(id.to_str().unwrap_or_default(), &snapshot.server_id);
+        }
+        let source = Arc::clone(&self.source);
+        let events = stream(snapshot.server_id.clone(), source, wanted, place);
+        respond(StatusCode::OK, Either::Right(events), EVENT_STREAM)
+    }
+
     fn request_counts(&self) -> Value {
         let counts = PATHS.iter().zip(&self.requests);
         let counts = counts.map(|(path, count)| {
@@ -149,8 +177,13 @@ impl<S: Source> Routes<S> {
     }
 }
 
+fn takes_stream<B>(request: &Request<B>) -> bool {
+    let accept = request.headers().get(ACCEPT);
+    accept.is_some_and(|kinds| kinds.to_str().is_ok_and(|text| text.contains(EVENT_STREAM)))
+}
+
 /// The status page: one file that needs no other, and asks natsmux alone.
-fn page() -> Response<Full<Bytes>> {
+fn page() -> Response<Body> {
     const POLICY: &str = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; \
         script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     let text = include_str!("page.html").to_owned();
@@ -161,9 +194,7 @@ fn page() -> Response<Full<Bytes>> {
 }
 
 /// An answer that may take several looks at the workers.
-async fn listing(
-    answer: impl Future<Output = Result<Option<String>, BadValue>>,
-) -> Response<Full<Bytes>> {
+async fn listing(answer: impl Future<Output = Result<Option<String>, BadValue>>) -> Response<Body> {
     match timeout(SNAPSHOT_TIMEOUT, answer).await {
         Ok(Ok(Some(body))) => text_reply(StatusCode::OK, body + "\n", JSON),
         Ok(Err(bad)) => bad_value(bad),
@@ -171,13 +202,13 @@ async fn listing(
     }
 }
 
-fn bad_value(BadValue(error): BadValue) -> Response<Full<Bytes>> {
+fn bad_value(BadValue(error): BadValue) -> Response<Body> {
     reply(StatusCode::BAD_REQUEST, &json!({ "error": error }))
 }
 
 /// Ready once every bus listens and has had a live broker; it stays so through an outage,
 /// in which sessions are kept and components are still taken (R16).
-fn readyz(snapshot: &Snapshot) -> Response<Full<Bytes>> {
+fn readyz(snapshot: &Snapshot) -> Response<Body> {
     let waits = |bus: &&BusSnapshot| !bus.listening || !bus.attached;
     let faults: Vec<String> = snapshot
         .buses
@@ -195,7 +226,7 @@ fn readyz(snapshot: &Snapshot) -> Response<Full<Bytes>> {
 }
 
 /// Healthy while every bus asked for has a live broker; `?bus=NAME` asks for one.
-fn healthz(snapshot: &Snapshot, query: Option<&str>) -> Response<Full<Bytes>> {
+fn healthz(snapshot: &Snapshot, query: Option<&str>) -> Response<Body> {
     let asked = query.and_then(|query| query.split('&').find_map(|p| p.strip_prefix("bus=")));
     let of_interest = |bus: &&BusSnapshot| asked.is_none_or(|name| name == bus.name);
     let mut buses = snapshot.buses.iter().filter(of_interest).peekable();
@@ -218,24 +249,28 @@ fn fault_text(bus: &BusSnapshot) -> String {
     }
 }
 
-fn ok() -> Response<Full<Bytes>> {
+fn ok() -> Response<Body> {
     reply(StatusCode::OK, &json!({ "status": "ok" }))
 }
 
-fn unavailable(error: &str) -> Response<Full<Bytes>> {
+fn unavailable(error: &str) -> Response<Body> {
     let body = json!({ "status": "unavailable", "error": error });
     reply(StatusCode::SERVICE_UNAVAILABLE, &body)
 }
 
 /// A JSON reply.
-fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+fn reply(status: StatusCode, body: &Value) -> Response<Body> {
     let mut text = body.to_string();
     text.push('\n');
     text_reply(status, text, JSON)
 }
 
-fn text_reply(status: StatusCode, text: String, kind: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+fn text_reply(status: StatusCode, text: String, kind: &'static str) -> Response<Body> {
+    respond(status, Either::Left(Full::new(Bytes::from(text))), kind)
+}
+
+fn respond(status: StatusCode, body: Body, kind: &'static str) -> Response<Body> {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));

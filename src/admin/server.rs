@@ -3,9 +3,12 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http_body_util::Either;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,6 +27,8 @@ const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection lives at most, from accept to the last byte.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for a stream of events. Browsers ask again.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The most bytes of request line and headers.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 /// How long accepting rests after an error, such as too many open files.
@@ -88,17 +93,28 @@ async fn connection<S: Source>(
     let local = stream
         .local_addr()
         .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |addr| addr.ip());
+    let streams = &AtomicBool::new(false);
     let service = service_fn(|request| {
         let routes = Arc::clone(&routes);
-        async move { Ok::<_, Infallible>(routes.answer(request, local).await) }
+        async move {
+            let response = routes.answer(request, local).await;
+            let is_stream = matches!(response.body(), Either::Right(_));
+            streams.store(is_stream, Ordering::Relaxed);
+            Ok::<_, Infallible>(response)
+        }
     });
-    let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(MAX_HEADER_BYTES)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
+    let mut serving = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(MAX_HEADER_BYTES)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service)
+    );
     // A client that breaks off or is too slow concerns nobody.
-    let _ = timeout(CONNECTION_TIMEOUT, serving).await;
+    let ended = timeout(CONNECTION_TIMEOUT, &mut serving).await;
+    if ended.is_err() && streams.load(Ordering::Relaxed) {
+        let _ = timeout(STREAM_TIMEOUT, serving).await;
+    }
     drop(slot);
 }

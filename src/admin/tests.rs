@@ -52,6 +52,12 @@ impl Source for Fake {
         newer.map(Arc::new).collect()
     }
 
+    async fn event_behind(&self, after: u64) {
+        if after >= 7 {
+            pending().await
+        }
+    }
+
     async fn sessions(&self) -> Option<Vec<SessionSnapshot>> {
         match self {
             Self::Lists(_, sessions) => Some(sessions.clone()),
@@ -140,6 +146,7 @@ fn bus(name: &str, healthy: bool) -> BusSnapshot {
             since: Duration::from_millis(1500),
             last_error: None,
             version: Some("2.15.1".to_owned()),
+            round_trip: Some(Duration::from_millis(2)),
             links: 2,
             failures: 1,
         }],
@@ -695,6 +702,69 @@ async fn events_are_told_from_a_number_on() {
         })
     );
     assert_eq!(get(addr, "/eventz?after=x").await.0, 400);
+}
+
+/// Sends a request and reads until what came contains `end`.
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = Vec::new();
+    let mut buffer = [0; 4096];
+    while !String::from_utf8_lossy(&text).contains(end) {
+        let read = timeout(Duration::from_secs(5), stream.read(&mut buffer)).await;
+        let count = read.expect("in time").expect("an answer");
+        assert!(count > 0, "ended after {}", String::from_utf8_lossy(&text));
+        text.extend_from_slice(&buffer[..count]);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+async fn open_stream(addr: SocketAddr, path: &str, headers: &str) -> TcpStream {
+    let mut stream = connect(addr).await;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{headers}\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    stream
+}
+
+#[tokio::test]
+async fn events_come_as_a_stream_from_the_last_one_that_a_browser_has() {
+    let addr = start(picture([true, true])).await;
+    for (path, headers, first) in [
+        ("/eventz", "", 5),
+        ("/eventz?after=5", "", 6),
+        ("/eventz?limit=1", "", 7),
+        ("/eventz", "Last-Event-ID: NMX1:6\r\n", 7),
+        ("/eventz?after=6", "Last-Event-ID: NMX0:6\r\n", 5),
+        ("/eventz", "Last-Event-ID: 6\r\n", 5),
+    ] {
+        let mut stream = open_stream(addr, path, headers).await;
+        let text = read_until(&mut stream, "id: NMX1:7\ndata: ").await;
+        assert!(
+            text.contains("content-type: text/event-stream\r\n"),
+            "{text}"
+        );
+        let said = text.find("id: NMX1:").map(|at| &text[at..]);
+        let expected = format!("id: NMX1:{first}\ndata: {{");
+        assert!(
+            said.is_some_and(|said| said.starts_with(&expected)),
+            "{path} {headers} {text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn streams_of_events_are_bounded_and_nobody_else_waits_for_them() {
+    let addr = start(picture([true, true])).await;
+    let mut open = Vec::new();
+    for _ in 0..16 {
+        let mut stream = open_stream(addr, "/eventz", "").await;
+        read_until(&mut stream, "NMX1:7").await;
+        open.push(stream);
+    }
+    let mut more = open_stream(addr, "/eventz", "").await;
+    let (head, _) = read_reply(&mut more).await;
+    assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+    assert_eq!(get(addr, "/livez").await.0, 200);
 }
 
 #[tokio::test]

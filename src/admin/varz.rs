@@ -118,6 +118,7 @@ fn broker(broker: &BrokerSnapshot) -> Value {
         "since_seconds": broker.since.as_secs_f64(),
         "last_error": broker.last_error,
         "version": broker.version,
+        "round_trip_seconds": broker.round_trip.map(|round_trip| round_trip.as_secs_f64()),
         "links": broker.links,
         "failures": broker.failures,
     })

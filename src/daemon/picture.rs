@@ -7,6 +7,8 @@ use crate::downstream::card::Card;
 use crate::downstream::shared::Shared;
 use crate::net::now;
 use crate::telemetry::{BrokerSnapshot, BusSnapshot, SessionSnapshot, SubscriptionSnapshot};
+use crate::upstream::roster::Health;
+use crate::upstream::{BrokerId, Bus};
 
 /// One session.
 pub(super) fn session_snapshot(shared: &Shared, card: &Card, now: Instant) -> SessionSnapshot {
@@ -89,23 +91,33 @@ pub(super) fn subscription_snapshots(card: &Card, page: &SubscriptionPage) -> Su
     (subscriptions, last.filter(|_| more).map(Box::from))
 }
 
+/// The word for what is known of a broker, and since when that is so.
+fn state(bus: &Bus, id: BrokerId) -> (&'static str, Instant) {
+    let broker = bus.roster.broker(id);
+    match bus.watches.suspect_since(id) {
+        Some(since) if broker.health() != Health::Down => ("suspect", since),
+        _ => (broker.health().as_str(), broker.since()),
+    }
+}
+
 /// One bus.
 pub(super) fn bus_snapshot(shared: &Shared) -> BusSnapshot {
     let pool = &shared.pool;
     let (trunks, gauges) = pool.gauges();
-    let bus = pool.bus.borrow();
+    let bus = &*pool.bus.borrow();
     let roster = &bus.roster;
     let now = now();
     let brokers: Vec<BrokerSnapshot> = roster
         .brokers()
-        .map(|(_, broker)| BrokerSnapshot {
+        .map(|(id, broker)| BrokerSnapshot {
             addr: broker.addr().to_string(),
-            state: broker.health().as_str(),
-            since: now.saturating_duration_since(broker.since()),
+            state: state(bus, id).0,
+            since: now.saturating_duration_since(state(bus, id).1),
             last_error: broker
                 .last_failure()
                 .map(|failure| failure.as_str().to_owned()),
             version: broker.info().map(|info| info.version.clone()),
+            round_trip: bus.watches.round_trip(id).or(broker.probe_took()),
             links: u64::from(broker.links()),
             failures: u64::from(broker.failures()),
         })

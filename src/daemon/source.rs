@@ -57,6 +57,10 @@ impl Source for WorkerSource {
         self.events.after(after)
     }
 
+    async fn event_behind(&self, after: u64) {
+        self.events.wait_behind(after).await;
+    }
+
     async fn sessions(&self) -> Option<Vec<SessionSnapshot>> {
         let mut kept = self.sessions.lock().await;
         if let Some((taken, sessions)) = kept.as_ref()

@@ -22,7 +22,7 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 pub(crate) fn status(addr: SocketAddr, json: bool) -> Result<bool, FetchError> {
     let varz = fetch::varz(addr)?;
     let text = match json {
-        true => format!("{varz:#}\n"),
+        true => escape_controls(&format!("{varz:#}\n")),
         false => table::page(&varz, None),
     };
     // A reader that went away (`| head`) has seen what it wanted.
@@ -66,7 +66,30 @@ pub(crate) fn top(
     }
 }
 
+/// JSON leaves the controls from U+007F to U+009F as they are, and a terminal may obey them. They
+/// stand in texts alone, where they may be escaped.
+fn escape_controls(json: &str) -> String {
+    let escaped = json.chars().map(|c| match c {
+        '\u{7f}'..='\u{9f}' => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    });
+    escaped.collect()
+}
+
 fn is_healthy(varz: &Value) -> bool {
     let buses = varz["natsmux"]["buses"].as_array();
     buses.is_some_and(|buses| buses.iter().all(|bus| bus["healthy"] == true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controls_are_escaped_and_mean_the_same() {
+        let value = serde_json::json!({ "name": "a\u{9b}2J\u{7f}\u{1b}é" });
+        let text = escape_controls(&value.to_string());
+        assert!(!text.chars().any(char::is_control), "{text}");
+        assert_eq!(serde_json::from_str::<Value>(&text).ok(), Some(value));
+    }
 }

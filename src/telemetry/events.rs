@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use serde_json::Value;
+use tokio::sync::watch;
 use tracing::field::{Field, Visit};
 use tracing::{Level, Subscriber};
 use tracing_subscriber::Layer;
@@ -35,7 +36,11 @@ pub struct Event {
 
 /// The last thousand events of this process.
 #[derive(Debug, Default)]
-pub struct Events(Mutex<Ring>);
+pub struct Events {
+    ring: Mutex<Ring>,
+    /// The number of the last one.
+    newest: watch::Sender<u64>,
+}
 
 #[derive(Debug, Default)]
 struct Ring {
@@ -46,19 +51,28 @@ struct Ring {
 impl Events {
     /// Events with larger numbers than `after`, the oldest first.
     pub fn after(&self, after: u64) -> Vec<Arc<Event>> {
-        let ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let newer = ring.events.iter().filter(|event| event.seq > after);
         newer.cloned().collect()
     }
 
+    /// Waits until there is an event with a larger number than `after`.
+    ///
+    /// Cancel safe.
+    pub async fn wait_behind(&self, after: u64) {
+        // It ends with its sender alone, which lives here.
+        let _ = self.newest.subscribe().wait_for(|last| *last > after).await;
+    }
+
     fn push(&self, mut event: Event) {
-        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         ring.last += 1;
         event.seq = ring.last;
         if ring.events.len() == KEPT {
             ring.events.pop_front();
         }
         ring.events.push_back(Arc::new(event));
+        self.newest.send_replace(ring.last);
     }
 }
 

@@ -77,7 +77,7 @@ pub struct BusSnapshot {
 pub struct BrokerSnapshot {
     /// `host:port` as in the configuration.
     pub addr: String,
-    /// One word of a closed set, such as `live` or `dead`.
+    /// `unknown`, `up`, `suspect`, `lame duck` or `down`.
     pub state: &'static str,
     /// How long it has been in this state.
     pub since: Duration,
@@ -85,6 +85,9 @@ pub struct BrokerSnapshot {
     pub last_error: Option<String>,
     /// The version in its last INFO.
     pub version: Option<String>,
+    /// The smoothed round trip of fences; without links, what the last probe took from its
+    /// dial to the INFO.
+    pub round_trip: Option<Duration>,
     /// Links to it now.
     pub links: u64,
     /// Links that died and dials that failed, since start.

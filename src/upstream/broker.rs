@@ -1,6 +1,6 @@
 //! One broker of a bus: what is known of its life, and why a link or a dial to it failed.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::config::BrokerAddr;
 use crate::proto::info::ServerInfo;
@@ -119,6 +119,8 @@ pub struct Broker {
     pub(super) held_until: Option<Instant>,
     pub(super) probe_at: Instant,
     pub(super) probing: bool,
+    /// How long the last probe took that was answered.
+    pub(super) probe_took: Option<Duration>,
     pub(super) dialing: u32,
     pub(super) links: u32,
     /// Its sentinel waits too long for an answer (R8).
@@ -141,6 +143,7 @@ impl Broker {
             held_until: None,
             probe_at: now,
             probing: false,
+            probe_took: None,
             dialing: 0,
             links: 0,
             suspect: false,
@@ -181,6 +184,11 @@ impl Broker {
     /// Whether its sentinel waits too long for an answer (R8).
     pub fn is_suspect(&self) -> bool {
         self.suspect
+    }
+
+    /// How long the last probe took that was answered, from its dial to the INFO.
+    pub fn probe_took(&self) -> Option<Duration> {
+        self.probe_took
     }
 
     /// Failures in a row.

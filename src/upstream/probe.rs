@@ -50,6 +50,7 @@ impl Pool {
     }
 
     async fn probe_one(self: Rc<Self>, broker: BrokerId) {
+        let start = now();
         let result = self.ask(broker).await;
         let now = now();
         let mut bus = self.bus.borrow_mut();
@@ -59,6 +60,8 @@ impl Pool {
             Ok(info) => {
                 let version = info.version.clone();
                 bus.roster.handle_info(broker, info, now);
+                let took = now.saturating_duration_since(start);
+                bus.roster.note_probe(broker, took);
                 if bus.roster.broker(broker).health() != before {
                     info!(bus = self.name, broker = addr, version, "broker up");
                 }

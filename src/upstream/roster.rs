@@ -287,6 +287,11 @@ impl Roster {
         self.offer_changed |= news;
     }
 
+    /// A probe was answered, `took` after its dial.
+    pub fn note_probe(&mut self, id: BrokerId, took: Duration) {
+        self.broker_mut(id).probe_took = Some(took);
+    }
+
     /// A broker answered a fence: whatever was thought of it, it lives.
     pub fn handle_answer(&mut self, id: BrokerId, now: Instant) {
         let broker = self.broker_mut(id);

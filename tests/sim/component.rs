@@ -491,7 +491,9 @@ impl World {
 
     /// Whether a component that closed its side was given the time to be answered.
     pub fn had_time_to_finish(&self, session: usize) -> bool {
-        let gone = self.component_of(session).and_then(|component| component.gone);
+        let gone = self
+            .component_of(session)
+            .and_then(|component| component.gone);
         gone.is_some_and(|at| self.now.saturating_sub(at) >= FINISHING)
     }
 

@@ -29,6 +29,7 @@ pub struct NatsmuxOptions {
 /// A running natsmux. Dropping it kills it; its log is printed when the test panics.
 #[derive(Debug)]
 pub struct Natsmux {
+    command: Command,
     listen: Port,
     http: Port,
     /// Dropped before the folder that holds its log.
@@ -67,11 +68,24 @@ impl Natsmux {
         command.args(&options.args);
         let process = Process::start("natsmux", &mut command, &folder.path().join("natsmux.log"));
         Self {
+            command,
             listen,
             http,
             folder,
             process,
         }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again, as it was started before, once it has ended.
+    pub fn restart(&mut self) {
+        self.process.wait();
+        let log = self.folder.path().join("natsmux.log");
+        self.process = Process::start("natsmux", &mut self.command, &log);
     }
 
     /// Waits until `/healthz` answers 200.
