@@ -377,10 +377,18 @@ impl Driver {
                 cause = failure.as_str(),
                 "dial failed"
             ),
-            Report::BrokerError { broker, text } => warn!(
-                bus = name, trunk, broker = addr(*broker),
-                text = %String::from_utf8_lossy(text).escape_debug(), "broker error"
-            ),
+            Report::BrokerError { broker, text } => {
+                let repeated = self.pool.repeats.borrow_mut().note(*broker, text, now());
+                let broker = addr(*broker);
+                let text = String::from_utf8_lossy(text);
+                let text = text.escape_debug();
+                match repeated {
+                    Some(repeated) => {
+                        warn!(bus = name, trunk, broker, %text, repeated, "broker error");
+                    }
+                    None => debug!(bus = name, trunk, broker, %text, "broker error"),
+                }
+            }
             Report::Unproven { pongs } => {
                 warn!(bus = name, trunk, pongs, "pongs released without proof");
             }

@@ -14,6 +14,7 @@ mod driver;
 pub mod failover;
 pub mod pool;
 mod probe;
+mod repeats;
 pub mod roster;
 pub mod trunk;
 pub mod watch;

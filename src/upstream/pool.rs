@@ -15,6 +15,7 @@ use tracing::{error, info};
 
 use super::bus::Bus;
 use super::driver;
+use super::repeats::Repeats;
 use super::trunk::{Gauges, Trunk};
 use super::watch::TrunkId;
 use crate::ledger::SessionId;
@@ -89,6 +90,7 @@ pub struct Pool {
     /// The worker's read buffer.
     pub buffer: ReadBuffer,
     pub(super) names: Rc<Names>,
+    pub(super) repeats: RefCell<Repeats>,
     trunks: RefCell<BTreeMap<TrunkId, Rc<TrunkCell>>>,
     next_trunk: Cell<u64>,
     probe_waker: RefCell<Option<Waker>>,
@@ -106,6 +108,7 @@ impl Pool {
             bus: RefCell::new(bus),
             buffer,
             names: Rc::default(),
+            repeats: RefCell::default(),
             trunks: RefCell::new(BTreeMap::new()),
             next_trunk: Cell::new(0),
             probe_waker: RefCell::new(None),
