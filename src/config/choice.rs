@@ -89,6 +89,18 @@ pub enum Topology {
 
 choice!(Topology { "cluster" => Cluster, "independent" => Independent });
 
+/// Whether publishes go back to a broker that returned (R30).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Failback {
+    /// Once it is back for `failback_delay`, if it comes earlier in the order of brokers.
+    #[default]
+    Auto,
+    /// Not before the next failover.
+    Never,
+}
+
+choice!(Failback { "auto" => Auto, "never" => Never });
+
 /// Which sessions share an upstream connection (R22).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Sharing {

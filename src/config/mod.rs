@@ -27,7 +27,7 @@ mod units;
 mod walk;
 
 pub use address::{BrokerAddr, DEFAULT_PORT, ListenAddr};
-pub use choice::{Admit, Choice, Delivery, LogFormat, LogLevel, Sharing, Topology};
+pub use choice::{Admit, Choice, Delivery, Failback, LogFormat, LogLevel, Sharing, Topology};
 pub use error::{BrokerFault, ConfigError, Fault, Place};
 pub use flags::Flags;
 pub use options::{BusConfig, BusLimits, Config, DaemonLimits, LogConfig, PongHold, Timings};

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::address::{BrokerAddr, ListenAddr};
-use super::choice::{Admit, Delivery, LogFormat, LogLevel, Sharing, Topology};
+use super::choice::{Admit, Delivery, Failback, LogFormat, LogLevel, Sharing, Topology};
 use super::flags::Flags;
 
 const KIB: usize = 1 << 10;
@@ -109,6 +109,9 @@ pub struct BusConfig {
     pub brokers: Vec<BrokerAddr>,
     /// How the brokers know each other. Default: cluster. Changes on reload: no.
     pub topology: Topology,
+    /// Whether publishes go back to an independent broker that returned (R30).
+    /// Default: auto. Changes on reload: yes.
+    pub failback: Failback,
     /// Which sessions share a connection to the broker. Default: none.
     /// Changes on reload: no.
     pub sharing: Sharing,
@@ -136,6 +139,7 @@ impl BusConfig {
             listen: ListenAddr::defaults(),
             brokers,
             topology: Topology::default(),
+            failback: Failback::default(),
             sharing: Sharing::default(),
             delivery: Delivery::default(),
             lenient_connect: true,
@@ -217,6 +221,12 @@ pub struct Timings {
     /// refused, before the session hears of it (R15). Default: 5 s, from 10 ms
     /// to 10 min.
     pub refusal_window: Duration,
+    /// How long an independent broker that returned only gets subscriptions, before
+    /// publishes go back to it (R30). Default: 10 s, from 10 ms to 1 h.
+    pub failback_delay: Duration,
+    /// How long publishes wait behind the last fence on an independent broker before they
+    /// go to another, where both live (R30). Default: 100 ms, from 1 ms to 30 s.
+    pub switch_settle: Duration,
 }
 
 impl Default for Timings {
@@ -235,6 +245,8 @@ impl Default for Timings {
             ping_interval: Duration::from_secs(120),
             write_deadline: Duration::from_secs(10),
             refusal_window: Duration::from_secs(5),
+            failback_delay: Duration::from_secs(10),
+            switch_settle: Duration::from_millis(100),
         }
     }
 }

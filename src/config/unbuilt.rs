@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 
-use super::choice::{Choice, Sharing, Topology};
+use super::choice::{Choice, Sharing};
 use super::options::Config;
 
 /// A value that isn't built yet.
@@ -24,10 +24,9 @@ impl Config {
     /// The first value that isn't built yet, if there is one. Asked at start,
     /// by `natsmux check` and at each reload.
     pub fn unbuilt(&self) -> Option<Unbuilt> {
-        self.buses.iter().find_map(|bus| {
-            unbuilt_choice(&bus.name, "topology", bus.topology, Topology::Cluster)
-                .or_else(|| unbuilt_choice(&bus.name, "sharing", bus.sharing, Sharing::None))
-        })
+        self.buses
+            .iter()
+            .find_map(|bus| unbuilt_choice(&bus.name, "sharing", bus.sharing, Sharing::None))
     }
 }
 

@@ -96,6 +96,7 @@ pub(super) fn limits<V: Visitor>(v: &mut V, c: &mut DaemonLimits) -> Result<(), 
 /// default of `pong_hold`, so this comes before [`timings`].
 pub(super) fn bus<V: Visitor>(v: &mut V, c: &mut BusConfig) -> Result<(), ConfigError> {
     v.choice("topology", &mut c.topology)?;
+    v.choice("failback", &mut c.failback)?;
     v.choice("sharing", &mut c.sharing)?;
     let mut delivery = c.delivery;
     v.choice("delivery", &mut delivery)?;
@@ -134,7 +135,9 @@ pub(super) fn timings<V: Visitor>(v: &mut V, t: &mut Timings) -> Result<(), Conf
         "refusal_window",
         &mut t.refusal_window,
         ms(10)..=TEN_MINUTES,
-    )
+    )?;
+    v.duration("failback_delay", &mut t.failback_delay, ms(10)..=HOUR)?;
+    v.duration("switch_settle", &mut t.switch_settle, ms(1)..=secs(30))
 }
 
 /// Keys of `[bus.limits]`.

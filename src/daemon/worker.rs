@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::picture::{bus_snapshot, session_snapshot, subscription_snapshots};
-use crate::config::{BusConfig, Config};
+use crate::config::{BusConfig, Config, Failback, Topology};
 use crate::downstream::listener;
 use crate::downstream::shared::{Identity, Shared};
 use crate::net::now;
@@ -27,6 +27,7 @@ use crate::net::socket::{self, Bound};
 use crate::telemetry::{BusSnapshot, Counters, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 use crate::upstream::admission::Admission;
 use crate::upstream::pool::{Pool, ReadBuffer};
+use crate::upstream::roster::Placement;
 use crate::upstream::{Budget, Budgets, Bus, Roster, Settings};
 
 /// How long components wait at start for the first broker's INFO (R17).
@@ -257,11 +258,9 @@ impl Worker {
 
     fn start_bus(&self, config: &Config, bus: &BusConfig, listeners: Vec<Bound>) {
         let now = now();
-        let mut rotation = DefaultHasher::new();
-        config.name.hash(&mut rotation);
         let roster = Roster::new(
             &bus.brokers,
-            rotation.finish(),
+            placement(&config.name, bus),
             bus.timings.probe_interval,
             self.seed,
             now,
@@ -342,7 +341,10 @@ impl Worker {
             let mut machine = pool.bus.borrow_mut();
             machine.settings = settings(bus, config.buses.len());
             let interval = bus.timings.probe_interval;
-            let removed = machine.roster.configure(&bus.brokers, interval, now);
+            let removed =
+                machine
+                    .roster
+                    .configure(&bus.brokers, placement(&config.name, bus), interval, now);
             drop(machine);
             info!(
                 bus = pool.name,
@@ -440,10 +442,25 @@ impl Worker {
     }
 }
 
+fn placement(name: &str, bus: &BusConfig) -> Placement {
+    match (bus.topology, bus.failback) {
+        (Topology::Cluster, _) => {
+            let mut rotation = DefaultHasher::new();
+            name.hash(&mut rotation);
+            Placement::Spread(rotation.finish())
+        }
+        (Topology::Independent, Failback::Auto) => {
+            Placement::First(Some(bus.timings.failback_delay))
+        }
+        (Topology::Independent, Failback::Never) => Placement::First(None),
+    }
+}
+
 fn settings(bus: &BusConfig, buses: usize) -> Settings {
     Settings {
         timings: bus.timings,
         limits: bus.limits,
+        topology: bus.topology,
         delivery: bus.delivery,
         admit: bus.admit,
         lenient_connect: bus.lenient_connect,

@@ -6,11 +6,13 @@
 
 mod pings;
 mod publishes;
+mod received;
 mod sid;
 mod subscriptions;
 
 pub use pings::{Ping, Pings};
 pub use publishes::{Account, Held, Settled, settle};
+pub use received::Received;
 pub use sid::{SidText, UpstreamSid};
 pub use subscriptions::{Recipient, Subscribed, Subscription, Subscriptions, Unsubscribed};
 

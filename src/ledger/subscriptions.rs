@@ -25,6 +25,8 @@ pub struct Subscription {
     max: u64,
     /// Number of the first PING that covers its SUB; 0 once a replay has proven it.
     covered_by: u64,
+    /// Of a retired one: links that may still deliver, besides the one that is forgotten next.
+    holders: u32,
     state: State,
 }
 
@@ -64,9 +66,9 @@ impl Subscription {
         (self.max > 0).then_some(self.max)
     }
 
-    /// The max that the broker of the present link must be told, if any.
-    pub fn remaining(&self) -> Option<u64> {
-        (self.max > 0).then(|| self.max - self.base)
+    /// Deliveries that are left until its max, if there is one.
+    pub fn left(&self) -> Option<u64> {
+        (self.max > 0).then(|| self.max.saturating_sub(self.delivered))
     }
 }
 
@@ -183,6 +185,7 @@ impl Subscriptions {
             base: 0,
             max: 0,
             covered_by,
+            holders: 0,
             state: State::Live,
         };
         let upstream = self.insert(subscription);
@@ -301,8 +304,12 @@ impl Subscriptions {
     }
 
     /// Removes a subscription that a broker refused, newest first where several are equal,
-    /// and says whose it was.
-    pub fn reject(&mut self, subject: &[u8], queue_group: Option<&[u8]>) -> Option<SessionId> {
+    /// and says whose it was, and its name upstream.
+    pub fn reject(
+        &mut self,
+        subject: &[u8],
+        queue_group: Option<&[u8]>,
+    ) -> Option<(SessionId, UpstreamSid)> {
         let refused = |slot: u32| {
             self.live(slot).is_some_and(|subscription| {
                 subscription.subject() == subject && subscription.queue_group() == queue_group
@@ -324,7 +331,7 @@ impl Subscriptions {
 
     /// Removes the newest subscription that isn't proven: a broker took no more, and didn't
     /// say which. Says whose it was.
-    pub fn reject_newest(&mut self) -> Option<SessionId> {
+    pub fn reject_newest(&mut self) -> Option<(SessionId, UpstreamSid)> {
         loop {
             let (_, sid) = self.unproven.pop_back()?;
             if self.is_current(sid) && self.live(sid.slot).is_some() {
@@ -342,7 +349,39 @@ impl Subscriptions {
     pub fn reject_sid(&mut self, upstream: UpstreamSid) -> Option<(SessionId, Box<[u8]>)> {
         let known = self.is_current(upstream);
         let sid = self.live(upstream.slot).filter(|_| known)?.sid().into();
-        Some((self.reject_slot(upstream.slot)?, sid))
+        let (session, _) = self.reject_slot(upstream.slot)?;
+        Some((session, sid))
+    }
+
+    /// Several links have a retired subscription: each must be [forgotten](Self::forget) by.
+    pub fn hold(&mut self, upstream: UpstreamSid, links: u32) {
+        if self.is_current(upstream)
+            && let Some(subscription) = &mut self.slots[upstream.slot as usize].subscription
+        {
+            subscription.holders = links.saturating_sub(1);
+        }
+    }
+
+    /// How many deliveries are left of a live subscription that has a max.
+    pub fn left(&self, upstream: UpstreamSid) -> Option<u64> {
+        let live = self
+            .live(upstream.slot)
+            .filter(|_| self.is_current(upstream));
+        live?.left()
+    }
+
+    /// Whether a subscription has got its max, and whatever comes is over it.
+    pub fn is_over(&self, upstream: UpstreamSid) -> bool {
+        let known = self.is_current(upstream);
+        let slot = self.slots.get(upstream.slot as usize).filter(|_| known);
+        slot.and_then(|slot| slot.subscription.as_ref())
+            .is_some_and(|found| found.max > 0 && found.delivered >= found.max)
+    }
+
+    /// The live subscriptions and their names upstream.
+    pub fn iter(&self) -> impl Iterator<Item = (UpstreamSid, &Subscription)> {
+        (0..self.slots.len() as u32)
+            .filter_map(|slot| Some((self.upstream(slot), self.live(slot)?)))
     }
 
     /// Frees a retired subscription: a fence behind its UNSUB was answered, or its link died.
@@ -354,8 +393,12 @@ impl Subscriptions {
                     .as_ref()
                     .is_some_and(|subscription| subscription.state != State::Live)
         });
-        if retired {
-            self.release(upstream.slot);
+        if !retired {
+            return;
+        }
+        match &mut self.slots[upstream.slot as usize].subscription {
+            Some(held) if held.holders > 0 => held.holders -= 1,
+            _ => self.release(upstream.slot),
         }
     }
 
@@ -372,26 +415,15 @@ impl Subscriptions {
         }
     }
 
-    /// All live subscriptions, for a replay on a new link, where the broker's counts begin
-    /// at zero: what was delivered so far becomes their base.
-    pub fn replay(&mut self) -> impl Iterator<Item = (UpstreamSid, &Subscription)> {
-        self.slots
-            .iter_mut()
-            .enumerate()
-            .filter_map(|(index, slot)| {
-                let generation = slot.generation;
-                let subscription = slot.subscription.as_mut()?;
-                if subscription.state != State::Live {
-                    return None;
-                }
-                subscription.base = subscription.delivered;
-                subscription.covered_by = 0;
-                let upstream = UpstreamSid {
-                    slot: index as u32,
-                    generation,
-                };
-                Some((upstream, &*subscription))
-            })
+    /// Before a replay on a link that is the only one, where the broker's counts begin at zero:
+    /// what was delivered so far becomes the base of all live subscriptions.
+    pub fn rebase(&mut self) {
+        let entries = self.slots.iter_mut();
+        let all = entries.filter_map(|slot| slot.subscription.as_mut());
+        for live in all.filter(|subscription| subscription.state == State::Live) {
+            live.base = live.delivered;
+            live.covered_by = 0;
+        }
     }
 
     /// The upstream sids of all live subscriptions.
@@ -440,13 +472,14 @@ impl Subscriptions {
         }
     }
 
-    fn reject_slot(&mut self, slot: u32) -> Option<SessionId> {
+    fn reject_slot(&mut self, slot: u32) -> Option<(SessionId, UpstreamSid)> {
+        let upstream = self.slots.get(slot as usize).map(|_| self.upstream(slot))?;
         let subscription = self.live(slot)?;
         let session = subscription.session;
         let key = (session, Box::from(subscription.sid()));
         self.by_sid.remove(&key);
         self.release(slot);
-        Some(session)
+        Some((session, upstream))
     }
 
     fn retire(&mut self, key: (SessionId, Box<[u8]>), slot: u32) {

@@ -89,6 +89,8 @@ counters! {
     out_bytes,
     /// Messages from brokers for a subscription that is gone.
     unknown_sid_msgs,
+    /// Messages over a subscription's max, which one of several brokers sent (R31).
+    over_max_msgs,
     /// Fences sent (R7).
     fences,
     /// Brokers probed without a link (R11).

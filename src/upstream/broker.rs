@@ -67,6 +67,8 @@ pub enum Failure {
     Unsuitable,
     /// The broker announced lame duck mode.
     LameDuck,
+    /// A broker earlier in the order has returned (R30).
+    Failback,
     /// The broker is no longer configured.
     Removed,
     /// The component sent another CONNECT.
@@ -76,7 +78,7 @@ pub enum Failure {
 impl Failure {
     /// Whether natsmux leaves the broker by itself, for all of the bus's trunks.
     pub fn is_planned(self) -> bool {
-        matches!(self, Self::LameDuck | Self::Removed)
+        matches!(self, Self::LameDuck | Self::Removed | Self::Failback)
     }
 
     /// The label in metrics and logs.
@@ -97,6 +99,7 @@ impl Failure {
             Self::Refused => "refused",
             Self::Unsuitable => "unsuitable",
             Self::LameDuck => "lame_duck",
+            Self::Failback => "failback",
             Self::Removed => "removed",
             Self::NewConnect => "new_connect",
         }
@@ -109,6 +112,8 @@ pub struct Broker {
     pub(super) addr: BrokerAddr,
     pub(super) health: Health,
     pub(super) since: Instant,
+    /// When it came back from the dead last.
+    pub(super) returned_at: Option<Instant>,
     pub(super) last_failure: Option<Failure>,
     pub(super) failed_at: Option<Instant>,
     pub(super) info: Option<Box<ServerInfo>>,
@@ -135,6 +140,7 @@ impl Broker {
             addr,
             health: Health::Unknown,
             since: now,
+            returned_at: None,
             last_failure: None,
             failed_at: None,
             info: None,
@@ -204,6 +210,15 @@ impl Broker {
     /// Whether trunks may dial it.
     pub(super) fn accepts_dials(&self) -> bool {
         !self.removed && matches!(self.health, Health::Unknown | Health::Up)
+    }
+
+    /// Notes that it is up, or about to leave.
+    pub(super) fn revive(&mut self, health: Health, now: Instant) {
+        if self.health == Health::Down {
+            self.returned_at = Some(now);
+        }
+        self.health = health;
+        self.since = now;
     }
 
     /// When to probe it; `None` while a link or a probe tells how it is.

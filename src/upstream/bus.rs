@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::admission::Admission;
 use super::barrier::Barrier;
@@ -15,7 +15,7 @@ use super::dial_queue::DialQueue;
 use super::failover::{Failover, Failovers, LostLink};
 use super::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
 use super::watch::{TrunkId, Watches};
-use crate::config::{Admit, BusLimits, Delivery, Timings};
+use crate::config::{Admit, BusLimits, Delivery, Timings, Topology};
 use crate::ledger::Settled;
 use crate::telemetry::{Counters, Observed};
 
@@ -37,6 +37,8 @@ pub struct Settings {
     pub timings: Timings,
     /// Bounds.
     pub limits: BusLimits,
+    /// How the brokers know each other.
+    pub topology: Topology,
     /// What happens to publishes that were written and not proven.
     pub delivery: Delivery,
     /// R16.
@@ -45,6 +47,13 @@ pub struct Settings {
     pub lenient_connect: bool,
     /// Fences that this bus sends per second at most, apart from the components' PINGs (R7).
     pub fences_per_second: u32,
+}
+
+impl Settings {
+    /// Whether brokers know nothing of each other: a trunk has a link to each (R26-R32).
+    pub fn is_independent(&self) -> bool {
+        self.topology == Topology::Independent
+    }
 }
 
 /// Bytes of one kind that the daemon may hold, over all buses.
@@ -176,6 +185,18 @@ impl Bus {
         self.woken.extend(next);
     }
 
+    /// The brokers that a trunk dials now that has a link to each of `has`. It hears of every
+    /// change of the roster.
+    pub(super) fn pick_all(&mut self, trunk: TrunkId, has: &[BrokerId]) -> Vec<BrokerId> {
+        let (dials, waits) = self.roster.pick_all(has);
+        match waits {
+            true => self.dial_queue.enter(trunk),
+            false => self.dial_queue.leave(trunk),
+        }
+        self.waiting.insert(trunk);
+        dials
+    }
+
     pub(super) fn dial_ended(&mut self, broker: BrokerId) {
         self.roster.dial_ended(broker);
         let next = self.dial_queue.call_next();
@@ -261,7 +282,11 @@ impl Bus {
 
     /// The sum of the failover that is over, or takes long, for the operator.
     pub fn poll_failover(&mut self, now: Instant) -> Option<Failover> {
-        let leaving = self.failovers.leaving();
+        // A link to an independent broker stays where publishes have gone.
+        let leaving = self
+            .failovers
+            .leaving()
+            .filter(|_| !self.settings.is_independent());
         let staying = leaving.map_or(0, |broker| self.watches.attached(broker));
         let confirmed = self.counters.confirmed;
         let report = self.failovers.poll_report(confirmed, staying, now)?;
@@ -312,6 +337,13 @@ impl Bus {
             self.woken.extend(concerned);
             self.check_barrier();
         }
+    }
+
+    /// The smoothed round trip to the farthest broker.
+    pub(super) fn longest_round_trip(&self) -> Duration {
+        let brokers = self.roster.brokers();
+        let trips = brokers.filter_map(|(id, _)| self.watches.round_trip(id));
+        trips.max().unwrap_or_default()
     }
 
     /// PONGs were released without proof. Returns whether they are the first of an outage.

@@ -56,15 +56,26 @@ pub enum Pick {
     Wait,
 }
 
+/// Which of several live brokers a host uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Hosts spread: the order is rotated by this number, a hash of the instance's name, and
+    /// there is no way back before the next failover (R13).
+    Spread(u64),
+    /// All hosts use the first in configured order; one that has returned counts again after
+    /// this time, or with `None` not before the next failover (R30).
+    First(Option<Duration>),
+}
+
 /// The brokers of a bus.
 #[derive(Debug)]
 pub struct Roster {
     brokers: Vec<Broker>,
-    /// Configured order, rotated by the instance's name.
+    /// In the order in which this host tries them.
     order: Vec<BrokerId>,
     /// The one that this host uses.
     current: BrokerId,
-    rotation: u64,
+    placement: Placement,
     probe_interval: Duration,
     seed: u64,
     /// Whether a trunk that waits may find something new.
@@ -76,11 +87,10 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// A roster of `addrs` (at least one), rotated by `rotation` (a hash of the instance's
-    /// name, R13). `seed` feeds the jitter.
+    /// A roster of `addrs` (at least one). `seed` feeds the jitter.
     pub fn new(
         addrs: &[BrokerAddr],
-        rotation: u64,
+        placement: Placement,
         probe_interval: Duration,
         seed: u64,
         now: Instant,
@@ -89,14 +99,14 @@ impl Roster {
             brokers: Vec::new(),
             order: Vec::new(),
             current: BrokerId(0),
-            rotation,
+            placement,
             probe_interval,
             seed,
             changed: false,
             offer_changed: false,
             stranded: false,
         };
-        roster.configure(addrs, probe_interval, now);
+        roster.configure(addrs, placement, probe_interval, now);
         roster.current = roster.order[0];
         roster
     }
@@ -105,13 +115,17 @@ impl Roster {
     pub fn configure(
         &mut self,
         addrs: &[BrokerAddr],
+        placement: Placement,
         probe_interval: Duration,
         now: Instant,
     ) -> Vec<BrokerId> {
+        self.placement = placement;
         self.probe_interval = probe_interval;
         let mut order: Vec<BrokerId> = addrs.iter().map(|addr| self.enlist(addr, now)).collect();
-        let turns = (self.rotation % order.len().max(1) as u64) as usize;
-        order.rotate_left(turns);
+        if let Placement::Spread(rotation) = placement {
+            let turns = (rotation % order.len().max(1) as u64) as usize;
+            order.rotate_left(turns);
+        }
         let removed: Vec<BrokerId> = self
             .order
             .iter()
@@ -222,10 +236,14 @@ impl Roster {
     /// known of the others may be old: they are asked again at once.
     fn reconsider(&mut self, now: Instant) {
         let accepts = |&id: &BrokerId| self.broker(id).accepts_dials();
-        let usable = self.in_order().find(|&id| self.is_usable(id, now));
+        let usable = match self.placement {
+            Placement::Spread(_) => self.in_order().find(|&id| self.is_usable(id, now)),
+            Placement::First(failback) => self.first_usable(failback, now),
+        };
         let next = usable.or_else(|| self.in_order().find(accepts));
         match next {
             Some(next) => {
+                self.changed |= next != self.current;
                 self.current = next;
                 self.stranded = false;
             }
@@ -240,6 +258,74 @@ impl Roster {
             }
             None => {}
         }
+    }
+
+    /// R30: the first usable one in configured order that has not just returned; while there
+    /// is none before it, the present one stays.
+    fn first_usable(&self, failback: Option<Duration>, now: Instant) -> Option<BrokerId> {
+        let usable = |id: &&BrokerId| self.is_usable(**id, now);
+        let stays = self.is_usable(self.current, now) && self.order.contains(&self.current);
+        let mut better = self
+            .order
+            .iter()
+            .take_while(|id| !stays || **id != self.current);
+        let settled = better
+            .find(|id| usable(id) && self.is_settled(**id, now) && (!stays || failback.is_some()));
+        let any = || self.order.iter().find(usable);
+        match settled {
+            Some(id) => Some(*id),
+            None if stays => Some(self.current),
+            None => any().copied(),
+        }
+    }
+
+    /// A broker's place in the order, behind all that have not just returned (R30).
+    pub fn place(&self, id: BrokerId, now: Instant) -> usize {
+        let place = self.order.iter().position(|other| *other == id);
+        let place = place.unwrap_or(self.order.len());
+        match self.is_settled(id, now) {
+            true => place,
+            false => place + self.order.len() + 1,
+        }
+    }
+
+    /// Whether a broker has not just returned.
+    fn is_settled(&self, id: BrokerId, now: Instant) -> bool {
+        match (self.broker(id).returned_at, self.placement) {
+            (None, _) | (_, Placement::Spread(_)) => true,
+            (Some(at), Placement::First(Some(delay))) => at + delay <= now,
+            (Some(_), Placement::First(None)) => false,
+        }
+    }
+
+    /// When publishes may go back to a broker that has returned (R30).
+    fn failback_due(&self) -> Option<Instant> {
+        let Placement::First(Some(delay)) = self.placement else {
+            return None;
+        };
+        let better = self.order.iter().take_while(|id| **id != self.current);
+        let returned = better.filter_map(|&id| {
+            let broker = self.broker(id);
+            let settled = broker.returned_at? + delay;
+            let usable = broker
+                .held_until
+                .map_or(settled, |until| until.max(settled));
+            broker.accepts_dials().then_some(usable)
+        });
+        returned.min()
+    }
+
+    /// The brokers that a trunk with a link to each of `has` may dial now, and whether another
+    /// must wait for its turn. Independent brokers get one link each.
+    pub fn pick_all(&mut self, has: &[BrokerId]) -> (Vec<BrokerId>, bool) {
+        let wanted = |&id: &BrokerId| self.broker(id).accepts_dials() && !has.contains(&id);
+        let wanted: Vec<BrokerId> = self.order.iter().copied().filter(wanted).collect();
+        let has_turn = |&id: &BrokerId| self.broker(id).dialing < DIALS_IN_FLIGHT;
+        let (dials, waits): (Vec<_>, Vec<_>) = wanted.into_iter().partition(has_turn);
+        for &id in &dials {
+            self.broker_mut(id).dialing += 1;
+        }
+        (dials, !waits.is_empty())
     }
 
     /// A dial that [`Roster::pick`] started has ended, with a link or without.
@@ -279,8 +365,7 @@ impl Roster {
             .is_none_or(|old| (old.max_payload, old.headers) != (info.max_payload, info.headers));
         broker.info = Some(Box::new(info));
         if broker.health != health {
-            broker.health = health;
-            broker.since = now;
+            broker.revive(health, now);
             self.changed = true;
             self.reconsider(now);
         }
@@ -296,8 +381,7 @@ impl Roster {
     pub fn handle_answer(&mut self, id: BrokerId, now: Instant) {
         let broker = self.broker_mut(id);
         if broker.health == Health::Down {
-            broker.health = Health::Up;
-            broker.since = now;
+            broker.revive(Health::Up, now);
             broker.failures = 0;
             self.changed = true;
             self.reconsider(now);
@@ -311,6 +395,7 @@ impl Roster {
             broker.health = Health::LameDuck;
             broker.since = now;
             self.changed = true;
+            self.reconsider(now);
         }
     }
 
@@ -325,13 +410,19 @@ impl Roster {
         }
         let alone = !self.brokers().any(|(_, broker)| broker.links > 0);
         let seed = self.seed ^ u64::from(id.0) << 32;
+        // R30: every host must have found a broker that returned before one publishes to it.
+        let most = match self.placement {
+            Placement::First(Some(delay)) => delay / 3,
+            _ => PROBE_SPARE.longest,
+        };
         let broker = self.broker_mut(id);
         broker.probing = false;
         broker.failures = broker.failures.saturating_add(1);
         broker.last_failure = Some(failure);
         broker.failed_at = Some(now);
         let pause = if alone { PROBE_ALONE } else { PROBE_SPARE };
-        broker.probe_at = now + pause.delay(broker.failures, seed);
+        let pause = pause.delay(broker.failures, seed).min(most);
+        broker.probe_at = now + pause;
         if broker.health == Health::Down {
             return;
         }
@@ -360,6 +451,9 @@ impl Roster {
 
     /// The next broker to probe now: connect, read the INFO, close.
     pub fn poll_probe(&mut self, now: Instant) -> Option<BrokerId> {
+        if self.failback_due().is_some_and(|at| at <= now) {
+            self.reconsider(now);
+        }
         let due = self
             .order
             .iter()
@@ -371,9 +465,8 @@ impl Roster {
 
     /// When [`Roster::poll_probe`] will have something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.brokers()
-            .filter_map(|(_, broker)| broker.probe_due())
-            .min()
+        let probes = self.brokers().filter_map(|(_, broker)| broker.probe_due());
+        probes.chain(self.failback_due()).min()
     }
 
     /// Whether trunks that wait for a broker should ask again; asked once per change.
@@ -420,7 +513,7 @@ mod tests {
             host: host.to_owned(),
             port: 4222,
         });
-        Roster::new(&addrs, 0, Duration::from_secs(3), 1, now)
+        Roster::new(&addrs, Placement::Spread(0), Duration::from_secs(3), 1, now)
     }
 
     fn info() -> ServerInfo {
@@ -525,8 +618,16 @@ mod tests {
             host: host.to_owned(),
             port: 4222,
         });
-        let first =
-            |rotation| Roster::new(&addrs, rotation, Duration::from_secs(3), 1, now).current();
+        let first = |rotation| {
+            Roster::new(
+                &addrs,
+                Placement::Spread(rotation),
+                Duration::from_secs(3),
+                1,
+                now,
+            )
+            .current()
+        };
         assert_eq!((first(0), first(1)), (A, B));
     }
 
@@ -535,7 +636,10 @@ mod tests {
         let now = Instant::now();
         let mut roster = roster(now);
         let only_b = [roster.broker(B).addr().clone()];
-        assert_eq!(roster.configure(&only_b, Duration::from_secs(3), now), [A]);
+        assert_eq!(
+            roster.configure(&only_b, Placement::Spread(0), Duration::from_secs(3), now),
+            [A]
+        );
         assert_eq!(roster.pick(&[], now), Pick::Dial(B));
         assert_eq!(roster.pick(&[B], now), Pick::Wait);
     }

@@ -95,6 +95,27 @@ impl Track {
     }
 }
 
+/// How the messages of a publisher that has sent `published` arrived at the members of a queue
+/// group together. Their order among each other isn't known.
+pub(crate) fn shared_verdict(tracks: &[&Track], publisher: u64, published: u64) -> Verdict {
+    let streams = tracks
+        .iter()
+        .filter_map(|track| track.streams.get(&publisher));
+    let streams: Vec<&Stream> = streams.collect();
+    let mut verdict = Verdict {
+        published,
+        ..Verdict::default()
+    };
+    for index in 0..usize::try_from(published).expect("a count fits") {
+        let seen = |stream: &&Stream| u64::from(stream.seen.get(index).copied().unwrap_or(0));
+        match streams.iter().map(seen).sum::<u64>() {
+            0 => verdict.missing += 1,
+            times => verdict.duplicates += times - 1,
+        }
+    }
+    verdict
+}
+
 /// Sums over streams.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Verdict {
@@ -112,6 +133,16 @@ impl Verdict {
         self.duplicates += other.duplicates;
         self.late += other.late;
     }
+}
+
+#[test]
+fn the_judge_sees_what_a_group_gets_twice_or_never() {
+    let [mut one, mut two] = [Track::default(), Track::default()];
+    one.message(b"7 0 10 x", 1_000);
+    one.message(b"7 2 10 x", 2_000);
+    two.message(b"7 2 10 x", 3_000);
+    let verdict = shared_verdict(&[&one, &two], 7, 4);
+    assert_eq!((verdict.missing, verdict.duplicates), (2, 1));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 use tokio::time;
 
-use crate::judge::{Track, Verdict};
+use crate::judge::{Track, Verdict, shared_verdict};
 use crate::part::{Part, Player, Publishes, Stage, State};
 use crate::support::{PATIENCE, wait_for};
 
@@ -144,6 +144,21 @@ impl Load {
         sum
     }
 
+    /// All that the members of a queue group should have got together.
+    pub(crate) fn shared_verdict(&self, members: &[usize], publishers: &[u64]) -> Verdict {
+        let counts = self.counts();
+        let tracks = members.iter().map(|&part| self.states[part].track.lock());
+        let tracks: Vec<_> = tracks
+            .map(|track| track.expect("no panic with this lock held"))
+            .collect();
+        let tracks: Vec<&Track> = tracks.iter().map(|track| &**track).collect();
+        let mut sum = Verdict::default();
+        for &publisher in publishers {
+            sum.add(shared_verdict(&tracks, publisher, counts[place(publisher)]));
+        }
+        sum
+    }
+
     /// Components whose connection ended or showed something strange.
     pub(crate) fn faults(&self) -> Vec<String> {
         let states = self.states.iter().enumerate();
@@ -229,6 +244,7 @@ pub(crate) fn ring(address: &str, count: u64, rate: u64, size: usize) -> Vec<Par
             let before = (index + count - 1) % count;
             Part {
                 address: address.to_owned(),
+                group: None,
                 subjects: vec![format!("load.{before}")],
                 expects: vec![before],
                 publishes: Some(Publishes {

@@ -10,6 +10,7 @@ mod departures;
 mod freezes;
 mod gaps;
 mod hostile;
+mod independent;
 mod judge;
 mod kills;
 mod load;

@@ -26,6 +26,8 @@ pub(crate) struct Part {
     /// `127.0.0.1:PORT` of natsmux or a broker.
     pub(crate) address: String,
     pub(crate) subjects: Vec<String>,
+    /// The queue group that it is a member of, for all subjects.
+    pub(crate) group: Option<String>,
     /// Publishers of which it must get everything, by their place in the load.
     pub(crate) expects: Vec<u64>,
     pub(crate) publishes: Option<Publishes>,
@@ -115,7 +117,8 @@ impl Player {
     async fn shake_hands(&mut self) -> io::Result<()> {
         let mut text = format!("{CONNECT}\r\n");
         for (sid, subject) in self.pen.part.subjects.iter().enumerate() {
-            let _ = write!(text, "SUB {subject} {sid}\r\n");
+            let group = self.pen.part.group.as_deref().unwrap_or_default();
+            let _ = write!(text, "SUB {subject} {group} {sid}\r\n");
         }
         self.pen.writer.write_all(text.as_bytes()).await?;
         self.pen.ping().await?;

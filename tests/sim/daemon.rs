@@ -16,7 +16,7 @@ use natsmux::ledger::SessionId;
 use natsmux::net::Outbox;
 use natsmux::proto::info::{FirstInfo, ServerInfo, first_info};
 use natsmux::upstream::admission::Admission;
-use natsmux::upstream::roster::Failure;
+use natsmux::upstream::roster::{Failure, Placement};
 use natsmux::upstream::trunk::{Action, LinkId, Report};
 use natsmux::upstream::{BrokerId, Budget, Budgets, Bus, CloseReason, Roster, Trunk, TrunkId};
 
@@ -88,7 +88,13 @@ impl Daemon {
             .map(|no| format!("127.0.0.1:{}", 4301 + no))
             .map(|addr| addr.parse().expect("an address"))
             .collect();
-        let roster = Roster::new(&addrs, 0, plan.settings.timings.probe_interval, 7, now);
+        let roster = Roster::new(
+            &addrs,
+            Placement::Spread(0),
+            plan.settings.timings.probe_interval,
+            7,
+            now,
+        );
         let budget = |total| Rc::new(Budget::new(total));
         let budgets = Budgets {
             held: budget(1 << 20),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use natsmux::config::{Admit, BusLimits, Delivery, PongHold, Timings};
+use natsmux::config::{Admit, BusLimits, Delivery, PongHold, Timings, Topology};
 use natsmux::upstream::Settings;
 
 use super::broker::Flavour;
@@ -130,6 +130,7 @@ fn settings(rng: &mut Rng, at_least_once: bool) -> Settings {
             fence_bytes: *rng.pick(&[1024, 64 * 1024]),
             ..BusLimits::default()
         },
+        topology: Topology::Cluster,
         delivery,
         admit: Admit::Known,
         lenient_connect: true,

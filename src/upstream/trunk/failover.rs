@@ -34,7 +34,9 @@ impl Trunk {
     pub(super) fn fail(&mut self, at: usize, failure: Failure, now: Instant, bus: &mut Bus) {
         let link = self.drop_link(at, failure == Failure::Silent, bus);
         let broker = link.broker;
-        if link.is_attached() {
+        if link.phase == Phase::Standby {
+            self.lose_standby(link, failure, now, bus);
+        } else if link.is_attached() {
             self.lose(link, failure, now, bus);
         } else {
             self.note_failed_dial(&link, failure, now, bus);
@@ -44,6 +46,7 @@ impl Trunk {
         self.check_refused(now, bus);
         self.replay_if_free(now, bus);
         self.next_attempt(now, bus);
+        self.choose_target(now, bus);
         self.check_done(now, bus);
     }
 
@@ -61,7 +64,30 @@ impl Trunk {
             _ => {
                 bus.roster.note_failure(link.broker, failure);
                 self.round.avoid.push(link.broker);
+                self.pause(link.broker, now, bus);
             }
+        }
+    }
+
+    /// A live link to this broker is gone: what that says of the broker.
+    pub(super) fn note_lost_link(
+        &mut self,
+        broker: BrokerId,
+        failure: Failure,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        let suspect = bus.watches.suspect_since(broker).is_some();
+        bus.detached(self.id, broker, now);
+        match failure {
+            // The sentinel finds the broker silent too. One link alone may have a fault of its
+            // own.
+            Failure::Silent if suspect => bus.roster.handle_failure(broker, failure, now),
+            Failure::Silent => {
+                bus.roster.note_failure(broker, failure);
+                self.pause(broker, now, bus);
+            }
+            _ => bus.roster.note_failure(broker, failure),
         }
     }
 
@@ -76,12 +102,10 @@ impl Trunk {
         }
         bus.counters.link_failures += 1;
         let suspect = bus.watches.suspect_since(broker).is_some();
-        bus.detached(self.id, broker, now);
-        match failure {
-            // The sentinel finds the broker silent too. One link alone may have a fault of its
-            // own.
-            Failure::Silent if suspect => bus.roster.handle_failure(broker, failure, now),
-            _ => bus.roster.note_failure(broker, failure),
+        self.note_lost_link(broker, failure, now, bus);
+        self.switch = None;
+        if brief {
+            self.pause(broker, now, bus);
         }
         if brief || (failure == Failure::Silent && !suspect) {
             self.round.failures += 1;
@@ -132,11 +156,12 @@ impl Trunk {
         }
         if self.moving.take().is_some() {
             self.abandon_joining(bus);
+            self.renew_links(now, bus);
         }
     }
 
     /// Counts a dead link's unproven publishes and carries its debts over (R1, R4, R20).
-    fn settle(&mut self, mut link: Link, bus: &mut Bus) -> (Settled, u64) {
+    pub(super) fn settle(&mut self, mut link: Link, bus: &mut Bus) -> (Settled, u64) {
         let repeat = bus.settings.delivery == Delivery::AtLeastOnce;
         let unproven = link.out.into_unproven();
         let mut settled = settle(unproven.chunks, unproven.start, unproven.written, repeat);
@@ -169,23 +194,34 @@ impl Trunk {
             false => (publishes, 0),
         };
         let oks = oks + operations;
+        let retired = std::mem::take(&mut link.retired);
         for session in link.pings.into_askers().collect::<Vec<_>>() {
             self.ask_for(session);
         }
+        let stood_by = link.phase == Phase::Standby;
         for (_, slot) in &mut self.slots {
             slot.owed_oks += oks;
             slot.held_unasked += unasked;
+            if stood_by {
+                continue;
+            }
             slot.publishes_covered_by = 0;
             if slot.subs_covered_by > self.answered {
                 slot.subs_covered_by = u64::MAX;
             }
         }
-        self.subscriptions.forget_retired();
+        if self.links.iter().any(Link::is_attached) {
+            for (_, upstream) in retired {
+                self.subscriptions.forget(upstream);
+            }
+        } else {
+            self.subscriptions.forget_retired();
+        }
         (settled, in_doubt)
     }
 
     /// Puts publishes that a dead link never wrote in front of those that wait.
-    fn requeue(&mut self, settled: Settled, bus: &mut Bus) {
+    pub(super) fn requeue(&mut self, settled: Settled, bus: &mut Bus) {
         bus.budgets.held.take(settled.waiting.bytes());
         let mut waiting = settled.waiting;
         match self.slots.iter_mut().next() {
@@ -212,7 +248,12 @@ impl Trunk {
 
     /// Plans to leave the live link for another broker (R19).
     pub(super) fn start_move(&mut self, reason: Failure, now: Instant, bus: &mut Bus) {
-        if self.moving.is_none() && self.live().is_some() && self.round.retry_at.is_none() {
+        let independent = bus.settings.is_independent();
+        if !independent
+            && self.moving.is_none()
+            && self.live().is_some()
+            && self.round.retry_at.is_none()
+        {
             self.round.begin(now);
             self.moving = Some(Move {
                 reason,
@@ -285,7 +326,7 @@ impl Trunk {
     }
 
     /// Takes a link out and has its socket closed.
-    fn drop_link(&mut self, at: usize, abort: bool, bus: &mut Bus) -> Link {
+    pub(super) fn drop_link(&mut self, at: usize, abort: bool, bus: &mut Bus) -> Link {
         let mut link = self.links.remove(at);
         if std::mem::take(&mut link.dialing) {
             bus.dial_ended(link.broker);

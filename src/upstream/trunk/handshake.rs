@@ -14,7 +14,7 @@ use crate::upstream::bus::Bus;
 use crate::upstream::roster::{BrokerId, Failure, Pick};
 
 /// Pause of a trunk that every broker turned away.
-const RETRY: Backoff = Backoff {
+pub(super) const RETRY: Backoff = Backoff {
     first: std::time::Duration::from_millis(50),
     longest: std::time::Duration::from_secs(2),
 };
@@ -22,6 +22,9 @@ const RETRY: Backoff = Backoff {
 impl Trunk {
     /// Dials the next broker, if the trunk needs a link and none is on its way.
     pub(super) fn next_attempt(&mut self, now: Instant, bus: &mut Bus) {
+        if bus.settings.is_independent() {
+            return self.dial_all(now, bus);
+        }
         let joining = self.links.iter().any(|link| !link.is_attached());
         let attached = self.links.iter().any(Link::is_attached);
         let waits = self.moving.is_some_and(|planned| planned.after.is_some());
@@ -70,6 +73,7 @@ impl Trunk {
         self.next_attempt(now, bus);
         bus.pass_turn(self.id);
         self.pass_barrier(now, bus);
+        self.choose_target(now, bus);
     }
 
     /// Plans a move where the live link's broker is one to leave (R19).
@@ -81,14 +85,14 @@ impl Trunk {
         }
     }
 
-    fn dial(&mut self, broker: BrokerId, now: Instant, bus: &mut Bus) {
+    pub(super) fn dial(&mut self, broker: BrokerId, now: Instant, bus: &mut Bus) {
         let id = LinkId(self.next_link);
         self.next_link += 1;
         let deadline = now + bus.settings.timings.connect_timeout;
         let mut link = Link::new(id, broker, Self::retention(bus), deadline, now);
         // Only those that were live before hold others up: they have subscriptions that
         // the neighbours rely on.
-        if self.lost.is_some() {
+        if self.lost.is_some() && !self.links.iter().any(Link::is_attached) {
             link.in_barrier = true;
             bus.barrier.join();
         }
@@ -115,6 +119,11 @@ impl Trunk {
         if !suits {
             return self.fail(at, Failure::Unsuitable, now, bus);
         }
+        // Of independent brokers, one is asked for the answer to a verbose CONNECT.
+        let asked = self
+            .links
+            .iter()
+            .any(|link| link.oks.owed(OkOwner::Operation) > 0);
         let mut connect = std::mem::take(&mut self.scratch);
         self.connect.encode(protocol, &mut connect);
         let link = &mut self.links[at];
@@ -126,7 +135,7 @@ impl Trunk {
         self.scratch = connect;
         link.verbose = self.connect.verbose;
         if link.verbose {
-            let owner = match self.connect_ok_owed {
+            let owner = match self.connect_ok_owed && !asked {
                 true => OkOwner::Operation,
                 false => OkOwner::Nobody,
             };
@@ -138,7 +147,15 @@ impl Trunk {
     /// The broker accepted the CONNECT.
     pub(super) fn authenticated(&mut self, at: usize, now: Instant, bus: &mut Bus) {
         self.verdict = Verdict::Accepted;
-        self.connect_ok_owed = false;
+        if std::mem::take(&mut self.connect_ok_owed) {
+            // The broker that was asked for it hasn't answered yet: this one has.
+            for link in self.links.iter_mut().filter(|link| !link.is_attached()) {
+                link.oks.disown();
+            }
+            for session in self.sessions() {
+                self.deliver(session, &[encode::OK], bus);
+            }
+        }
         bus.admission.remember(&self.connect);
         let headers = self.has_headers(at, bus);
         self.refuse_own_options(headers);
@@ -148,6 +165,9 @@ impl Trunk {
         if std::mem::take(&mut link.dialing) {
             let broker = link.broker;
             bus.dial_ended(broker);
+        }
+        if bus.settings.is_independent() {
+            return self.replay(at, now, bus);
         }
         self.leave_old_link(now, bus);
         self.replay_if_free(now, bus);
@@ -176,19 +196,28 @@ impl Trunk {
             .links
             .iter()
             .position(|link| link.phase == Phase::Authenticated);
-        let (false, Some(at)) = (busy, waiting) else {
-            return;
-        };
-        self.subscriptions.forget_retired();
+        if let (false, Some(at)) = (busy, waiting) {
+            self.subscriptions.forget_retired();
+            self.replay(at, now, bus);
+        }
+    }
+
+    /// Tells a broker everything that the ledger knows.
+    fn replay(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        // Of independent brokers each counts for itself, and the live one is what is proven.
+        let is_first = !self.links.iter().any(Link::is_attached);
+        if is_first {
+            self.subscriptions.rebase();
+        }
         let link = &mut self.links[at];
         let (mut count, mut operations) = (0, 0);
-        for (upstream, subscription) in self.subscriptions.replay() {
+        for (upstream, subscription) in self.subscriptions.iter() {
             let sid = upstream.text();
             let (subject, group) = (subscription.subject(), subscription.queue_group());
             encode::sub(&mut self.scratch, subject, group, sid.as_bytes());
             count += 1;
             operations += 1;
-            if let Some(max) = subscription.remaining() {
+            if let Some(max) = subscription.left() {
                 encode::unsub(&mut self.scratch, sid.as_bytes(), Some(max));
                 operations += 1;
             }
@@ -206,6 +235,9 @@ impl Trunk {
         }
         bus.counters.replays += 1;
         let seq = self.push_ping(at, None, now, bus);
+        if !is_first {
+            return;
+        }
         self.subscriptions.replayed(seq);
         for (_, slot) in &mut self.slots {
             if slot.subs_covered_by > self.answered {
@@ -233,23 +265,32 @@ impl Trunk {
         let Some(at) = fenced else {
             return;
         };
+        if bus.settings.is_independent() && self.links.iter().any(Link::is_attached) {
+            return self.stand_by(at, now, bus);
+        }
         if let Some(opens_at) = bus.barrier_opens_at(now) {
             self.links[at].deadline = Some(opens_at);
             bus.wait_at_barrier(self.id);
             return;
         }
+        if bus.settings.is_independent() {
+            return self.stand_by(at, now, bus);
+        }
+        bus.attached(self.id, self.links[at].broker);
         self.go_live(at, now, bus);
     }
 
-    fn go_live(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    pub(super) fn go_live(&mut self, at: usize, now: Instant, bus: &mut Bus) {
         let link = &mut self.links[at];
         link.phase = Phase::Live;
         link.deadline = None;
         let (id, broker, replayed) = (link.id, link.broker, link.replayed);
         let started = self.lost.map_or(link.opened_at, |(_, _, when)| when);
-        bus.attached(self.id, broker);
         self.moving = None;
         self.round.succeed(now);
+        if bus.settings.is_independent() {
+            self.send_limits(now);
+        }
         if self.lost.is_some_and(|(before, _, _)| before != broker) {
             bus.counters.failovers += 1;
             bus.observed
@@ -288,6 +329,12 @@ impl Trunk {
 
     /// Suspicion began or ended (R8): fence at once, or go on.
     fn meet_suspicion(&mut self, now: Instant, bus: &mut Bus) {
+        for at in 0..self.links.len() {
+            if self.links[at].phase == Phase::Standby {
+                self.ask_for_proof(at, now, bus);
+            }
+        }
+        self.release_late(bus);
         let Some(at) = self.live() else {
             return;
         };
@@ -307,6 +354,17 @@ impl Trunk {
                 }
                 self.resume(at, now, bus);
             }
+        }
+    }
+
+    /// Suspicion of a link that stands by began or ended.
+    fn ask_for_proof(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        let link = &self.links[at];
+        let (broker, last) = (link.broker, link.last_ping_at);
+        let suspect = bus.watches.suspect_since(broker);
+        let asked = suspect.is_some_and(|since| last < since);
+        if asked || bus.watches.wants_witness(broker, self.id, last) {
+            self.push_ping(at, None, now, bus);
         }
     }
 
@@ -367,6 +425,9 @@ impl Trunk {
     /// Re-asks what was owed, behind replay and waiting publishes (R1).
     fn settle_owed(&mut self, at: usize, now: Instant, bus: &mut Bus) {
         for session in self.sessions() {
+            if self.slots[session.0 as usize].owed_pongs > 0 {
+                self.ping_standbys(now, bus);
+            }
             let slot = &mut self.slots[session.0 as usize];
             slot.pongs_until = None;
             let pongs = std::mem::take(&mut slot.owed_pongs);

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::action::{Action, Report};
-use super::link::{LinkId, OkOwner, Phase};
+use super::link::{Link, LinkId, OkOwner, Phase};
 use super::slot::Finishing;
 use super::{CloseReason, Trunk, Verdict};
-use crate::ledger::{Ping, UpstreamSid};
+use crate::ledger::{Ping, SessionId, UpstreamSid};
 use crate::proto::encode;
 use crate::proto::error_text::{BrokerError, classify, unquote};
 use crate::proto::info::ServerInfo;
@@ -107,6 +107,14 @@ impl Trunk {
             bus.counters.unknown_sid_msgs += 1;
             return;
         };
+        let independent = bus.settings.is_independent();
+        if independent && self.subscriptions.is_over(upstream) {
+            bus.counters.over_max_msgs += 1;
+            return;
+        }
+        if independent && counts {
+            self.links[at].received.note(upstream);
+        }
         let Some(recipient) = self.subscriptions.deliver(upstream, counts) else {
             bus.counters.unknown_sid_msgs += 1;
             return;
@@ -125,13 +133,16 @@ impl Trunk {
         slot.traffic.out_bytes += msg.size as u64;
         slot.out
             .push_parts(&[verb, msg.subject, b" ", recipient.sid, msg.after_sid]);
+        let pending = slot.out.pending_bytes();
         if self.subscriptions.take_spent() {
             // Freed once a fence behind its UNSUB, which was sent before, is answered.
             let link = &mut self.links[at];
             link.retired.push_back((self.next_ping, upstream));
             link.note_unfenced(0, 0, now);
+            let others = self.unsubscribe_elsewhere(at, upstream, now);
+            self.subscriptions.hold(upstream, 1 + others);
         }
-        if slot.out.pending_bytes() > bus.settings.limits.max_pending {
+        if pending > bus.settings.limits.max_pending {
             return self.close_slow(session, bus);
         }
         self.touch(session);
@@ -156,17 +167,21 @@ impl Trunk {
         match self.links[at].phase {
             Phase::Authenticating => self.authenticated(at, now, bus),
             Phase::Replaying => {
-                self.answered = self.answered.max(ping.seq);
+                if !self.links.iter().any(Link::is_attached) {
+                    self.answered = self.answered.max(ping.seq);
+                }
                 self.replayed(at, now, bus);
             }
+            Phase::Standby => self.release_late(bus),
             Phase::Live => {
-                self.answered = ping.seq;
+                self.answered = self.answered.max(ping.seq);
                 self.answer(ping, bus);
                 // What came behind a second CONNECT isn't this link's.
                 if was_suspect && self.open(bus) == Some(at) {
                     self.resume(at, now, bus);
                 }
                 self.go_on_moving(now, bus);
+                self.go_on_switching(now, bus);
                 self.check_done(now, bus);
             }
             Phase::Leaving(seq) => {
@@ -234,6 +249,10 @@ impl Trunk {
             && let Some(slot) = self.slots.get_mut(session.0 as usize)
         {
             slot.asked = slot.asked.saturating_sub(1);
+            if !slot.late.is_empty() || !self.standbys_answered(ping.seq, bus) {
+                self.slots[session.0 as usize].late.push_back(ping.seq);
+                return;
+            }
             self.deliver_pong(session, bus);
         }
     }
@@ -243,7 +262,9 @@ impl Trunk {
         for session in self.sessions() {
             let slot = &mut self.slots[session.0 as usize];
             let owed = slot.owed_pongs > 0 || slot.asked > 0;
+            let late = !slot.late.is_empty();
             let answered = |end: &mut Finishing| match end.after {
+                _ if late => false,
                 Some(seq) => seq <= answered,
                 None => !owed,
             };
@@ -287,6 +308,11 @@ impl Trunk {
         if matches!(error, BrokerError::Refused) {
             return self.handle_refusal(at, text, now, bus);
         }
+        if self.is_bystander(at) && !matches!(error, BrokerError::LinkOnly) {
+            // R28: the live link's broker judges.
+            self.links[at].oks.pop();
+            return;
+        }
         let line = [b"-ERR '", text, b"'\r\n"].concat();
         match error {
             BrokerError::Refused => {}
@@ -303,16 +329,39 @@ impl Trunk {
                 ..
             } => {
                 let (subject, group) = (unquote(subject), queue_group.map(unquote));
-                self.subscriptions.reject(&subject, group.as_deref());
+                let rejected = self.subscriptions.reject(&subject, group.as_deref());
+                self.end_rejected(at, rejected, now);
                 self.deliver_answer(at, &line, bus);
             }
             BrokerError::MaxSubscriptions => {
-                self.subscriptions.reject_newest();
+                let rejected = self.subscriptions.reject_newest();
+                self.end_rejected(at, rejected, now);
                 self.deliver_answer(at, &line, bus);
             }
             BrokerError::InvalidSubject => self.deliver_answer(at, &line, bus),
             BrokerError::InvalidPublishSubject => self.deliver_to_own(&line, bus),
             BrokerError::LinkOnly => self.handle_link_error(at, text, now, bus),
+        }
+    }
+
+    /// Of independent brokers, whether this one's verdict on operations concerns nobody (R28).
+    fn is_bystander(&self, at: usize) -> bool {
+        match self.links[at].phase {
+            Phase::Standby => true,
+            Phase::Replaying | Phase::Fenced => self.links.iter().any(Link::is_attached),
+            _ => false,
+        }
+    }
+
+    /// The live link's broker refused a subscription: the others must not have it either.
+    fn end_rejected(
+        &mut self,
+        at: usize,
+        rejected: Option<(SessionId, UpstreamSid)>,
+        now: Instant,
+    ) {
+        if let Some((_, upstream)) = rejected {
+            self.unsubscribe_elsewhere(at, upstream, now);
         }
     }
 
@@ -360,7 +409,7 @@ impl Trunk {
             // Expired or revoked while live: the next handshake decides.
             return self.fail(at, Failure::Refused, now, bus);
         }
-        let first = self.verdict != Verdict::Accepted;
+        let first = self.verdict != Verdict::Accepted && !bus.settings.is_independent();
         if first {
             bus.admission.forget(&self.connect);
         }

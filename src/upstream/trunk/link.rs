@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::ledger::{Account, Ping, Pings, UpstreamSid};
+use crate::ledger::{Account, Ping, Pings, Received, UpstreamSid};
 use crate::net::{Outbox, Partial, Retention};
 use crate::upstream::roster::BrokerId;
 
@@ -37,8 +37,17 @@ pub(super) enum Phase {
     Fenced,
     /// Publishes go here.
     Live,
+    /// The same but for publishes, which go to another of independent brokers (R27).
+    Standby,
     /// Everything was unsubscribed; delivers up to the PONG of the PING with this number.
     Leaving(u64),
+}
+
+impl Phase {
+    /// Whether the ledger is in place, and stays so.
+    pub(super) fn is_subscribed(self) -> bool {
+        matches!(self, Self::Live | Self::Standby)
+    }
 }
 
 /// Who is told of a `+OK`.
@@ -76,6 +85,13 @@ impl Oks {
             self.runs.pop_front();
         }
         Some(owner)
+    }
+
+    /// Nobody is told of what is still to come.
+    pub(super) fn disown(&mut self) {
+        for (owner, _) in &mut self.runs {
+            *owner = OkOwner::Nobody;
+        }
     }
 
     /// Answers of this kind that were still to come.
@@ -123,6 +139,8 @@ pub(super) struct Link {
     /// When that number last shrank (R9).
     pub(super) progress_at: Option<Instant>,
     pub(super) replayed: u64,
+    /// Of independent brokers, what this one has counted (R31).
+    pub(super) received: Received,
     pub(super) max_payload: usize,
     /// Whether the broker closes it for a payload that was larger.
     pub(super) too_large: bool,
@@ -165,6 +183,7 @@ impl Link {
             unacked: None,
             progress_at: None,
             replayed: 0,
+            received: Received::default(),
             max_payload: usize::MAX,
             too_large: false,
             verbose: false,
@@ -174,12 +193,12 @@ impl Link {
     /// Whether a broker has accepted it, so that its end is the end of a link and not a
     /// failed dial.
     pub(super) fn is_attached(&self) -> bool {
-        matches!(self.phase, Phase::Live | Phase::Leaving(_))
+        self.phase.is_subscribed() || matches!(self.phase, Phase::Leaving(_))
     }
 
     /// Whether SUBs and UNSUBs go to it.
     pub(super) fn takes_subscriptions(&self) -> bool {
-        matches!(self.phase, Phase::Replaying | Phase::Fenced | Phase::Live)
+        self.phase.is_subscribed() || matches!(self.phase, Phase::Replaying | Phase::Fenced)
     }
 
     /// Notes an answered PING.
@@ -203,6 +222,12 @@ impl Link {
 
     fn unproven_bytes(&self) -> u64 {
         self.out.end().saturating_sub(self.proven_offset)
+    }
+
+    /// Appends a SUB or UNSUB.
+    pub(super) fn push_operation(&mut self, frame: &[u8], now: Instant) {
+        self.out.push(frame);
+        self.note_unfenced(frame.len(), 0, now);
     }
 
     /// Notes an operation that the next PING will cover.

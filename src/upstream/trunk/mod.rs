@@ -13,8 +13,8 @@
 //! - questions: [`wants_read`](Trunk::wants_read), [`gauges`](Trunk::gauges), …
 //!
 //! Files: `sessions` holds the inputs from sessions, `handshake` the way of a link from
-//! dial to live, `inbound` what brokers send, `failover` the end of links, `timers` the
-//! clock. Every method takes the [`Bus`] that the trunk belongs to.
+//! dial to live, `inbound` what brokers send, `failover` the end of links, `target` what is
+//! different with independent brokers, `timers` the clock. Every method takes the [`Bus`] that the trunk belongs to.
 
 mod action;
 mod failover;
@@ -23,6 +23,7 @@ mod inbound;
 mod link;
 mod sessions;
 mod slot;
+mod target;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -132,7 +133,7 @@ pub struct Trunk {
     orphans: Held,
     /// Whether it costs the budget of waiting publishes for being there.
     charged: bool,
-    /// At most two: one to leave, one to join.
+    /// At most two: one to leave, one to join; or one for each of independent brokers.
     links: Vec<Link>,
     next_link: u32,
     next_ping: u64,
@@ -140,6 +141,11 @@ pub struct Trunk {
     answered: u64,
     round: Round,
     moving: Option<Move>,
+    switch: Option<target::Switch>,
+    /// When the first target is chosen, whatever is on its way.
+    choose_at: Option<Instant>,
+    /// Of independent brokers, those that turned the trunk away.
+    pauses: Vec<target::Pause>,
     /// The last live link's broker, why it ended, and when.
     lost: Option<(BrokerId, Failure, Instant)>,
     /// What the driver's timer was last set for.
@@ -212,6 +218,9 @@ impl Trunk {
             answered: 0,
             round: Round::default(),
             moving: None,
+            switch: None,
+            choose_at: None,
+            pauses: Vec::new(),
             lost: None,
             timer: None,
             clock_floor: None,
@@ -430,9 +439,11 @@ impl Trunk {
         }
     }
 
-    /// The link that publishes may be written to now: live, and not suspect (R8).
+    /// The link that publishes may be written to now: live, not suspect (R8), and not about to
+    /// be left (R30).
     fn open(&self, bus: &Bus) -> Option<usize> {
-        self.live().filter(|&at| !self.is_suspect(at, bus))
+        let live = self.live().filter(|_| self.switch.is_none());
+        live.filter(|&at| !self.is_suspect(at, bus))
     }
 
     /// Whether a link waits to be proven: its broker is suspect, and nothing that was asked

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use super::link::{OkOwner, Phase};
+use super::link::{Link, OkOwner, Phase};
 use super::slot::Finishing;
 use super::slot::Slot;
 use super::{CloseReason, Move, Trunk, Verdict};
 use crate::config::PongHold;
-use crate::ledger::{SessionId, Subscribed, Unsubscribed};
+use crate::ledger::{SessionId, Subscribed, Unsubscribed, UpstreamSid};
 use crate::net::Outbox;
 use crate::proto::connect::ConnectInfo;
 use crate::proto::{encode, subject};
@@ -167,15 +167,17 @@ impl Trunk {
             Unsubscribed::Retired(upstream) => {
                 encode::unsub(&mut frame, upstream.text().as_bytes(), None);
                 let covered_by = self.next_ping;
-                if self.send_operation(session, &frame, now)
-                    && let Some(at) = self.subscription_link()
-                {
-                    self.links[at].retired.push_back((covered_by, upstream));
+                if self.send_operation(session, &frame, now) {
+                    self.retire_on_links(upstream, covered_by);
                 } else {
                     self.subscriptions.forget(upstream);
                 }
             }
             Unsubscribed::Limited(upstream, max) => {
+                if let Some(left) = self.several_left(upstream) {
+                    self.note_operation(session);
+                    return self.send_limit(upstream, left, now);
+                }
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
                 self.send_operation(session, &frame, now);
             }
@@ -198,10 +200,11 @@ impl Trunk {
             return;
         };
         let unproven = slot.is_unproven(self.answered);
-        let in_turn = slot.owed_pongs == 0 && slot.asked == 0;
+        let in_turn = slot.owed_pongs == 0 && slot.asked == 0 && slot.late.is_empty();
         match open {
             Some(at) if unproven || !in_turn || subscribed => {
                 slot.asked += 1;
+                self.ping_standbys(now, bus);
                 self.push_ping(at, Some(session), now, bus);
             }
             // A live link that is suspect may still have messages for it (R2).
@@ -243,6 +246,9 @@ impl Trunk {
         self.round = super::Round::default();
         self.abandon_joining(bus);
         let live = self.links.iter().position(|link| link.phase == Phase::Live);
+        if live.is_none() && bus.settings.is_independent() {
+            self.renew_links(now, bus);
+        }
         if let Some(at) = live {
             let slot = self.slots.get(session.0 as usize);
             let unanswered =
@@ -380,52 +386,78 @@ impl Trunk {
         }
     }
 
-    /// Sends a SUB or UNSUB where the ledger is in place. Returns false where a replay will
+    /// Sends a SUB or UNSUB wherever the ledger is in place. Returns false where a replay will
     /// carry it, or nothing has to.
     fn send_operation(&mut self, session: SessionId, frame: &[u8], now: Instant) -> bool {
-        let at = self.subscription_link();
-        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
-            slot.subs_covered_by = if at.is_some() {
-                self.next_ping
-            } else {
-                u64::MAX
-            };
-        }
-        let Some(at) = at else {
+        self.note_operation(session);
+        let Some(owner) = self.operation_owner() else {
             if self.connect.verbose {
                 self.owe_oks(session, 1);
             }
             return false;
         };
-        let link = &mut self.links[at];
-        link.out.push(frame);
-        link.note_unfenced(frame.len(), 0, now);
-        if link.verbose {
-            link.oks.push(OkOwner::Operation, 1);
+        for (at, link) in self.links.iter_mut().enumerate() {
+            if !link.takes_subscriptions() {
+                continue;
+            }
+            link.push_operation(frame, now);
+            if link.verbose {
+                let told = match at == owner {
+                    true => OkOwner::Operation,
+                    false => OkOwner::Nobody,
+                };
+                link.oks.push(told, 1);
+            }
         }
         true
     }
 
-    /// The link that SUBs and UNSUBs go to: where the ledger is in place or on its way.
-    fn subscription_link(&self) -> Option<usize> {
+    /// The next PING covers an operation of this session.
+    fn note_operation(&mut self, session: SessionId) {
+        let is_sent = self.operation_owner().is_some();
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.subs_covered_by = if is_sent { self.next_ping } else { u64::MAX };
+        }
+    }
+
+    /// The link whose broker answers SUBs and UNSUBs: the live one, or where the ledger is in
+    /// place or on its way.
+    pub(super) fn operation_owner(&self) -> Option<usize> {
         if self
             .moving
             .is_some_and(|planned| planned.reason == Failure::NewConnect)
         {
             return None;
         }
-        self.links
-            .iter()
-            .position(|link| link.takes_subscriptions())
+        let subscribed = |link: &Link| link.takes_subscriptions();
+        self.live()
+            .or_else(|| self.links.iter().position(subscribed))
+    }
+
+    /// With several links, how many deliveries are left of a subscription that has a max.
+    fn several_left(&self, upstream: UpstreamSid) -> Option<u64> {
+        let links = self.links.iter().filter(|link| link.takes_subscriptions());
+        (links.count() > 1).then(|| self.subscriptions.left(upstream))?
+    }
+
+    /// An UNSUB went to every link that takes them.
+    fn retire_on_links(&mut self, upstream: UpstreamSid, covered_by: u64) {
+        let mut holders = 0;
+        for link in self
+            .links
+            .iter_mut()
+            .filter(|link| link.takes_subscriptions())
+        {
+            link.retired.push_back((covered_by, upstream));
+            holders += 1;
+        }
+        self.subscriptions.hold(upstream, holders);
     }
 
     fn retire_subscriptions(&mut self, session: SessionId, now: Instant) {
         let retired = self.subscriptions.retire_session(session);
-        let at = self
-            .links
-            .iter()
-            .position(|link| link.takes_subscriptions());
-        let Some(at) = at else {
+        let takes = |link: &Link| link.takes_subscriptions();
+        if !self.links.iter().any(takes) {
             // What the old link of a move still sends is delivered.
             if !self.links.iter().any(|link| link.is_attached()) {
                 for upstream in retired {
@@ -433,21 +465,22 @@ impl Trunk {
                 }
             }
             return;
-        };
+        }
         let covered_by = self.next_ping;
-        let link = &mut self.links[at];
-        for upstream in retired {
+        for upstream in &retired {
             encode::unsub(&mut self.scratch, upstream.text().as_bytes(), None);
-            link.retired.push_back((covered_by, upstream));
+            self.retire_on_links(*upstream, covered_by);
+        }
+        if self.scratch.is_empty() {
+            return;
+        }
+        for link in self.links.iter_mut().filter(|link| takes(link)) {
+            link.push_operation(&self.scratch, now);
             if link.verbose {
-                link.oks.push(OkOwner::Nobody, 1);
+                link.oks.push(OkOwner::Nobody, retired.len() as u64);
             }
         }
-        if !self.scratch.is_empty() {
-            link.out.push(&self.scratch);
-            link.note_unfenced(self.scratch.len(), 0, now);
-            self.scratch.clear();
-        }
+        self.scratch.clear();
     }
 
     /// Books `messages` publishes that were appended to a link, and fences where due (R7).

@@ -1,5 +1,6 @@
 //! A session as its trunk sees it.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use crate::ledger::Held;
@@ -126,6 +127,8 @@ pub(super) struct Slot {
     pub(super) had_pong: bool,
     /// PONGs that brokers still owe it on a live link.
     pub(super) asked: u32,
+    /// PINGs that the live link has answered, and one that stands by has not yet (R27).
+    pub(super) late: VecDeque<u64>,
     /// When owed PONGs are released unproven (R3).
     pub(super) pongs_until: Option<Instant>,
     /// When a full buffer stops blocking the component (R6).
@@ -162,6 +165,7 @@ impl Slot {
             publishes_covered_by: 0,
             had_pong: false,
             asked: 0,
+            late: VecDeque::new(),
             pongs_until: None,
             blocked_until: None,
             dropping: false,
@@ -177,7 +181,7 @@ impl Slot {
 
     /// Whether it isn't read for what it asked for itself, whatever its link can take.
     pub(super) fn waits_by_itself(&self) -> bool {
-        let pongs = self.owed_pongs.saturating_add(self.asked);
+        let pongs = self.owed_pongs.saturating_add(self.asked) + self.late.len() as u32;
         self.gate.is_some()
             || self.closing.is_some()
             || self.finishing.is_some()

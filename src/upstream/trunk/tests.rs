@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::*;
-use crate::config::{Admit, BrokerAddr, BusLimits, PongHold, Timings};
+use crate::config::{Admit, BrokerAddr, BusLimits, PongHold, Timings, Topology};
 use crate::upstream::admission::Admission;
 use crate::upstream::bus::{Budget, Budgets, Settings};
-use crate::upstream::roster::{Failure, Roster};
+use crate::upstream::roster::{Failure, Placement, Roster};
 
 const INFO: &[u8] =
     b"INFO {\"server_id\":\"x\",\"version\":\"2.9.10\",\"headers\":true,\"max_payload\":1048576,\"proto\":1}\r\n";
@@ -40,6 +40,7 @@ impl Bench {
             limits: BusLimits::default(),
             delivery,
             admit: Admit::Always,
+            topology: Topology::Cluster,
             lenient_connect: true,
             fences_per_second: 5000,
         };
@@ -47,7 +48,7 @@ impl Bench {
             host: host.to_owned(),
             port: 4222,
         });
-        let roster = Roster::new(&addrs, 0, Duration::from_secs(3), 1, now);
+        let roster = Roster::new(&addrs, Placement::Spread(0), Duration::from_secs(3), 1, now);
         let budget = || Rc::new(Budget::new(1 << 20));
         let budgets = Budgets {
             held: budget(),

@@ -44,6 +44,7 @@ impl Trunk {
                 self.round.retry_at,
                 self.refusal_due(bus),
                 self.slots_timeout,
+                self.target_due(),
             ])
             .flatten()
             .min()
@@ -80,6 +81,7 @@ impl Trunk {
             self.leave_where_due(now, bus);
             self.next_attempt(now, bus);
         }
+        self.handle_target_timeout(now, bus);
         self.check_refused(now, bus);
         if self.slots_timeout.is_some_and(|at| at <= now) {
             self.handle_slot_timeouts(now, bus);
@@ -133,7 +135,7 @@ impl Trunk {
 
     /// R7: 50 ms behind an unfenced operation, and on an idle link every 30 s with jitter.
     fn fence_due(&self, link: &Link, bus: &Bus) -> Option<Instant> {
-        if !matches!(link.phase, Phase::Live) {
+        if !link.phase.is_subscribed() {
             return None;
         }
         let interval = bus.settings.timings.fence_interval;
@@ -168,7 +170,7 @@ impl Trunk {
 
     /// Since when a live link owes a PONG, in time that natsmux ran.
     fn oldest_asked(&self, link: &Link) -> Option<Instant> {
-        if link.phase != Phase::Live {
+        if !link.phase.is_subscribed() {
             return None;
         }
         let oldest = link.pings.oldest()?.at;
@@ -177,7 +179,7 @@ impl Trunk {
 
     /// When to ask the kernel whether the broker's host still takes bytes.
     fn measure_due(&self, link: &Link) -> Option<Instant> {
-        if !matches!(link.phase, Phase::Live | Phase::Leaving(_)) {
+        if !link.is_attached() {
             return None;
         }
         let oldest = link.pings.oldest()?;
@@ -221,7 +223,7 @@ impl Trunk {
     fn silent_at(&self, link: &Link, bus: &Bus) -> Option<Instant> {
         if !matches!(
             link.phase,
-            Phase::Replaying | Phase::Live | Phase::Leaving(_)
+            Phase::Replaying | Phase::Live | Phase::Standby | Phase::Leaving(_)
         ) {
             return None;
         }
@@ -279,7 +281,7 @@ impl Trunk {
         let slot = &mut self.slots[session.0 as usize];
         slot.pongs_until = None;
         let pongs = std::mem::take(&mut slot.owed_pongs) + std::mem::take(&mut slot.asked);
-        let pongs = u64::from(pongs);
+        let pongs = u64::from(pongs) + std::mem::take(&mut slot.late).len() as u64;
         for _ in 0..pongs {
             self.deliver_pong(session, bus);
         }

@@ -94,11 +94,10 @@ pub fn subscriptions(data: &[u8]) {
             6 => {
                 table.forget_retired();
                 gone.clear();
+                table.rebase();
                 let replayed: Vec<_> = table
-                    .replay()
-                    .map(|(upstream, sub)| {
-                        (text(upstream), sub.subject().to_vec(), sub.remaining())
-                    })
+                    .iter()
+                    .map(|(upstream, sub)| (text(upstream), sub.subject().to_vec(), sub.left()))
                     .collect();
                 table.replayed(pings);
                 for plain in model.values_mut() {

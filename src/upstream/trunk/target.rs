@@ -1,0 +1,366 @@
+//! Independent brokers: subscribed on all of them, publishing to one (R26-R32).
+//!
+//! Each broker that lives has a link with the whole ledger. One of them is *live*: publishes go
+//! there, and it judges (R28). The others stand by. Where the live one dies, the next takes
+//! over as it is: nothing has to be replayed.
+
+use std::time::{Duration, Instant};
+
+use super::Trunk;
+use super::action::{Action, Report};
+use super::handshake::RETRY;
+use super::link::{Link, LinkId, OkOwner, Phase};
+use crate::ledger::{Settled, UpstreamSid};
+use crate::proto::encode;
+use crate::upstream::bus::Bus;
+use crate::upstream::roster::{BrokerId, Failure, Health};
+
+/// How long a new trunk waits for the link to a better broker.
+const START_PATIENCE: Duration = Duration::from_millis(300);
+
+/// A planned change of the broker that publishes go to (R30).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Switch {
+    to: LinkId,
+    /// The PING on the present link that must be answered.
+    after: u64,
+    /// When the change is made, once it is.
+    settled_at: Option<Instant>,
+}
+
+/// A broker that turned the trunk away, and is asked again later.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pause {
+    broker: BrokerId,
+    failures: u32,
+    until: Instant,
+}
+
+impl Trunk {
+    /// Dials every broker that has no link and may have one.
+    pub(super) fn dial_all(&mut self, now: Instant, bus: &mut Bus) {
+        if self.done {
+            return;
+        }
+        if let Some(planned) = self.moving {
+            if planned.after.is_some() {
+                return;
+            }
+            self.renew_links(now, bus);
+        }
+        self.leave_removed(now, bus);
+        let paused = self.pauses.iter().filter(|pause| pause.until > now);
+        let linked = self.links.iter().map(|link| link.broker);
+        let has: Vec<BrokerId> = linked.chain(paused.map(|pause| pause.broker)).collect();
+        for broker in bus.pick_all(self.id, &has) {
+            self.dial(broker, now, bus);
+        }
+        if self.links.is_empty() {
+            self.try_to_admit(bus);
+        }
+        let waits = |pause: &&Pause| pause.until > now;
+        self.round.retry_at = self.pauses.iter().filter(waits).map(|p| p.until).min();
+    }
+
+    /// A broker turned the trunk away, or hung up at once.
+    pub(super) fn pause(&mut self, broker: BrokerId, now: Instant, bus: &Bus) {
+        if !bus.settings.is_independent() {
+            return;
+        }
+        let at = self.pauses.iter().position(|pause| pause.broker == broker);
+        let failures = at.map_or(0, |at| self.pauses.swap_remove(at).failures) + 1;
+        let third = bus.settings.timings.failback_delay / 3;
+        let delay = RETRY.delay(failures, self.id.0).min(third);
+        self.pauses.push(Pause {
+            broker,
+            failures,
+            until: now + delay,
+        });
+    }
+
+    /// A link's ledger is in place.
+    pub(super) fn stand_by(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        let link = &mut self.links[at];
+        link.phase = Phase::Standby;
+        link.deadline = None;
+        let broker = link.broker;
+        self.pauses.retain(|pause| pause.broker != broker);
+        bus.attached(self.id, broker);
+        self.choose_target(now, bus);
+    }
+
+    /// Lets the best link that there is become the live one: at once where there is none, and
+    /// in order where another lives (R30).
+    pub(super) fn choose_target(&mut self, now: Instant, bus: &mut Bus) {
+        if self.done || self.moving.is_some() || !bus.settings.is_independent() {
+            return;
+        }
+        self.choose_at = None;
+        let rank = |link: &Link| self.rank(link, now, bus);
+        let subscribed = self.links.iter().filter(|link| link.phase.is_subscribed());
+        let Some(best) = subscribed.min_by_key(|link| rank(link)) else {
+            return;
+        };
+        let (best_id, best_rank) = (best.id, rank(best));
+        let Some(live) = self.live() else {
+            // At the start, a better one that is on its way is waited for.
+            let patience = |link: &Link| link.opened_at + START_PATIENCE;
+            let coming = self.links.iter().filter(|link| {
+                let joining = !link.phase.is_subscribed() && patience(link) > now;
+                joining && self.lost.is_none() && rank(link) < best_rank
+            });
+            if let Some(until) = coming.map(patience).min() {
+                self.choose_at = Some(until);
+            } else if let Some(at) = self.link_index(best_id) {
+                self.go_live(at, now, bus);
+            }
+            return;
+        };
+        let worth = best_rank < rank(&self.links[live]);
+        let sound = !self.is_suspect(live, bus) && !best_rank.0;
+        let on_its_way = self.switch.is_some_and(|switch| switch.to == best_id);
+        if worth && sound && !on_its_way {
+            let after = self.push_ping(live, None, now, bus);
+            self.switch = Some(Switch {
+                to: best_id,
+                after,
+                settled_at: None,
+            });
+        } else if !worth && self.switch.take().is_some() {
+            self.resume(live, now, bus);
+        }
+    }
+
+    /// The lower, the better: suspect, about to leave, not the bus's choice, its place.
+    fn rank(&self, link: &Link, now: Instant, bus: &Bus) -> (bool, bool, bool, usize) {
+        let suspect = bus.watches.suspect_since(link.broker).is_some();
+        let broker = bus.roster.broker(link.broker);
+        let leaving = broker.is_removed() || broker.health() == Health::LameDuck;
+        let chosen = bus.roster.current() == link.broker;
+        let place = bus.roster.place(link.broker, now);
+        (suspect, leaving, !chosen, place)
+    }
+
+    /// The live link has answered a PING: a planned change may be due soon.
+    pub(super) fn go_on_switching(&mut self, now: Instant, bus: &Bus) {
+        let answered = self.answered;
+        if let Some(switch) = &mut self.switch
+            && switch.settled_at.is_none()
+            && switch.after <= answered
+        {
+            let settle = bus.settings.timings.switch_settle;
+            let farthest = bus.longest_round_trip();
+            switch.settled_at = Some(now + settle.max(2 * farthest));
+        }
+    }
+
+    /// When a planned change of target, or the choice of the first one, is due.
+    pub(super) fn target_due(&self) -> Option<Instant> {
+        let switch = self.switch.and_then(|switch| switch.settled_at);
+        [switch, self.choose_at].into_iter().flatten().min()
+    }
+
+    /// Does what is due.
+    pub(super) fn handle_target_timeout(&mut self, now: Instant, bus: &mut Bus) {
+        if self.choose_at.is_some_and(|at| at <= now) {
+            self.choose_target(now, bus);
+        }
+        let due = |switch: &mut Switch| switch.settled_at.is_some_and(|at| at <= now);
+        let Some(switch) = self.switch.take_if(due) else {
+            return;
+        };
+        let (Some(old), Some(new)) = (self.live(), self.link_index(switch.to)) else {
+            return;
+        };
+        if self.is_suspect(new, bus) {
+            self.resume(old, now, bus);
+            return;
+        }
+        let link = &mut self.links[old];
+        link.phase = Phase::Standby;
+        let from = link.broker;
+        let cause = Self::must_leave(from, bus).unwrap_or(Failure::Failback);
+        self.lost = Some((from, cause, now));
+        let last_read = link.last_read_at;
+        bus.note_lost(from, cause, last_read, &Settled::default(), 0, now);
+        self.go_live(new, now, bus);
+        self.leave_removed(now, bus);
+    }
+
+    /// A link that stood by is gone.
+    pub(super) fn lose_standby(
+        &mut self,
+        link: Link,
+        failure: Failure,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        let (id, broker) = (link.id, link.broker);
+        let brief = now.saturating_duration_since(link.opened_at) < super::BRIEF;
+        bus.counters.link_failures += 1;
+        self.note_lost_link(broker, failure, now, bus);
+        if brief {
+            self.pause(broker, now, bus);
+        }
+        let (settled, _) = self.settle(link, bus);
+        self.requeue(settled, bus);
+        self.actions.push_back(Action::Report(Report::Lost {
+            link: id,
+            broker,
+            failure,
+            first: false,
+        }));
+        if self.switch.take_if(|switch| switch.to == id).is_some()
+            && let Some(live) = self.live()
+        {
+            self.resume(live, now, bus);
+        }
+        self.release_late(bus);
+    }
+
+    /// Leaves brokers that are no longer configured, where publishes don't go.
+    fn leave_removed(&mut self, now: Instant, bus: &mut Bus) {
+        let leaves = |link: &Link, bus: &Bus| {
+            link.phase == Phase::Standby && bus.roster.broker(link.broker).is_removed()
+        };
+        while let Some(at) = self.links.iter().position(|link| leaves(link, bus)) {
+            let link = self.drop_link(at, false, bus);
+            self.lose_standby(link, Failure::Removed, now, bus);
+        }
+    }
+
+    /// A second CONNECT: all links are opened anew, under the new options (R20).
+    pub(super) fn renew_links(&mut self, now: Instant, bus: &mut Bus) {
+        self.moving = None;
+        self.switch = None;
+        while !self.links.is_empty() {
+            let link = self.drop_link(0, false, bus);
+            if !link.is_attached() {
+                continue;
+            }
+            self.lost = Some((link.broker, Failure::NewConnect, now));
+            bus.detached(self.id, link.broker, now);
+            let (settled, _) = self.settle(link, bus);
+            self.requeue(settled, bus);
+        }
+        self.release_late(bus);
+    }
+
+    /// R27: asks the links that stand by as well, ahead of the live one.
+    pub(super) fn ping_standbys(&mut self, now: Instant, bus: &mut Bus) {
+        for at in 0..self.links.len() {
+            if self.links[at].phase == Phase::Standby && !self.is_suspect(at, bus) {
+                self.push_ping(at, None, now, bus);
+            }
+        }
+    }
+
+    /// Whether every link that stands by, and isn't suspect, has answered what it was asked
+    /// before the PING with this number.
+    pub(super) fn standbys_answered(&self, seq: u64, bus: &Bus) -> bool {
+        let mut standbys = (0..self.links.len())
+            .filter(|&at| self.links[at].phase == Phase::Standby && !self.is_suspect(at, bus));
+        standbys.all(|at| {
+            let oldest = self.links[at].pings.oldest();
+            oldest.is_none_or(|oldest| oldest.seq > seq)
+        })
+    }
+
+    /// Gives the PONGs that waited for links that stand by.
+    pub(super) fn release_late(&mut self, bus: &Bus) {
+        if !bus.settings.is_independent() {
+            return;
+        }
+        for session in self.sessions() {
+            loop {
+                let late = &self.slots[session.0 as usize].late;
+                let Some(&seq) = late.front() else {
+                    break;
+                };
+                if !self.standbys_answered(seq, bus) {
+                    break;
+                }
+                self.slots[session.0 as usize].late.pop_front();
+                self.deliver_pong(session, bus);
+            }
+        }
+    }
+
+    /// R31: tells every broker how many more of a subscription are wanted.
+    pub(super) fn send_limit(&mut self, upstream: UpstreamSid, left: u64, now: Instant) {
+        let owner = self.operation_owner();
+        let mut frame = std::mem::take(&mut self.scratch);
+        for (at, link) in self.links.iter_mut().enumerate() {
+            if !link.takes_subscriptions() {
+                continue;
+            }
+            let max = link.received.of(upstream) + left;
+            encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
+            link.push_operation(&frame, now);
+            if link.verbose {
+                let own = Some(at) == owner;
+                let told = if own {
+                    OkOwner::Operation
+                } else {
+                    OkOwner::Nobody
+                };
+                link.oks.push(told, 1);
+            }
+            frame.clear();
+        }
+        self.scratch = frame;
+    }
+
+    /// R31: the counts of the other brokers are old by now.
+    pub(super) fn send_limits(&mut self, now: Instant) {
+        let limited: Vec<_> = self
+            .subscriptions
+            .iter()
+            .filter_map(|(upstream, subscription)| Some((upstream, subscription.left()?)))
+            .collect();
+        for (upstream, left) in limited {
+            let mut frame = std::mem::take(&mut self.scratch);
+            for link in self
+                .links
+                .iter_mut()
+                .filter(|link| link.takes_subscriptions())
+            {
+                let max = link.received.of(upstream) + left;
+                encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
+                link.push_operation(&frame, now);
+                if link.verbose {
+                    link.oks.push(OkOwner::Nobody, 1);
+                }
+                frame.clear();
+            }
+            self.scratch = frame;
+        }
+    }
+
+    /// Ends a subscription on the other links than `at`, where one alone has ended it.
+    pub(super) fn unsubscribe_elsewhere(
+        &mut self,
+        at: usize,
+        upstream: UpstreamSid,
+        now: Instant,
+    ) -> u32 {
+        let covered_by = self.next_ping;
+        let mut count = 0;
+        let mut frame = std::mem::take(&mut self.scratch);
+        encode::unsub(&mut frame, upstream.text().as_bytes(), None);
+        for (other, link) in self.links.iter_mut().enumerate() {
+            if other == at || !link.takes_subscriptions() {
+                continue;
+            }
+            count += 1;
+            link.push_operation(&frame, now);
+            link.retired.push_back((covered_by, upstream));
+            if link.verbose {
+                link.oks.push(OkOwner::Nobody, 1);
+            }
+        }
+        frame.clear();
+        self.scratch = frame;
+        count
+    }
+}

@@ -1,0 +1,244 @@
+//! Brokers that know nothing of each other, natsmux on several hosts before them, and
+//! components that are subscribed plainly and in queue groups (R26-R32).
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::judge::Verdict;
+use crate::load::Load;
+use crate::part::{Part, Publishes};
+use crate::rig::{all_up, natsmux, pause};
+use crate::size::{Dice, figures, number, percentile, spread, turn};
+use crate::support::{Broker, Natsmux, PATIENCE, Version};
+
+const GROUPS: usize = 3;
+/// Short, so that a broker that returns is the target again within a test.
+const FAILBACK: Duration = Duration::from_millis(900);
+const SETTLING: Duration = Duration::from_millis(500);
+
+/// Two brokers, a natsmux on each of several hosts, and a load over all of them.
+struct Rig {
+    load: Load,
+    hosts: Vec<Natsmux>,
+    brokers: Vec<Broker>,
+    publishers: Vec<u64>,
+    observers: Vec<usize>,
+    groups: Vec<Vec<usize>>,
+}
+
+impl Rig {
+    /// On every host an observer of all, a member of each of three queue groups, and
+    /// publishers: `publishers` on all hosts together, with `rate` messages a second.
+    fn start(versions: [Version; 2], hosts: usize, publishers: u64, rate: u64) -> Self {
+        let brokers: Vec<Broker> = versions.into_iter().map(Broker::start).collect();
+        let urls: Vec<String> = brokers.iter().map(Broker::url).collect();
+        let hosts: Vec<Natsmux> = (0..hosts).map(|no| natsmux(config(no, &urls))).collect();
+        let interval = Duration::from_secs_f64(publishers as f64 / rate as f64);
+        let mut parts = Vec::new();
+        for no in 0..publishers {
+            parts.push(Part {
+                address: hosts[no as usize % hosts.len()].address(),
+                publishes: Some(Publishes {
+                    subject: format!("load.{no}"),
+                    interval,
+                    burst: 1,
+                    size: 100,
+                }),
+                ping: Some(Duration::from_millis(500)),
+                ..Part::default()
+            });
+        }
+        let publishers: Vec<u64> = (0..publishers).collect();
+        let listener = |host: &Natsmux| Part {
+            address: host.address(),
+            subjects: vec!["load.>".to_owned()],
+            ..Part::default()
+        };
+        let mut observers = Vec::new();
+        let mut groups = vec![Vec::new(); GROUPS];
+        for host in &hosts {
+            observers.push(parts.len());
+            parts.push(Part {
+                expects: publishers.clone(),
+                ..listener(host)
+            });
+            for (no, members) in groups.iter_mut().enumerate() {
+                members.push(parts.len());
+                parts.push(Part {
+                    group: Some(format!("group{no}")),
+                    ..listener(host)
+                });
+            }
+        }
+        let load = Load::start(parts);
+        let rig = Self {
+            load,
+            hosts,
+            brokers,
+            publishers,
+            observers,
+            groups,
+        };
+        rig.wait_up();
+        rig
+    }
+
+    /// The broker that all hosts publish to.
+    fn target(&self) -> usize {
+        let address = |host: &Natsmux| host.current_broker();
+        crate::support::wait_for("all hosts to use one broker", PATIENCE, || {
+            let first = address(&self.hosts[0])?;
+            let same = self
+                .hosts
+                .iter()
+                .all(|host| address(host).as_ref() == Some(&first));
+            let index = self
+                .brokers
+                .iter()
+                .position(|broker| broker.address() == first);
+            index.filter(|_| same)
+        })
+    }
+
+    /// Waits until every host is subscribed on every broker.
+    fn wait_up(&self) {
+        for host in &self.hosts {
+            host.wait_varz("links to all brokers", PATIENCE, |varz| {
+                all_up(varz) && varz["links"].as_u64() == varz["trunks"].as_u64().map(|n| 2 * n)
+            });
+        }
+    }
+
+    fn sum(&self, name: &str) -> u64 {
+        self.hosts.iter().map(|host| host.counter(name)).sum()
+    }
+
+    fn outcome(&self) -> Outcome {
+        self.load.settle();
+        std::thread::sleep(SETTLING);
+        let shared = self
+            .groups
+            .iter()
+            .map(|members| self.load.shared_verdict(members, &self.publishers));
+        let mut groups = Verdict::default();
+        shared.for_each(|verdict| groups.add(verdict));
+        let settled = |varz: &Value| varz["waiting"] == 0;
+        for host in &self.hosts {
+            host.wait_varz("all publishes to be settled", PATIENCE, settled);
+        }
+        Outcome {
+            published: self.load.published(),
+            in_doubt: self.sum("in_doubt"),
+            observers: self.load.verdict(self.observers.iter().copied()),
+            groups,
+            faults: self.load.faults(),
+        }
+    }
+}
+
+fn config(host: usize, urls: &[String]) -> String {
+    let mut text = format!(
+        "name = \"host{host}\"\n[http]\nlisten = \"{{http}}\"\n[[bus]]\nname = \"default\"\n\
+         listen = [\"{{listen}}\"]\nbrokers = {urls:?}\ntopology = \"independent\"\n"
+    );
+    let _ = writeln!(text, "[bus.timings]\nfailback_delay = \"{FAILBACK:?}\"");
+    text
+}
+
+struct Outcome {
+    published: u64,
+    in_doubt: u64,
+    observers: Verdict,
+    groups: Verdict,
+    faults: Vec<String>,
+}
+
+impl Outcome {
+    fn show(&self) -> String {
+        let Self {
+            published,
+            in_doubt,
+            observers,
+            groups,
+            faults,
+        } = self;
+        format!(
+            "published {published}, in doubt {in_doubt}; {} plain deliveries owed: missing {}, \
+             double {}, late {}; {} to groups owed: missing {}, double {}; disconnects {}",
+            observers.published,
+            observers.missing,
+            observers.duplicates,
+            observers.late,
+            groups.published,
+            groups.missing,
+            groups.duplicates,
+            faults.len()
+        )
+    }
+
+    /// Exactly once, but for what is in doubt.
+    fn check(&self, hosts: usize, late: u64) {
+        let none: &[String] = &[];
+        assert_eq!(self.faults, none, "disconnects");
+        assert_eq!(self.observers.duplicates, 0, "plain, double");
+        assert_eq!(self.groups.duplicates, 0, "in a group, double");
+        assert!(self.observers.late <= late, "out of order");
+        let most = self.in_doubt;
+        assert!(
+            self.observers.missing <= most * hosts as u64,
+            "plain, missing"
+        );
+        assert!(
+            self.groups.missing <= most * GROUPS as u64,
+            "in a group, missing"
+        );
+    }
+}
+
+#[test]
+fn every_message_comes_once_over_kills_and_returns() {
+    let _turn = turn();
+    let kills = number("independent_kills", [5, 50, 50]);
+    let hosts = number("hosts", [2, 4, 4]) as usize;
+    let rate = number("independent_rate", [1_000, 2_000, 2_000]);
+    let versions = [Version::V215, Version::V29];
+    let mut rig = Rig::start(versions, hosts, 24, rate);
+    rig.load.publish(true);
+    rig.load.wait_flow("at the start");
+    let mut dice = Dice::new(7);
+    let mut gaps = Vec::new();
+    for round in 1..=kills {
+        pause(100 + dice.roll(100));
+        let victim = rig.target();
+        rig.brokers[victim].kill();
+        let first = rig
+            .observers
+            .clone()
+            .into_iter()
+            .map(|part| rig.load.first_after(part));
+        gaps.push(first.max().unwrap_or_default());
+        rig.load.wait_flow(&format!("after kill {round}"));
+        rig.brokers[victim].restart();
+        rig.wait_up();
+        // Every other time it is the target again before the other is killed.
+        if round % 2 == 0 {
+            let start = Instant::now();
+            while rig.target() != 0 {
+                assert!(start.elapsed() < PATIENCE, "no way back");
+            }
+        }
+    }
+    let outcome = rig.outcome();
+    figures(&format!(
+        "{kills} kills of independent brokers, {hosts} hosts, {rate}/s: next broker after {}; {}",
+        spread(&mut gaps),
+        outcome.show()
+    ));
+    outcome.check(hosts, 0);
+    assert!(rig.sum("failovers") >= kills, "a kill is a failover");
+    if kills > 5 {
+        assert!(percentile(&mut gaps, 99) < 20_000, "the gap");
+    }
+}
