@@ -22,8 +22,8 @@ const CLOSING: [&str; 6] = [
 #[derive(Clone, Debug)]
 pub struct OnLink {
     pub sub: usize,
-    /// Delivered before it was placed here: the broker counts from there.
-    pub base: u64,
+    /// Delivered on this link: its broker's count.
+    pub received: u64,
     pub frame: u64,
     /// Another subscription is equal, and nothing has told yet which of the two this is.
     pub is_guess: bool,
@@ -62,6 +62,8 @@ pub struct Link {
     authenticated: bool,
     /// The PING behind its replay was not sent yet.
     is_replaying: bool,
+    /// The PONG behind its replay has come.
+    pub settled: bool,
     /// Subscriptions that must be in place before the first publish.
     must_replay: Vec<usize>,
     published: bool,
@@ -88,6 +90,7 @@ impl Link {
             too_large: false,
             authenticated: false,
             is_replaying: true,
+            settled: false,
             must_replay: Vec::new(),
             published: false,
             ended: false,
@@ -168,6 +171,15 @@ impl Oracle {
         }
         let link = &self.links[&no];
         let (session, frame, end) = (link.session, link.frames, link.up.consumed);
+        let elsewhere = |(other, link): (&u64, &Link)| {
+            *other != no && link.session == session && !link.closed && !link.publishes.is_empty()
+        };
+        if self.links.iter().any(elsewhere) {
+            return self.fail(
+                "R30 switch",
+                format!("link {no}: a publish while another link has some that are unproven"),
+            );
+        }
         let next = self.sessions[session].queue.pop_front();
         match next {
             Some((op, expected)) if expected == publish => {
@@ -261,8 +273,8 @@ impl Oracle {
             }
             // Under a sid of the link it is for a live sid of the component.
             let judged = session.unproven.iter().filter_map(|unproven| {
-                match (&unproven.kind, unproven.on) {
-                    (Kind::Judge(Some((judged, own_sid))), None) if judged == subject => {
+                match (&unproven.kind, unproven.on.is_on(no)) {
+                    (Kind::Judge(Some((judged, own_sid))), false) if judged == subject => {
                         Some(own_sid.clone())
                     }
                     _ => None,
@@ -279,10 +291,10 @@ impl Oracle {
                     return false;
                 };
                 let fits = known.as_ref().is_none_or(|known| known == own_sid);
-                fits && judged == subject && unproven.on.is_none()
+                fits && judged == subject && !unproven.on.is_on(no)
             });
             match judge {
-                Some(judge) => judge.on = Some((no, frame)),
+                Some(judge) => judge.on.put(no, frame),
                 None => {
                     let like: Vec<_> = session
                         .subs
@@ -302,18 +314,17 @@ impl Oracle {
             }
             return;
         };
-        let base = session.subs[sub].delivered;
         session.subs[sub].upstream = Some(sid.clone());
         for unproven in &mut session.unproven {
             if unproven.kind == Kind::Subscribe(sub) {
-                unproven.on = Some((no, frame));
+                unproven.on.put(no, frame);
             }
         }
         self.link(no).sids.insert(
             sid,
             OnLink {
                 sub,
-                base,
+                received: 0,
                 frame,
                 is_guess,
             },
@@ -347,10 +358,10 @@ impl Oracle {
             let verbose = link.verbose;
             let mut judges = session.unproven.iter_mut();
             let judge = judges.find(|unproven| {
-                verbose && matches!(unproven.kind, Kind::Judge(_)) && unproven.on.is_none()
+                verbose && matches!(unproven.kind, Kind::Judge(_)) && !unproven.on.is_on(no)
             });
             if let Some(judge) = judge {
-                judge.on = Some((no, frame));
+                judge.on.put(no, frame);
             }
             return;
         }
@@ -360,12 +371,13 @@ impl Oracle {
             self.better_choice(no, sid, max);
         }
         let on = &self.links[&no].sids[sid];
-        let (sub, base) = (on.sub, on.base);
+        let (sub, received) = (on.sub, on.received);
         let session = &mut self.sessions[session_no];
+        let base = session.subs[sub].delivered - received;
         let Some(max) = max else {
             for unproven in &mut session.unproven {
-                if unproven.kind == Kind::Unsubscribe(sub) && unproven.on.is_none() {
-                    unproven.on = Some((no, frame));
+                if unproven.kind == Kind::Unsubscribe(sub) && !unproven.on.is_on(no) {
+                    unproven.on.put(no, frame);
                 }
             }
             return;
@@ -376,10 +388,10 @@ impl Oracle {
         for unproven in &mut session.unproven {
             if let Kind::Limit(of, limit) = unproven.kind
                 && of == sub
-                && unproven.on.is_none()
+                && !unproven.on.is_on(no)
                 && (latest || limit == total)
             {
-                unproven.on = Some((no, frame));
+                unproven.on.put(no, frame);
                 known = true;
                 if !latest {
                     break;
@@ -393,12 +405,11 @@ impl Oracle {
             let mut of_sub = limits
                 .filter(|unproven| matches!(unproven.kind, Kind::Limit(of, _) if of == sub))
                 .skip_while(|unproven| {
-                    unproven.kind != Kind::Limit(sub, total)
-                        || unproven.on.is_none_or(|(on, _)| on != no)
+                    unproven.kind != Kind::Limit(sub, total) || !unproven.on.is_on(no)
                 });
             if let Some(meant) = of_sub.next() {
-                meant.on = Some((no, frame));
-                of_sub.for_each(|later| later.on = None);
+                meant.on.put(no, frame);
+                of_sub.for_each(|later| _ = later.on.lose(no));
                 known = true;
             }
         }
@@ -425,12 +436,12 @@ impl Oracle {
         let session = &self.sessions[link.session];
         let asked = |kind: Kind| {
             let mut unproven = session.unproven.iter();
-            unproven.any(|unproven| unproven.kind == kind && unproven.on.is_none())
+            unproven.any(|unproven| unproven.kind == kind && !unproven.on.is_on(no))
         };
         let fits = |on: &OnLink| match max {
             None => asked(Kind::Unsubscribe(on.sub)),
             Some(max) => {
-                let total = on.base + max;
+                let total = session.subs[on.sub].delivered - on.received + max;
                 session.subs[on.sub].max == total || asked(Kind::Limit(on.sub, total))
             }
         };
@@ -448,7 +459,8 @@ impl Oracle {
         let session = &mut self.sessions[link.session];
         let own = link.sids[sid].clone();
         let total = |base: u64| base + max;
-        if !own.is_guess || session.subs[own.sub].max == total(own.base) {
+        let own_base = session.subs[own.sub].delivered - own.received;
+        if !own.is_guess || session.subs[own.sub].max == total(own_base) {
             return;
         }
         let placed: Vec<usize> = link.sids.values().map(|on| on.sub).collect();
@@ -466,15 +478,22 @@ impl Oracle {
         };
         for unproven in &mut session.unproven {
             if unproven.kind == Kind::Subscribe(own.sub) {
-                unproven.on = None;
+                unproven.on.lose(no);
             } else if unproven.kind == Kind::Subscribe(sub) {
-                unproven.on = Some((no, own.frame));
+                unproven.on.put(no, own.frame);
             }
         }
         session.subs[own.sub].upstream = None;
         session.subs[sub].upstream = Some(sid.to_vec());
-        let base = session.subs[sub].delivered;
-        link.sids.insert(sid.to_vec(), OnLink { sub, base, ..own });
+        let received = 0;
+        link.sids.insert(
+            sid.to_vec(),
+            OnLink {
+                sub,
+                received,
+                ..own
+            },
+        );
     }
 
     /// The other sids on a link that may be confused with this one.
@@ -500,17 +519,15 @@ impl Oracle {
         let link = self.links.get_mut(&no).expect("the harness opened it");
         let session = &mut self.sessions[link.session];
         let (mut first, mut second) = (link.sids[one].clone(), link.sids[two].clone());
-        let here =
-            |sub: usize, base: u64, session: &super::Session| session.subs[sub].delivered - base;
-        let counts = (
-            here(first.sub, first.base, session),
-            here(second.sub, second.base, session),
-        );
         let frames = (first.frame, second.frame);
+        let counts = (first.received, second.received);
         std::mem::swap(&mut first, &mut second);
         (first.frame, second.frame) = frames;
-        session.subs[first.sub].delivered = first.base + counts.0;
-        session.subs[second.sub].delivered = second.base + counts.1;
+        for (on, count) in [(&mut first, counts.0), (&mut second, counts.1)] {
+            let delivered = &mut session.subs[on.sub].delivered;
+            *delivered = *delivered - on.received + count;
+            on.received = count;
+        }
         for no in [first.sub, second.sub] {
             let sub = &mut session.subs[no];
             let at_max = sub.max > 0 && sub.delivered >= sub.max;
@@ -525,12 +542,12 @@ impl Oracle {
         session.subs[second.sub].upstream = Some(two.to_vec());
         for unproven in &mut session.unproven {
             if let Kind::Subscribe(sub) = unproven.kind
-                && unproven.on.is_some_and(|(link, _)| link == no)
+                && unproven.on.is_on(no)
             {
                 if sub == first.sub {
-                    unproven.on = Some((no, first.frame));
+                    unproven.on.put(no, first.frame);
                 } else if sub == second.sub {
-                    unproven.on = Some((no, second.frame));
+                    unproven.on.put(no, second.frame);
                 }
             }
         }
@@ -577,8 +594,8 @@ impl Oracle {
     }
 
     fn broker_message(&mut self, no: u64, sid: &[u8], publish: Publish, behind_pong: bool) {
-        let link = &self.links[&no];
-        let Some(on) = link.sids.get(sid) else {
+        let link = self.links.get_mut(&no).expect("the harness opened it");
+        let Some(on) = link.sids.get_mut(sid) else {
             return;
         };
         let sub_no = on.sub;
@@ -591,6 +608,7 @@ impl Oracle {
         };
         if !publish.is_no_responders() {
             sub.delivered += 1;
+            on.received += 1;
         }
         let finished = sub.max > 0 && sub.delivered >= sub.max;
         let on = (no, sid.to_vec());
@@ -634,8 +652,12 @@ impl Oracle {
                 .enumerate()
                 .filter_map(live)
                 .collect();
-            self.link(no).must_replay = must;
+            let link = self.link(no);
+            link.settled = must.is_empty();
+            link.must_replay = must;
             self.sessions[session_no].accepted = true;
+        } else {
+            self.link(no).settled = true;
         }
         for publish in &settled {
             if publish.refused {
@@ -652,10 +674,8 @@ impl Oracle {
             }
         }
         let session = &mut self.sessions[session_no];
-        session.unproven.retain(|unproven| {
-            let done = unproven
-                .on
-                .is_some_and(|(link, frame)| link == no && frame < proven);
+        session.unproven.retain_mut(|unproven| {
+            let done = unproven.on.prove(no, proven);
             if let (true, Kind::Unsubscribe(sub)) = (done, &unproven.kind) {
                 session.subs[*sub].state = SubState::Gone;
             }
@@ -712,7 +732,11 @@ impl Oracle {
                 && session.subs[*sub].state == SubState::Live
         });
         if let Some(sub) = refused.max() {
-            session.subs[sub].state = SubState::Gone;
+            // R28: of several brokers, the one that publishes go to decides; which that is
+            // isn't known here.
+            if self.links_each == 1 {
+                session.subs[sub].state = SubState::Gone;
+            }
             session
                 .unproven
                 .retain(|unproven| unproven.kind.sub() != Some(sub));
@@ -768,15 +792,12 @@ impl Oracle {
         }
         let session = &mut self.sessions[session_no];
         // A question that this broker did not answer is not asked again.
-        session.unproven.retain(|unproven| {
-            let asked = unproven.on.is_some_and(|(link, _)| link == no);
-            !(asked && matches!(unproven.kind, Kind::Judge(_)))
+        session.unproven.retain_mut(|unproven| {
+            let asked = unproven.on.is_on(no);
+            let done = unproven.on.lose(no);
+            let unanswered = asked && unproven.on.is_nowhere();
+            !done && !(unanswered && matches!(unproven.kind, Kind::Judge(_)))
         });
-        for unproven in &mut session.unproven {
-            if unproven.on.is_some_and(|(link, _)| link == no) {
-                unproven.on = None;
-            }
-        }
         let placed: Vec<usize> = self
             .links
             .values()

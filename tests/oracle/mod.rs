@@ -57,6 +57,9 @@ pub struct Oracle {
     /// Publishes are repeated until they are confirmed.
     pub at_least_once: bool,
     pub violation: Option<String>,
+    links_each: usize,
+    /// Links of independent brokers that natsmux finds suspect.
+    pub suspect_links: BTreeSet<u64>,
     /// The session and PING of the last PONG that proved nothing.
     last_unproven: Option<(usize, u64)>,
     /// Names of interesting states that were seen.
@@ -68,9 +71,11 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn new(at_least_once: bool) -> Self {
+    /// Each session has `links_each` links: one, or one to each of independent brokers.
+    pub fn new(at_least_once: bool, links_each: usize) -> Self {
         Self {
             at_least_once,
+            links_each,
             ..Self::default()
         }
     }
@@ -212,12 +217,19 @@ impl Oracle {
             .filter(|(_, link)| link.session == no && !link.closed)
             .map(|(no, _)| *no)
             .collect();
-        let [link] = links[..] else {
+        if links.len() != self.links_each {
             return self.fail(
                 "I16 liveness",
                 format!("session {no} has {} links", links.len()),
             );
-        };
+        }
+        for link in links {
+            self.check_link_at_rest(no, link, tables);
+        }
+    }
+
+    fn check_link_at_rest(&mut self, no: usize, link: u64, tables: &BTreeMap<u64, Vec<InPlace>>) {
+        let session = &self.sessions[no];
         let Some(table) = tables.get(&link) else {
             return self.fail(
                 "I16 liveness",
@@ -229,6 +241,15 @@ impl Oracle {
             group: sub.group.clone(),
             remaining: (sub.max > 0).then(|| sub.max - sub.delivered),
         };
+        // R31: one of several brokers doesn't know what came from the others meanwhile.
+        let several = self.links_each > 1;
+        let normal = |place: InPlace| InPlace {
+            remaining: place.remaining.map(|left| if several { 1 } else { left }),
+            ..place
+        };
+        let table: Vec<InPlace> = table.iter().cloned().map(normal).collect();
+        let table = &table;
+        let place = |sub: &session::Sub| normal(place(sub));
         let certain = session.live_subs().filter(|sub| !sub.may_be_over);
         let leaks = without(table, &session.live_subs().map(place).collect::<Vec<_>>());
         let gaps = without(&certain.map(place).collect::<Vec<_>>(), table);

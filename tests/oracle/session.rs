@@ -1,6 +1,6 @@
 //! What is judged at components: their operations, and everything that they hear.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::frames::{self, Down, Publish, Splitter, Up, json_value};
 use super::{Oracle, identity};
@@ -57,8 +57,59 @@ pub struct Sub {
 pub struct Unproven {
     pub op: u64,
     pub kind: Kind,
-    /// The link and the number of the frame on it that carries it.
-    pub on: Option<(u64, u64)>,
+    pub on: Places,
+}
+
+/// Where an operation is on its way: links, and the numbers of the frames on them that carry
+/// it.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// By link: the frame, until it is proven.
+    links: BTreeMap<u64, Option<u64>>,
+    /// A link has proven it.
+    proven: bool,
+}
+
+impl Places {
+    /// Whether no link has it.
+    pub fn is_nowhere(&self) -> bool {
+        self.links.is_empty() && !self.proven
+    }
+
+    pub fn is_on(&self, link: u64) -> bool {
+        self.links.contains_key(&link)
+    }
+
+    pub fn put(&mut self, link: u64, frame: u64) {
+        self.links.insert(link, Some(frame));
+    }
+
+    /// The link doesn't have it after all, or not any more. Returns whether it is proven
+    /// wherever it is.
+    pub fn lose(&mut self, link: u64) -> bool {
+        self.links.remove(&link);
+        self.is_done()
+    }
+
+    /// The link has proven what came before `frame`. Returns whether it is proven everywhere.
+    pub fn prove(&mut self, link: u64, frame: u64) -> bool {
+        if let Some(own) = self.links.get_mut(&link)
+            && own.take_if(|own| *own < frame).is_some()
+        {
+            self.proven = true;
+        }
+        self.is_done()
+    }
+
+    /// Whether it is proven but for links that `excused` names.
+    pub fn is_proven_but_for(&self, excused: impl Fn(u64) -> bool) -> bool {
+        let mut open = self.links.iter().filter(|(_, frame)| frame.is_some());
+        self.proven && open.all(|(link, _)| excused(*link))
+    }
+
+    fn is_done(&self) -> bool {
+        self.is_proven_but_for(|_| false)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,8 +205,9 @@ impl Session {
     }
 
     pub(super) fn forget_unsent_questions(&mut self) {
-        self.unproven
-            .retain(|unproven| !matches!(unproven.kind, Kind::Judge(_)) || unproven.on.is_some());
+        self.unproven.retain(|unproven| {
+            !matches!(unproven.kind, Kind::Judge(_)) || !unproven.on.is_nowhere()
+        });
         // Errors are passed on at once, or not at all (R20).
         self.errors.clear();
     }
@@ -384,7 +436,8 @@ impl Oracle {
             });
             Kind::Subscribe(session.subs.len() - 1)
         };
-        session.unproven.push(Unproven { op, kind, on: None });
+        let on = Places::default();
+        session.unproven.push(Unproven { op, kind, on });
     }
 
     fn unsubscribe(&mut self, no: usize, op: u64, sid: &[u8], max: Option<u64>) {
@@ -398,7 +451,7 @@ impl Oracle {
                 session.unproven.push(Unproven {
                     op,
                     kind: Kind::Judge(None),
-                    on: None,
+                    on: Places::default(),
                 });
             }
             return;
@@ -410,14 +463,14 @@ impl Oracle {
                 session.unproven.push(Unproven {
                     op,
                     kind: Kind::Limit(sub, max),
-                    on: None,
+                    on: Places::default(),
                 });
             }
             _ => {
                 session.unproven.push(Unproven {
                     op,
                     kind: Kind::Unsubscribe(sub),
-                    on: None,
+                    on: Places::default(),
                 });
                 self.end_sub(no, sub);
             }
@@ -614,8 +667,12 @@ impl Oracle {
         let answered = session.verbose_ops.front().is_none_or(|op| *op >= ping);
         // What a broker may have ended, and what was for natsmux to answer, needs no place.
         let doubtful = |unproven: &Unproven| match unproven.kind.sub() {
-            Some(sub) => session.subs[sub].may_be_over,
-            None => unproven.on.is_none(),
+            Some(sub) if session.subs[sub].may_be_over => true,
+            None if unproven.on.is_nowhere() => true,
+            // R27.
+            _ => unproven.on.is_proven_but_for(|link| {
+                self.suspect_links.contains(&link) || !self.links[&link].settled
+            }),
         };
         let mut earlier = session
             .unproven

@@ -341,7 +341,8 @@ impl World {
         let local: BTreeSet<_> = groups.difference(&remote).cloned().collect();
         let silent_to = from.filter(|conn| !self.brokers[no].clients[conn].echo);
         let mut reached = self.broker_deliver(no, &publish, &local, silent_to);
-        for other in (0..self.brokers.len()).filter(|other| *other != no) {
+        let routed = self.plan.independent.is_none();
+        for other in (0..self.brokers.len()).filter(|other| routed && *other != no) {
             if self.brokers[other].life == Life::Dead {
                 continue;
             }
@@ -377,6 +378,9 @@ impl World {
         let mut members: BTreeMap<Vec<u8>, (u64, u64)> = BTreeMap::new();
         let mut hosts: BTreeMap<Option<&[u8]>, BTreeSet<usize>> = BTreeMap::new();
         for (at, broker) in self.brokers.iter().enumerate() {
+            if at != no && self.plan.independent.is_some() {
+                continue;
+            }
             for (conn, client) in &broker.clients {
                 if !client.echo && from == Some(*conn) {
                     continue;

@@ -63,6 +63,7 @@ pub struct TrunkIo {
 
 struct LinkIo {
     no: u64,
+    broker: BrokerId,
     conn: Option<ConnId>,
     /// Stream offset up to which the oracle has seen what was appended.
     seen: u64,
@@ -90,7 +91,7 @@ impl Daemon {
             .collect();
         let roster = Roster::new(
             &addrs,
-            Placement::Spread(0),
+            plan.independent.unwrap_or(Placement::Spread(0)),
             plan.settings.timings.probe_interval,
             7,
             now,
@@ -286,6 +287,7 @@ impl World {
                 self.oracle.session_ending(session);
             }
             if !bytes.is_empty() {
+                self.oracle.suspect_links = suspect_links(io, &self.daemon.bus);
                 self.oracle.component_is_sent(session, &bytes);
                 self.trace(|| {
                     let text = String::from_utf8_lossy(&bytes);
@@ -489,6 +491,7 @@ impl World {
             link,
             LinkIo {
                 no,
+                broker,
                 conn: None,
                 seen: 0,
             },
@@ -1190,7 +1193,8 @@ impl World {
                 );
             }
         }
-        let trunks = self.daemon.trunks.len() as u32;
+        let each = self.plan.independent.map_or(1, |_| self.brokers.len());
+        let trunks = (self.daemon.trunks.len() * each) as u32;
         let links: u32 = self
             .daemon
             .bus
@@ -1209,4 +1213,17 @@ impl World {
                 .fail("I13 no leak", "a trunk is left in the barrier");
         }
     }
+}
+
+/// R27: the links of a trunk to brokers that natsmux finds suspect.
+fn suspect_links(io: &TrunkIo, bus: &Bus) -> BTreeSet<u64> {
+    let suspect = |link: &&LinkIo| {
+        let broker = link.broker;
+        bus.watches.suspect_since(broker).is_some()
+    };
+    io.links
+        .values()
+        .filter(suspect)
+        .map(|link| link.no)
+        .collect()
 }

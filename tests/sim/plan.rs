@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use natsmux::config::{Admit, BusLimits, Delivery, PongHold, Timings, Topology};
 use natsmux::upstream::Settings;
+use natsmux::upstream::roster::Placement;
 
 use super::broker::Flavour;
 use super::net::{MS, SECOND, Time, Weather};
@@ -17,6 +18,9 @@ pub const SMALL_PAYLOAD: usize = 3_000;
 pub struct Plan {
     pub auth: bool,
     pub flavours: Vec<Flavour>,
+    /// Brokers know nothing of each other (R26-R32), and whether publishes go back to one
+    /// that has returned.
+    pub independent: Option<Placement>,
     /// The largest payload that each broker takes, in bytes.
     pub max_payload: Vec<usize>,
     /// Hosts with a natsmux each.
@@ -51,7 +55,11 @@ impl Plan {
             6 => vec![new, old, new],
             _ => vec![*rng.pick(&[Flavour::V0_4, new])],
         };
-        let twins = rng.percent(4);
+        let independent = (flavours.len() > 1 && rng.percent(30)).then(|| {
+            let delay = *rng.pick(&[None, Some(50), Some(300), Some(1_000)]);
+            Placement::First(delay.map(Duration::from_millis))
+        });
+        let twins = rng.percent(4) && independent.is_none();
         let mut max_payload = vec![1 << 20; flavours.len()];
         if rng.percent(15) {
             let small = rng.below(flavours.len() as u64) as usize;
@@ -61,6 +69,7 @@ impl Plan {
         Self {
             auth: rng.percent(60),
             flavours,
+            independent,
             max_payload,
             hosts,
             at_least_once,
@@ -81,7 +90,7 @@ impl Plan {
                 *rng.pick(&[4_000, 16_000, 1_000_000]),
             ),
             pending_total: *rng.pick(&[60_000, 1 << 20]),
-            settings: settings(rng, at_least_once),
+            settings: settings(rng, at_least_once, independent),
             pace: *rng.pick(&[20 * MS, 60 * MS, 200 * MS]),
         }
     }
@@ -99,7 +108,11 @@ impl Plan {
     }
 }
 
-fn settings(rng: &mut Rng, at_least_once: bool) -> Settings {
+fn settings(rng: &mut Rng, at_least_once: bool, independent: Option<Placement>) -> Settings {
+    let failback = match independent {
+        Some(Placement::First(Some(delay))) => delay,
+        _ => Timings::default().failback_delay,
+    };
     let delivery = if at_least_once {
         Delivery::AtLeastOnce
     } else {
@@ -121,6 +134,8 @@ fn settings(rng: &mut Rng, at_least_once: bool) -> Settings {
                 Duration::from_secs(30)
             },
             write_deadline: Duration::from_secs(2),
+            failback_delay: failback,
+            switch_settle: Duration::from_millis(20),
             ..Timings::default()
         },
         limits: BusLimits {
@@ -130,7 +145,10 @@ fn settings(rng: &mut Rng, at_least_once: bool) -> Settings {
             fence_bytes: *rng.pick(&[1024, 64 * 1024]),
             ..BusLimits::default()
         },
-        topology: Topology::Cluster,
+        topology: match independent {
+            Some(_) => Topology::Independent,
+            None => Topology::Cluster,
+        },
         delivery,
         admit: Admit::Known,
         lenient_connect: true,

@@ -114,7 +114,10 @@ impl World {
         let brokers = plan.flavours.iter().copied().map(Broker::new).collect();
         let host = |_| Host {
             daemon: Daemon::new(&plan, base),
-            oracle: Oracle::new(plan.at_least_once),
+            oracle: Oracle::new(
+                plan.at_least_once,
+                plan.independent.map_or(1, |_| plan.flavours.len()),
+            ),
         };
         let first = host(0);
         let hosts = (0..plan.hosts).map(|no| (no > 0).then(|| host(no)));

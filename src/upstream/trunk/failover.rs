@@ -248,7 +248,7 @@ impl Trunk {
 
     /// Plans to leave the live link for another broker (R19).
     pub(super) fn start_move(&mut self, reason: Failure, now: Instant, bus: &mut Bus) {
-        let independent = bus.settings.is_independent();
+        let independent = self.independent;
         if !independent
             && self.moving.is_none()
             && self.live().is_some()

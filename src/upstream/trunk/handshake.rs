@@ -22,7 +22,7 @@ pub(super) const RETRY: Backoff = Backoff {
 impl Trunk {
     /// Dials the next broker, if the trunk needs a link and none is on its way.
     pub(super) fn next_attempt(&mut self, now: Instant, bus: &mut Bus) {
-        if bus.settings.is_independent() {
+        if self.independent {
             return self.dial_all(now, bus);
         }
         let joining = self.links.iter().any(|link| !link.is_attached());
@@ -73,7 +73,6 @@ impl Trunk {
         self.next_attempt(now, bus);
         bus.pass_turn(self.id);
         self.pass_barrier(now, bus);
-        self.choose_target(now, bus);
     }
 
     /// Plans a move where the live link's broker is one to leave (R19).
@@ -166,7 +165,7 @@ impl Trunk {
             let broker = link.broker;
             bus.dial_ended(broker);
         }
-        if bus.settings.is_independent() {
+        if self.independent {
             return self.replay(at, now, bus);
         }
         self.leave_old_link(now, bus);
@@ -258,26 +257,23 @@ impl Trunk {
 
     /// Goes live, unless neighbours still replay (R14).
     pub(super) fn pass_barrier(&mut self, now: Instant, bus: &mut Bus) {
-        let fenced = self
-            .links
-            .iter()
-            .position(|link| link.phase == Phase::Fenced);
-        let Some(at) = fenced else {
-            return;
-        };
-        if bus.settings.is_independent() && self.links.iter().any(Link::is_attached) {
-            return self.stand_by(at, now, bus);
+        let is_fenced = |link: &Link| link.phase == Phase::Fenced;
+        while let Some(at) = self.links.iter().position(is_fenced) {
+            // Where another of independent brokers has the ledger, nobody waits for this one.
+            let spare = self.independent && self.links.iter().any(Link::is_attached);
+            if !spare && let Some(opens_at) = bus.barrier_opens_at(now) {
+                self.links[at].deadline = Some(opens_at);
+                bus.wait_at_barrier(self.id);
+                return;
+            }
+            bus.attached(self.id, self.links[at].broker);
+            if self.independent {
+                self.stand_by(at);
+            } else {
+                self.go_live(at, now, bus);
+            }
         }
-        if let Some(opens_at) = bus.barrier_opens_at(now) {
-            self.links[at].deadline = Some(opens_at);
-            bus.wait_at_barrier(self.id);
-            return;
-        }
-        if bus.settings.is_independent() {
-            return self.stand_by(at, now, bus);
-        }
-        bus.attached(self.id, self.links[at].broker);
-        self.go_live(at, now, bus);
+        self.choose_target(now, bus);
     }
 
     pub(super) fn go_live(&mut self, at: usize, now: Instant, bus: &mut Bus) {
@@ -288,7 +284,7 @@ impl Trunk {
         let started = self.lost.map_or(link.opened_at, |(_, _, when)| when);
         self.moving = None;
         self.round.succeed(now);
-        if bus.settings.is_independent() {
+        if self.independent {
             self.send_limits(now);
         }
         if self.lost.is_some_and(|(before, _, _)| before != broker) {
@@ -424,7 +420,9 @@ impl Trunk {
 
     /// Re-asks what was owed, behind replay and waiting publishes (R1).
     fn settle_owed(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        let independent = self.independent;
         for session in self.sessions() {
+            let next_ping = self.next_ping;
             if self.slots[session.0 as usize].owed_pongs > 0 {
                 self.ping_standbys(now, bus);
             }
@@ -433,7 +431,8 @@ impl Trunk {
             let pongs = std::mem::take(&mut slot.owed_pongs);
             slot.asked += pongs;
             if slot.subs_covered_by == u64::MAX {
-                slot.subs_covered_by = 0;
+                // A replay has proven it; a link that stood by has not yet.
+                slot.subs_covered_by = if independent { next_ping } else { 0 };
             }
             for _ in 0..pongs {
                 self.push_ping(at, Some(session), now, bus);

@@ -107,7 +107,7 @@ impl Trunk {
             bus.counters.unknown_sid_msgs += 1;
             return;
         };
-        let independent = bus.settings.is_independent();
+        let independent = self.independent;
         if independent && self.subscriptions.is_over(upstream) {
             bus.counters.over_max_msgs += 1;
             return;
@@ -176,6 +176,7 @@ impl Trunk {
             Phase::Live => {
                 self.answered = self.answered.max(ping.seq);
                 self.answer(ping, bus);
+                self.release_late(bus);
                 // What came behind a second CONNECT isn't this link's.
                 if was_suspect && self.open(bus) == Some(at) {
                     self.resume(at, now, bus);
@@ -249,7 +250,7 @@ impl Trunk {
             && let Some(slot) = self.slots.get_mut(session.0 as usize)
         {
             slot.asked = slot.asked.saturating_sub(1);
-            if !slot.late.is_empty() || !self.standbys_answered(ping.seq, bus) {
+            if !slot.late.is_empty() || !self.all_answered(ping.seq, bus) {
                 self.slots[session.0 as usize].late.push_back(ping.seq);
                 return;
             }
@@ -409,7 +410,7 @@ impl Trunk {
             // Expired or revoked while live: the next handshake decides.
             return self.fail(at, Failure::Refused, now, bus);
         }
-        let first = self.verdict != Verdict::Accepted && !bus.settings.is_independent();
+        let first = self.verdict != Verdict::Accepted && !self.independent;
         if first {
             bus.admission.forget(&self.connect);
         }

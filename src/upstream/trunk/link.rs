@@ -120,6 +120,10 @@ pub(super) struct Link {
     pub(super) oks: Oks,
     /// Unsubscribed sids and the number of the PING whose PONG frees them.
     pub(super) retired: VecDeque<(u64, UpstreamSid)>,
+    /// Number of the first PING that covers its last SUB or UNSUB, and of the last that was
+    /// answered.
+    operations_covered_by: u64,
+    pub(super) answered: u64,
     pub(super) unfenced_bytes: usize,
     pub(super) unfenced_messages: u64,
     /// When the first operation was appended that no PING covers.
@@ -169,6 +173,8 @@ impl Link {
             account: Account::default(),
             oks: Oks::default(),
             retired: VecDeque::new(),
+            operations_covered_by: 0,
+            answered: 0,
             unfenced_bytes: 0,
             unfenced_messages: 0,
             unfenced_since: None,
@@ -211,8 +217,14 @@ impl Link {
         } else if self.unproven_bytes() > self.window / 2 {
             self.window = (self.window * 2).min(WINDOW_MOST);
         }
+        self.answered = ping.seq;
         self.proven_at = Some(ping.at);
         self.proven_offset = ping.offset;
+    }
+
+    /// Whether every SUB and UNSUB was processed.
+    pub(super) fn has_proven_operations(&self) -> bool {
+        self.answered >= self.operations_covered_by
     }
 
     /// Whether more was written than its broker keeps up with.
@@ -224,8 +236,9 @@ impl Link {
         self.out.end().saturating_sub(self.proven_offset)
     }
 
-    /// Appends a SUB or UNSUB.
-    pub(super) fn push_operation(&mut self, frame: &[u8], now: Instant) {
+    /// Appends a SUB or UNSUB, which the PING with the number `covered_by` will prove.
+    pub(super) fn push_operation(&mut self, frame: &[u8], covered_by: u64, now: Instant) {
+        self.operations_covered_by = covered_by;
         self.out.push(frame);
         self.note_unfenced(frame.len(), 0, now);
     }

@@ -123,6 +123,8 @@ struct Move {
 pub struct Trunk {
     id: TrunkId,
     connect: ConnectInfo,
+    /// Whether there is a link to each of several brokers (R26-R32).
+    independent: bool,
     /// A component that sent no CONNECT is owed no `+OK` for the one that natsmux sends.
     connect_ok_owed: bool,
     verdict: Verdict,
@@ -204,6 +206,7 @@ impl Trunk {
         Self {
             id,
             connect,
+            independent: false,
             connect_ok_owed: false,
             verdict: Verdict::Pending,
             ready: false,

@@ -29,6 +29,7 @@ impl Trunk {
         bus: &mut Bus,
     ) -> SessionId {
         let index = self.slots.insert(Slot::new(out));
+        self.independent = bus.settings.is_independent();
         self.connect_ok_owed = sent_connect && self.connect.verbose;
         let session = SessionId(index as u32);
         if self.links.is_empty() {
@@ -175,8 +176,7 @@ impl Trunk {
             }
             Unsubscribed::Limited(upstream, max) => {
                 if let Some(left) = self.several_left(upstream) {
-                    self.note_operation(session);
-                    return self.send_limit(upstream, left, now);
+                    return self.send_limit(session, upstream, left, now);
                 }
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
                 self.send_operation(session, &frame, now);
@@ -195,11 +195,12 @@ impl Trunk {
     pub fn ping(&mut self, session: SessionId, now: Instant, bus: &mut Bus) {
         self.catch_up(session, now, bus);
         let (open, live) = (self.open(bus), self.live());
+        let placed = !self.independent || self.has_proven_operations(bus);
         let subscribed = self.subscriptions.has_any(session);
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             return;
         };
-        let unproven = slot.is_unproven(self.answered);
+        let unproven = slot.is_unproven(self.answered) || !placed;
         let in_turn = slot.owed_pongs == 0 && slot.asked == 0 && slot.late.is_empty();
         match open {
             Some(at) if unproven || !in_turn || subscribed => {
@@ -389,18 +390,15 @@ impl Trunk {
     /// Sends a SUB or UNSUB wherever the ledger is in place. Returns false where a replay will
     /// carry it, or nothing has to.
     fn send_operation(&mut self, session: SessionId, frame: &[u8], now: Instant) -> bool {
-        self.note_operation(session);
-        let Some(owner) = self.operation_owner() else {
-            if self.connect.verbose {
-                self.owe_oks(session, 1);
-            }
+        let Some(owner) = self.note_operation(session) else {
             return false;
         };
+        let covered_by = self.next_ping;
         for (at, link) in self.links.iter_mut().enumerate() {
             if !link.takes_subscriptions() {
                 continue;
             }
-            link.push_operation(frame, now);
+            link.push_operation(frame, covered_by, now);
             if link.verbose {
                 let told = match at == owner {
                     true => OkOwner::Operation,
@@ -412,12 +410,18 @@ impl Trunk {
         true
     }
 
-    /// The next PING covers an operation of this session.
-    fn note_operation(&mut self, session: SessionId) {
-        let is_sent = self.operation_owner().is_some();
+    /// An operation of this session goes out: returns the link whose broker answers it, and
+    /// which PING covers it is noted. Where no link takes it, the component is owed the answer.
+    pub(super) fn note_operation(&mut self, session: SessionId) -> Option<usize> {
+        let owner = self.operation_owner();
+        let covered_by = owner.map_or(u64::MAX, |_| self.next_ping);
         if let Some(slot) = self.slots.get_mut(session.0 as usize) {
-            slot.subs_covered_by = if is_sent { self.next_ping } else { u64::MAX };
+            slot.subs_covered_by = covered_by;
         }
+        if owner.is_none() && self.connect.verbose {
+            self.owe_oks(session, 1);
+        }
+        owner
     }
 
     /// The link whose broker answers SUBs and UNSUBs: the live one, or where the ledger is in
@@ -434,10 +438,10 @@ impl Trunk {
             .or_else(|| self.links.iter().position(subscribed))
     }
 
-    /// With several links, how many deliveries are left of a subscription that has a max.
+    /// With independent brokers, how many deliveries are left of a subscription that has a max.
     fn several_left(&self, upstream: UpstreamSid) -> Option<u64> {
-        let links = self.links.iter().filter(|link| link.takes_subscriptions());
-        (links.count() > 1).then(|| self.subscriptions.left(upstream))?
+        self.independent
+            .then(|| self.subscriptions.left(upstream))?
     }
 
     /// An UNSUB went to every link that takes them.
@@ -475,7 +479,7 @@ impl Trunk {
             return;
         }
         for link in self.links.iter_mut().filter(|link| takes(link)) {
-            link.push_operation(&self.scratch, now);
+            link.push_operation(&self.scratch, covered_by, now);
             if link.verbose {
                 link.oks.push(OkOwner::Nobody, retired.len() as u64);
             }

@@ -10,7 +10,7 @@ use super::Trunk;
 use super::action::{Action, Report};
 use super::handshake::RETRY;
 use super::link::{Link, LinkId, OkOwner, Phase};
-use crate::ledger::{Settled, UpstreamSid};
+use crate::ledger::{SessionId, Settled, UpstreamSid};
 use crate::proto::encode;
 use crate::upstream::bus::Bus;
 use crate::upstream::roster::{BrokerId, Failure, Health};
@@ -33,7 +33,8 @@ pub(super) struct Switch {
 pub(super) struct Pause {
     broker: BrokerId,
     failures: u32,
-    until: Instant,
+    /// `None`: it may be asked.
+    until: Option<Instant>,
 }
 
 impl Trunk {
@@ -49,7 +50,7 @@ impl Trunk {
             self.renew_links(now, bus);
         }
         self.leave_removed(now, bus);
-        let paused = self.pauses.iter().filter(|pause| pause.until > now);
+        let paused = self.pauses.iter().filter(|pause| pause.until.is_some());
         let linked = self.links.iter().map(|link| link.broker);
         let has: Vec<BrokerId> = linked.chain(paused.map(|pause| pause.broker)).collect();
         for broker in bus.pick_all(self.id, &has) {
@@ -58,13 +59,11 @@ impl Trunk {
         if self.links.is_empty() {
             self.try_to_admit(bus);
         }
-        let waits = |pause: &&Pause| pause.until > now;
-        self.round.retry_at = self.pauses.iter().filter(waits).map(|p| p.until).min();
     }
 
     /// A broker turned the trunk away, or hung up at once.
     pub(super) fn pause(&mut self, broker: BrokerId, now: Instant, bus: &Bus) {
-        if !bus.settings.is_independent() {
+        if !self.independent {
             return;
         }
         let at = self.pauses.iter().position(|pause| pause.broker == broker);
@@ -74,25 +73,23 @@ impl Trunk {
         self.pauses.push(Pause {
             broker,
             failures,
-            until: now + delay,
+            until: Some(now + delay),
         });
     }
 
     /// A link's ledger is in place.
-    pub(super) fn stand_by(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    pub(super) fn stand_by(&mut self, at: usize) {
         let link = &mut self.links[at];
         link.phase = Phase::Standby;
         link.deadline = None;
         let broker = link.broker;
         self.pauses.retain(|pause| pause.broker != broker);
-        bus.attached(self.id, broker);
-        self.choose_target(now, bus);
     }
 
     /// Lets the best link that there is become the live one: at once where there is none, and
     /// in order where another lives (R30).
     pub(super) fn choose_target(&mut self, now: Instant, bus: &mut Bus) {
-        if self.done || self.moving.is_some() || !bus.settings.is_independent() {
+        if self.done || self.moving.is_some() || !self.independent {
             return;
         }
         self.choose_at = None;
@@ -154,14 +151,22 @@ impl Trunk {
         }
     }
 
-    /// When a planned change of target, or the choice of the first one, is due.
+    /// When a planned change of target, the choice of the first one, or another attempt is due.
     pub(super) fn target_due(&self) -> Option<Instant> {
         let switch = self.switch.and_then(|switch| switch.settled_at);
-        [switch, self.choose_at].into_iter().flatten().min()
+        let pauses = self.pauses.iter().filter_map(|pause| pause.until);
+        pauses.chain(switch).chain(self.choose_at).min()
     }
 
     /// Does what is due.
     pub(super) fn handle_target_timeout(&mut self, now: Instant, bus: &mut Bus) {
+        let mut again = false;
+        for pause in &mut self.pauses {
+            again |= pause.until.take_if(|until| *until <= now).is_some();
+        }
+        if again {
+            self.dial_all(now, bus);
+        }
         if self.choose_at.is_some_and(|at| at <= now) {
             self.choose_target(now, bus);
         }
@@ -246,29 +251,44 @@ impl Trunk {
         self.release_late(bus);
     }
 
-    /// R27: asks the links that stand by as well, ahead of the live one.
+    /// R27: asks the links that stand by, or soon will, as well, ahead of the live one.
     pub(super) fn ping_standbys(&mut self, now: Instant, bus: &mut Bus) {
         for at in 0..self.links.len() {
-            if self.links[at].phase == Phase::Standby && !self.is_suspect(at, bus) {
+            let link = &self.links[at];
+            let concerned = link.takes_subscriptions() && link.phase != Phase::Live;
+            if concerned && !self.is_suspect(at, bus) {
                 self.push_ping(at, None, now, bus);
             }
         }
     }
 
-    /// Whether every link that stands by, and isn't suspect, has answered what it was asked
-    /// before the PING with this number.
-    pub(super) fn standbys_answered(&self, seq: u64, bus: &Bus) -> bool {
-        let mut standbys = (0..self.links.len())
-            .filter(|&at| self.links[at].phase == Phase::Standby && !self.is_suspect(at, bus));
-        standbys.all(|at| {
-            let oldest = self.links[at].pings.oldest();
+    /// Whether every link, but for those that stand by and are suspect, has answered what it was
+    /// asked before the PING with this number (R27).
+    pub(super) fn all_answered(&self, seq: u64, bus: &Bus) -> bool {
+        self.concerned(bus).all(|link| {
+            let oldest = link.pings.oldest();
             oldest.is_none_or(|oldest| oldest.seq > seq)
         })
     }
 
+    /// Whether all of these have proven every SUB and UNSUB.
+    pub(super) fn has_proven_operations(&self, bus: &Bus) -> bool {
+        self.concerned(bus).all(Link::has_proven_operations)
+    }
+
+    fn concerned(&self, bus: &Bus) -> impl Iterator<Item = &Link> {
+        let links = self.links.iter().enumerate();
+        let concerned = links.filter(|(at, link)| match link.phase {
+            Phase::Live => true,
+            Phase::Standby => !self.is_suspect(*at, bus),
+            _ => false,
+        });
+        concerned.map(|(_, link)| link)
+    }
+
     /// Gives the PONGs that waited for links that stand by.
     pub(super) fn release_late(&mut self, bus: &Bus) {
-        if !bus.settings.is_independent() {
+        if !self.independent {
             return;
         }
         for session in self.sessions() {
@@ -277,7 +297,7 @@ impl Trunk {
                 let Some(&seq) = late.front() else {
                     break;
                 };
-                if !self.standbys_answered(seq, bus) {
+                if !self.all_answered(seq, bus) {
                     break;
                 }
                 self.slots[session.0 as usize].late.pop_front();
@@ -287,8 +307,15 @@ impl Trunk {
     }
 
     /// R31: tells every broker how many more of a subscription are wanted.
-    pub(super) fn send_limit(&mut self, upstream: UpstreamSid, left: u64, now: Instant) {
-        let owner = self.operation_owner();
+    pub(super) fn send_limit(
+        &mut self,
+        session: SessionId,
+        upstream: UpstreamSid,
+        left: u64,
+        now: Instant,
+    ) {
+        let owner = self.note_operation(session);
+        let covered_by = self.next_ping;
         let mut frame = std::mem::take(&mut self.scratch);
         for (at, link) in self.links.iter_mut().enumerate() {
             if !link.takes_subscriptions() {
@@ -296,7 +323,7 @@ impl Trunk {
             }
             let max = link.received.of(upstream) + left;
             encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
-            link.push_operation(&frame, now);
+            link.push_operation(&frame, covered_by, now);
             if link.verbose {
                 let own = Some(at) == owner;
                 let told = if own {
@@ -313,6 +340,7 @@ impl Trunk {
 
     /// R31: the counts of the other brokers are old by now.
     pub(super) fn send_limits(&mut self, now: Instant) {
+        let covered_by = self.next_ping;
         let limited: Vec<_> = self
             .subscriptions
             .iter()
@@ -327,7 +355,7 @@ impl Trunk {
             {
                 let max = link.received.of(upstream) + left;
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
-                link.push_operation(&frame, now);
+                link.push_operation(&frame, covered_by, now);
                 if link.verbose {
                     link.oks.push(OkOwner::Nobody, 1);
                 }
@@ -353,7 +381,7 @@ impl Trunk {
                 continue;
             }
             count += 1;
-            link.push_operation(&frame, now);
+            link.push_operation(&frame, covered_by, now);
             link.retired.push_back((covered_by, upstream));
             if link.verbose {
                 link.oks.push(OkOwner::Nobody, 1);
