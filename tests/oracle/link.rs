@@ -273,8 +273,8 @@ impl Oracle {
             }
             // Under a sid of the link it is for a live sid of the component.
             let judged = session.unproven.iter().filter_map(|unproven| {
-                match (&unproven.kind, unproven.on.is_on(no)) {
-                    (Kind::Judge(Some((judged, own_sid))), false) if judged == subject => {
+                match (&unproven.kind, unproven.on.may_go_on(no)) {
+                    (Kind::Judge(Some((judged, own_sid))), true) if judged == subject => {
                         Some(own_sid.clone())
                     }
                     _ => None,
@@ -291,7 +291,7 @@ impl Oracle {
                     return false;
                 };
                 let fits = known.as_ref().is_none_or(|known| known == own_sid);
-                fits && judged == subject && !unproven.on.is_on(no)
+                fits && judged == subject && unproven.on.may_go_on(no)
             });
             match judge {
                 Some(judge) => judge.on.put(no, frame),
@@ -358,7 +358,7 @@ impl Oracle {
             let verbose = link.verbose;
             let mut judges = session.unproven.iter_mut();
             let judge = judges.find(|unproven| {
-                verbose && matches!(unproven.kind, Kind::Judge(_)) && !unproven.on.is_on(no)
+                verbose && matches!(unproven.kind, Kind::Judge(_)) && unproven.on.may_go_on(no)
             });
             if let Some(judge) = judge {
                 judge.on.put(no, frame);
@@ -376,7 +376,7 @@ impl Oracle {
         let base = session.subs[sub].delivered - received;
         let Some(max) = max else {
             for unproven in &mut session.unproven {
-                if unproven.kind == Kind::Unsubscribe(sub) && !unproven.on.is_on(no) {
+                if unproven.kind == Kind::Unsubscribe(sub) && unproven.on.may_go_on(no) {
                     unproven.on.put(no, frame);
                 }
             }
@@ -388,7 +388,7 @@ impl Oracle {
         for unproven in &mut session.unproven {
             if let Kind::Limit(of, limit) = unproven.kind
                 && of == sub
-                && !unproven.on.is_on(no)
+                && unproven.on.may_go_on(no)
                 && (latest || limit == total)
             {
                 unproven.on.put(no, frame);
@@ -436,7 +436,7 @@ impl Oracle {
         let session = &self.sessions[link.session];
         let asked = |kind: Kind| {
             let mut unproven = session.unproven.iter();
-            unproven.any(|unproven| unproven.kind == kind && !unproven.on.is_on(no))
+            unproven.any(|unproven| unproven.kind == kind && unproven.on.may_go_on(no))
         };
         let fits = |on: &OnLink| match max {
             None => asked(Kind::Unsubscribe(on.sub)),

@@ -80,6 +80,11 @@ impl Places {
         self.links.contains_key(&link)
     }
 
+    /// Whether it may still be sent on a link: what another has proven was sent on all at once.
+    pub fn may_go_on(&self, link: u64) -> bool {
+        !self.is_on(link) && !self.proven
+    }
+
     pub fn put(&mut self, link: u64, frame: u64) {
         self.links.insert(link, Some(frame));
     }
@@ -765,8 +770,9 @@ impl Oracle {
     pub fn session_closed(&mut self, no: usize, reason: &str, allowed: bool) {
         let model = &self.sessions[no];
         let owed = model.pings.len();
-        // Before a broker has judged its CONNECT, nobody could answer.
-        if reason == "component_closed" && owed > 0 && model.accepted && !model.is_garbled {
+        // Before a broker has judged its CONNECT, nobody could answer; what came behind it waits.
+        let judged = model.accepted && model.arrived.is_empty();
+        if reason == "component_closed" && owed > 0 && judged && !model.is_garbled {
             self.fail(
                 "R1 half-close",
                 format!("session {no} was owed {owed} PONGs, and closed"),

@@ -114,6 +114,7 @@ impl Session {
 fn drops_subscriptions(bus: &Bus, trunk: &Trunk) -> bool {
     let broker = trunk.broker().unwrap_or(bus.roster.current());
     let info = bus.roster.broker(broker).info();
+    let info = info.or_else(|| bus.roster.infos().next());
     info.is_some_and(|info| {
         let version = info.version_numbers();
         version >= [2, 14, 0] || ([2, 12, 8]..[2, 13, 0]).contains(&version)

@@ -367,6 +367,10 @@ impl Trunk {
     /// Sends what waited for this link, and then what is owed. Returns the number of
     /// publishes.
     pub(super) fn resume(&mut self, at: usize, now: Instant, bus: &mut Bus) -> u64 {
+        if self.switch.is_some() {
+            // Publishes wait for the next link (R30).
+            return 0;
+        }
         let held = self.send_held(at, now, bus);
         self.settle_owed(at, now, bus);
         self.unpark(bus);

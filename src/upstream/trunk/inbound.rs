@@ -135,12 +135,15 @@ impl Trunk {
             .push_parts(&[verb, msg.subject, b" ", recipient.sid, msg.after_sid]);
         let pending = slot.out.pending_bytes();
         if self.subscriptions.take_spent() {
-            // Freed once a fence behind its UNSUB, which was sent before, is answered.
-            let link = &mut self.links[at];
-            link.retired.push_back((self.next_ping, upstream));
-            link.note_unfenced(0, 0, now);
-            let others = self.unsubscribe_elsewhere(at, upstream, now);
-            self.subscriptions.hold(upstream, 1 + others);
+            if independent {
+                // Others have delivered some, of which this broker doesn't know.
+                self.unsubscribe_but(None, upstream, now);
+            } else {
+                // Freed once a fence behind its UNSUB, which was sent before, is answered.
+                let link = &mut self.links[at];
+                link.retired.push_back((self.next_ping, upstream));
+                link.note_unfenced(0, 0, now);
+            }
         }
         if pending > bus.settings.limits.max_pending {
             return self.close_slow(session, bus);
@@ -296,7 +299,10 @@ impl Trunk {
             _ => {
                 // What comes after CONNECT may hold for this account alone.
                 self.links[at].max_payload = info.max_payload;
-                if info.ldm {
+                // It may come late, from a process that another has replaced.
+                let known = bus.roster.broker(broker).info();
+                let is_same = known.is_none_or(|known| known.server_id == info.server_id);
+                if info.ldm && is_same {
                     bus.roster.handle_lame_duck(broker, now);
                     self.start_move(Failure::LameDuck, now, bus);
                 }
@@ -362,7 +368,7 @@ impl Trunk {
         now: Instant,
     ) {
         if let Some((_, upstream)) = rejected {
-            self.unsubscribe_elsewhere(at, upstream, now);
+            self.unsubscribe_but(Some(at), upstream, now);
         }
     }
 

@@ -365,30 +365,30 @@ impl Trunk {
         }
     }
 
-    /// Ends a subscription on the other links than `at`, where one alone has ended it.
-    pub(super) fn unsubscribe_elsewhere(
+    /// Ends a subscription on all links but one whose broker has ended it already.
+    pub(super) fn unsubscribe_but(
         &mut self,
-        at: usize,
+        ended: Option<usize>,
         upstream: UpstreamSid,
         now: Instant,
-    ) -> u32 {
+    ) {
         let covered_by = self.next_ping;
-        let mut count = 0;
+        let mut holders = 0;
         let mut frame = std::mem::take(&mut self.scratch);
         encode::unsub(&mut frame, upstream.text().as_bytes(), None);
-        for (other, link) in self.links.iter_mut().enumerate() {
-            if other == at || !link.takes_subscriptions() {
+        for (at, link) in self.links.iter_mut().enumerate() {
+            if Some(at) == ended || !link.takes_subscriptions() {
                 continue;
             }
-            count += 1;
+            holders += 1;
             link.push_operation(&frame, covered_by, now);
             link.retired.push_back((covered_by, upstream));
             if link.verbose {
                 link.oks.push(OkOwner::Nobody, 1);
             }
         }
+        self.subscriptions.hold(upstream, holders);
         frame.clear();
         self.scratch = frame;
-        count
     }
 }

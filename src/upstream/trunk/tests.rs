@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{Admit, BrokerAddr, BusLimits, PongHold, Timings, Topology};
+use crate::proto::info::ServerInfo;
 use crate::upstream::admission::Admission;
 use crate::upstream::bus::{Budget, Budgets, Settings};
-use crate::upstream::roster::{Failure, Placement, Roster};
+use crate::upstream::roster::{Failure, Health, Placement, Roster};
 
 const INFO: &[u8] =
     b"INFO {\"server_id\":\"x\",\"version\":\"2.9.10\",\"headers\":true,\"max_payload\":1048576,\"proto\":1}\r\n";
@@ -714,4 +715,16 @@ fn a_component_that_half_closes_behind_a_second_connect_has_its_pongs() {
         bench.trunk.closing(session),
         Some(&CloseReason::ComponentClosed)
     );
+}
+
+#[test]
+fn a_lame_duck_that_was_replaced_says_nothing_of_its_successor() {
+    let mut bench = Bench::live(PLAIN);
+    let later = ServerInfo::parse(b"{\"server_id\":\"later\"}").expect("INFO");
+    let broker = bench.bus.roster.current();
+    bench.bus.roster.handle_info(broker, later, bench.now);
+    bench.broker(b"INFO {\"server_id\":\"x\",\"ldm\":true}\r\n");
+    assert_eq!(bench.bus.roster.broker(broker).health(), Health::Up);
+    bench.broker(b"INFO {\"server_id\":\"later\",\"ldm\":true}\r\n");
+    assert_eq!(bench.bus.roster.broker(broker).health(), Health::LameDuck);
 }
