@@ -388,7 +388,7 @@ impl Oracle {
         for unproven in &mut session.unproven {
             if let Kind::Limit(of, limit) = unproven.kind
                 && of == sub
-                && unproven.on.may_go_on(no)
+                && !unproven.on.is_on(no)
                 && (latest || limit == total)
             {
                 unproven.on.put(no, frame);

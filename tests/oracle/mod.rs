@@ -128,6 +128,9 @@ impl Oracle {
             self.check_delivered(session);
             // What natsmux didn't pass on at once, it answered itself.
             self.sessions[session].forget_unsent_questions();
+            for unproven in &mut self.sessions[session].unproven {
+                unproven.on.end_step();
+            }
             self.bury_ended_subs(session);
         }
         let waiting = self.waiting();

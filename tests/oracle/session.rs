@@ -68,6 +68,8 @@ pub struct Places {
     links: BTreeMap<u64, Option<u64>>,
     /// A link has proven it.
     proven: bool,
+    /// It was sent in an earlier step, to all links that it will be sent to.
+    is_sent: bool,
 }
 
 impl Places {
@@ -80,9 +82,14 @@ impl Places {
         self.links.contains_key(&link)
     }
 
-    /// Whether it may still be sent on a link: what another has proven was sent on all at once.
+    /// Whether it may still be sent on a link: it goes to all that take it at once.
     pub fn may_go_on(&self, link: u64) -> bool {
-        !self.is_on(link) && !self.proven
+        !self.is_on(link) && !self.is_sent
+    }
+
+    /// A step is over.
+    pub fn end_step(&mut self) {
+        self.is_sent = !self.links.is_empty();
     }
 
     pub fn put(&mut self, link: u64, frame: u64) {
@@ -93,6 +100,7 @@ impl Places {
     /// wherever it is.
     pub fn lose(&mut self, link: u64) -> bool {
         self.links.remove(&link);
+        self.is_sent &= !self.links.is_empty();
         self.is_done()
     }
 

@@ -599,8 +599,16 @@ impl World {
                 if *held > 0 {
                     self.oracle.mark("failover with held publishes");
                 }
-                if matches!(failure, Failure::LameDuck) {
-                    self.oracle.mark("lame-duck move");
+                let independent = self.plan.independent.is_some();
+                match failure {
+                    Failure::LameDuck if independent => {
+                        self.oracle.mark("independent: a lame duck left");
+                    }
+                    Failure::LameDuck => self.oracle.mark("lame-duck move"),
+                    Failure::Failback => self.oracle.mark("independent: failback"),
+                    Failure::NewConnect => {}
+                    _ if independent => self.oracle.mark("independent: another broker took over"),
+                    _ => {}
                 }
             }
             Report::Lost {

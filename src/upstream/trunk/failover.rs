@@ -136,7 +136,7 @@ impl Trunk {
                 self.release(session);
             }
             let slot = &mut self.slots[session.0 as usize];
-            let owed = slot.owed_pongs > 0;
+            let owed = slot.owed_pongs > 0 || !slot.late.is_empty();
             match slot.finishing.take() {
                 // The next broker is asked for what this one owed.
                 Some(end) if owed && end.reason == CloseReason::ComponentClosed => {

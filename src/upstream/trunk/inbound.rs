@@ -261,7 +261,7 @@ impl Trunk {
         }
     }
 
-    fn close_finished(&mut self) {
+    pub(super) fn close_finished(&mut self) {
         let answered = self.answered;
         for session in self.sessions() {
             let slot = &mut self.slots[session.0 as usize];

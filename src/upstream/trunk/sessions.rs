@@ -293,7 +293,8 @@ impl Trunk {
         // A PONG that waits for a broker, or that the old link of a move owes, is still wanted,
         // unless natsmux itself ends.
         let owed = slot.owed_pongs > 0 || (live.is_none() && slot.asked > 0);
-        let unanswered = slot.asked > 0 || slot.is_unproven(self.answered);
+        let late = !slot.late.is_empty();
+        let unanswered = late || slot.asked > 0 || slot.is_unproven(self.answered);
         let after = match live {
             _ if owed && (live.is_some() || reason == CloseReason::ComponentClosed) => None,
             Some(at) if unanswered => Some(self.push_ping(at, None, now, bus)),

@@ -251,12 +251,13 @@ impl Trunk {
         self.release_late(bus);
     }
 
-    /// R27: asks the links that stand by, or soon will, as well, ahead of the live one.
+    /// R27: asks the links that stand by, or soon will, as well, ahead of the live one. One
+    /// that is suspect is waited for if it isn't by then.
     pub(super) fn ping_standbys(&mut self, now: Instant, bus: &mut Bus) {
         for at in 0..self.links.len() {
             let link = &self.links[at];
             let concerned = link.takes_subscriptions() && link.phase != Phase::Live;
-            if concerned && !self.is_suspect(at, bus) {
+            if concerned {
                 self.push_ping(at, None, now, bus);
             }
         }
@@ -304,6 +305,7 @@ impl Trunk {
                 self.deliver_pong(session, bus);
             }
         }
+        self.close_finished();
     }
 
     /// R31: tells every broker how many more of a subscription are wanted.
