@@ -14,6 +14,8 @@ use super::section::{Section, line_of};
 use super::walk;
 
 const A_NAME: &str = "a name of 1 to 255 bytes without blanks, or \"\" for the host's name";
+const A_PRESENCE: &str =
+    "\"off\" or a subject of 1 to 64 letters, digits, _ and -, with dots between";
 const A_BUS_NAME: &str = "a name of 1 to 32 of a-z, 0-9, _ and -";
 const A_LISTEN: &str = "an IP address and a port, such as \"127.0.0.1:4222\" or \"[::1]:4222\"";
 const AN_HTTP: &str = "\"off\", or an IP address and a port, such as \"127.0.0.1:8222\"";
@@ -114,6 +116,9 @@ fn read_bus(mut section: Section<'_>, places: &mut Places) -> Result<BusConfig, 
     let broker_places;
     (bus.brokers, broker_places) = broker_list(found, &place)?;
     walk::bus(&mut section, &mut bus)?;
+    if let Some((text, place)) = section.text("presence", A_PRESENCE)? {
+        bus.presence = presence(text, place)?;
+    }
     let mut timings = section.section("timings")?;
     walk::timings(&mut timings, &mut bus.timings)?;
     timings.finish()?;
@@ -209,6 +214,17 @@ fn bus_name(text: &str, place: &Place) -> Result<String, ConfigError> {
         ));
     }
     Ok(text.to_owned())
+}
+
+/// `"off"`, or a subject of plain tokens.
+fn presence(text: &str, place: Place) -> Result<String, ConfigError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    let token = |token: &str| !token.is_empty() && token.bytes().all(plain);
+    match text {
+        "off" => Ok(String::new()),
+        text if text.len() <= 64 && text.split('.').all(token) => Ok(text.to_owned()),
+        _ => Err(ConfigError::wrong(place, Fault::Expected(A_PRESENCE))),
+    }
 }
 
 /// A syntax error, with the key of its line. The parser's message is kept only

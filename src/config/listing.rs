@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::address::ListenAddr;
-use super::choice::Choice;
+use super::choice::{Choice, Topology};
 use super::error::ConfigError;
 use super::options::{BusConfig, Config, PongHold, Timings};
 use super::units::{show_duration, show_size};
@@ -66,6 +66,10 @@ fn describe_bus(f: &mut fmt::Formatter<'_>, bus: &BusConfig) -> fmt::Result {
     walk::bus(&mut modes, &mut bus.clone()).map_err(|_| fmt::Error)?;
     for (key, value) in modes.0 {
         writeln!(f, "  {key} = {value}")?;
+    }
+    if bus.topology == Topology::Independent {
+        let presence = Some(&bus.presence[..]).filter(|prefix| !prefix.is_empty());
+        writeln!(f, "  presence = {}", presence.unwrap_or("off"))?;
     }
     let (mut set, mut unset) = (bus.timings, default_timings(bus));
     differences(

@@ -94,6 +94,9 @@ impl Default for DaemonLimits {
     }
 }
 
+/// Where hosts announce themselves unless the file says otherwise.
+const PRESENCE: &str = "_NATSMUX.presence";
+
 /// One local listener and the brokers behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BusConfig {
@@ -112,6 +115,10 @@ pub struct BusConfig {
     /// Whether publishes go back to an independent broker that returned (R30).
     /// Default: auto. Changes on reload: yes.
     pub failback: Failback,
+    /// The subjects below which the natsmux of all hosts tell each other, through independent
+    /// brokers, where they are (R29): 1 to 64 letters, digits, `_`, `-` and dots between tokens.
+    /// Empty where it is `"off"`. Default: `_NATSMUX.presence`. Changes on reload: no.
+    pub presence: String,
     /// Which sessions share a connection to the broker. Default: none.
     /// Changes on reload: no.
     pub sharing: Sharing,
@@ -140,6 +147,7 @@ impl BusConfig {
             brokers,
             topology: Topology::default(),
             failback: Failback::default(),
+            presence: PRESENCE.to_owned(),
             sharing: Sharing::default(),
             delivery: Delivery::default(),
             lenient_connect: true,

@@ -48,6 +48,7 @@ fn fixed_difference(old: &BusConfig, new: &BusConfig) -> Option<&'static str> {
     let fixed = [
         (old.listen != new.listen, "listen"),
         (old.topology != new.topology, "topology"),
+        (old.presence != new.presence, "presence"),
         (old.sharing != new.sharing, "sharing"),
         (old.delivery != new.delivery, "delivery"),
         (

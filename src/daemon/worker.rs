@@ -27,6 +27,7 @@ use crate::net::socket::{self, Bound};
 use crate::telemetry::{BusSnapshot, Counters, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 use crate::upstream::admission::Admission;
 use crate::upstream::pool::{Pool, ReadBuffer};
+use crate::upstream::presence::Presence;
 use crate::upstream::roster::Placement;
 use crate::upstream::{Budget, Budgets, Bus, Roster, Settings};
 
@@ -272,6 +273,10 @@ impl Worker {
             self.budgets.clone(),
             now,
         );
+        let mut machine = machine;
+        if bus.topology == Topology::Independent {
+            machine.presence = Presence::new(&bus.presence, &self.identity.server_id);
+        }
         let pool = Rc::new(Pool::new(
             bus.name.clone(),
             machine,

@@ -75,7 +75,7 @@ impl Held {
         let before = all.messages();
         while let Some((chunk, _)) = all.pop() {
             let mut rest = &chunk[..];
-            while let Some((frame, size)) = next_frame(rest) {
+            while let Some((frame, size)) = next_frame(rest, b"") {
                 rest = &rest[frame.len()..];
                 if size.is_some_and(|size| size <= max_payload) {
                     self.push(frame, 1);
@@ -128,18 +128,20 @@ pub struct Settled {
 /// Sorts what a dead link left: `chunks` hold whole frames, looked at from offset `start` of
 /// the first on; `written` bytes, counted from the first byte of the first chunk, reached
 /// the socket. A frame that was written in part can't have been processed, so it moves.
-/// With `repeat` those written whole wait again too (at-least-once).
+/// With `repeat` those written whole wait again too (at-least-once). Publishes whose subject
+/// begins with `own`, if that isn't empty, are natsmux's own: nobody waits for them.
 pub fn settle(
     chunks: impl IntoIterator<Item = Vec<u8>>,
     start: usize,
     written: usize,
     repeat: bool,
+    own: &[u8],
 ) -> Settled {
     let mut settled = Settled::default();
     let mut chunk_start = 0;
     let mut at = start;
     for chunk in chunks {
-        while let Some((frame, publish)) = next_frame(&chunk[at..]) {
+        while let Some((frame, publish)) = next_frame(&chunk[at..], own) {
             at += frame.len();
             let was_written = chunk_start + at <= written;
             if publish.is_none() || (was_written && !repeat) {
@@ -158,8 +160,12 @@ pub fn settle(
     settled
 }
 
+fn is_own(subject: &[u8], own: &[u8]) -> bool {
+    !own.is_empty() && subject.starts_with(own)
+}
+
 /// The frame at the start, and its payload's size if it is a publish.
-fn next_frame(bytes: &[u8]) -> Option<(&[u8], Option<usize>)> {
+fn next_frame<'b>(bytes: &'b [u8], own: &[u8]) -> Option<(&'b [u8], Option<usize>)> {
     // natsmux wrote these bytes, so no limit applies and no fault can occur.
     const LIMITS: ClientLimits = ClientLimits {
         max_control_line: usize::MAX,
@@ -167,6 +173,9 @@ fn next_frame(bytes: &[u8]) -> Option<(&[u8], Option<usize>)> {
     };
     match client::scan(bytes, &LIMITS) {
         Scan::Op { op, len } => match op {
+            ClientOp::Publish(publish) if is_own(publish.subject, own) => {
+                Some((&bytes[..len], None))
+            }
             ClientOp::Publish(publish) => Some((&bytes[..len], Some(publish.size))),
             _ => Some((&bytes[..len], None)),
         },
@@ -192,7 +201,7 @@ mod tests {
     #[test]
     fn at_every_cut_a_publish_moves_or_is_in_doubt() {
         for written in 0..=STREAM.len() {
-            let mut settled = settle([STREAM.to_vec()], 0, written, false);
+            let mut settled = settle([STREAM.to_vec()], 0, written, false, b"");
             let whole = [21, 40, 51].iter().filter(|end| **end <= written).count() as u64;
             assert_eq!((settled.moved, settled.repeated), (3 - whole, 0));
             let rest: &[u8] = match whole {
@@ -207,7 +216,7 @@ mod tests {
 
     #[test]
     fn larger_publishes_than_a_broker_takes_are_taken_out() {
-        let mut held = settle([STREAM.to_vec()], 0, 0, false).waiting;
+        let mut held = settle([STREAM.to_vec()], 0, 0, false, b"").waiting;
         assert_eq!(held.remove_larger(1), 1);
         let kept: Vec<_> = std::iter::from_fn(|| held.pop()).collect();
         assert_eq!(kept, [(b"PUB a 1\r\nx\r\nPUB c 0\r\n\r\n".to_vec(), 2)]);
@@ -216,15 +225,22 @@ mod tests {
 
     #[test]
     fn at_least_once_repeats_what_was_written() {
-        let settled = settle([STREAM.to_vec()], 21, 40, true);
+        let settled = settle([STREAM.to_vec()], 21, 40, true, b"");
         assert_eq!((settled.moved, settled.repeated), (1, 1));
+        assert_eq!(settled.waiting.messages(), 2);
+    }
+
+    #[test]
+    fn what_natsmux_publishes_itself_is_nobodys() {
+        let settled = settle([STREAM.to_vec()], 0, 0, true, b"b");
+        assert_eq!((settled.moved, settled.repeated), (2, 0));
         assert_eq!(settled.waiting.messages(), 2);
     }
 
     #[test]
     fn chunks_are_counted_through() {
         let chunks = [b"PUB a 1\r\nx\r\n".to_vec(), b"PUB b 1\r\ny\r\n".to_vec()];
-        let settled = settle(chunks, 0, 12, false);
+        let settled = settle(chunks, 0, 12, false, b"");
         assert_eq!(settled.moved, 1);
     }
 
@@ -267,7 +283,7 @@ mod tests {
     #[test]
     fn two_of_three_larger_publishes_are_counted() {
         let stream = b"PUB a 3\r\nxxx\r\nPUB b 1\r\ny\r\nPUB c 2\r\nzz\r\n";
-        let mut held = settle([stream.to_vec()], 0, 0, false).waiting;
+        let mut held = settle([stream.to_vec()], 0, 0, false, b"").waiting;
         assert_eq!(held.remove_larger(1), 2);
         assert_eq!(held.messages(), 1);
     }

@@ -362,6 +362,14 @@ impl Subscriptions {
         }
     }
 
+    /// The subject of a live subscription.
+    pub fn subject(&self, upstream: UpstreamSid) -> Option<&[u8]> {
+        let live = self
+            .live(upstream.slot)
+            .filter(|_| self.is_current(upstream));
+        Some(live?.subject())
+    }
+
     /// How many deliveries are left of a live subscription that has a max.
     pub fn left(&self, upstream: UpstreamSid) -> Option<u64> {
         let live = self

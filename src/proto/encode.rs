@@ -24,6 +24,17 @@ pub fn sub(out: &mut Vec<u8>, subject: &[u8], queue_group: Option<&[u8]>, sid: &
     out.extend_from_slice(b"\r\n");
 }
 
+/// `PUB subject #bytes` and the payload, to a broker.
+pub fn publish(out: &mut Vec<u8>, subject: &[u8], payload: &[u8]) {
+    out.extend_from_slice(b"PUB ");
+    out.extend_from_slice(subject);
+    out.push(b' ');
+    decimal(out, payload.len() as u64);
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(payload);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// `UNSUB sid [max]`, to a broker. `max` must be below 10⁹: a broker takes what is longer as no number and ends the
 /// subscription at once, so a larger one is written as 999,999,999.
 pub fn unsub(out: &mut Vec<u8>, sid: &[u8], max: Option<u64>) {

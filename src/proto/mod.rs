@@ -15,6 +15,7 @@
 //! | [`error_text`] | what a broker's `-ERR` is about |
 //! | [`subject`] | validity and matching of subjects |
 
+pub mod announcement;
 pub mod client;
 pub mod connect;
 pub mod encode;

@@ -112,6 +112,8 @@ pub struct Broker {
     pub(super) addr: BrokerAddr,
     pub(super) health: Health,
     pub(super) since: Instant,
+    /// Hosts that aren't subscribed there, as they say (R29).
+    pub(super) missing: usize,
     /// When it came back from the dead last.
     pub(super) returned_at: Option<Instant>,
     pub(super) last_failure: Option<Failure>,
@@ -140,6 +142,7 @@ impl Broker {
             addr,
             health: Health::Unknown,
             since: now,
+            missing: 0,
             returned_at: None,
             last_failure: None,
             failed_at: None,

@@ -13,6 +13,7 @@ use super::admission::Admission;
 use super::barrier::Barrier;
 use super::dial_queue::DialQueue;
 use super::failover::{Failover, Failovers, LostLink};
+use super::presence::{Heard, Presence};
 use super::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
 use super::watch::{TrunkId, Watches};
 use crate::config::{Admit, BusLimits, Delivery, Timings, Topology};
@@ -113,6 +114,8 @@ pub struct Bus {
     pub admission: Admission,
     /// R7, R8.
     pub watches: Watches,
+    /// R29.
+    pub presence: Presence,
     /// For the operator.
     pub failovers: Failovers,
     /// Everything that is counted.
@@ -145,6 +148,7 @@ impl Bus {
             barrier: Barrier::default(),
             admission,
             watches: Watches::default(),
+            presence: Presence::new("", ""),
             failovers: Failovers::default(),
             counters: Counters::default(),
             observed: Observed::default(),
@@ -234,10 +238,11 @@ impl Bus {
     }
 
     /// A trunk's link to this broker went live.
-    pub(super) fn attached(&mut self, trunk: TrunkId, broker: BrokerId) {
+    pub(super) fn attached(&mut self, trunk: TrunkId, broker: BrokerId, now: Instant) {
         self.roster.link_opened(broker);
         self.unproven_said = false;
         self.watches.attach(broker, trunk);
+        self.note_reach(now);
     }
 
     /// A trunk's live link to this broker is gone.
@@ -245,6 +250,7 @@ impl Bus {
         self.roster.link_closed(broker, now);
         let next_sentinel = self.watches.detach(broker, trunk);
         self.woken.extend(next_sentinel);
+        self.note_reach(now);
         if self.watches.suspect_since(broker).is_none() {
             self.roster.set_suspect(broker, false);
         }
@@ -312,6 +318,7 @@ impl Bus {
     pub(super) fn suspect(&mut self, broker: BrokerId, now: Instant) {
         self.counters.suspicions += 1;
         self.roster.set_suspect(broker, true);
+        self.note_reach(now);
         let concerned = self.watches.suspect(broker, now);
         self.woken.extend(concerned);
     }
@@ -334,6 +341,7 @@ impl Bus {
         if let Some((suspected, concerned)) = cleared {
             self.counters.suspect_ms += suspected.as_millis() as u64;
             self.roster.set_suspect(broker, false);
+            self.note_reach(now);
             self.woken.extend(concerned);
             self.check_barrier();
         }
@@ -344,6 +352,46 @@ impl Bus {
         let brokers = self.roster.brokers();
         let trips = brokers.filter_map(|(id, _)| self.watches.round_trip(id));
         trips.max().unwrap_or_default()
+    }
+
+    /// Whether this trunk announces the host (R29).
+    pub(super) fn is_carrier(&self, trunk: TrunkId) -> bool {
+        self.presence.is_on() && self.watches.oldest() == Some(trunk)
+    }
+
+    /// The brokers on which this host is subscribed may be others now.
+    fn note_reach(&mut self, now: Instant) {
+        if self.presence.is_on() {
+            self.presence.change(now);
+            self.woken.extend(self.watches.oldest());
+        }
+    }
+
+    /// An announcement came from the broker with this `server_id`.
+    pub(super) fn hear(&mut self, json: &[u8], from: &str, now: Instant) -> Heard {
+        let heard = self.presence.hear(json, from, now);
+        if heard == Heard::News {
+            self.weigh(now);
+        }
+        heard
+    }
+
+    /// Tells the roster which brokers the other hosts reach.
+    pub(super) fn weigh(&mut self, now: Instant) {
+        let brokers: Vec<(BrokerId, usize)> = self
+            .roster
+            .brokers()
+            .map(|(id, broker)| {
+                let known = broker
+                    .info()
+                    .map(|info| self.presence.missing(&info.server_id));
+                (id, known.unwrap_or(0))
+            })
+            .collect();
+        for (id, missing) in brokers {
+            self.roster.weigh(id, missing);
+        }
+        self.roster.review(now);
     }
 
     /// PONGs were released without proof. Returns whether they are the first of an outage.

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use tokio::time::Sleep;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::pool::{Pool, TrunkCell};
 use super::roster::{BrokerId, Failure};
@@ -389,6 +389,16 @@ impl Driver {
                     None => debug!(bus = name, trunk, broker, %text, "broker error"),
                 }
             }
+            Report::WrongTopology { broker } => error!(
+                bus = name,
+                broker = addr(*broker),
+                "wrong topology: brokers are routed to each other, one of them is used"
+            ),
+            Report::PresenceForbidden { broker } => warn!(
+                bus = name,
+                broker = addr(*broker),
+                "presence isn't permitted, the order of brokers alone decides"
+            ),
             Report::Unproven { pongs } => {
                 warn!(bus = name, trunk, pongs, "pongs released without proof");
             }

@@ -13,6 +13,7 @@ mod dial_queue;
 mod driver;
 pub mod failover;
 pub mod pool;
+pub mod presence;
 mod probe;
 mod repeats;
 pub mod roster;

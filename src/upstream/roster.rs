@@ -260,33 +260,45 @@ impl Roster {
         }
     }
 
-    /// R30: the first usable one in configured order that has not just returned; while there
-    /// is none before it, the present one stays.
+    /// R29, R30: the first usable one in configured order, of those that most hosts reach, that
+    /// has not just returned. While none is better, the present one stays.
     fn first_usable(&self, failback: Option<Duration>, now: Instant) -> Option<BrokerId> {
-        let usable = |id: &&BrokerId| self.is_usable(**id, now);
-        let stays = self.is_usable(self.current, now) && self.order.contains(&self.current);
-        let mut better = self
-            .order
-            .iter()
-            .take_while(|id| !stays || **id != self.current);
-        let settled = better
-            .find(|id| usable(id) && self.is_settled(**id, now) && (!stays || failback.is_some()));
-        let any = || self.order.iter().find(usable);
-        match settled {
-            Some(id) => Some(*id),
-            None if stays => Some(self.current),
-            None => any().copied(),
+        let usable = |id: &BrokerId| self.is_usable(*id, now);
+        let best = self.order.iter().copied().filter(usable);
+        let best = best.min_by_key(|&id| self.worth(id, now))?;
+        let current = self.current;
+        if !self.order.contains(&current) || !self.is_usable(current, now) {
+            return Some(best);
         }
+        let (missing, place) = (self.broker(current).missing, self.worth(current, now).2);
+        let fewer = self.broker(best).missing < missing;
+        let back = failback.is_some() && self.worth(best, now) < (missing, false, place);
+        Some(if fewer || back { best } else { current })
     }
 
-    /// A broker's place in the order, behind all that have not just returned (R30).
-    pub fn place(&self, id: BrokerId, now: Instant) -> usize {
+    /// The lower, the better: hosts that don't reach it, whether it has just returned, and its
+    /// place in the order.
+    fn worth(&self, id: BrokerId, now: Instant) -> (usize, bool, usize) {
         let place = self.order.iter().position(|other| *other == id);
         let place = place.unwrap_or(self.order.len());
-        match self.is_settled(id, now) {
-            true => place,
-            false => place + self.order.len() + 1,
-        }
+        (self.broker(id).missing, !self.is_settled(id, now), place)
+    }
+
+    /// R29: how many hosts say that they don't reach a broker.
+    pub fn weigh(&mut self, id: BrokerId, missing: usize) {
+        self.broker_mut(id).missing = missing;
+    }
+
+    /// Looks at the choice again.
+    pub fn review(&mut self, now: Instant) {
+        self.reconsider(now);
+    }
+
+    /// A broker's place: the order counts last (R29, R30).
+    pub fn place(&self, id: BrokerId, now: Instant) -> usize {
+        let (missing, returned, place) = self.worth(id, now);
+        let each = self.order.len() + 1;
+        place + each * (usize::from(returned) + 2 * missing)
     }
 
     /// Whether a broker has not just returned.
@@ -310,7 +322,9 @@ impl Roster {
             let usable = broker
                 .held_until
                 .map_or(settled, |until| until.max(settled));
-            broker.accepts_dials().then_some(usable)
+            // Where fewer hosts are, it isn't better before that changes.
+            let counts = broker.missing <= self.broker(self.current).missing;
+            (counts && broker.accepts_dials()).then_some(usable)
         });
         returned.min()
     }

@@ -185,6 +185,15 @@ impl Watches {
         self.watch(broker).map_or(0, |watch| watch.attached.len())
     }
 
+    /// The oldest trunk that has a live link to any broker.
+    pub fn oldest(&self) -> Option<TrunkId> {
+        let oldest = self.by_broker.iter();
+        oldest
+            .filter_map(|watch| watch.attached.first())
+            .min()
+            .copied()
+    }
+
     /// Since when this broker is suspect.
     pub fn suspect_since(&self, broker: BrokerId) -> Option<Instant> {
         self.watch(broker)?.suspect_since

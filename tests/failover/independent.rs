@@ -242,3 +242,35 @@ fn every_message_comes_once_over_kills_and_returns() {
         assert!(percentile(&mut gaps, 99) < 20_000, "the gap");
     }
 }
+
+#[test]
+fn a_frozen_broker_is_left_and_comes_back() {
+    let _turn = turn();
+    let freezes = number("independent_freezes", [2, 10, 10]);
+    let hosts = number("hosts", [2, 4, 4]) as usize;
+    let rate = number("independent_rate", [1_000, 2_000, 2_000]);
+    let mut rig = Rig::start([Version::V215; 2], hosts, 24, rate);
+    rig.load.publish(true);
+    rig.load.wait_flow("at the start");
+    let mut silences = Vec::new();
+    for round in 1..=freezes {
+        pause(200);
+        let victim = rig.target();
+        rig.brokers[victim].freeze();
+        let all = rig.observers.clone();
+        let first = all.into_iter().map(|part| rig.load.first_after(part));
+        silences.push(first.max().unwrap_or_default());
+        rig.load.wait_flow(&format!("after freeze {round}"));
+        rig.brokers[victim].thaw();
+        rig.wait_up();
+    }
+    let outcome = rig.outcome();
+    figures(&format!(
+        "{freezes} freezes of independent brokers, {hosts} hosts, {rate}/s: next broker after {}; {}",
+        spread(&mut silences),
+        outcome.show()
+    ));
+    // R5: what is in doubt may come late, out of the broker that thaws.
+    outcome.check(hosts, outcome.in_doubt * hosts as u64);
+    assert!(percentile(&mut silences, 99) < 3_000_000, "R9");
+}

@@ -148,6 +148,10 @@ impl Oracle {
                 format!("link {no}: {frame:?} before the verdict"),
             );
         }
+        if self.is_presence(&frame) {
+            return;
+        }
+        let link = self.link(no);
         match frame {
             Up::Ping => {
                 // The first follows CONNECT, the second the replay.
@@ -163,6 +167,16 @@ impl Oracle {
             Up::Unsubscribe { sid, max } => self.unsubscribed_on_link(no, &sid, max),
             Up::Connect(_) | Up::Pong => {}
         }
+    }
+
+    /// R29: natsmux's own.
+    fn is_presence(&self, frame: &Up) -> bool {
+        let subject = match frame {
+            Up::Publish(publish) => &publish.subject,
+            Up::Subscribe { subject, .. } => subject,
+            _ => return false,
+        };
+        self.links_each > 1 && subject.starts_with(super::PRESENCE)
     }
 
     fn published_on_link(&mut self, no: u64, publish: Publish) {
@@ -594,6 +608,9 @@ impl Oracle {
     }
 
     fn broker_message(&mut self, no: u64, sid: &[u8], publish: Publish, behind_pong: bool) {
+        if publish.subject.starts_with(super::PRESENCE) {
+            return;
+        }
         let link = self.links.get_mut(&no).expect("the harness opened it");
         let Some(on) = link.sids.get_mut(sid) else {
             return;

@@ -38,6 +38,14 @@ pub struct Books {
     pub pongs_unproven: u64,
 }
 
+/// What subjects of presence begin with, in every harness (R29).
+pub const PRESENCE: &[u8] = b"_P.";
+
+/// Whether a subscription may get presence too: several brokers are told no max for it (R31).
+fn may_get_presence(subject: &[u8]) -> bool {
+    matches!(subject.first(), Some(b'*' | b'>'))
+}
+
 /// One subscription as a broker has it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InPlace {
@@ -247,10 +255,15 @@ impl Oracle {
         // R31: one of several brokers doesn't know what came from the others meanwhile.
         let several = self.links_each > 1;
         let normal = |place: InPlace| InPlace {
-            remaining: place.remaining.map(|left| if several { 1 } else { left }),
+            remaining: match place.remaining {
+                Some(_) if several && may_get_presence(&place.subject) => None,
+                Some(_) if several => Some(1),
+                remaining => remaining,
+            },
             ..place
         };
-        let table: Vec<InPlace> = table.iter().cloned().map(normal).collect();
+        let own = |place: &&InPlace| !place.subject.starts_with(PRESENCE);
+        let table: Vec<InPlace> = table.iter().filter(own).cloned().map(normal).collect();
         let table = &table;
         let place = |sub: &session::Sub| normal(place(sub));
         let certain = session.live_subs().filter(|sub| !sub.may_be_over);

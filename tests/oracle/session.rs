@@ -454,6 +454,7 @@ impl Oracle {
     }
 
     fn unsubscribe(&mut self, no: usize, op: u64, sid: &[u8], max: Option<u64>) {
+        let links_each = self.links_each;
         let session = &mut self.sessions[no];
         let found = session
             .subs
@@ -473,6 +474,19 @@ impl Oracle {
             Some(max) if max > session.subs[sub].delivered => {
                 session.subs[sub].may_be_over |= session.subs[sub].max > 0;
                 session.subs[sub].max = max;
+                let subject = &session.subs[sub].subject;
+                let counted_here = links_each > 1 && super::may_get_presence(subject);
+                if counted_here && !session.verbose() {
+                    return;
+                }
+                if counted_here {
+                    session.unproven.push(Unproven {
+                        op,
+                        kind: Kind::Judge(None),
+                        on: Places::default(),
+                    });
+                    return;
+                }
                 session.unproven.push(Unproven {
                     op,
                     kind: Kind::Limit(sub, max),

@@ -16,6 +16,7 @@ use natsmux::ledger::SessionId;
 use natsmux::net::Outbox;
 use natsmux::proto::info::{FirstInfo, ServerInfo, first_info};
 use natsmux::upstream::admission::Admission;
+use natsmux::upstream::presence::Presence;
 use natsmux::upstream::roster::{Failure, Placement};
 use natsmux::upstream::trunk::{Action, LinkId, Report};
 use natsmux::upstream::{BrokerId, Budget, Budgets, Bus, CloseReason, Roster, Trunk, TrunkId};
@@ -84,7 +85,7 @@ pub struct SessionIo {
 }
 
 impl Daemon {
-    pub fn new(plan: &Plan, now: Instant) -> Self {
+    pub fn new(plan: &Plan, host: usize, now: Instant) -> Self {
         let addrs: Vec<BrokerAddr> = (0..plan.flavours.len())
             .map(|no| format!("127.0.0.1:{}", 4301 + no))
             .map(|addr| addr.parse().expect("an address"))
@@ -102,13 +103,16 @@ impl Daemon {
             early: budget(1 << 20),
             pending: budget(plan.pending_total),
         };
-        let bus = Bus::new(
+        let mut bus = Bus::new(
             plan.settings.clone(),
             roster,
             Admission::new(RandomState::new()),
             budgets,
             now,
         );
+        if plan.independent.is_some() {
+            bus.presence = Presence::new("_P", &format!("host{host}"));
+        }
         Self {
             bus,
             trunks: BTreeMap::new(),
@@ -1184,6 +1188,8 @@ impl World {
                 format!("{used:?} bytes of the budgets are not given back"),
             );
         }
+        // R29: announcements that no fence has followed yet.
+        let most = self.plan.independent.map_or(FENCE_BYTES, |_| 4_096);
         for (id, io) in &self.daemon.trunks {
             let buffered = io.machine.gauges().buffered_bytes;
             let slow = self
@@ -1194,7 +1200,7 @@ impl World {
                     "I13 no leak",
                     format!("trunk {} outlives its session", id.0),
                 );
-            } else if buffered > FENCE_BYTES && !slow {
+            } else if buffered > most && !slow {
                 self.oracle.fail(
                     "I16 liveness",
                     format!("trunk {}: {buffered} bytes in buffers", id.0),

@@ -112,8 +112,8 @@ impl World {
         let mut rng = Rng::new(seed);
         let plan = Plan::new(&mut rng);
         let brokers = plan.flavours.iter().copied().map(Broker::new).collect();
-        let host = |_| Host {
-            daemon: Daemon::new(&plan, base),
+        let host = |no| Host {
+            daemon: Daemon::new(&plan, no, base),
             oracle: Oracle::new(
                 plan.at_least_once,
                 plan.independent.map_or(1, |_| plan.flavours.len()),

@@ -134,7 +134,7 @@ impl Session {
                 queue_group,
                 sid,
             } => trunk.subscribe(id, subject, queue_group, sid, now, bus),
-            ClientOp::Unsubscribe { sid, max } => trunk.unsubscribe(id, sid, max, now),
+            ClientOp::Unsubscribe { sid, max } => trunk.unsubscribe(id, sid, max, now, bus),
             ClientOp::Ping => trunk.ping(id, now, bus),
             ClientOp::Connect { .. } | ClientOp::Pong | ClientOp::Ignored => {}
         }

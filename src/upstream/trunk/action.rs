@@ -80,6 +80,16 @@ pub enum Report {
         /// Its text.
         text: Box<[u8]>,
     },
+    /// Independent brokers turned out to be routed to each other (R26).
+    WrongTopology {
+        /// The one that sent what had gone to another.
+        broker: BrokerId,
+    },
+    /// A broker doesn't permit presence (R29).
+    PresenceForbidden {
+        /// The broker.
+        broker: BrokerId,
+    },
     /// PONGs were released without proof (R3).
     Unproven {
         /// How many.

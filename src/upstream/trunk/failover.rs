@@ -164,7 +164,9 @@ impl Trunk {
     pub(super) fn settle(&mut self, mut link: Link, bus: &mut Bus) -> (Settled, u64) {
         let repeat = bus.settings.delivery == Delivery::AtLeastOnce;
         let unproven = link.out.into_unproven();
-        let mut settled = settle(unproven.chunks, unproven.start, unproven.written, repeat);
+        let own = bus.presence.prefix();
+        let (start, written) = (unproven.start, unproven.written);
+        let mut settled = settle(unproven.chunks, start, written, repeat, own);
         if link.too_large {
             let larger = settled.waiting.remove_larger(link.max_payload);
             let written = larger.min(settled.repeated);

@@ -114,6 +114,9 @@ impl Trunk {
         let suits = !info.tls_required && (info.headers || !self.connect.headers);
         let broker = self.links[at].broker;
         let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);
+        if self.independent {
+            self.links[at].server_id = info.server_id.as_str().into();
+        }
         bus.roster.handle_info(broker, info, now);
         if !suits {
             return self.fail(at, Failure::Unsuitable, now, bus);
@@ -216,7 +219,8 @@ impl Trunk {
             encode::sub(&mut self.scratch, subject, group, sid.as_bytes());
             count += 1;
             operations += 1;
-            if let Some(max) = subscription.left() {
+            let counted_here = bus.presence.may_match(subscription.subject());
+            if let Some(max) = subscription.left().filter(|_| !counted_here) {
                 encode::unsub(&mut self.scratch, sid.as_bytes(), Some(max));
                 operations += 1;
             }
@@ -266,7 +270,7 @@ impl Trunk {
                 bus.wait_at_barrier(self.id);
                 return;
             }
-            bus.attached(self.id, self.links[at].broker);
+            bus.attached(self.id, self.links[at].broker, now);
             if self.independent {
                 self.stand_by(at);
             } else {
@@ -285,7 +289,7 @@ impl Trunk {
         self.moving = None;
         self.round.succeed(now);
         if self.independent {
-            self.send_limits(now);
+            self.send_limits(now, bus);
         }
         if self.lost.is_some_and(|(before, _, _)| before != broker) {
             bus.counters.failovers += 1;

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::slot::Finishing;
+use super::target::PRESENCE_SID;
 use super::{CloseReason, Trunk, Verdict};
 use crate::ledger::{Ping, SessionId, UpstreamSid};
 use crate::proto::encode;
@@ -102,6 +103,13 @@ impl Trunk {
     }
 
     fn handle_msg(&mut self, at: usize, msg: &Msg<'_>, now: Instant, bus: &mut Bus) {
+        if self.independent && bus.presence.is_subject(msg.subject) {
+            // Never a component's (R29).
+            if msg.sid == PRESENCE_SID {
+                self.hear(at, msg.payload, now, bus);
+            }
+            return;
+        }
         let counts = !msg.is_no_responders();
         let Some(upstream) = UpstreamSid::parse(msg.sid) else {
             bus.counters.unknown_sid_msgs += 1;
@@ -311,6 +319,9 @@ impl Trunk {
     }
 
     fn handle_error(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
+        if self.independent && self.is_about_presence(at, text, bus) {
+            return;
+        }
         let error = classify(text);
         if matches!(error, BrokerError::Refused) {
             return self.handle_refusal(at, text, now, bus);

@@ -143,6 +143,10 @@ pub(super) struct Link {
     /// When that number last shrank (R9).
     pub(super) progress_at: Option<Instant>,
     pub(super) replayed: u64,
+    /// Of independent brokers, the `server_id` that this one introduced itself with.
+    pub(super) server_id: Box<str>,
+    /// Whether it is subscribed to what other hosts announce (R29).
+    pub(super) hears_presence: bool,
     /// Of independent brokers, what this one has counted (R31).
     pub(super) received: Received,
     pub(super) max_payload: usize,
@@ -189,6 +193,8 @@ impl Link {
             unacked: None,
             progress_at: None,
             replayed: 0,
+            server_id: Box::default(),
+            hears_presence: false,
             received: Received::default(),
             max_payload: usize::MAX,
             too_large: false,

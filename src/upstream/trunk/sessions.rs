@@ -16,7 +16,7 @@ use crate::upstream::roster::Failure;
 
 /// A sid that natsmux never uses for a subscription of the ledger: for operations that only
 /// a broker can answer.
-const NO_SID: &[u8] = b"-";
+pub(super) const NO_SID: &[u8] = b"-";
 
 impl Trunk {
     /// Takes a session, whose outbox so far is `out`, and dials if there is no link.
@@ -162,7 +162,14 @@ impl Trunk {
     }
 
     /// Ends a subscription, at once or after `max` deliveries counted from its SUB.
-    pub fn unsubscribe(&mut self, session: SessionId, sid: &[u8], max: Option<u64>, now: Instant) {
+    pub fn unsubscribe(
+        &mut self,
+        session: SessionId,
+        sid: &[u8],
+        max: Option<u64>,
+        now: Instant,
+        bus: &Bus,
+    ) {
         let mut frame = std::mem::take(&mut self.scratch);
         match self.subscriptions.unsubscribe(session, sid, max) {
             Unsubscribed::Retired(upstream) => {
@@ -176,7 +183,7 @@ impl Trunk {
             }
             Unsubscribed::Limited(upstream, max) => {
                 if let Some(left) = self.several_left(upstream) {
-                    return self.send_limit(session, upstream, left, now);
+                    return self.send_limit(session, upstream, left, now, bus);
                 }
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
                 self.send_operation(session, &frame, now);

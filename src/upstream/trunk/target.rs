@@ -10,11 +10,15 @@ use super::Trunk;
 use super::action::{Action, Report};
 use super::handshake::RETRY;
 use super::link::{Link, LinkId, OkOwner, Phase};
+use super::sessions::NO_SID;
 use crate::ledger::{SessionId, Settled, UpstreamSid};
 use crate::proto::encode;
 use crate::upstream::bus::Bus;
+use crate::upstream::presence::Heard;
 use crate::upstream::roster::{BrokerId, Failure, Health};
 
+/// The sid of what other hosts announce; no [`UpstreamSid`] is written so.
+pub(super) const PRESENCE_SID: &[u8] = b"-p";
 /// How long a new trunk waits for the link to a better broker.
 const START_PATIENCE: Duration = Duration::from_millis(300);
 
@@ -50,6 +54,10 @@ impl Trunk {
             self.renew_links(now, bus);
         }
         self.leave_removed(now, bus);
+        if bus.presence.is_routed() && !self.links.is_empty() {
+            // R26: as in a cluster, one link has all that there is.
+            return self.leave_standbys(now, bus);
+        }
         let paused = self.pauses.iter().filter(|pause| pause.until.is_some());
         let linked = self.links.iter().map(|link| link.broker);
         let has: Vec<BrokerId> = linked.chain(paused.map(|pause| pause.broker)).collect();
@@ -152,14 +160,20 @@ impl Trunk {
     }
 
     /// When a planned change of target, the choice of the first one, or another attempt is due.
-    pub(super) fn target_due(&self) -> Option<Instant> {
+    pub(super) fn target_due(&self, bus: &Bus) -> Option<Instant> {
+        let announcement = self.independent && bus.is_carrier(self.id);
+        let announcement = bus.presence.due().filter(|_| announcement);
         let switch = self.switch.and_then(|switch| switch.settled_at);
         let pauses = self.pauses.iter().filter_map(|pause| pause.until);
-        pauses.chain(switch).chain(self.choose_at).min()
+        let others = [switch, self.choose_at, announcement];
+        pauses.chain(others.into_iter().flatten()).min()
     }
 
     /// Does what is due.
     pub(super) fn handle_target_timeout(&mut self, now: Instant, bus: &mut Bus) {
+        if self.target_due(bus).is_some() && bus.presence.due().is_some_and(|due| due <= now) {
+            self.announce(now, bus);
+        }
         let mut again = false;
         for pause in &mut self.pauses {
             again |= pause.until.take_if(|until| *until <= now).is_some();
@@ -184,10 +198,17 @@ impl Trunk {
         let link = &mut self.links[old];
         link.phase = Phase::Standby;
         let from = link.broker;
+        // What it hasn't answered to a verbose session is answered by natsmux, as behind a
+        // failover (R20).
+        let oks = link.oks.owed(OkOwner::Operation);
+        link.oks.disown();
         let cause = Self::must_leave(from, bus).unwrap_or(Failure::Failback);
         self.lost = Some((from, cause, now));
         let last_read = link.last_read_at;
         bus.note_lost(from, cause, last_read, &Settled::default(), 0, now);
+        for (_, slot) in &mut self.slots {
+            slot.owed_oks += oks;
+        }
         self.go_live(new, now, bus);
         self.leave_removed(now, bus);
     }
@@ -234,6 +255,20 @@ impl Trunk {
         }
     }
 
+    /// Leaves all brokers but the one that publishes go to.
+    fn leave_standbys(&mut self, now: Instant, bus: &mut Bus) {
+        if self.live().is_none() {
+            return;
+        }
+        let stands_by = |link: &Link| link.phase != Phase::Live;
+        while let Some(at) = self.links.iter().position(stands_by) {
+            let link = self.drop_link(at, false, bus);
+            if link.is_attached() {
+                self.lose_standby(link, Failure::Removed, now, bus);
+            }
+        }
+    }
+
     /// A second CONNECT: all links are opened anew, under the new options (R20).
     pub(super) fn renew_links(&mut self, now: Instant, bus: &mut Bus) {
         self.moving = None;
@@ -249,6 +284,78 @@ impl Trunk {
             self.requeue(settled, bus);
         }
         self.release_late(bus);
+    }
+
+    /// Tells the other hosts on which brokers this one is subscribed (R29).
+    fn announce(&mut self, now: Instant, bus: &mut Bus) {
+        if !bus.is_carrier(self.id) {
+            return;
+        }
+        let proven =
+            |at: &usize| self.links[*at].phase.is_subscribed() && !self.is_suspect(*at, bus);
+        let subscribed = (0..self.links.len()).filter(proven);
+        let subscribed = subscribed.map(|at| &self.links[at]);
+        let reaches: Vec<String> = subscribed.map(|link| link.server_id.to_string()).collect();
+        let subject = bus.presence.own_subject();
+        let subscription = bus.presence.subscription();
+        let mut frame = std::mem::take(&mut self.scratch);
+        for link in self
+            .links
+            .iter_mut()
+            .filter(|link| link.phase.is_subscribed())
+        {
+            let mut operations = 1;
+            if !std::mem::replace(&mut link.hears_presence, true) {
+                encode::sub(&mut frame, &subscription, None, PRESENCE_SID);
+                operations += 1;
+            }
+            let said = bus.presence.announcement(&link.server_id, &reaches);
+            encode::publish(&mut frame, &subject, &said);
+            link.out.push(&frame);
+            // With at-least-once, what lies before it stays in memory until a fence.
+            link.note_unfenced(frame.len(), 0, now);
+            if link.verbose {
+                link.oks.push(OkOwner::Nobody, operations);
+            }
+            frame.clear();
+        }
+        self.scratch = frame;
+        bus.presence.announced(now);
+        bus.presence.expire(now);
+        bus.weigh(now);
+    }
+
+    /// Another host has announced itself, or this one hears itself.
+    pub(super) fn hear(&mut self, at: usize, json: &[u8], now: Instant, bus: &mut Bus) {
+        let link = &self.links[at];
+        let broker = link.broker;
+        if bus.hear(json, &link.server_id, now) == Heard::Routed {
+            let report = Report::WrongTopology { broker };
+            self.actions.push_back(Action::Report(report));
+        }
+    }
+
+    /// Whether an error is about presence: a component hears nothing of that. It is off then,
+    /// and order alone decides.
+    pub(super) fn is_about_presence(&mut self, at: usize, text: &[u8], bus: &mut Bus) -> bool {
+        let prefix = bus.presence.prefix();
+        let quoted = memchr::memmem::find(text, b"\"").map(|quote| &text[quote + 1..]);
+        if prefix.is_empty() || !quoted.is_some_and(|subject| subject.starts_with(prefix)) {
+            return false;
+        }
+        self.links[at].oks.pop();
+        if bus.presence.forbid() {
+            let broker = self.links[at].broker;
+            let report = Report::PresenceForbidden { broker };
+            self.actions.push_back(Action::Report(report));
+        }
+        true
+    }
+
+    /// R31: a broker would count announcements towards its max.
+    fn is_counted_here(&self, upstream: UpstreamSid, bus: &Bus) -> bool {
+        let subject = self.subscriptions.subject(upstream);
+        subject.is_some_and(|subject| bus.presence.may_match(subject))
     }
 
     /// R27: asks the links that stand by, or soon will, as well, ahead of the live one. One
@@ -315,7 +422,9 @@ impl Trunk {
         upstream: UpstreamSid,
         left: u64,
         now: Instant,
+        bus: &Bus,
     ) {
+        let counted_here = self.is_counted_here(upstream, bus);
         let owner = self.note_operation(session);
         let covered_by = self.next_ping;
         let mut frame = std::mem::take(&mut self.scratch);
@@ -324,7 +433,10 @@ impl Trunk {
                 continue;
             }
             let max = link.received.of(upstream) + left;
-            encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
+            match counted_here {
+                true => encode::unsub(&mut frame, NO_SID, None),
+                false => encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max)),
+            }
             link.push_operation(&frame, covered_by, now);
             if link.verbose {
                 let own = Some(at) == owner;
@@ -341,11 +453,12 @@ impl Trunk {
     }
 
     /// R31: the counts of the other brokers are old by now.
-    pub(super) fn send_limits(&mut self, now: Instant) {
+    pub(super) fn send_limits(&mut self, now: Instant, bus: &Bus) {
         let covered_by = self.next_ping;
         let limited: Vec<_> = self
             .subscriptions
             .iter()
+            .filter(|(_, subscription)| !bus.presence.may_match(subscription.subject()))
             .filter_map(|(upstream, subscription)| Some((upstream, subscription.left()?)))
             .collect();
         for (upstream, left) in limited {

@@ -44,7 +44,7 @@ impl Trunk {
                 self.round.retry_at,
                 self.refusal_due(bus),
                 self.slots_timeout,
-                self.target_due(),
+                self.target_due(bus),
             ])
             .flatten()
             .min()
