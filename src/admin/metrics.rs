@@ -26,7 +26,7 @@ const STATES: [&str; 5] = ["unknown", "up", "suspect", "lame duck", "down"];
 /// A number of a bus that goes up and down.
 type BusGauge = (&'static str, &'static str, fn(&BusSnapshot) -> u64);
 
-const BUS_GAUGES: [BusGauge; 7] = [
+const BUS_GAUGES: [BusGauge; 8] = [
     ("sessions", "Components connected now", |bus| bus.sessions),
     ("trunks", "Trunks now", |bus| bus.trunks),
     (
@@ -45,6 +45,11 @@ const BUS_GAUGES: [BusGauge; 7] = [
     ("buffered_bytes", "Bytes in buffers, either way", |bus| {
         bus.buffered_bytes
     }),
+    (
+        "wrong_topology",
+        "1 while brokers aren't routed to each other as configured",
+        |bus| u64::from(bus.wrong_topology),
+    ),
     ("healthy", "1 while the bus has a live broker", |bus| {
         u64::from(bus.healthy)
     }),

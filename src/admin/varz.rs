@@ -94,6 +94,7 @@ fn bus(bus: &BusSnapshot) -> Value {
     for (name, value) in [
         ("name", json!(bus.name)),
         ("healthy", json!(bus.healthy)),
+        ("wrong_topology", json!(bus.wrong_topology)),
         ("reason", json!(bus.reason)),
         ("sessions", json!(bus.sessions)),
         ("trunks", json!(bus.trunks)),
@@ -120,6 +121,7 @@ fn broker(broker: &BrokerSnapshot) -> Value {
         "version": broker.version,
         "round_trip_seconds": broker.round_trip.map(|round_trip| round_trip.as_secs_f64()),
         "links": broker.links,
+        "hosts": broker.hosts,
         "failures": broker.failures,
     })
 }

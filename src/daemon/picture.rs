@@ -119,6 +119,10 @@ pub(super) fn bus_snapshot(shared: &Shared) -> BusSnapshot {
             version: broker.info().map(|info| info.version.clone()),
             round_trip: bus.watches.round_trip(id).or(broker.probe_took()),
             links: u64::from(broker.links()),
+            hosts: bus
+                .settings
+                .is_independent()
+                .then(|| bus.hosts_at(id) as u64),
             failures: u64::from(broker.failures()),
         })
         .collect();
@@ -131,6 +135,7 @@ pub(super) fn bus_snapshot(shared: &Shared) -> BusSnapshot {
         listening: shared.starting.get() == 0,
         attached: roster.was_seen(),
         healthy,
+        wrong_topology: bus.has_wrong_topology(),
         reason: (!healthy).then(|| states.collect::<Vec<_>>().join(", ")),
         sessions: gauges.sessions,
         trunks,

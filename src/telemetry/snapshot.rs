@@ -47,6 +47,8 @@ pub struct BusSnapshot {
     pub attached: bool,
     /// Whether it has a live broker.
     pub healthy: bool,
+    /// Its brokers don't know each other as its configuration says (R26).
+    pub wrong_topology: bool,
     /// Why it isn't healthy: what is shown behind `no live broker: `, such as
     /// `10.0.0.1:4222: connection refused`. Never a credential.
     pub reason: Option<String>,
@@ -90,6 +92,8 @@ pub struct BrokerSnapshot {
     pub round_trip: Option<Duration>,
     /// Links to it now.
     pub links: u64,
+    /// Of independent brokers, other hosts that say that they are subscribed there (R29).
+    pub hosts: Option<u64>,
     /// Links that died and dials that failed, since start.
     pub failures: u64,
 }

@@ -201,6 +201,21 @@ impl Bus {
         dials
     }
 
+    /// The same where one link is enough.
+    pub(super) fn pick_one(
+        &mut self,
+        trunk: TrunkId,
+        avoid: &[BrokerId],
+        now: Instant,
+    ) -> Vec<BrokerId> {
+        let pick = self.pick(trunk, avoid, now);
+        self.waiting.insert(trunk);
+        match pick {
+            Pick::Dial(broker) => vec![broker],
+            Pick::Queue | Pick::Wait => Vec::new(),
+        }
+    }
+
     pub(super) fn dial_ended(&mut self, broker: BrokerId) {
         self.roster.dial_ended(broker);
         let next = self.dial_queue.call_next();
@@ -370,10 +385,27 @@ impl Bus {
     /// An announcement came from the broker with this `server_id`.
     pub(super) fn hear(&mut self, json: &[u8], from: &str, now: Instant) -> Heard {
         let heard = self.presence.hear(json, from, now);
-        if heard == Heard::News {
-            self.weigh(now);
+        match heard {
+            Heard::Nothing => {}
+            Heard::News => self.weigh(now),
+            Heard::Routed => self.roster.note_change(),
         }
         heard
+    }
+
+    /// Other hosts that are subscribed on a broker.
+    pub fn hosts_at(&self, broker: BrokerId) -> usize {
+        let info = self.roster.broker(broker).info();
+        info.map_or(0, |info| self.presence.present(&info.server_id))
+    }
+
+    /// R26: independent brokers are routed to each other, or those of a cluster name different
+    /// clusters, or none.
+    pub fn has_wrong_topology(&self) -> bool {
+        match self.settings.topology {
+            Topology::Independent => self.presence.is_routed(),
+            Topology::Cluster => self.roster.names_differ(),
+        }
     }
 
     /// Tells the roster which brokers the other hosts reach.

@@ -11,7 +11,7 @@ use std::task::{Context, Waker};
 use std::time::Instant;
 
 use tokio::task::spawn_local;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::bus::Bus;
 use super::driver;
@@ -96,6 +96,8 @@ pub struct Pool {
     probe_waker: RefCell<Option<Waker>>,
     /// What the operator was last told.
     alive: Cell<Option<bool>>,
+    /// Whether the operator knows that the brokers aren't routed as configured.
+    wrong: Cell<bool>,
     /// When the prober will look again by itself.
     pub(super) probe_at: Cell<Option<Instant>>,
 }
@@ -113,6 +115,7 @@ impl Pool {
             next_trunk: Cell::new(0),
             probe_waker: RefCell::new(None),
             alive: Cell::new(None),
+            wrong: Cell::new(false),
             probe_at: Cell::new(None),
         }
     }
@@ -251,6 +254,13 @@ impl Pool {
                 confirmed = failover.confirmed,
                 complete = failover.complete,
                 "failover"
+            );
+        }
+        let wrong = bus.has_wrong_topology();
+        if !self.wrong.replace(wrong) && wrong && !bus.settings.is_independent() {
+            warn!(
+                bus = self.name,
+                "wrong topology: brokers name different clusters, or none"
             );
         }
         let alive = bus.roster.is_alive();

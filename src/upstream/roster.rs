@@ -213,6 +213,13 @@ impl Roster {
         self.brokers().filter_map(|(_, broker)| broker.info())
     }
 
+    /// Whether two brokers have introduced themselves that aren't of one cluster, as they say.
+    pub fn names_differ(&self) -> bool {
+        let mut names = self.infos().map(|info| info.cluster.as_deref());
+        let first = names.next().flatten();
+        names.any(|name| name.is_none() || name != first)
+    }
+
     /// The broker to dial for a trunk that has no use for those in `avoid`. Where this
     /// host's broker can't be used at all, the choice moves on for all trunks.
     pub fn pick(&mut self, avoid: &[BrokerId], now: Instant) -> Pick {
@@ -287,6 +294,11 @@ impl Roster {
     /// R29: how many hosts say that they don't reach a broker.
     pub fn weigh(&mut self, id: BrokerId, missing: usize) {
         self.broker_mut(id).missing = missing;
+    }
+
+    /// Trunks that wait must look again.
+    pub fn note_change(&mut self) {
+        self.changed = true;
     }
 
     /// Looks at the choice again.

@@ -9,9 +9,10 @@ use serde_json::Value;
 use crate::judge::Verdict;
 use crate::load::Load;
 use crate::part::{Part, Publishes};
+use crate::proxy::Proxy;
 use crate::rig::{all_up, natsmux, pause};
 use crate::size::{Dice, figures, number, percentile, spread, turn};
-use crate::support::{Broker, Natsmux, PATIENCE, Version};
+use crate::support::{Broker, Cluster, Natsmux, PATIENCE, RawClient, Version, wait_for};
 
 const GROUPS: usize = 3;
 /// Short, so that a broker that returns is the target again within a test.
@@ -34,7 +35,13 @@ impl Rig {
     fn start(versions: [Version; 2], hosts: usize, publishers: u64, rate: u64) -> Self {
         let brokers: Vec<Broker> = versions.into_iter().map(Broker::start).collect();
         let urls: Vec<String> = brokers.iter().map(Broker::url).collect();
-        let hosts: Vec<Natsmux> = (0..hosts).map(|no| natsmux(config(no, &urls))).collect();
+        Self::with(brokers, &vec![urls; hosts], publishers, rate)
+    }
+
+    /// The same, where each host reaches the brokers under these URLs.
+    fn with(brokers: Vec<Broker>, urls: &[Vec<String>], publishers: u64, rate: u64) -> Self {
+        let hosts = urls.iter().enumerate();
+        let hosts: Vec<Natsmux> = hosts.map(|(no, urls)| natsmux(config(no, urls))).collect();
         let interval = Duration::from_secs_f64(publishers as f64 / rate as f64);
         let mut parts = Vec::new();
         for no in 0..publishers {
@@ -85,21 +92,21 @@ impl Rig {
         rig
     }
 
-    /// The broker that all hosts publish to.
+    /// The broker that all hosts publish to, by its place in their configuration.
     fn target(&self) -> usize {
-        let address = |host: &Natsmux| host.current_broker();
-        crate::support::wait_for("all hosts to use one broker", PATIENCE, || {
-            let first = address(&self.hosts[0])?;
-            let same = self
-                .hosts
-                .iter()
-                .all(|host| address(host).as_ref() == Some(&first));
-            let index = self
-                .brokers
-                .iter()
-                .position(|broker| broker.address() == first);
-            index.filter(|_| same)
-        })
+        wait_for("all hosts to use one broker", PATIENCE, || self.targets())
+    }
+
+    /// The same, unless they differ now.
+    fn targets(&self) -> Option<usize> {
+        let mut places = self.hosts.iter().map(|host| {
+            let varz = host.varz();
+            let bus = &varz["buses"][0];
+            let mut brokers = bus["brokers"].as_array()?.iter();
+            brokers.position(|broker| broker["addr"] == bus["current"])
+        });
+        let first = places.next()??;
+        places.all(|place| place == Some(first)).then_some(first)
     }
 
     /// Waits until every host is subscribed on every broker.
@@ -273,4 +280,99 @@ fn a_frozen_broker_is_left_and_comes_back() {
     // R5: what is in doubt may come late, out of the broker that thaws.
     outcome.check(hosts, outcome.in_doubt * hosts as u64);
     assert!(percentile(&mut silences, 99) < 3_000_000, "R9");
+}
+
+#[test]
+fn a_host_that_reaches_only_one_broker_takes_all_there() {
+    let _turn = turn();
+    let brokers: Vec<Broker> = (0..2).map(|_| Broker::start(Version::V215)).collect();
+    let proxy = Proxy::start(&brokers[0].address());
+    let urls: Vec<String> = brokers.iter().map(Broker::url).collect();
+    let through = vec![format!("nats://{}", proxy.address()), urls[1].clone()];
+    let mut rig = Rig::with(brokers, &[urls, through], 12, 500);
+    assert_eq!(rig.target(), 0);
+    rig.load.publish(true);
+    rig.load.wait_flow("at the start");
+
+    let (address, broker) = (proxy.address(), rig.brokers[0].address());
+    let at_cut = rig.load.counts();
+    drop(proxy);
+    wait_for("all hosts to leave it", Duration::from_secs(3), || {
+        rig.targets().filter(|target| *target == 1)
+    });
+    pause(3_000);
+    let healed = rig.load.counts();
+    rig.load.wait_flow("behind the cut");
+    pause(1_000);
+    let end = rig.load.counts();
+    pause(1_000);
+    let lost = |from: &[u64], to: &[u64]| {
+        let observers = rig.observers.iter();
+        observers
+            .map(|&part| rig.load.missing_between(part, from, to))
+            .sum::<u64>()
+    };
+    let (before, after) = (lost(&at_cut, &healed), lost(&healed, &end));
+
+    let again = |text: &str| text.parse().expect("an address");
+    let _proxy = Proxy::at(again(&address), again(&broker));
+    wait_for("all hosts to be back", PATIENCE, || {
+        rig.targets().filter(|target| *target == 0)
+    });
+    rig.load.wait_flow("at the end");
+    let outcome = rig.outcome();
+    figures(&format!(
+        "one host loses one of two brokers: {before} deliveries lost in the first 3 s, {after} \
+         later; {}",
+        outcome.show()
+    ));
+    assert_eq!(after, 0, "R29: lost from 3 s after the cut on");
+    assert_eq!(outcome.observers.duplicates + outcome.groups.duplicates, 0);
+    assert_eq!(outcome.faults, [""; 0], "disconnects");
+    rig.brokers[1].kill();
+}
+
+#[test]
+fn brokers_that_are_routed_after_all_are_used_one_at_a_time() {
+    let cluster = Cluster::start(Version::V215, 2);
+    let host = natsmux(config(0, &cluster.urls()));
+    let mut client = RawClient::ready(&host.address());
+    client.send("SUB a 1\r\nPING\r\n");
+    client.pong();
+    let links = |count: u64| host.wait_varz("links", PATIENCE, |varz| varz["links"] == count);
+    links(1);
+    let events = host.get("/eventz").expect("an answer").body;
+    assert!(events.contains("wrong topology"), "{events}");
+    for number in 0..100 {
+        client.send(format!("PUB a 3\r\n{number:03}\r\n"));
+        assert_eq!(
+            client.message(),
+            format!("{number:03}").as_bytes(),
+            "each once"
+        );
+    }
+    client.send("PING\r\n");
+    client.pong();
+}
+
+#[test]
+fn presence_reaches_no_component() {
+    let brokers: Vec<Broker> = (0..2).map(|_| Broker::start(Version::V29)).collect();
+    let urls: Vec<String> = brokers.iter().map(Broker::url).collect();
+    let hosts: Vec<Natsmux> = (0..2).map(|no| natsmux(config(no, &urls))).collect();
+    let mut all = RawClient::ready(&hosts[0].address());
+    let mut other = RawClient::ready(&hosts[1].address());
+    all.send("SUB > 1\r\nUNSUB 1 2\r\nPING\r\n");
+    all.pong();
+    // Each host announces itself on both brokers, several times.
+    pause(2_500);
+    for text in ["one", "two", "three"] {
+        other.send(format!("PUB a {}\r\n{text}\r\n", text.len()));
+    }
+    other.send("PING\r\n");
+    other.pong();
+    assert_eq!(all.message(), b"one");
+    assert_eq!(all.message(), b"two", "R31: its max counts what it got");
+    all.send("PING\r\n");
+    all.pong();
 }

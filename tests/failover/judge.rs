@@ -81,6 +81,17 @@ impl Track {
         self.watch_hit = None;
     }
 
+    /// How many of a publisher's messages from number `from` to before `published` didn't come.
+    pub(crate) fn missing_between(&self, publisher: u64, from: u64, published: u64) -> u64 {
+        let seen = |sequence: u64| {
+            let index = usize::try_from(sequence).ok()?;
+            self.streams.get(&publisher)?.seen.get(index).copied()
+        };
+        (from..published)
+            .filter(|sequence| seen(*sequence).unwrap_or(0) == 0)
+            .count() as u64
+    }
+
     /// How the messages of a publisher that has sent `published` arrived.
     pub(crate) fn verdict(&self, publisher: u64, published: u64) -> Verdict {
         let nothing = Stream::default();

@@ -144,6 +144,17 @@ impl Load {
         sum
     }
 
+    /// Messages of each publisher from its number in `from` to before that in `to` that `part`
+    /// didn't get.
+    pub(crate) fn missing_between(&self, part: usize, from: &[u64], to: &[u64]) -> u64 {
+        let publishers = self.parts[part].expects.iter();
+        let missing = publishers.map(|&publisher| {
+            let (from, to) = (from[place(publisher)], to[place(publisher)]);
+            self.with_track(part, |track| track.missing_between(publisher, from, to))
+        });
+        missing.sum()
+    }
+
     /// All that the members of a queue group should have got together.
     pub(crate) fn shared_verdict(&self, members: &[usize], publishers: &[u64]) -> Verdict {
         let counts = self.counts();
@@ -182,7 +193,7 @@ impl Load {
         longest.unwrap_or(0)
     }
 
-    fn counts(&self) -> Vec<u64> {
+    pub(crate) fn counts(&self) -> Vec<u64> {
         let states = self.states.iter();
         states
             .map(|s| s.published.load(Ordering::Relaxed))

@@ -813,7 +813,8 @@ impl Oracle {
             let asked = unproven.on.is_on(no);
             let done = unproven.on.lose(no);
             let unanswered = asked && unproven.on.is_nowhere();
-            !done && !(unanswered && matches!(unproven.kind, Kind::Judge(_)))
+            let judge = matches!(unproven.kind, Kind::Judge(_));
+            !(done || unanswered && judge)
         });
         let placed: Vec<usize> = self
             .links

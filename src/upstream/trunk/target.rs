@@ -61,7 +61,11 @@ impl Trunk {
         let paused = self.pauses.iter().filter(|pause| pause.until.is_some());
         let linked = self.links.iter().map(|link| link.broker);
         let has: Vec<BrokerId> = linked.chain(paused.map(|pause| pause.broker)).collect();
-        for broker in bus.pick_all(self.id, &has) {
+        let dials = match bus.presence.is_routed() {
+            true => bus.pick_one(self.id, &has, now),
+            false => bus.pick_all(self.id, &has),
+        };
+        for broker in dials {
             self.dial(broker, now, bus);
         }
         if self.links.is_empty() {

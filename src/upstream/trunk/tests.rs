@@ -301,7 +301,9 @@ fn a_second_sub_of_a_limited_sid_does_not_reach_a_broker_that_may_have_ended_the
     let mut bench = Bench::live(PLAIN);
     let (session, now) = (bench.session, bench.now);
     bench.subscribe(b"a", b"1");
-    bench.trunk.unsubscribe(session, b"1", Some(1), now);
+    bench
+        .trunk
+        .unsubscribe(session, b"1", Some(1), now, &bench.bus);
     bench.told();
     bench.subscribe(b"b", b"1");
     assert_eq!(bench.told(), "");
