@@ -114,6 +114,10 @@ pub struct Broker {
     pub(super) since: Instant,
     /// Hosts that aren't subscribed there, as they say (R29).
     pub(super) missing: usize,
+    /// It died of silence: its process may go on where it stood.
+    pub(super) was_silent: bool,
+    /// When it was first heard of again since then.
+    pub(super) thawed_at: Option<Instant>,
     /// When it came back from the dead last.
     pub(super) returned_at: Option<Instant>,
     pub(super) last_failure: Option<Failure>,
@@ -143,6 +147,8 @@ impl Broker {
             health: Health::Unknown,
             since: now,
             missing: 0,
+            was_silent: false,
+            thawed_at: None,
             returned_at: None,
             last_failure: None,
             failed_at: None,

@@ -33,6 +33,8 @@ const HOLD_DOWN: Backoff = Backoff {
 };
 /// A failure that is younger than this needs no second look.
 const FRESH_FAILURE: Duration = Duration::from_millis(100);
+/// How long an independent broker that froze is left alone after its first word.
+const THAWING: Duration = Duration::from_secs(1);
 /// Dials in flight to one broker.
 const DIALS_IN_FLIGHT: u32 = 128;
 
@@ -373,8 +375,34 @@ impl Roster {
         broker.probe_at = broker.probe_at.min(now + Duration::from_millis(100));
     }
 
+    /// R30: whether an independent broker has been heard of for the first time since it froze.
+    /// What it got before that has to pass before anybody is subscribed there again.
+    fn must_thaw(&mut self, id: BrokerId, now: Instant) -> bool {
+        let spare = self
+            .order
+            .iter()
+            .any(|&other| other != id && self.is_usable(other, now));
+        let first = matches!(self.placement, Placement::First(_));
+        let broker = self.broker_mut(id);
+        if !first || !spare || !broker.was_silent || broker.health != Health::Down {
+            broker.thawed_at = None;
+            return false;
+        }
+        let heard_at = *broker.thawed_at.get_or_insert(now);
+        if now < heard_at + THAWING {
+            broker.probing = false;
+            broker.probe_at = heard_at + THAWING;
+            return true;
+        }
+        (broker.was_silent, broker.thawed_at) = (false, None);
+        false
+    }
+
     /// A broker sent its INFO, to a dial or to a probe.
     pub fn handle_info(&mut self, id: BrokerId, info: ServerInfo, now: Instant) {
+        if self.must_thaw(id, now) {
+            return;
+        }
         let interval = self.probe_interval;
         let broker = self.broker_mut(id);
         broker.probing = false;
@@ -446,6 +474,13 @@ impl Roster {
         broker.failures = broker.failures.saturating_add(1);
         broker.last_failure = Some(failure);
         broker.failed_at = Some(now);
+        broker.thawed_at = None;
+        match failure {
+            Failure::Silent => broker.was_silent = true,
+            // Another process will answer.
+            Failure::ConnectionRefused => broker.was_silent = false,
+            _ => {}
+        }
         let pause = if alone { PROBE_ALONE } else { PROBE_SPARE };
         let pause = pause.delay(broker.failures, seed).min(most);
         broker.probe_at = now + pause;
@@ -668,6 +703,57 @@ mod tests {
         );
         assert_eq!(roster.pick(&[], now), Pick::Dial(B));
         assert_eq!(roster.pick(&[B], now), Pick::Wait);
+    }
+
+    #[test]
+    fn an_independent_broker_that_froze_is_back_a_second_after_its_first_word() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        let addrs = [A, B].map(|id| roster.broker(id).addr().clone());
+        let second = Duration::from_secs(1);
+        let placement = Placement::First(Some(10 * second));
+        roster.configure(&addrs, placement, 3 * second, now);
+        for id in [A, B] {
+            roster.handle_info(id, info(), now);
+        }
+        roster.handle_failure(A, Failure::Silent, now);
+        assert_eq!(roster.current(), B);
+        roster.handle_info(A, info(), now);
+        assert_eq!(roster.broker(A).health(), Health::Down);
+        assert_eq!(roster.broker(A).probe_due(), Some(now + second));
+        roster.handle_info(A, info(), now + second);
+        assert_eq!(roster.broker(A).health(), Health::Up);
+        assert_eq!(roster.current(), B, "it gets publishes later");
+        let back = now + 11 * second;
+        roster.poll_probe(back);
+        assert_eq!(roster.current(), A);
+
+        roster.handle_failure(A, Failure::Silent, back);
+        roster.handle_failure(A, Failure::ConnectionRefused, back);
+        roster.handle_info(A, info(), back);
+        assert_eq!(roster.broker(A).health(), Health::Up, "another process");
+    }
+
+    #[test]
+    fn the_broker_that_most_hosts_reach_is_chosen() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        let addrs = [A, B].map(|id| roster.broker(id).addr().clone());
+        let placement = Placement::First(None);
+        roster.configure(&addrs, placement, Duration::from_secs(3), now);
+        for id in [A, B] {
+            roster.handle_info(id, info(), now);
+        }
+        assert_eq!(roster.current(), A);
+        roster.weigh(A, 1);
+        roster.review(now);
+        assert_eq!(roster.current(), B);
+        roster.weigh(B, 1);
+        roster.review(now);
+        assert_eq!(roster.current(), B, "no reason to change");
+        roster.weigh(A, 0);
+        roster.review(now);
+        assert_eq!(roster.current(), A);
     }
 
     #[test]
