@@ -268,6 +268,8 @@ fn a_frozen_broker_is_left_and_comes_back() {
         let first = all.into_iter().map(|part| rig.load.first_after(part));
         silences.push(first.max().unwrap_or_default());
         rig.load.wait_flow(&format!("after freeze {round}"));
+        // Every link that it had is left by then.
+        pause(500);
         rig.brokers[victim].thaw();
         rig.wait_up();
     }
@@ -277,8 +279,7 @@ fn a_frozen_broker_is_left_and_comes_back() {
         spread(&mut silences),
         outcome.show()
     ));
-    // R5: what is in doubt may come late, out of the broker that thaws.
-    outcome.check(hosts, outcome.in_doubt * hosts as u64);
+    outcome.check(hosts, 0);
     assert!(percentile(&mut silences, 99) < 3_000_000, "R9");
 }
 
