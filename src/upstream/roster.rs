@@ -215,6 +215,12 @@ impl Roster {
         self.brokers().filter_map(|(_, broker)| broker.info())
     }
 
+    /// A broker's last INFO; of one that has never sent any, another's: they are mostly alike.
+    pub fn info_like(&self, id: BrokerId) -> Option<&ServerInfo> {
+        let own = self.broker(id).info();
+        own.or_else(|| self.infos().next())
+    }
+
     /// Whether two brokers have introduced themselves that aren't of one cluster, as they say.
     pub fn names_differ(&self) -> bool {
         let mut names = self.infos().map(|info| info.cluster.as_deref());
@@ -732,6 +738,18 @@ mod tests {
         roster.handle_failure(A, Failure::ConnectionRefused, back);
         roster.handle_info(A, info(), back);
         assert_eq!(roster.broker(A).health(), Health::Up, "another process");
+    }
+
+    #[test]
+    fn a_broker_that_never_introduced_itself_is_taken_for_another() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        assert!(roster.info_like(B).is_none());
+        roster.handle_info(A, info(), now);
+        assert_eq!(
+            roster.info_like(B).map(|info| info.version.as_str()),
+            Some("2.9.10")
+        );
     }
 
     #[test]

@@ -113,8 +113,7 @@ impl Session {
 /// nats-server 2.12.8, 2.14 and later drop a connection's subscriptions at a second CONNECT.
 fn drops_subscriptions(bus: &Bus, trunk: &Trunk) -> bool {
     let broker = trunk.broker().unwrap_or(bus.roster.current());
-    let info = bus.roster.broker(broker).info();
-    let info = info.or_else(|| bus.roster.infos().next());
+    let info = bus.roster.info_like(broker);
     info.is_some_and(|info| {
         let version = info.version_numbers();
         version >= [2, 14, 0] || ([2, 12, 8]..[2, 13, 0]).contains(&version)
