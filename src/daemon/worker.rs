@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::rc::Rc;
@@ -275,7 +275,9 @@ impl Worker {
         );
         let mut machine = machine;
         if bus.topology == Topology::Independent {
-            machine.presence = Presence::new(&bus.presence, &self.identity.server_id);
+            // Not the id that components see, and another one for each bus.
+            let id = RandomState::new().hash_one(&bus.name);
+            machine.presence = Presence::new(&bus.presence, &format!("{id:016x}"));
         }
         let pool = Rc::new(Pool::new(
             bus.name.clone(),

@@ -256,16 +256,18 @@ impl Bus {
     pub(super) fn attached(&mut self, trunk: TrunkId, broker: BrokerId, now: Instant) {
         self.roster.link_opened(broker);
         self.unproven_said = false;
+        let oldest = self.watches.oldest();
         self.watches.attach(broker, trunk);
-        self.note_reach(now);
+        self.note_reach(broker, 1, oldest, now);
     }
 
     /// A trunk's live link to this broker is gone.
     pub(super) fn detached(&mut self, trunk: TrunkId, broker: BrokerId, now: Instant) {
         self.roster.link_closed(broker, now);
+        let oldest = self.watches.oldest();
         let next_sentinel = self.watches.detach(broker, trunk);
         self.woken.extend(next_sentinel);
-        self.note_reach(now);
+        self.note_reach(broker, 0, oldest, now);
         if self.watches.suspect_since(broker).is_none() {
             self.roster.set_suspect(broker, false);
         }
@@ -333,7 +335,6 @@ impl Bus {
     pub(super) fn suspect(&mut self, broker: BrokerId, now: Instant) {
         self.counters.suspicions += 1;
         self.roster.set_suspect(broker, true);
-        self.note_reach(now);
         let concerned = self.watches.suspect(broker, now);
         self.woken.extend(concerned);
     }
@@ -356,7 +357,6 @@ impl Bus {
         if let Some((suspected, concerned)) = cleared {
             self.counters.suspect_ms += suspected.as_millis() as u64;
             self.roster.set_suspect(broker, false);
-            self.note_reach(now);
             self.woken.extend(concerned);
             self.check_barrier();
         }
@@ -374,12 +374,31 @@ impl Bus {
         self.presence.is_on() && self.watches.oldest() == Some(trunk)
     }
 
-    /// The brokers on which this host is subscribed may be others now.
-    fn note_reach(&mut self, now: Instant) {
-        if self.presence.is_on() {
+    /// A trunk came to a broker, or left it: announced where it was the first or the last, or
+    /// where another one announces from now on.
+    fn note_reach(&mut self, broker: BrokerId, edge: usize, oldest: Option<TrunkId>, now: Instant) {
+        let news = self.watches.attached(broker) == edge || self.watches.oldest() != oldest;
+        if news && self.presence.is_on() {
             self.presence.change(now);
             self.woken.extend(self.watches.oldest());
         }
+    }
+
+    /// The brokers on which this host is subscribed, by their `server_id`.
+    pub(super) fn reaches(&self) -> Vec<String> {
+        let reached = self
+            .roster
+            .brokers()
+            .filter(|(id, _)| self.watches.attached(*id) > 0);
+        let infos = reached.filter_map(|(_, broker)| broker.info());
+        infos.map(|info| info.server_id.clone()).collect()
+    }
+
+    /// A broker doesn't permit presence. Returns whether that is new.
+    pub(super) fn forbid_presence(&mut self, now: Instant) -> bool {
+        let new = self.presence.forbid();
+        self.weigh(now);
+        new
     }
 
     /// An announcement came from the broker with this `server_id`.

@@ -14,6 +14,8 @@ const EVERY: Duration = Duration::from_secs(1);
 const HEARD_MOST: u32 = 200;
 /// A host is absent that was not heard of for so many of its own intervals.
 const MISSED: u32 = 3;
+/// The longest announcement, in bytes.
+const LONGEST_JSON: usize = 8 * 1024;
 /// The longest interval that is believed.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Hosts that are kept in mind.
@@ -120,7 +122,8 @@ impl Presence {
 
     /// Hears what came from the broker `from`.
     pub(super) fn hear(&mut self, json: &[u8], from: &str, now: Instant) -> Heard {
-        let Some(said) = Announcement::parse(json) else {
+        let short = json.len() <= LONGEST_JSON && self.is_on();
+        let Some(said) = Announcement::parse(json).filter(|_| short) else {
             return Heard::Nothing;
         };
         if said.id == self.id {

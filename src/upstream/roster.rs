@@ -468,6 +468,14 @@ impl Roster {
             broker.probe_at = now + PROBE_ALONE.longest;
             return;
         }
+        let first = matches!(self.placement, Placement::First(_));
+        let broker = self.broker_mut(id);
+        if first && broker.links > 0 && !broker.suspect && failure != Failure::Silent {
+            // One dial: its links say how it is. Here they would all follow.
+            broker.probing = false;
+            broker.last_failure = Some(failure);
+            return;
+        }
         let alone = !self.brokers().any(|(_, broker)| broker.links > 0);
         let seed = self.seed ^ u64::from(id.0) << 32;
         // R30: every host must have found a broker that returned before one publishes to it.

@@ -60,11 +60,14 @@ impl Trunk {
                 if !matches!(failure, Failure::OutOfFiles | Failure::Unsuitable) =>
             {
                 bus.roster.handle_failure(link.broker, failure, now);
+                self.pause(link.broker, now, bus);
             }
             _ => {
                 bus.roster.note_failure(link.broker, failure);
-                self.round.avoid.push(link.broker);
                 self.pause(link.broker, now, bus);
+                if !self.independent {
+                    self.round.avoid.push(link.broker);
+                }
             }
         }
     }
@@ -335,6 +338,11 @@ impl Trunk {
         }
         if std::mem::take(&mut link.in_barrier) {
             bus.leave_barrier();
+        }
+        if !link.is_attached() {
+            for (_, upstream) in std::mem::take(&mut link.retired) {
+                self.subscriptions.forget(upstream);
+            }
         }
         if link.takes_subscriptions() && !link.is_attached() {
             // It took operations of a verbose session before it was live (R20).

@@ -371,10 +371,11 @@ impl Trunk {
     /// Sends what waited for this link, and then what is owed. Returns the number of
     /// publishes.
     pub(super) fn resume(&mut self, at: usize, now: Instant, bus: &mut Bus) -> u64 {
-        if self.switch.is_some() {
-            // Publishes wait for the next link (R30).
+        if self.switch.is_some() || (self.independent && self.is_suspect(at, bus)) {
+            // Publishes wait for the next link (R30), or until this one is proven (R8).
             return 0;
         }
+        self.release_late(bus);
         let held = self.send_held(at, now, bus);
         self.settle_owed(at, now, bus);
         self.unpark(bus);
@@ -435,7 +436,9 @@ impl Trunk {
                 self.ping_standbys(now, bus);
             }
             let slot = &mut self.slots[session.0 as usize];
-            slot.pongs_until = None;
+            if slot.late.is_empty() {
+                slot.pongs_until = None;
+            }
             let pongs = std::mem::take(&mut slot.owed_pongs);
             slot.asked += pongs;
             if slot.subs_covered_by == u64::MAX {

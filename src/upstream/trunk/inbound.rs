@@ -246,7 +246,9 @@ impl Trunk {
         bus.counters.confirmed += confirmed;
         bus.counters.refused += refused;
         link.out.confirm(ping.offset);
-        self.subscriptions.prove(ping.seq);
+        if !self.is_bystander(at) {
+            self.subscriptions.prove(ping.seq);
+        }
         let link = &mut self.links[at];
         while let Some(&(covered_by, upstream)) = link.retired.front()
             && covered_by <= ping.seq
@@ -319,7 +321,7 @@ impl Trunk {
     }
 
     fn handle_error(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
-        if self.independent && self.is_about_presence(at, text, bus) {
+        if self.independent && self.is_about_presence(at, text, now, bus) {
             return;
         }
         let error = classify(text);
@@ -366,7 +368,7 @@ impl Trunk {
     fn is_bystander(&self, at: usize) -> bool {
         match self.links[at].phase {
             Phase::Standby => true,
-            Phase::Replaying | Phase::Fenced => self.links.iter().any(Link::is_attached),
+            Phase::Replaying | Phase::Fenced => self.operation_owner() != Some(at),
             _ => false,
         }
     }
@@ -431,8 +433,10 @@ impl Trunk {
         if first {
             bus.admission.forget(&self.connect);
         }
-        self.round.refused_by.push(broker);
-        if self.links.iter().any(super::link::Link::is_attached) {
+        if !self.round.refused_by.contains(&broker) {
+            self.round.refused_by.push(broker);
+        }
+        if !self.independent && self.links.iter().any(super::link::Link::is_attached) {
             // A move of a trunk that lives goes on somewhere else, or later.
             self.round.avoid.push(broker);
         }

@@ -227,7 +227,8 @@ impl Trunk {
     /// Suspicion may have ended without this trunk having been told: what waits goes first.
     fn catch_up(&mut self, session: SessionId, now: Instant, bus: &mut Bus) {
         let slot = self.slots.get(session.0 as usize);
-        let waits = slot.is_some_and(|slot| !slot.held.is_empty() || slot.owed_pongs > 0);
+        let waits = slot
+            .is_some_and(|slot| !slot.held.is_empty() || slot.owed_pongs > 0 || slot.owed_oks > 0);
         if waits && let Some(at) = self.open(bus) {
             self.resume(at, now, bus);
         }
@@ -299,8 +300,8 @@ impl Trunk {
         let live = self.live();
         // A PONG that waits for a broker, or that the old link of a move owes, is still wanted,
         // unless natsmux itself ends.
-        let owed = slot.owed_pongs > 0 || (live.is_none() && slot.asked > 0);
         let late = !slot.late.is_empty();
+        let owed = slot.owed_pongs > 0 || (live.is_none() && (late || slot.asked > 0));
         let unanswered = late || slot.asked > 0 || slot.is_unproven(self.answered);
         let after = match live {
             _ if owed && (live.is_some() || reason == CloseReason::ComponentClosed) => None,

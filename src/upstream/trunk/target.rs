@@ -295,11 +295,7 @@ impl Trunk {
         if !bus.is_carrier(self.id) {
             return;
         }
-        let proven =
-            |at: &usize| self.links[*at].phase.is_subscribed() && !self.is_suspect(*at, bus);
-        let subscribed = (0..self.links.len()).filter(proven);
-        let subscribed = subscribed.map(|at| &self.links[at]);
-        let reaches: Vec<String> = subscribed.map(|link| link.server_id.to_string()).collect();
+        let reaches = bus.reaches();
         let subject = bus.presence.own_subject();
         let subscription = bus.presence.subscription();
         let mut frame = std::mem::take(&mut self.scratch);
@@ -339,16 +335,28 @@ impl Trunk {
         }
     }
 
-    /// Whether an error is about presence: a component hears nothing of that. It is off then,
-    /// and order alone decides.
-    pub(super) fn is_about_presence(&mut self, at: usize, text: &[u8], bus: &mut Bus) -> bool {
-        let prefix = bus.presence.prefix();
-        let quoted = memchr::memmem::find(text, b"\"").map(|quote| &text[quote + 1..]);
-        if prefix.is_empty() || !quoted.is_some_and(|subject| subject.starts_with(prefix)) {
+    /// Whether an error is about what natsmux itself asked for: a component hears nothing of
+    /// that. Presence is off then, and order alone decides.
+    pub(super) fn is_about_presence(
+        &mut self,
+        at: usize,
+        text: &[u8],
+        now: Instant,
+        bus: &mut Bus,
+    ) -> bool {
+        if !self.links[at].hears_presence {
+            return false;
+        }
+        let quoted = |subject: Vec<u8>| {
+            let subject = [&b"\""[..], &subject, b"\""].concat();
+            memchr::memmem::find(text, &subject).is_some()
+        };
+        let presence = &bus.presence;
+        if !quoted(presence.own_subject()) && !quoted(presence.subscription()) {
             return false;
         }
         self.links[at].oks.pop();
-        if bus.presence.forbid() {
+        if bus.forbid_presence(now) {
             let broker = self.links[at].broker;
             let report = Report::PresenceForbidden { broker };
             self.actions.push_back(Action::Report(report));
