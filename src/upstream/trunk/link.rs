@@ -61,6 +61,16 @@ pub(super) enum OkOwner {
     Nobody,
 }
 
+impl OkOwner {
+    /// Of a SUB or UNSUB that went to several links: one of them answers for all.
+    pub(super) fn of_operation(answers: bool) -> Self {
+        match answers {
+            true => Self::Operation,
+            false => Self::Nobody,
+        }
+    }
+}
+
 /// The answers that a verbose broker still owes, in order.
 #[derive(Debug, Default)]
 pub(super) struct Oks {
@@ -242,8 +252,18 @@ impl Link {
         self.out.end().saturating_sub(self.proven_offset)
     }
 
-    /// Appends a SUB or UNSUB, which the PING with the number `covered_by` will prove.
-    pub(super) fn push_operation(&mut self, frame: &[u8], covered_by: u64, now: Instant) {
+    /// Appends a SUB or UNSUB, which the PING with the number `covered_by` will prove, and whose
+    /// answer is `owner`'s.
+    pub(super) fn push_operation(
+        &mut self,
+        frame: &[u8],
+        owner: OkOwner,
+        covered_by: u64,
+        now: Instant,
+    ) {
+        if self.verbose {
+            self.oks.push(owner, 1);
+        }
         self.operations_covered_by = covered_by;
         self.out.push(frame);
         self.note_unfenced(frame.len(), 0, now);

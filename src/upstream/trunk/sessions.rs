@@ -407,14 +407,8 @@ impl Trunk {
             if !link.takes_subscriptions() {
                 continue;
             }
-            link.push_operation(frame, covered_by, now);
-            if link.verbose {
-                let told = match at == owner {
-                    true => OkOwner::Operation,
-                    false => OkOwner::Nobody,
-                };
-                link.oks.push(told, 1);
-            }
+            let told = OkOwner::of_operation(at == owner);
+            link.push_operation(frame, told, covered_by, now);
         }
         true
     }
@@ -488,9 +482,11 @@ impl Trunk {
             return;
         }
         for link in self.links.iter_mut().filter(|link| takes(link)) {
-            link.push_operation(&self.scratch, covered_by, now);
+            link.push_operation(&self.scratch, OkOwner::Nobody, covered_by, now);
             if link.verbose {
-                link.oks.push(OkOwner::Nobody, retired.len() as u64);
+                // One frame holds them all.
+                link.oks
+                    .push(OkOwner::Nobody, (retired.len() as u64).saturating_sub(1));
             }
         }
         self.scratch.clear();

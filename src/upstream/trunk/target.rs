@@ -175,7 +175,7 @@ impl Trunk {
 
     /// Does what is due.
     pub(super) fn handle_target_timeout(&mut self, now: Instant, bus: &mut Bus) {
-        if self.target_due(bus).is_some() && bus.presence.due().is_some_and(|due| due <= now) {
+        if bus.presence.due().is_some_and(|due| due <= now) {
             self.announce(now, bus);
         }
         let mut again = false;
@@ -375,8 +375,7 @@ impl Trunk {
     pub(super) fn ping_standbys(&mut self, now: Instant, bus: &mut Bus) {
         for at in 0..self.links.len() {
             let link = &self.links[at];
-            let concerned = link.takes_subscriptions() && link.phase != Phase::Live;
-            if concerned {
+            if link.takes_subscriptions() && link.phase != Phase::Live {
                 self.push_ping(at, None, now, bus);
             }
         }
@@ -449,16 +448,8 @@ impl Trunk {
                 true => encode::unsub(&mut frame, NO_SID, None),
                 false => encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max)),
             }
-            link.push_operation(&frame, covered_by, now);
-            if link.verbose {
-                let own = Some(at) == owner;
-                let told = if own {
-                    OkOwner::Operation
-                } else {
-                    OkOwner::Nobody
-                };
-                link.oks.push(told, 1);
-            }
+            let told = OkOwner::of_operation(Some(at) == owner);
+            link.push_operation(&frame, told, covered_by, now);
             frame.clear();
         }
         self.scratch = frame;
@@ -482,10 +473,7 @@ impl Trunk {
             {
                 let max = link.received.of(upstream) + left;
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
-                link.push_operation(&frame, covered_by, now);
-                if link.verbose {
-                    link.oks.push(OkOwner::Nobody, 1);
-                }
+                link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
                 frame.clear();
             }
             self.scratch = frame;
@@ -508,11 +496,8 @@ impl Trunk {
                 continue;
             }
             holders += 1;
-            link.push_operation(&frame, covered_by, now);
+            link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
             link.retired.push_back((covered_by, upstream));
-            if link.verbose {
-                link.oks.push(OkOwner::Nobody, 1);
-            }
         }
         self.subscriptions.hold(upstream, holders);
         frame.clear();
