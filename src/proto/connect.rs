@@ -114,6 +114,17 @@ impl Default for ConnectInfo {
     }
 }
 
+/// What a broker knows of headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HeaderSupport {
+    /// It is older than they are (2.2), and ignores options that need them.
+    Unheard,
+    /// They are switched off: it refuses `no_responders`.
+    Off,
+    /// It takes `HPUB`.
+    On,
+}
+
 /// Why a CONNECT is answered by closing without a word. Holds nothing of what was sent, which may be a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
 pub enum ConnectFault {
@@ -157,21 +168,23 @@ impl ConnectInfo {
     }
 
     /// What a broker answers in `-ERR '…'` before it closes when it accepted the credentials but can't serve the
-    /// options. `server_headers` is whether it supports headers.
-    pub fn refusal(&self, server_headers: bool) -> Option<&'static str> {
+    /// options.
+    pub fn refusal(&self, support: HeaderSupport) -> Option<&'static str> {
+        let headers = self.headers && support == HeaderSupport::On;
         if self.new_account || self.account.is_some() {
             Some("Authorization Violation")
         } else if !(0..=1).contains(&self.protocol) {
             Some("invalid client protocol")
-        } else if self.no_responders && !(self.headers && server_headers) {
+        } else if self.no_responders && !headers && support != HeaderSupport::Unheard {
             Some("no responders requires headers support")
         } else {
             None
         }
     }
 
-    /// Appends `CONNECT {…}` with its line end, under this `protocol` in place of the component's.
-    pub fn encode(&self, protocol: u8, out: &mut Vec<u8>) {
+    /// Appends `CONNECT {…}` with its line end, under this `protocol` in place of the component's, and without what
+    /// needs headers where the broker has none.
+    pub fn encode(&self, protocol: u8, headers: bool, out: &mut Vec<u8>) {
         out.extend_from_slice(b"CONNECT {");
         flag(out, "verbose", self.verbose);
         out.push(b',');
@@ -179,8 +192,8 @@ impl ConnectInfo {
         out.push(b',');
         flag(out, "echo", self.echo);
         for (key, value) in [
-            ("headers", self.headers),
-            ("no_responders", self.no_responders),
+            ("headers", self.headers && headers),
+            ("no_responders", self.no_responders && headers),
             ("new_account", self.new_account),
         ] {
             if value {

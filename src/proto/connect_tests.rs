@@ -100,7 +100,7 @@ fn what_is_written_parses_to_the_same_options() {
     ] {
         let options = parsed(json);
         let mut line = Vec::new();
-        options.encode(1, &mut line);
+        options.encode(1, true, &mut line);
         let Scan::Op {
             op: ClientOp::Connect { json },
             len,
@@ -123,7 +123,7 @@ fn what_is_written_parses_to_the_same_options() {
 fn unknown_keys_and_empty_texts_are_not_written() {
     let mut line = Vec::new();
     parsed(r#"{"verbose":false,"pedantic":false,"user":"","x":1,"tls_required":true}"#)
-        .encode(0, &mut line);
+        .encode(0, true, &mut line);
     assert_eq!(
         line,
         b"CONNECT {\"verbose\":false,\"pedantic\":false,\"echo\":true,\"protocol\":0}\r\n"
@@ -138,27 +138,32 @@ fn only_a_signature_makes_a_connect_unrepeatable() {
 
 #[test]
 fn options_that_no_broker_serves_have_its_answer() {
-    assert_eq!(parsed(r#"{"protocol":1}"#).refusal(true), None);
+    assert_eq!(parsed(r#"{"protocol":1}"#).refusal(HeaderSupport::On), None);
     assert_eq!(
-        parsed(r#"{"protocol":2}"#).refusal(true),
+        parsed(r#"{"protocol":2}"#).refusal(HeaderSupport::On),
         Some("invalid client protocol")
     );
     assert_eq!(
-        parsed(r#"{"protocol":-1}"#).refusal(true),
+        parsed(r#"{"protocol":-1}"#).refusal(HeaderSupport::On),
         Some("invalid client protocol")
     );
     assert_eq!(
-        parsed(r#"{"account":"x","protocol":2}"#).refusal(true),
+        parsed(r#"{"account":"x","protocol":2}"#).refusal(HeaderSupport::On),
         Some("Authorization Violation")
     );
-    assert_eq!(parsed(r#"{"account":""}"#).refusal(true), None);
+    assert_eq!(parsed(r#"{"account":""}"#).refusal(HeaderSupport::On), None);
     let wants_both = parsed(r#"{"headers":true,"no_responders":true}"#);
-    assert_eq!(wants_both.refusal(true), None);
+    assert_eq!(wants_both.refusal(HeaderSupport::On), None);
     assert_eq!(
-        wants_both.refusal(false),
+        wants_both.refusal(HeaderSupport::Off),
         Some("no responders requires headers support")
     );
-    assert!(parsed(r#"{"no_responders":true}"#).refusal(true).is_some());
+    assert!(
+        parsed(r#"{"no_responders":true}"#)
+            .refusal(HeaderSupport::On)
+            .is_some()
+    );
+    assert_eq!(wants_both.refusal(HeaderSupport::Unheard), None);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Arguments are written as they are: they come from parsed operations, so they hold no blank, CR or LF.
 
+use super::publish_head;
 use super::server::Msg;
 
 /// `PING`, from either side.
@@ -80,6 +81,38 @@ pub fn msg_without_headers(out: &mut Vec<u8>, msg: &Msg<'_>, sid: &[u8]) {
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(body);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Whole, canonical `PUB` and `HPUB` frames, for a broker that knows no headers: each `HPUB` becomes a `PUB` of its
+/// body. Returns how many these were.
+pub fn publishes_without_headers(out: &mut Vec<u8>, mut frames: &[u8]) -> u64 {
+    let mut stripped = 0;
+    while let Some(head) = publish_head::canonical(frames, usize::MAX)
+        && let Some(payload) = frames.get(head.len..head.len + head.size)
+    {
+        let len = (head.len + head.size + 2).min(frames.len());
+        match head.header_len {
+            Some(header_len) => {
+                stripped += 1;
+                let body = &payload[header_len..];
+                out.extend_from_slice(b"PUB ");
+                out.extend_from_slice(head.subject);
+                if let Some(reply) = head.reply {
+                    out.push(b' ');
+                    out.extend_from_slice(reply);
+                }
+                out.push(b' ');
+                decimal(out, body.len() as u64);
+                out.extend_from_slice(b"\r\n");
+                out.extend_from_slice(body);
+                out.extend_from_slice(b"\r\n");
+            }
+            None => out.extend_from_slice(&frames[..len]),
+        }
+        frames = &frames[len..];
+    }
+    out.extend_from_slice(frames);
+    stripped
 }
 
 /// Appends a number without going through the formatter.
@@ -165,6 +198,17 @@ mod tests {
             written(|out| msg_without_headers(out, &parsed(frame), b"1")),
             "+MSG a 1 0\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn publishes_lose_their_headers_and_nothing_else() {
+        let mut out = Vec::new();
+        let frames = b"HPUB a r 12 14\r\nNATS/1.0\r\n\r\nok\r\nPUB b 5\r\nHPUB \r\n\
+                       HPUB c 12 12\r\nNATS/1.0\r\n\r\n\r\nHPUB d 0 1\r\nx\r\n";
+        assert_eq!(publishes_without_headers(&mut out, frames), 3);
+        let expected = "PUB a r 2\r\nok\r\nPUB b 5\r\nHPUB \r\nPUB c 0\r\n\r\nPUB d 1\r\nx\r\n";
+        assert_eq!(String::from_utf8_lossy(&out), expected);
+        assert_eq!(publishes_without_headers(&mut out, b""), 0);
     }
 
     #[test]

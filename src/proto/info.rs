@@ -6,6 +6,7 @@
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
+use super::connect::HeaderSupport;
 use super::{encode, json};
 
 /// Longest first INFO with `INFO ` and CRLF, in bytes. Node clients up to 0.7 match control lines on the first 512
@@ -127,6 +128,16 @@ impl ServerInfo {
     /// Whether a broker ignores this INFO when a component sends it. Otherwise it closes.
     pub(super) fn is_acceptable(json: &[u8]) -> bool {
         json.trim_ascii() == b"null" || Self::parse(json).is_ok()
+    }
+
+    /// What the broker knows of headers.
+    pub fn header_support(&self) -> HeaderSupport {
+        const FIRST_WITH_HEADERS: [u64; 3] = [2, 2, 0];
+        match self.headers {
+            true => HeaderSupport::On,
+            false if self.version_numbers() < FIRST_WITH_HEADERS => HeaderSupport::Unheard,
+            false => HeaderSupport::Off,
+        }
     }
 
     /// Major, minor and patch number of `version`; numbers that are missing or malformed are 0.

@@ -91,6 +91,8 @@ counters! {
     unknown_sid_msgs,
     /// Messages over a subscription's max, which one of several brokers sent (R31).
     over_max_msgs,
+    /// Publishes whose headers were taken off, for a broker that knows none.
+    headers_stripped,
     /// Fences sent (R7).
     fences,
     /// Brokers probed without a link (R11).

@@ -63,7 +63,7 @@ pub enum Failure {
     LinkError,
     /// The broker refused the credentials.
     Refused,
-    /// The broker lacks what the session needs: headers, or plain TCP.
+    /// The broker lacks what the session needs: plain TCP.
     Unsuitable,
     /// The broker announced lame duck mode.
     LameDuck,

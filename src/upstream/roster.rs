@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::backoff::Backoff;
 pub use super::broker::{Broker, BrokerId, Failure, Health};
 use crate::config::BrokerAddr;
+use crate::proto::connect::HeaderSupport;
 use crate::proto::info::ServerInfo;
 
 /// What nats-server takes unless it is configured otherwise, in bytes.
@@ -43,8 +44,8 @@ const DIALS_IN_FLIGHT: u32 = 128;
 pub struct Offer {
     /// Largest payload that every broker takes, in bytes.
     pub max_payload: usize,
-    /// Whether every broker knows headers.
-    pub headers: bool,
+    /// What the least of the brokers knows of headers.
+    pub headers: HeaderSupport,
 }
 
 /// What a roster says to a trunk that wants a link.
@@ -178,6 +179,15 @@ impl Roster {
         self.infos().next().is_some()
     }
 
+    /// Whether all brokers that were seen are the Ruby server of 2012: the only one that names
+    /// neither a protocol nor a version of Go.
+    pub fn are_of_2012(&self) -> bool {
+        self.was_seen()
+            && self
+                .infos()
+                .all(|info| info.proto == 0 && info.go.is_none())
+    }
+
     /// Whether every broker has answered, or failed to.
     pub fn was_asked(&self) -> bool {
         self.brokers()
@@ -193,9 +203,10 @@ impl Roster {
     /// What a session may count on.
     pub fn offer(&self) -> Offer {
         let max_payload = self.infos().map(|info| info.max_payload).min();
+        let headers = self.infos().map(ServerInfo::header_support).min();
         Offer {
             max_payload: max_payload.unwrap_or(DEFAULT_MAX_PAYLOAD),
-            headers: self.infos().all(|info| info.headers),
+            headers: headers.unwrap_or(HeaderSupport::On),
         }
     }
 

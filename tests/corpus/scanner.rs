@@ -1,7 +1,7 @@
 //! The scanner alone, without a socket, closes where the brokers on record closed, and with the same words.
 
 use natsmux::proto::client::{ClientFault, ClientLimits, ClientOp, Scan, scan};
-use natsmux::proto::connect::ConnectInfo;
+use natsmux::proto::connect::{ConnectInfo, HeaderSupport};
 
 use crate::broker::{V2_9, V2_15};
 use crate::case::{self, Broker, Case, End};
@@ -73,7 +73,7 @@ fn read_all(mut input: &[u8]) -> Option<Close> {
 fn judge(op: ClientOp<'_>, options: &mut ConnectInfo) -> Option<Close> {
     match op {
         ClientOp::Connect { json } => match options.merge(json) {
-            Ok(()) => options.refusal(true).map(Some),
+            Ok(()) => options.refusal(HeaderSupport::On).map(Some),
             Err(fault) => Some(ClientFault::from(fault).error_text()),
         },
         ClientOp::Publish(publish) if publish.header_len.is_some() && !options.headers => {

@@ -480,7 +480,7 @@ impl World {
                 component.is_slow() || self.daemon.overflowed.contains(&session)
             }
             CloseReason::Stale => component.manner != Manner::Good || component.gone.is_some(),
-            CloseReason::AuthTimeout => model.options.is_none(),
+            CloseReason::AuthTimeout | CloseReason::AuthTimeoutOf2012 => model.options.is_none(),
             CloseReason::Refused(_) if model.too_large => true,
             CloseReason::Refused(_) => {
                 !model.refusals.is_empty() && (!model.accepted || !self.is_welcome_somewhere())

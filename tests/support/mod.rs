@@ -17,6 +17,7 @@ mod natsmux;
 mod ports;
 mod process;
 mod raw;
+mod ruby;
 mod scripted;
 
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ pub use natsmux::{Natsmux, NatsmuxOptions};
 pub use ports::Port;
 pub use process::Process;
 pub use raw::{Frame, RawClient};
+pub use ruby::RubyServer;
 pub use scripted::{
     BrokerLink, Brokers, Flavour, Greeting, Received, ScriptedBroker, WATCHER, message,
 };

@@ -8,7 +8,7 @@
 mod connect;
 mod operations;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::operations::Then;
 use super::early::Early;
@@ -60,6 +60,9 @@ enum Stage {
 /// broker's answer to those before it, in bytes: each such wait copies what came since.
 const GATED_BYTES: usize = 64 * 1024;
 
+/// How long the Ruby server of 2012 waits for CONNECT.
+const AUTH_TIMEOUT_OF_2012: Duration = Duration::from_secs(1);
+
 /// The machine. See the module's documentation.
 #[derive(Debug)]
 pub struct Session {
@@ -74,9 +77,9 @@ pub struct Session {
     connect: Option<Box<ConnectInfo>>,
     action: Option<SessionAction>,
     pings: Pings,
-    /// The component closed its side.
     /// Whether its trunk has ever been ready for it.
     begun: bool,
+    /// The component closed its side.
     eof: bool,
 }
 
@@ -94,9 +97,13 @@ impl Session {
     pub fn new(now: Instant, bus: &Bus) -> Self {
         let settings = &bus.settings;
         let must_connect = bus.roster.auth_required();
+        let auth_timeout = match bus.roster.are_of_2012() {
+            true => settings.timings.auth_timeout.min(AUTH_TIMEOUT_OF_2012),
+            false => settings.timings.auth_timeout,
+        };
         Self {
             stage: Stage::Greeting {
-                deadline: must_connect.then(|| now + settings.timings.auth_timeout),
+                deadline: must_connect.then(|| now + auth_timeout),
             },
             partial: Partial::default(),
             early: None,
@@ -253,7 +260,10 @@ impl Session {
     pub fn handle_timeout(&mut self, home: Option<Home<'_>>, now: Instant, bus: &mut Bus) {
         match (&self.stage, home) {
             (Stage::Greeting { deadline: Some(at) }, _) if *at <= now => {
-                self.close(CloseReason::AuthTimeout);
+                self.close(match bus.roster.are_of_2012() {
+                    true => CloseReason::AuthTimeoutOf2012,
+                    false => CloseReason::AuthTimeout,
+                });
             }
             (Stage::Greeting { deadline: None }, _) if self.pings.next <= now => {
                 self.tick_first_pings(now, bus);

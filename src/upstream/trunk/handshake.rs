@@ -7,6 +7,7 @@ use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::{CloseReason, Trunk, Verdict};
 use crate::ledger::SessionId;
+use crate::proto::connect::HeaderSupport;
 use crate::proto::encode;
 use crate::proto::info::ServerInfo;
 use crate::upstream::backoff::Backoff;
@@ -111,7 +112,8 @@ impl Trunk {
 
     /// A broker's INFO during the handshake: answer with CONNECT and PING.
     pub(super) fn introduce(&mut self, at: usize, info: ServerInfo, now: Instant, bus: &mut Bus) {
-        let suits = !info.tls_required && (info.headers || !self.connect.headers);
+        let suits = !info.tls_required;
+        let headers = info.headers;
         let broker = self.links[at].broker;
         let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);
         if self.independent {
@@ -127,9 +129,10 @@ impl Trunk {
             .iter()
             .any(|link| link.oks.owed(OkOwner::Operation) > 0);
         let mut connect = std::mem::take(&mut self.scratch);
-        self.connect.encode(protocol, &mut connect);
+        self.connect.encode(protocol, headers, &mut connect);
         let link = &mut self.links[at];
         link.max_payload = max_payload;
+        link.strips = self.connect.headers && !headers;
         link.phase = Phase::Authenticating;
         link.deadline = Some(now + 2 * bus.settings.timings.link_timeout);
         link.out.push(&connect);
@@ -159,8 +162,10 @@ impl Trunk {
             }
         }
         bus.admission.remember(&self.connect);
-        let headers = self.has_headers(at, bus);
-        self.refuse_own_options(headers);
+        if !self.ready {
+            // One that is served already isn't closed by the next broker: its headers are stripped.
+            self.refuse_own_options(self.header_support(at, bus));
+        }
         let link = &mut self.links[at];
         link.deadline = None;
         link.phase = Phase::Authenticated;
@@ -177,18 +182,18 @@ impl Trunk {
 
     /// A broker accepts the credentials before it looks at the other options; what it would
     /// refuse of those, natsmux refuses.
-    pub(super) fn refuse_own_options(&mut self, headers: bool) {
-        if let Some(text) = self.connect.refusal(headers) {
+    pub(super) fn refuse_own_options(&mut self, support: HeaderSupport) {
+        if let Some(text) = self.connect.refusal(support) {
             for session in self.sessions() {
                 self.close(session, CloseReason::Refused(text.as_bytes().into()));
             }
         }
     }
 
-    /// Whether this link's broker supports headers, whatever the others do.
-    pub(super) fn has_headers(&self, at: usize, bus: &Bus) -> bool {
+    /// What this link's broker knows of headers, whatever the others do.
+    pub(super) fn header_support(&self, at: usize, bus: &Bus) -> HeaderSupport {
         let info = bus.roster.broker(self.links[at].broker).info();
-        info.is_none_or(|info| info.headers)
+        info.map_or(HeaderSupport::On, ServerInfo::header_support)
     }
 
     /// Replays on the link that waits for it, once no other is being left.
@@ -406,12 +411,10 @@ impl Trunk {
                     // No PONG before these are proven, as for publishes that never waited.
                     self.slots[session.0 as usize].publishes_covered_by = self.next_ping;
                 }
-                let bytes = chunk.len();
-                bus.budgets.held.give(bytes);
+                bus.budgets.held.give(chunk.len());
                 sent += messages;
                 let link = &mut self.links[at];
-                link.out.push_chunk(chunk);
-                link.account.appended += messages;
+                let bytes = link.push_held(chunk, messages, &mut bus.counters);
                 if link.verbose {
                     let quiet = unasked.min(messages);
                     unasked -= quiet;

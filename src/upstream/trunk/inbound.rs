@@ -402,8 +402,8 @@ impl Trunk {
             broker: self.links[at].broker,
             text: text.into(),
         }));
-        let headers = self.has_headers(at, bus);
-        if !attached && self.connect.refusal(headers).is_some() {
+        let headers = self.header_support(at, bus);
+        if !attached && !self.ready && self.connect.refusal(headers).is_some() {
             self.refuse_own_options(headers);
             return self.fail(at, Failure::Refused, now, bus);
         }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::ledger::{Account, Ping, Pings, Received, UpstreamSid};
 use crate::net::{Outbox, Partial, Retention};
+use crate::proto::encode;
+use crate::telemetry::Counters;
 use crate::upstream::roster::BrokerId;
 
 /// What a link may have written that no fence proved, in bytes, before the sessions that feed
@@ -117,6 +119,8 @@ pub(super) struct Link {
     pub(super) id: LinkId,
     pub(super) broker: BrokerId,
     pub(super) phase: Phase,
+    /// The broker knows no headers, and the component may send some.
+    pub(super) strips: bool,
     /// When the present phase must be over.
     pub(super) deadline: Option<Instant>,
     /// Whether the roster counts it as a dial in flight.
@@ -167,6 +171,39 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// Appends publishes as this broker can read them. Returns how many bytes that were.
+    pub(super) fn push_publishes(
+        &mut self,
+        frames: &[u8],
+        messages: u64,
+        counters: &mut Counters,
+    ) -> usize {
+        if self.strips {
+            return self.push_held(frames.to_vec(), messages, counters);
+        }
+        self.account.appended += messages;
+        self.out.push(frames);
+        frames.len()
+    }
+
+    /// The same for a chunk that has waited.
+    pub(super) fn push_held(
+        &mut self,
+        mut chunk: Vec<u8>,
+        messages: u64,
+        counters: &mut Counters,
+    ) -> usize {
+        self.account.appended += messages;
+        if self.strips {
+            let mut plain = Vec::with_capacity(chunk.len());
+            counters.headers_stripped += encode::publishes_without_headers(&mut plain, &chunk);
+            chunk = plain;
+        }
+        let bytes = chunk.len();
+        self.out.push_chunk(chunk);
+        bytes
+    }
+
     pub(super) fn new(
         id: LinkId,
         broker: BrokerId,
@@ -178,6 +215,7 @@ impl Link {
             id,
             broker,
             phase: Phase::Connecting,
+            strips: false,
             deadline: Some(deadline),
             dialing: true,
             in_barrier: false,

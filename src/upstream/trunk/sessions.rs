@@ -79,12 +79,11 @@ impl Trunk {
             Some(at) if slot.held.is_empty() => {
                 slot.publishes_covered_by = covered_by;
                 let link = &mut self.links[at];
-                link.out.push(frames);
-                link.account.appended += messages;
+                let bytes = link.push_publishes(frames, messages, &mut bus.counters);
                 if link.verbose {
                     link.oks.push(OkOwner::Publish, messages);
                 }
-                self.appended_publishes(at, frames.len(), messages, now, bus);
+                self.appended_publishes(at, bytes, messages, now, bus);
             }
             _ if slot.dropping => {
                 bus.counters.dropped += messages;

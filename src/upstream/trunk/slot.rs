@@ -20,6 +20,8 @@ pub enum CloseReason {
     ConnectExpected,
     /// The component sent no CONNECT in time.
     AuthTimeout,
+    /// The same, where the brokers are the Ruby server of 2012.
+    AuthTimeoutOf2012,
     /// What the component sent ahead of CONNECT is over its bound (R21).
     EarlyBytesExceeded,
     /// The brokers refused its credentials, with this text.
@@ -43,6 +45,7 @@ impl CloseReason {
             Self::Fault(fault) => fault.error_text().map(str::as_bytes),
             Self::ConnectExpected | Self::Signed => Some(b"Authorization Violation"),
             Self::AuthTimeout => Some(b"Authentication Timeout"),
+            Self::AuthTimeoutOf2012 => Some(b"Authorization is required"),
             Self::Refused(text) => Some(text),
             Self::Stale => Some(b"Stale Connection"),
             Self::ComponentClosed
@@ -61,7 +64,7 @@ impl CloseReason {
             Self::ComponentLost => "component_lost",
             Self::Fault(_) => "protocol_error",
             Self::ConnectExpected => "connect_expected",
-            Self::AuthTimeout => "auth_timeout",
+            Self::AuthTimeout | Self::AuthTimeoutOf2012 => "auth_timeout",
             Self::EarlyBytesExceeded => "early_bytes_exceeded",
             Self::Refused(_) => "refused",
             Self::SlowConsumer => "slow_consumer",

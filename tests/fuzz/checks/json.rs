@@ -3,7 +3,7 @@
 
 use natsmux::config::Config;
 use natsmux::proto::client::{self, ClientLimits, ClientOp, Scan};
-use natsmux::proto::connect::ConnectInfo;
+use natsmux::proto::connect::{ConnectInfo, HeaderSupport};
 use natsmux::proto::info::{FirstInfo, ServerInfo, first_info};
 
 /// INFO is at most this long, with `INFO ` and CRLF (R17).
@@ -15,7 +15,7 @@ pub fn connect(data: &[u8]) {
         return;
     };
     let mut line = Vec::new();
-    options.encode(1, &mut line);
+    options.encode(1, true, &mut line);
     let limits = ClientLimits {
         max_control_line: usize::MAX,
         ..ClientLimits::default()
@@ -30,12 +30,15 @@ pub fn connect(data: &[u8]) {
     assert_eq!(len, line.len());
     let twin = ConnectInfo::parse(json).expect("what natsmux writes");
     let mut again = Vec::new();
-    twin.encode(1, &mut again);
+    twin.encode(1, true, &mut again);
     assert_eq!(again, line, "R20: the same options are the same CONNECT");
     assert_eq!(twin.is_signed(), options.is_signed());
     // The protocol is natsmux's own from here on.
     if (0..=1).contains(&options.protocol) {
-        assert_eq!(twin.refusal(true), options.refusal(true));
+        assert_eq!(
+            twin.refusal(HeaderSupport::On),
+            options.refusal(HeaderSupport::On)
+        );
     }
 }
 
