@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::admission::Admission;
 use super::barrier::Barrier;
 use super::dial_queue::DialQueue;
-use super::failover::{Failover, Failovers, LostLink};
+use super::failover::{Failover, Failovers, LostLink, TOGETHER};
 use super::presence::{Heard, Presence};
 use super::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
 use super::watch::{TrunkId, Watches};
@@ -257,6 +257,9 @@ impl Bus {
         self.roster.link_opened(broker);
         self.unproven_said = false;
         let oldest = self.watches.oldest();
+        if oldest.is_none() {
+            self.presence.gather(now);
+        }
         self.watches.attach(broker, trunk);
         self.note_reach(broker, 1, oldest, now);
     }
@@ -267,6 +270,9 @@ impl Bus {
         let oldest = self.watches.oldest();
         let next_sentinel = self.watches.detach(broker, trunk);
         self.woken.extend(next_sentinel);
+        if self.watches.oldest().is_none() {
+            self.presence.lose_all();
+        }
         self.note_reach(broker, 0, oldest, now);
         if self.watches.suspect_since(broker).is_none() {
             self.roster.set_suspect(broker, false);
@@ -312,7 +318,12 @@ impl Bus {
             .filter(|_| !self.settings.is_independent());
         let staying = leaving.map_or(0, |broker| self.watches.attached(broker));
         let confirmed = self.counters.confirmed;
-        let report = self.failovers.poll_report(confirmed, staying, now)?;
+        // There each trunk goes on at once, and they don't notice together.
+        let quiet = match self.settings.is_independent() {
+            true => TOGETHER,
+            false => Duration::ZERO,
+        };
+        let report = self.failovers.poll_report(confirmed, staying, quiet, now)?;
         if report.complete {
             self.observed.failover_causes.count(report.cause.as_str());
             if report.attached > 0 {
@@ -406,7 +417,15 @@ impl Bus {
         let heard = self.presence.hear(json, from, now);
         match heard {
             Heard::Nothing => {}
-            Heard::News => self.weigh(now),
+            Heard::News => {
+                self.weigh(now);
+                if self.presence.is_gathering(now) {
+                    // Publishes may have waited for this host.
+                    self.roster.note_change();
+                }
+                // It may have to be answered.
+                self.woken.extend(self.watches.oldest());
+            }
             Heard::Routed => self.roster.note_change(),
         }
         heard

@@ -12,6 +12,9 @@ use super::roster::{BrokerId, Failure};
 /// A failover that takes longer is reported as it stands, and again at its end.
 const REPORT_AFTER: Duration = Duration::from_secs(5);
 
+/// Trunks of independent brokers that lose one within this do so together.
+pub(super) const TOGETHER: Duration = Duration::from_millis(100);
+
 /// The sum of a failover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failover {
@@ -57,6 +60,8 @@ struct Current {
     sum: Failover,
     /// Publishes that the bus had confirmed at its begin.
     confirmed_before: u64,
+    /// When a trunk last lost its link or went live.
+    last: Instant,
     /// It was reported as it stood.
     overdue: bool,
 }
@@ -78,7 +83,7 @@ impl Failovers {
     /// A trunk lost its live link. Returns true for the first one of a failover.
     pub(super) fn lost(&mut self, link: LostLink, now: Instant) -> bool {
         let first = self.current.is_none();
-        let Current { sum, .. } = self.current.get_or_insert_with(|| {
+        let Current { sum, last, .. } = self.current.get_or_insert_with(|| {
             let detection = match link.cause.is_planned() {
                 true => Duration::ZERO,
                 false => now.saturating_duration_since(link.last_read),
@@ -87,9 +92,11 @@ impl Failovers {
                 since: now,
                 sum: Failover::begin(link.broker, link.cause, detection),
                 confirmed_before: link.confirmed,
+                last: now,
                 overdue: false,
             }
         });
+        *last = now;
         sum.trunks += 1;
         sum.moved += link.moved;
         sum.in_doubt += link.in_doubt;
@@ -99,7 +106,11 @@ impl Failovers {
 
     /// A trunk that had lost its link is live again.
     pub(super) fn attached(&mut self, to: BrokerId, replayed: u64, held: u64, now: Instant) {
-        if let Some(Current { since, sum, .. }) = &mut self.current {
+        if let Some(Current {
+            since, sum, last, ..
+        }) = &mut self.current
+        {
+            *last = now;
             sum.to = Some(to);
             sum.attached += 1;
             sum.replayed += replayed;
@@ -122,15 +133,18 @@ impl Failovers {
     }
 
     /// The sum, once it is complete, and once when it is overdue. `confirmed` is what the bus
-    /// has confirmed so far, `staying` the trunks that [`Failovers::leaving`]'s broker has.
+    /// has confirmed so far, `staying` the trunks that [`Failovers::leaving`]'s broker has. The
+    /// next trunk may follow within `quiet`.
     pub(super) fn poll_report(
         &mut self,
         confirmed: u64,
         staying: usize,
+        quiet: Duration,
         now: Instant,
     ) -> Option<Failover> {
         let current = self.current.as_mut()?;
-        let waits = current.sum.attached < current.sum.trunks || staying > 0;
+        let busy = now.saturating_duration_since(current.last) < quiet;
+        let waits = current.sum.attached < current.sum.trunks || staying > 0 || busy;
         let overdue = now.saturating_duration_since(current.since) >= REPORT_AFTER;
         if waits && (!overdue || std::mem::replace(&mut current.overdue, true)) {
             return None;
@@ -190,15 +204,17 @@ mod tests {
         assert!(failovers.lost(link(start), now));
         assert!(!failovers.lost(link(start), now));
         failovers.attached(BrokerId(1), 10, 3, now);
-        assert_eq!(failovers.poll_report(11, 0, now), None);
+        assert_eq!(failovers.poll_report(11, 0, Duration::ZERO, now), None);
         failovers.attached(BrokerId(1), 5, 0, now + Duration::from_millis(7));
-        let report = failovers.poll_report(17, 0, now).expect("complete");
+        let report = failovers
+            .poll_report(17, 0, Duration::ZERO, now)
+            .expect("complete");
         assert_eq!((report.confirmed, report.complete), (7, true));
         assert_eq!((report.trunks, report.replayed, report.held), (2, 15, 3));
         assert_eq!((report.moved, report.in_doubt), (2, 4));
         assert_eq!(report.detection, Duration::from_secs(2));
         assert_eq!(report.took, Duration::from_millis(7));
-        assert_eq!(failovers.poll_report(17, 0, now), None);
+        assert_eq!(failovers.poll_report(17, 0, Duration::ZERO, now), None);
     }
 
     #[test]
@@ -206,16 +222,22 @@ mod tests {
         let now = Instant::now();
         let mut failovers = Failovers::default();
         failovers.lost(link(now), now);
-        assert_eq!(failovers.poll_report(10, 0, now), None);
+        assert_eq!(failovers.poll_report(10, 0, Duration::ZERO, now), None);
         let late = now + REPORT_AFTER;
-        let report = failovers.poll_report(10, 0, late).expect("overdue");
+        let report = failovers
+            .poll_report(10, 0, Duration::ZERO, late)
+            .expect("overdue");
         assert_eq!((report.trunks, report.attached, report.to), (1, 0, None));
         assert!(!report.complete);
-        assert_eq!(failovers.poll_report(10, 0, late), None, "once");
+        assert_eq!(
+            failovers.poll_report(10, 0, Duration::ZERO, late),
+            None,
+            "once"
+        );
         failovers.attached(BrokerId(1), 0, 0, late);
         assert!(
             failovers
-                .poll_report(10, 0, late)
+                .poll_report(10, 0, Duration::ZERO, late)
                 .is_some_and(|end| end.complete)
         );
     }
@@ -232,9 +254,24 @@ mod tests {
             failovers.lost(duck, now);
             assert_eq!(failovers.leaving(), Some(BrokerId(0)));
             failovers.attached(BrokerId(1), 1, 0, now);
-            let report = failovers.poll_report(10, staying, now);
+            let report = failovers.poll_report(10, staying, Duration::ZERO, now);
             assert_eq!(report.map(|sum| sum.trunks), (staying == 0).then_some(2));
         }
+    }
+
+    #[test]
+    fn trunks_that_go_on_at_once_one_by_one_make_one_report() {
+        let now = Instant::now();
+        let quiet = Duration::from_millis(100);
+        let mut failovers = Failovers::default();
+        for (number, at) in [(1, now), (2, now + quiet / 2)] {
+            assert_eq!(failovers.lost(link(at), at), number == 1);
+            failovers.attached(BrokerId(1), 1, 0, at);
+            assert_eq!(failovers.poll_report(10, 0, quiet, at), None);
+        }
+        let report = failovers.poll_report(10, 0, quiet, now + 2 * quiet);
+        let report = report.expect("complete");
+        assert_eq!((report.trunks, report.took), (2, quiet / 2));
     }
 
     #[test]
@@ -243,6 +280,6 @@ mod tests {
         let mut failovers = Failovers::default();
         failovers.lost(link(now), now);
         failovers.gone();
-        assert!(failovers.poll_report(10, 0, now).is_some());
+        assert!(failovers.poll_report(10, 0, Duration::ZERO, now).is_some());
     }
 }

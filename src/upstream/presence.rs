@@ -3,7 +3,7 @@
 //!
 //! One trunk of a bus, the *carrier*, announces on all its links and hears the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::proto::announcement::Announcement;
@@ -20,6 +20,13 @@ const LONGEST_JSON: usize = 8 * 1024;
 const LONGEST: Duration = Duration::from_secs(60);
 /// Hosts that are kept in mind.
 const PEERS_MOST: usize = 10_000;
+/// How long publishes wait behind an outage for hosts that were there before it: as long as
+/// these may take to look at a broker again.
+const GATHERING: Duration = Duration::from_secs(3);
+/// Between two announcements at least, where hosts come back.
+const LEAST: Duration = Duration::from_millis(100);
+/// How long an announcement waits at a time for trunks that still replay.
+const PUT_OFF: Duration = Duration::from_millis(5);
 /// How long a carrier that is new waits for links that are on their way.
 const START: Duration = Duration::from_millis(500);
 
@@ -41,6 +48,10 @@ pub struct Presence {
     prefix: Vec<u8>,
     id: String,
     peers: BTreeMap<String, Peer>,
+    /// Hosts that were there when the last broker was lost, and have not been heard of since.
+    awaited: BTreeSet<String>,
+    gathers_until: Option<Instant>,
+    announced_at: Option<Instant>,
     due: Option<Instant>,
     forbidden: bool,
     routed: bool,
@@ -62,6 +73,9 @@ impl Presence {
             },
             id: id.to_owned(),
             peers: BTreeMap::new(),
+            awaited: BTreeSet::new(),
+            gathers_until: None,
+            announced_at: None,
             due: None,
             forbidden: false,
             routed: false,
@@ -142,7 +156,13 @@ impl Presence {
             until: now + MISSED * every,
         };
         let reaches = peer.reaches.clone();
+        self.awaited.remove(&said.id);
         let before = self.peers.insert(said.id, peer);
+        if before.is_none() {
+            // It knows as little of this host.
+            let soon = self.announced_at.map_or(now, |at| now.max(at + LEAST));
+            self.due = self.due.map(|due| due.min(soon));
+        }
         match before.is_some_and(|before| before.reaches == reaches) {
             true => Heard::Nothing,
             false => Heard::News,
@@ -154,6 +174,29 @@ impl Presence {
         let before = self.peers.len();
         self.peers.retain(|_, peer| peer.until > now);
         self.peers.len() < before
+    }
+
+    /// The last broker is lost. What the others said of themselves is old from here on.
+    pub(super) fn lose_all(&mut self) {
+        self.awaited
+            .extend(std::mem::take(&mut self.peers).into_keys());
+    }
+
+    /// The first broker is back: the others will be, soon.
+    pub(super) fn gather(&mut self, now: Instant) {
+        self.gathers_until = Some(now + GATHERING);
+    }
+
+    /// Whether an outage was over only lately.
+    pub(super) fn is_gathering(&self, now: Instant) -> bool {
+        self.gathers_until.is_some_and(|until| until > now)
+    }
+
+    /// Until when a publish to this broker might miss a host that is on its way back to it.
+    pub(super) fn awaits(&self, server_id: &str, now: Instant) -> Option<Instant> {
+        let until = self.gathers_until.filter(|_| self.is_gathering(now))?;
+        let away = !self.awaited.is_empty() || self.missing(server_id) > 0;
+        (away && self.is_on()).then_some(until)
     }
 
     /// Hosts that aren't subscribed on this broker.
@@ -175,6 +218,7 @@ impl Presence {
     /// A broker doesn't permit it. Returns whether that is new.
     pub(super) fn forbid(&mut self) -> bool {
         self.peers.clear();
+        self.awaited.clear();
         !std::mem::replace(&mut self.forbidden, true)
     }
 
@@ -185,13 +229,23 @@ impl Presence {
 
     /// It was made.
     pub(super) fn announced(&mut self, now: Instant) {
+        self.announced_at = Some(now);
         self.due = Some(now + self.every());
+        if self.gathers_until.is_some_and(|until| until <= now) {
+            self.gathers_until = None;
+            self.awaited.clear();
+        }
     }
 
     /// Where this host is subscribed has changed: announced at once, or soon where this is the
     /// first link.
     pub(super) fn change(&mut self, now: Instant) {
         self.due = Some(self.due.map_or(now + START, |due| due.min(now)));
+    }
+
+    /// It can't be made yet.
+    pub(super) fn put_off(&mut self, now: Instant) {
+        self.due = Some(now + PUT_OFF);
     }
 
     fn every(&self) -> Duration {
@@ -267,6 +321,40 @@ mod tests {
         }
         let off = Presence::new("", "me");
         assert!(!off.is_on() && !off.is_subject(b".x") && !off.may_match(b">"));
+    }
+
+    #[test]
+    fn behind_an_outage_the_others_are_waited_for() {
+        let mut presence = Presence::new("_P", "me");
+        let now = Instant::now();
+        presence.hear(&other("x", &["A", "B"]), "A", now);
+        presence.hear(&other("y", &["A"]), "A", now);
+        assert_eq!(presence.awaits("A", now), None, "there was no outage");
+        presence.lose_all();
+        assert_eq!(presence.present("A"), 0, "what they said is old");
+        presence.gather(now);
+        let until = now + GATHERING;
+        assert_eq!(presence.awaits("A", now), Some(until));
+        presence.hear(&other("x", &["A"]), "A", now);
+        assert_eq!(presence.awaits("A", now), Some(until), "y is missing");
+        presence.hear(&other("y", &["B"]), "A", now);
+        assert_eq!(presence.awaits("A", now), Some(until), "y isn't there yet");
+        presence.hear(&other("y", &["A", "B"]), "A", now);
+        assert_eq!(presence.awaits("A", now), None);
+        assert_eq!(presence.awaits("B", now), Some(until), "x isn't there");
+        assert_eq!(presence.awaits("B", until), None, "it may never be");
+    }
+
+    #[test]
+    fn a_host_that_is_new_is_answered_soon() {
+        let mut presence = Presence::new("_P", "me");
+        let now = Instant::now();
+        presence.announced(now);
+        presence.hear(&other("x", &["A"]), "A", now);
+        assert_eq!(presence.due(), Some(now + LEAST));
+        presence.announced(now + LEAST);
+        presence.hear(&other("x", &["A", "B"]), "A", now + LEAST);
+        assert_eq!(presence.due(), Some(now + LEAST + EVERY), "it is known");
     }
 
     #[test]

@@ -392,6 +392,12 @@ impl Roster {
         broker.probe_at = broker.probe_at.min(now + Duration::from_millis(100));
     }
 
+    /// Whether a broker was left for dead because it answered nothing.
+    pub fn is_frozen(&self, id: BrokerId) -> bool {
+        let broker = self.broker(id);
+        broker.was_silent && broker.health == Health::Down
+    }
+
     /// R30: whether an independent broker has been heard of for the first time since it froze.
     /// What it got before that has to pass before anybody is subscribed there again.
     fn must_thaw(&mut self, id: BrokerId, now: Instant) -> bool {

@@ -227,7 +227,7 @@ pub(crate) struct ServiceGateway {
 }
 
 /// Requests that a gateway waits for at a time.
-const PENDING: usize = 50;
+const PENDING: usize = 1_000;
 
 impl ServiceGateway {
     pub(crate) fn new(books: &Books, pace: Pace) -> Self {

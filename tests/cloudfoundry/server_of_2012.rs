@@ -60,6 +60,10 @@ fn components_live_on_while_each_server_dies_in_turn() {
     for round in 0..4 {
         let victim = round % 2;
         servers[victim].kill();
+        // What is written to it until natsmux has noticed is in doubt.
+        natsmux.wait_varz("links to the other alone", PATIENCE, |varz| {
+            varz["links"] == varz["trunks"]
+        });
         for number in 0..20 {
             two.send(format!(
                 "PUB a  4\r\n{round:02}{number:02}\r\nPUB few  1\r\nx\r\n"
@@ -95,7 +99,7 @@ fn headers_are_taken_off() {
     one.send("SUB a 1\r\nPING\r\n");
     one.pong();
     two.send(
-        "HPUB a reply 22 27\r\nNATS/1.0\r\nKey: 1234\r\n\r\nhello\r\nPUB a 1\r\nx\r\nPING\r\n",
+        "HPUB a reply 23 28\r\nNATS/1.0\r\nKey: 1234\r\n\r\nhello\r\nPUB a 1\r\nx\r\nPING\r\n",
     );
     two.pong();
     one.expect("MSG a 1 reply 5\r\nhello\r\n");
@@ -121,10 +125,7 @@ fn its_errors_reach_the_component_that_caused_them() {
     // It never says who it is.
     let mut silent = RawClient::connect(&natsmux.address());
     let info = silent.info();
-    assert_eq!(
-        (&info["auth_required"], &info["proto"]),
-        (&true.into(), &0.into())
-    );
+    assert_eq!(info["auth_required"], true);
     let since = Instant::now();
     silent.send("PUB a  0\r\n\r\n");
     let last = String::from_utf8_lossy(&silent.until_closed()).into_owned();

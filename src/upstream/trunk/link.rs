@@ -153,7 +153,7 @@ pub(super) struct Link {
     window: u64,
     /// When the kernel was last asked for its unacknowledged bytes, and the last answer.
     pub(super) measured_at: Option<Instant>,
-    pub(super) unacked: Option<(u64, Instant)>,
+    pub(super) acked: Option<(u64, Instant)>,
     /// When that number last shrank (R9).
     pub(super) progress_at: Option<Instant>,
     pub(super) replayed: u64,
@@ -238,7 +238,7 @@ impl Link {
             shortest_round_trip: None,
             window: WINDOW_LEAST,
             measured_at: None,
-            unacked: None,
+            acked: None,
             progress_at: None,
             replayed: 0,
             server_id: Box::default(),

@@ -54,6 +54,9 @@ impl Trunk {
             self.renew_links(now, bus);
         }
         self.leave_removed(now, bus);
+        if self.leave_frozen(now, bus) {
+            return;
+        }
         if bus.presence.is_routed() && !self.links.is_empty() {
             // R26: as in a cluster, one link has all that there is.
             return self.leave_standbys(now, bus);
@@ -118,7 +121,11 @@ impl Trunk {
                 let joining = !link.phase.is_subscribed() && patience(link) > now;
                 joining && self.lost.is_none() && rank(link) < best_rank
             });
-            if let Some(until) = coming.map(patience).min() {
+            // Behind an outage, so are the hosts that were there before it.
+            let at_best = self.link_index(best_id);
+            let awaited =
+                at_best.and_then(|at| bus.presence.awaits(&self.links[at].server_id, now));
+            if let Some(until) = coming.map(patience).chain(awaited).min() {
                 self.choose_at = Some(until);
             } else if let Some(at) = self.link_index(best_id) {
                 self.go_live(at, now, bus);
@@ -176,7 +183,12 @@ impl Trunk {
     /// Does what is due.
     pub(super) fn handle_target_timeout(&mut self, now: Instant, bus: &mut Bus) {
         if bus.presence.due().is_some_and(|due| due <= now) {
-            self.announce(now, bus);
+            // Behind an outage, others publish once this host says that it is there: all of it.
+            let gathering = bus.presence.is_gathering(now);
+            match bus.barrier_opens_at(now).filter(|_| gathering) {
+                Some(_) => bus.presence.put_off(now),
+                None => self.announce(now, bus),
+            }
         }
         let mut again = false;
         for pause in &mut self.pauses {
@@ -246,6 +258,19 @@ impl Trunk {
             self.resume(live, now, bus);
         }
         self.release_late(bus);
+    }
+
+    /// Leaves a broker that another trunk has found dead by its silence: what is published to it
+    /// once it thaws wouldn't come to those that have left. Returns whether there was any, and
+    /// all else was done.
+    fn leave_frozen(&mut self, now: Instant, bus: &mut Bus) -> bool {
+        let frozen = |link: &Link| link.is_attached() && bus.roster.is_frozen(link.broker);
+        let at = self.links.iter().position(frozen);
+        if let Some(at) = at {
+            // It looks for the next one, and comes back here.
+            self.fail(at, Failure::Silent, now, bus);
+        }
+        at.is_some()
     }
 
     /// Leaves brokers that are no longer configured, where publishes don't go.

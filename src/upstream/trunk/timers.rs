@@ -206,16 +206,20 @@ impl Trunk {
             return;
         };
         let link = &mut self.links[at];
-        // The first answer after a while has nothing to be compared with: by then, what was
-        // written with the fence is acknowledged or never will be.
+        let written = link.out.end() - link.out.pending_bytes() as u64;
+        let acked = written.saturating_sub(bytes);
+        // Once the broker's host has the fence, only the broker can answer for itself: that its
+        // kernel takes more says nothing.
+        let fence_on_its_way = link.pings.oldest().is_some_and(|ping| acked < ping.offset);
+        // The first answer after a while has nothing to be compared with.
         let recent = |at: Instant| now.saturating_duration_since(at) < 2 * MEASURE_EVERY;
-        if link
-            .unacked
-            .is_some_and(|(before, at)| recent(at) && bytes < before)
-        {
+        let more = link
+            .acked
+            .is_some_and(|(before, at)| recent(at) && acked > before);
+        if fence_on_its_way && more {
             link.progress_at = Some(now);
         }
-        link.unacked = Some((bytes, now));
+        link.acked = Some((acked, now));
     }
 
     /// R9: when the oldest unanswered PING makes the link dead, if nothing is read until
