@@ -257,8 +257,8 @@ impl Bus {
         self.roster.link_opened(broker);
         self.unproven_said = false;
         let oldest = self.watches.oldest();
-        if oldest.is_none() {
-            self.presence.gather(now);
+        if let Some(since) = self.roster.take_outage() {
+            self.presence.gather(since, now);
         }
         self.watches.attach(broker, trunk);
         self.note_reach(broker, 1, oldest, now);
@@ -270,9 +270,6 @@ impl Bus {
         let oldest = self.watches.oldest();
         let next_sentinel = self.watches.detach(broker, trunk);
         self.woken.extend(next_sentinel);
-        if self.watches.oldest().is_none() {
-            self.presence.lose_all();
-        }
         self.note_reach(broker, 0, oldest, now);
         if self.watches.suspect_since(broker).is_none() {
             self.roster.set_suspect(broker, false);

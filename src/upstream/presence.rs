@@ -22,7 +22,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 const PEERS_MOST: usize = 10_000;
 /// How long publishes wait behind an outage for hosts that were there before it: as long as
 /// these may take to look at a broker again.
-const GATHERING: Duration = Duration::from_secs(3);
+const GATHERING: Duration = Duration::from_millis(2_500);
 /// Between two announcements at least, where hosts come back.
 const LEAST: Duration = Duration::from_millis(100);
 /// How long an announcement waits at a time for trunks that still replay.
@@ -176,14 +176,12 @@ impl Presence {
         self.peers.len() < before
     }
 
-    /// The last broker is lost. What the others said of themselves is old from here on.
-    pub(super) fn lose_all(&mut self) {
-        self.awaited
-            .extend(std::mem::take(&mut self.peers).into_keys());
-    }
-
-    /// The first broker is back: the others will be, soon.
-    pub(super) fn gather(&mut self, now: Instant) {
+    /// The first broker is back after an outage. Who was there when that began will be, soon;
+    /// what they said of themselves is old.
+    pub(super) fn gather(&mut self, since: Instant, now: Instant) {
+        let peers = std::mem::take(&mut self.peers).into_iter();
+        let present = peers.filter(|(_, peer)| peer.until > since);
+        self.awaited.extend(present.map(|(id, _)| id));
         self.gathers_until = Some(now + GATHERING);
     }
 
@@ -329,10 +327,10 @@ mod tests {
         let now = Instant::now();
         presence.hear(&other("x", &["A", "B"]), "A", now);
         presence.hear(&other("y", &["A"]), "A", now);
+        presence.hear(&other("gone", &["A"]), "A", now - MISSED * EVERY);
         assert_eq!(presence.awaits("A", now), None, "there was no outage");
-        presence.lose_all();
+        presence.gather(now, now);
         assert_eq!(presence.present("A"), 0, "what they said is old");
-        presence.gather(now);
         let until = now + GATHERING;
         assert_eq!(presence.awaits("A", now), Some(until));
         presence.hear(&other("x", &["A"]), "A", now);

@@ -87,6 +87,8 @@ pub struct Roster {
     offer_changed: bool,
     /// No broker can be dialled, and all were asked again because of that.
     stranded: bool,
+    /// Since when, where no link was opened since.
+    outage: Option<Instant>,
 }
 
 impl Roster {
@@ -108,6 +110,7 @@ impl Roster {
             changed: false,
             offer_changed: false,
             stranded: false,
+            outage: None,
         };
         roster.configure(addrs, placement, probe_interval, now);
         roster.current = roster.order[0];
@@ -274,6 +277,7 @@ impl Roster {
                 self.stranded = false;
             }
             None if !std::mem::replace(&mut self.stranded, true) => {
+                self.outage.get_or_insert(now);
                 for broker in &mut self.brokers {
                     let fresh = |at: Instant| now.saturating_duration_since(at) < FRESH_FAILURE;
                     broker.failures = 0;
@@ -308,6 +312,11 @@ impl Roster {
         let place = self.order.iter().position(|other| *other == id);
         let place = place.unwrap_or(self.order.len());
         (self.broker(id).missing, !self.is_settled(id, now), place)
+    }
+
+    /// Since when no broker was there, if that was so lately; asked once.
+    pub fn take_outage(&mut self) -> Option<Instant> {
+        self.outage.take()
     }
 
     /// R29: how many hosts say that they don't reach a broker.

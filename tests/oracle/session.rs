@@ -6,10 +6,11 @@ use super::frames::{self, Down, Publish, Splitter, Up, json_value};
 use super::{Oracle, identity};
 
 /// Texts that natsmux may say by itself, each followed by the end of the session.
-const LAST_WORDS: [&str; 6] = [
+const LAST_WORDS: [&str; 7] = [
     "Unknown Protocol Operation",
     "Authorization Violation",
     "Authentication Timeout",
+    "Authorization is required",
     "Maximum Payload Violation",
     "maximum control line exceeded",
     "Stale Connection",

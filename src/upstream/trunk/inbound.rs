@@ -367,8 +367,7 @@ impl Trunk {
     /// Of independent brokers, whether this one's verdict on operations concerns nobody (R28).
     fn is_bystander(&self, at: usize) -> bool {
         match self.links[at].phase {
-            Phase::Standby => true,
-            Phase::Replaying | Phase::Fenced => self.operation_owner() != Some(at),
+            Phase::Standby | Phase::Replaying | Phase::Fenced => self.operation_owner() != Some(at),
             _ => false,
         }
     }
