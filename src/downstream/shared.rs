@@ -62,6 +62,7 @@ pub(super) fn info((local, peer): Ends, cid: u64, shared: &Shared) -> Vec<u8> {
         port,
         client_ip: &client_ip.to_string(),
         client_id: cid,
+        jetstream: !bus.settings.is_independent(),
     };
     first_info(&brokers, &local)
 }

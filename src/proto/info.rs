@@ -180,6 +180,8 @@ pub struct FirstInfo<'a> {
     pub client_ip: &'a str,
     /// natsmux's number for the session.
     pub client_id: u64,
+    /// Whether it may tell of JetStream, where all brokers have it (R32).
+    pub jetstream: bool,
 }
 
 /// R17: the first line that a component gets. A later INFO replaces all that an earlier one said, so it is the same. `brokers` are the last INFOs of all brokers the session may come to;
@@ -198,7 +200,7 @@ pub fn first_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
     line.flag("tls_required", false);
     line.text("server_name", Some(cut(local.server_name, 32)));
     line.number("client_id", Some(local.client_id));
-    line.flag("jetstream", common.jetstream);
+    line.flag("jetstream", common.jetstream && local.jetstream);
     line.flag("ssl_required", false);
     line.text("go", common.go);
     line.number("api_lvl", common.api_lvl);

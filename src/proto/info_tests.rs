@@ -16,6 +16,7 @@ fn local() -> FirstInfo<'static> {
         port: 4222,
         client_ip: "127.0.0.1",
         client_id: 7,
+        jetstream: true,
     }
 }
 
@@ -188,6 +189,7 @@ fn a_brokers_long_version_crowds_nothing_out() {
         port: 4222,
         client_ip: "127.0.0.1",
         client_id: 1,
+        jetstream: true,
     };
     let line = first_info(&[&broker], &local);
     let told = ServerInfo::parse(line[b"INFO ".len()..].trim_ascii()).expect("INFO");

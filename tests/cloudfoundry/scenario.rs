@@ -25,7 +25,7 @@ const NATS: &str = "nats";
 const HOSTS: usize = 2;
 const BUSES: [&str; 2] = ["control", "services"];
 
-/// The pace of 2012 with `CLOUDFOUNDRY=full`, which takes about six minutes; else all of it
+/// The pace of 2012 with `CLOUDFOUNDRY=full`, which takes about eight minutes; else all of it
 /// twenty times as fast.
 fn pace() -> Pace {
     let full = env::var("CLOUDFOUNDRY").is_ok_and(|value| value == "full");

@@ -104,7 +104,9 @@ fn headers_are_taken_off() {
     two.pong();
     one.expect("MSG a 1 reply 5\r\nhello\r\n");
     one.expect(&message("a", "1", "x"));
-    assert_eq!(natsmux.counter("headers_stripped"), 1);
+    natsmux.wait_varz("one to be counted", PATIENCE, |varz| {
+        varz["headers_stripped"] == 1
+    });
     for server in &servers {
         let lines = server.lines();
         let is_modern = |line: &String| line.contains("HPUB") || line.contains("headers\":true");

@@ -14,7 +14,7 @@ use crate::rig::{all_up, natsmux, pause};
 use crate::size::{Dice, figures, number, percentile, spread, turn};
 use crate::support::{Broker, Cluster, Natsmux, PATIENCE, RawClient, Version, wait_for};
 
-const GROUPS: usize = 3;
+pub(crate) const GROUPS: usize = 3;
 /// Short, so that a broker that returns is the target again within a test.
 const FAILBACK: Duration = Duration::from_millis(900);
 const SETTLING: Duration = Duration::from_millis(500);
@@ -42,43 +42,13 @@ impl Rig {
     fn with(brokers: Vec<Broker>, urls: &[Vec<String>], publishers: u64, rate: u64) -> Self {
         let hosts = urls.iter().enumerate();
         let hosts: Vec<Natsmux> = hosts.map(|(no, urls)| natsmux(config(no, urls))).collect();
-        let interval = Duration::from_secs_f64(publishers as f64 / rate as f64);
-        let mut parts = Vec::new();
-        for no in 0..publishers {
-            parts.push(Part {
-                address: hosts[no as usize % hosts.len()].address(),
-                publishes: Some(Publishes {
-                    subject: format!("load.{no}"),
-                    interval,
-                    burst: 1,
-                    size: 100,
-                }),
-                ping: Some(Duration::from_millis(500)),
-                ..Part::default()
-            });
-        }
-        let publishers: Vec<u64> = (0..publishers).collect();
-        let listener = |host: &Natsmux| Part {
-            address: host.address(),
-            subjects: vec!["load.>".to_owned()],
-            ..Part::default()
-        };
-        let mut observers = Vec::new();
-        let mut groups = vec![Vec::new(); GROUPS];
-        for host in &hosts {
-            observers.push(parts.len());
-            parts.push(Part {
-                expects: publishers.clone(),
-                ..listener(host)
-            });
-            for (no, members) in groups.iter_mut().enumerate() {
-                members.push(parts.len());
-                parts.push(Part {
-                    group: Some(format!("group{no}")),
-                    ..listener(host)
-                });
-            }
-        }
+        let addresses: Vec<String> = hosts.iter().map(Natsmux::address).collect();
+        let Cast {
+            parts,
+            publishers,
+            observers,
+            groups,
+        } = components(&addresses, publishers, rate);
         let load = Load::start(parts);
         let rig = Self {
             load,
@@ -145,13 +115,69 @@ impl Rig {
     }
 }
 
-fn config(host: usize, urls: &[String]) -> String {
+pub(crate) fn config(host: usize, urls: &[String]) -> String {
     let mut text = format!(
         "name = \"host{host}\"\n[http]\nlisten = \"{{http}}\"\n[[bus]]\nname = \"default\"\n\
          listen = [\"{{listen}}\"]\nbrokers = {urls:?}\ntopology = \"independent\"\n"
     );
     let _ = writeln!(text, "[bus.timings]\nfailback_delay = \"{FAILBACK:?}\"");
     text
+}
+
+/// Who takes part, and as what.
+pub(crate) struct Cast {
+    pub(crate) parts: Vec<Part>,
+    pub(crate) publishers: Vec<u64>,
+    pub(crate) observers: Vec<usize>,
+    pub(crate) groups: Vec<Vec<usize>>,
+}
+
+/// On every host an observer of all, a member of each of three queue groups, and publishers:
+/// `publishers` on all hosts together, with `rate` messages a second.
+pub(crate) fn components(hosts: &[String], publishers: u64, rate: u64) -> Cast {
+    let interval = Duration::from_secs_f64(publishers as f64 / rate as f64);
+    let mut parts = Vec::new();
+    for no in 0..publishers {
+        parts.push(Part {
+            address: hosts[no as usize % hosts.len()].clone(),
+            publishes: Some(Publishes {
+                subject: format!("load.{no}"),
+                interval,
+                burst: 1,
+                size: 100,
+            }),
+            ping: Some(Duration::from_millis(500)),
+            ..Part::default()
+        });
+    }
+    let publishers: Vec<u64> = (0..publishers).collect();
+    let listener = |host: &String| Part {
+        address: host.clone(),
+        subjects: vec!["load.>".to_owned()],
+        ..Part::default()
+    };
+    let mut observers = Vec::new();
+    let mut groups = vec![Vec::new(); GROUPS];
+    for host in hosts {
+        observers.push(parts.len());
+        parts.push(Part {
+            expects: publishers.clone(),
+            ..listener(host)
+        });
+        for (no, members) in groups.iter_mut().enumerate() {
+            members.push(parts.len());
+            parts.push(Part {
+                group: Some(format!("group{no}")),
+                ..listener(host)
+            });
+        }
+    }
+    Cast {
+        parts,
+        publishers,
+        observers,
+        groups,
+    }
 }
 
 struct Outcome {

@@ -13,6 +13,7 @@ mod hostile;
 mod independent;
 mod judge;
 mod kills;
+mod leaf;
 mod load;
 mod namespace;
 mod network;

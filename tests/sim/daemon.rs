@@ -907,6 +907,7 @@ impl World {
             port: 4222,
             client_ip: "127.0.0.1",
             client_id,
+            jetstream: false,
         };
         first_info(&infos, &local)
     }

@@ -730,3 +730,37 @@ fn a_lame_duck_that_was_replaced_says_nothing_of_its_successor() {
     bench.broker(b"INFO {\"server_id\":\"later\",\"ldm\":true}\r\n");
     assert_eq!(bench.bus.roster.broker(broker).health(), Health::LameDuck);
 }
+
+#[test]
+fn what_a_frozen_brokers_kernel_takes_is_no_sign_of_life() {
+    let half = Duration::from_millis(500);
+    // As many subscriptions as it likes, behind a fence that the kernel has acknowledged.
+    let mut bench = Bench::live(r#"{"verbose":false}"#);
+    bench.publish(b"PUB a 0\r\n\r\n");
+    bench.pass(Duration::from_millis(50));
+    assert!(bench.told().ends_with("PING\r\n"));
+    for tick in 0..4_u64 {
+        assert!(bench.trunk.has_link(bench.link), "{tick}");
+        bench.subscribe(b"b", format!("{tick}").as_bytes());
+        bench.flush();
+        // Ever more of it is acknowledged, but the last few bytes.
+        bench.trunk.handle_unacked(bench.link, 8 - tick, bench.now);
+        bench.pass(half);
+    }
+    assert!(!bench.trunk.has_link(bench.link), "dead after link_timeout");
+
+    // Where the fence itself is on its way, each byte that arrives is one.
+    let mut bench = Bench::live(r#"{"verbose":false}"#);
+    bench.publish(&[&b"PUB a 1000\r\n"[..], &[b'x'; 1000], b"\r\n"].concat());
+    bench.pass(Duration::from_millis(50));
+    bench.flush();
+    for tick in 0..8 {
+        let unacked = 1000 - 100 * tick;
+        bench.trunk.handle_unacked(bench.link, unacked, bench.now);
+        bench.pass(half);
+    }
+    assert!(
+        bench.trunk.has_link(bench.link),
+        "a slow way, not a dead one"
+    );
+}

@@ -55,6 +55,7 @@ pub fn info(data: &[u8]) {
         port: 4222,
         client_ip: "127.0.0.1",
         client_id: u64::MAX,
+        jetstream: true,
     };
     for brokers in [
         &[&info][..],
