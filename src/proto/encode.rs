@@ -2,7 +2,7 @@
 //!
 //! Arguments are written as they are: they come from parsed operations, so they hold no blank, CR or LF.
 
-use super::publish_head;
+use super::client::{self, ClientLimits, ClientOp, Scan};
 use super::server::Msg;
 
 /// `PING`, from either side.
@@ -27,8 +27,16 @@ pub fn sub(out: &mut Vec<u8>, subject: &[u8], queue_group: Option<&[u8]>, sid: &
 
 /// `PUB subject #bytes` and the payload, to a broker.
 pub fn publish(out: &mut Vec<u8>, subject: &[u8], payload: &[u8]) {
+    publish_to(out, subject, None, payload);
+}
+
+fn publish_to(out: &mut Vec<u8>, subject: &[u8], reply: Option<&[u8]>, payload: &[u8]) {
     out.extend_from_slice(b"PUB ");
     out.extend_from_slice(subject);
+    if let Some(reply) = reply {
+        out.push(b' ');
+        out.extend_from_slice(reply);
+    }
     out.push(b' ');
     decimal(out, payload.len() as u64);
     out.extend_from_slice(b"\r\n");
@@ -83,35 +91,26 @@ pub fn msg_without_headers(out: &mut Vec<u8>, msg: &Msg<'_>, sid: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Whole, canonical `PUB` and `HPUB` frames, for a broker that knows no headers: each `HPUB` becomes a `PUB` of its
-/// body. Returns how many these were.
+/// Whole `PUB` and `HPUB` frames, for a broker that knows no headers: each `HPUB` becomes a `PUB` of its body.
+/// Returns how many these were.
 pub fn publishes_without_headers(out: &mut Vec<u8>, mut frames: &[u8]) -> u64 {
+    const LIMITS: ClientLimits = ClientLimits {
+        max_control_line: usize::MAX,
+        max_payload: usize::MAX,
+    };
     let mut stripped = 0;
-    while let Some(head) = publish_head::canonical(frames, usize::MAX)
-        && let Some(payload) = frames.get(head.len..head.len + head.size)
-    {
-        let len = (head.len + head.size + 2).min(frames.len());
-        match head.header_len {
-            Some(header_len) => {
+    while let Scan::Op { op, len } = client::scan(frames, &LIMITS) {
+        match op {
+            ClientOp::Publish(publish) if publish.header_len.is_some() => {
                 stripped += 1;
-                let body = &payload[header_len..];
-                out.extend_from_slice(b"PUB ");
-                out.extend_from_slice(head.subject);
-                if let Some(reply) = head.reply {
-                    out.push(b' ');
-                    out.extend_from_slice(reply);
-                }
-                out.push(b' ');
-                decimal(out, body.len() as u64);
-                out.extend_from_slice(b"\r\n");
-                out.extend_from_slice(body);
-                out.extend_from_slice(b"\r\n");
+                let body = &publish.payload()[publish.header_len.unwrap_or(0)..];
+                publish_to(out, publish.subject, publish.reply, body);
             }
-            None => out.extend_from_slice(&frames[..len]),
+            _ => out.extend_from_slice(&frames[..len]),
         }
         frames = &frames[len..];
     }
-    out.extend_from_slice(frames);
+    debug_assert!(frames.is_empty(), "whole frames");
     stripped
 }
 
@@ -204,9 +203,10 @@ mod tests {
     fn publishes_lose_their_headers_and_nothing_else() {
         let mut out = Vec::new();
         let frames = b"HPUB a r 12 14\r\nNATS/1.0\r\n\r\nok\r\nPUB b 5\r\nHPUB \r\n\
-                       HPUB c 12 12\r\nNATS/1.0\r\n\r\n\r\nHPUB d 0 1\r\nx\r\n";
-        assert_eq!(publishes_without_headers(&mut out, frames), 3);
-        let expected = "PUB a r 2\r\nok\r\nPUB b 5\r\nHPUB \r\nPUB c 0\r\n\r\nPUB d 1\r\nx\r\n";
+                       HPUB c 12 12\r\nNATS/1.0\r\n\r\n\r\nHPUB d 0 1\r\nx\r\n\
+                       HPUB e\x01f 12 13\r\nNATS/1.0\r\n\r\ny\r\n";
+        assert_eq!(publishes_without_headers(&mut out, frames), 4);
+        let expected = "PUB a r 2\r\nok\r\nPUB b 5\r\nHPUB \r\nPUB c 0\r\n\r\nPUB d 1\r\nx\r\nPUB e\x01f 1\r\ny\r\n";
         assert_eq!(String::from_utf8_lossy(&out), expected);
         assert_eq!(publishes_without_headers(&mut out, b""), 0);
     }

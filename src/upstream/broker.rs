@@ -226,6 +226,7 @@ impl Broker {
         if self.health == Health::Down {
             self.returned_at = Some(now);
         }
+        (self.was_silent, self.thawed_at) = (false, None);
         self.health = health;
         self.since = now;
     }

@@ -257,7 +257,7 @@ impl Bus {
         self.roster.link_opened(broker);
         self.unproven_said = false;
         let oldest = self.watches.oldest();
-        if let Some(since) = self.roster.take_outage() {
+        if let Some(since) = self.roster.take_outage(now) {
             self.presence.gather(since, now);
         }
         self.watches.attach(broker, trunk);

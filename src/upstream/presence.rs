@@ -160,7 +160,8 @@ impl Presence {
         let before = self.peers.insert(said.id, peer);
         if before.is_none() {
             // It knows as little of this host.
-            let soon = self.announced_at.map_or(now, |at| now.max(at + LEAST));
+            let pause = LEAST.max(self.every() / 10);
+            let soon = self.announced_at.map_or(now, |at| now.max(at + pause));
             self.due = self.due.map(|due| due.min(soon));
         }
         match before.is_some_and(|before| before.reaches == reaches) {
@@ -247,7 +248,8 @@ impl Presence {
     }
 
     fn every(&self) -> Duration {
-        EVERY.max(EVERY * self.peers.len() as u32 / HEARD_MOST)
+        let hosts = (self.peers.len() + self.awaited.len()) as u32;
+        EVERY.max(EVERY * hosts / HEARD_MOST)
     }
 }
 

@@ -36,6 +36,8 @@ const HOLD_DOWN: Backoff = Backoff {
 const FRESH_FAILURE: Duration = Duration::from_millis(100);
 /// How long an independent broker that froze is left alone after its first word.
 const THAWING: Duration = Duration::from_secs(1);
+/// Hosts come back at about the same time behind an outage that was over within this.
+const FRESH_OUTAGE: Duration = Duration::from_secs(3);
 /// Dials in flight to one broker.
 const DIALS_IN_FLIGHT: u32 = 128;
 
@@ -88,7 +90,15 @@ pub struct Roster {
     /// No broker can be dialled, and all were asked again because of that.
     stranded: bool,
     /// Since when, where no link was opened since.
-    outage: Option<Instant>,
+    outage: Option<Outage>,
+}
+
+/// A time without any broker.
+#[derive(Clone, Copy, Debug)]
+struct Outage {
+    since: Instant,
+    /// When one could be dialled again.
+    over_at: Option<Instant>,
 }
 
 impl Roster {
@@ -274,10 +284,21 @@ impl Roster {
             Some(next) => {
                 self.changed |= next != self.current;
                 self.current = next;
-                self.stranded = false;
+                if std::mem::take(&mut self.stranded)
+                    && let Some(outage) = &mut self.outage
+                {
+                    outage.over_at = Some(now);
+                }
             }
             None if !std::mem::replace(&mut self.stranded, true) => {
-                self.outage.get_or_insert(now);
+                let linked = |broker: &Broker| broker.links > 0 && broker.health != Health::Down;
+                if !self.brokers.iter().any(linked) {
+                    let over_at = None;
+                    self.outage.get_or_insert(Outage {
+                        since: now,
+                        over_at,
+                    });
+                }
                 for broker in &mut self.brokers {
                     let fresh = |at: Instant| now.saturating_duration_since(at) < FRESH_FAILURE;
                     broker.failures = 0;
@@ -314,9 +335,11 @@ impl Roster {
         (self.broker(id).missing, !self.is_settled(id, now), place)
     }
 
-    /// Since when no broker was there, if that was so lately; asked once.
-    pub fn take_outage(&mut self) -> Option<Instant> {
-        self.outage.take()
+    /// Since when no broker was there, if that was so until lately; asked once.
+    pub fn take_outage(&mut self, now: Instant) -> Option<Instant> {
+        let outage = self.outage.take()?;
+        let is_fresh = |over: Instant| now.saturating_duration_since(over) < FRESH_OUTAGE;
+        outage.over_at.is_none_or(is_fresh).then_some(outage.since)
     }
 
     /// R29: how many hosts say that they don't reach a broker.

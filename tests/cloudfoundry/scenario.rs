@@ -287,6 +287,11 @@ fn finish(rig: &Rig, changes: u32) {
     rig.check("at the end");
     rig.books.close();
     thread::sleep(Duration::from_secs(1));
+    let sum = |name| -> u64 {
+        let counts = rig.hosts.iter().map(|host| host.natsmux.counter(name));
+        counts.sum()
+    };
+    assert_eq!((sum("dropped"), sum("refused")), (0, 0));
     let in_doubt: u64 = rig
         .hosts
         .iter()

@@ -135,7 +135,12 @@ impl StandIn {
     /// Why it exited, if it did.
     pub(crate) fn exit(&self) -> Option<String> {
         let exit = self.exit.lock().expect("no panic with this lock held");
-        exit.as_ref().map(|why| format!("{}: {why}", self.name))
+        let panicked = || {
+            let ended = self.thread.as_ref().is_some_and(JoinHandle::is_finished);
+            ended.then(|| "a panic".to_owned())
+        };
+        let why = exit.clone().or_else(panicked)?;
+        Some(format!("{}: {why}", self.name))
     }
 }
 
@@ -175,7 +180,7 @@ impl Component {
             )
             .as_bytes(),
         )?;
-        let mut begun = false;
+        let (mut begun, mut subscribed) = (false, false);
         let mut chunk = [0; 16 * 1024];
         while !self.over.load(Ordering::SeqCst) {
             match stream.read(&mut chunk) {
@@ -189,7 +194,7 @@ impl Component {
                 match operation {
                     Operation::Message(message) => role.handle(&message, &mut self.wire),
                     Operation::Ping => self.wire.write("PONG\r\n"),
-                    Operation::Pong if begun => {}
+                    Operation::Pong if begun => subscribed = true,
                     Operation::Pong => {
                         begun = true;
                         role.start(&mut self.wire);
@@ -199,7 +204,7 @@ impl Component {
                     Operation::Nothing => {}
                 }
             }
-            if begun {
+            if subscribed {
                 role.tick(Instant::now(), &mut self.wire);
                 let _ = ready.send(());
             }

@@ -403,3 +403,51 @@ fn presence_reaches_no_component() {
     all.send("PING\r\n");
     all.pong();
 }
+
+#[test]
+fn behind_an_outage_components_are_answered_while_hosts_gather() {
+    let mut brokers: Vec<Broker> = (0..2).map(|_| Broker::start(Version::V215)).collect();
+    let urls: Vec<String> = brokers.iter().map(Broker::url).collect();
+    let mut hosts: Vec<Natsmux> = (0..2).map(|no| natsmux(config(no, &urls))).collect();
+    let mut clients: Vec<RawClient> = hosts.iter().map(Natsmux::client).collect();
+    for host in &hosts {
+        wait_for("each host to see the other", PATIENCE, || {
+            let answer: Value = serde_json::from_str(&host.get("/brokerz")?.body).ok()?;
+            let all = answer["buses"][0]["brokers"].as_array()?;
+            all.iter().all(|one| one["hosts"] == 1).then_some(())
+        });
+    }
+    for broker in &mut brokers {
+        broker.kill();
+    }
+    // This one is never heard of again.
+    hosts[1].kill();
+    hosts[0].wait_varz("the outage", PATIENCE, |varz| varz["links"] == 0);
+    clients[0].send("PUB held 4\r\nheld\r\n");
+
+    brokers[0].restart();
+    let mut observer = RawClient::ready(&brokers[0].address());
+    observer.send("SUB held 1\r\nPING\r\n");
+    observer.pong();
+    let since = Instant::now();
+    let mut newcomer = hosts[0].client();
+    let answered = since.elapsed();
+    assert!(answered < Duration::from_millis(1_500), "{answered:?}");
+    newcomer.send("PUB held 3\r\nnew\r\n");
+    // The broker may ask how its observer is.
+    let mut next = || loop {
+        let frame = observer.frame();
+        if frame.line.starts_with("MSG ") {
+            break frame.payload;
+        }
+    };
+    let mut came = [next(), next()];
+    let waited = since.elapsed();
+    came.sort();
+    assert_eq!(came, [b"held".to_vec(), b"new".to_vec()]);
+    assert!(waited < Duration::from_secs(5), "{waited:?}");
+    figures(&format!(
+        "behind an outage, with a host that doesn't come back: a new component is answered after \
+         {answered:?}, publishes go on after {waited:?}"
+    ));
+}

@@ -60,6 +60,8 @@ fn leaf(number: usize, ports: &[Port]) -> Broker {
 }
 
 struct Sum {
+    /// Publishes that natsmux counts as in doubt.
+    in_doubt: u64,
     disconnects: usize,
     plain: Verdict,
     groups: Verdict,
@@ -116,7 +118,12 @@ fn play(host: impl Fn(usize, &[Broker], &[Port]) -> Host, kills: u64, freezes: u
             }
         }
     }
+    let in_doubt = hosts.iter().map(|host| match host {
+        Host::Natsmux(natsmux) => natsmux.counter("in_doubt"),
+        Host::Leaf(_) => 0,
+    });
     Sum {
+        in_doubt: in_doubt.sum(),
         local: percent(came[1], came[0] + came[1]),
         disconnects: load.faults().len(),
         plain: load.verdict(cast.observers.iter().copied()),
@@ -148,12 +155,13 @@ fn side_by_side_with_a_leaf_node() {
             plain,
             groups,
             local,
+            in_doubt,
         } = sum;
         figures(&format!(
             "{name}: {HOSTS} hosts, two brokers, {kills} kills and {freezes} freezes of {FROZEN:?}: {} \
              plain deliveries owed: missing {} ({:.2} %), double {}; {} to {GROUPS} groups owed: \
              missing {} ({:.2} %), double {}, {local:.0} % of them on the publisher's host; \
-             disconnects {disconnects}",
+             in doubt {in_doubt}; disconnects {disconnects}",
             plain.published,
             plain.missing,
             percent(plain.missing, plain.published),
@@ -166,6 +174,8 @@ fn side_by_side_with_a_leaf_node() {
     }
     assert_eq!(own.disconnects, 0);
     assert_eq!((own.plain.duplicates, own.groups.duplicates), (0, 0));
+    assert!(own.plain.missing <= own.in_doubt * HOSTS as u64);
+    assert!(own.groups.missing <= own.in_doubt * GROUPS as u64);
     assert!(own.plain.missing < leaves.plain.missing);
 }
 

@@ -132,6 +132,7 @@ impl Trunk {
         self.connect.encode(protocol, headers, &mut connect);
         let link = &mut self.links[at];
         link.max_payload = max_payload;
+        link.headers = self.connect.headers && headers;
         link.strips = self.connect.headers && !headers;
         link.phase = Phase::Authenticating;
         link.deadline = Some(now + 2 * bus.settings.timings.link_timeout);

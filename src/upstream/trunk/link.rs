@@ -119,7 +119,9 @@ pub(super) struct Link {
     pub(super) id: LinkId,
     pub(super) broker: BrokerId,
     pub(super) phase: Phase,
-    /// The broker knows no headers, and the component may send some.
+    /// Whether its CONNECT asked for headers: else there may be none in what goes there.
+    pub(super) headers: bool,
+    /// Where not, whether the component may send some.
     pub(super) strips: bool,
     /// When the present phase must be over.
     pub(super) deadline: Option<Instant>,
@@ -194,7 +196,8 @@ impl Link {
         counters: &mut Counters,
     ) -> usize {
         self.account.appended += messages;
-        if self.strips {
+        // They may be from before a second CONNECT.
+        if !self.headers && memchr::memmem::find(&chunk, b"HPUB ").is_some() {
             let mut plain = Vec::with_capacity(chunk.len());
             counters.headers_stripped += encode::publishes_without_headers(&mut plain, &chunk);
             chunk = plain;
@@ -215,6 +218,7 @@ impl Link {
             id,
             broker,
             phase: Phase::Connecting,
+            headers: true,
             strips: false,
             deadline: Some(deadline),
             dialing: true,

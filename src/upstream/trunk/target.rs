@@ -22,6 +22,10 @@ pub(super) const PRESENCE_SID: &[u8] = b"-p";
 /// How long a new trunk waits for the link to a better broker.
 const START_PATIENCE: Duration = Duration::from_millis(300);
 
+/// The longest that a planned change waits for what is on its way to other hosts, where the
+/// configuration asks for less.
+const SETTLE_MOST: Duration = Duration::from_secs(1);
+
 /// A planned change of the broker that publishes go to (R30).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Switch {
@@ -125,8 +129,13 @@ impl Trunk {
             let at_best = self.link_index(best_id);
             let awaited =
                 at_best.and_then(|at| bus.presence.awaits(&self.links[at].server_id, now));
-            if let Some(until) = coming.map(patience).chain(awaited).min() {
+            let coming = coming.map(patience).min();
+            if let Some(until) = coming.into_iter().chain(awaited).min() {
                 self.choose_at = Some(until);
+                if coming.is_none() {
+                    // Publishes wait for those, and components needn't.
+                    self.make_ready();
+                }
             } else if let Some(at) = self.link_index(best_id) {
                 self.go_live(at, now, bus);
             }
@@ -166,7 +175,9 @@ impl Trunk {
         {
             let settle = bus.settings.timings.switch_settle;
             let farthest = bus.longest_round_trip();
-            switch.settled_at = Some(now + settle.max(2 * farthest));
+            // A link that stalled looks far away: publishes don't wait for that.
+            let farthest = (2 * farthest).min(SETTLE_MOST);
+            switch.settled_at = Some(now + settle.max(farthest));
         }
     }
 
@@ -307,7 +318,9 @@ impl Trunk {
             if !link.is_attached() {
                 continue;
             }
-            self.lost = Some((link.broker, Failure::NewConnect, now));
+            // Of a failover that isn't over, the operator is still told the sum.
+            self.lost
+                .get_or_insert((link.broker, Failure::NewConnect, now));
             bus.detached(self.id, link.broker, now);
             let (settled, _) = self.settle(link, bus);
             self.requeue(settled, bus);
