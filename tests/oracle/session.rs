@@ -121,6 +121,13 @@ impl Places {
         self.proven && open.all(|(link, _)| excused(*link))
     }
 
+    /// Whether it is only where `excused` says so: what one broker alone was asked, and another
+    /// has taken its place.
+    pub fn is_left_behind(&self, excused: impl Fn(u64) -> bool) -> bool {
+        let mut open = self.links.iter().filter(|(_, frame)| frame.is_some());
+        open.all(|(link, _)| excused(*link))
+    }
+
     fn is_done(&self) -> bool {
         self.is_proven_but_for(|_| false)
     }
@@ -694,13 +701,13 @@ impl Oracle {
         let session = &self.sessions[no];
         let answered = session.verbose_ops.front().is_none_or(|op| *op >= ping);
         // What a broker may have ended, and what was for natsmux to answer, needs no place.
+        let excused = |link: u64| self.suspect_links.contains(&link) || !self.links[&link].settled;
         let doubtful = |unproven: &Unproven| match unproven.kind.sub() {
             Some(sub) if session.subs[sub].may_be_over => true,
             None if unproven.on.is_nowhere() => true,
             // R27.
-            _ => unproven.on.is_proven_but_for(|link| {
-                self.suspect_links.contains(&link) || !self.links[&link].settled
-            }),
+            None => unproven.on.is_left_behind(excused),
+            Some(_) => unproven.on.is_proven_but_for(excused),
         };
         let mut earlier = session
             .unproven
