@@ -1,13 +1,15 @@
 # natsmux: `make help` lists what can be made.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test-deps check test sim turmoil prove fuzz mutants deny failover soak
+.PHONY: help run build test-deps bench-deps check test sim turmoil prove fuzz mutants deny failover soak bench
 
 export PORT HTTP KILL NATS_SERVER SEED SEEDS FIRST SECONDS_EACH RUNS MAX_LEN
 
 DENY = cargo-deny 0.20.2
 MUTANTS = cargo-mutants 27.1.0
 SHARD ?= 0/4
+ROUNDS ?= 5
+ONLY ?=
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -52,6 +54,12 @@ deny: ## bans, licences and sources of all dependencies
 
 failover: test-deps ## brokers that go away in every way, in full: about 15 min of figures
 	FAILOVER=full cargo test --release --test failover --test clients -- --test-threads=1
+
+bench-deps:
+	@tests/tools/install-test-deps haproxy
+
+bench: bench-deps ## beside a direct connection, HAProxy and a leaf node: about 10 min (ROUNDS=5 ONLY=fan-in)
+	cargo bench --bench wire -- --rounds $(ROUNDS) --only "$(ONLY)"
 
 soak: test-deps ## the same for hours' sake: 10 min without a broker, 10 min of load, 1,000 failovers
 	FAILOVER=soak cargo test --release --test failover -- --test-threads=1
