@@ -705,9 +705,11 @@ impl Oracle {
         let doubtful = |unproven: &Unproven| match unproven.kind.sub() {
             Some(sub) if session.subs[sub].may_be_over => true,
             None if unproven.on.is_nowhere() => true,
-            // R27.
-            None => unproven.on.is_left_behind(excused),
-            Some(_) => unproven.on.is_proven_but_for(excused),
+            // R27. What is over needs no second place.
+            Some(sub) if session.subs[sub].state == SubState::Live => {
+                unproven.on.is_proven_but_for(excused)
+            }
+            _ => unproven.on.is_left_behind(excused),
         };
         let mut earlier = session
             .unproven
