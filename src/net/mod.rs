@@ -4,6 +4,7 @@
 //! functions of [`socket`] are the only places where a machine's bytes meet a socket. With
 //! the feature `turmoil`, `simulated` takes the place of [`socket`]: for tests only.
 
+mod chunks;
 mod clock;
 mod fair;
 mod listen;

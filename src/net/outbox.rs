@@ -8,9 +8,11 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
+use super::chunks;
+
 /// Size that a chunk grows to before the next one is started, in bytes. One frame or one
 /// run of frames that is larger has a chunk of its own.
-const CHUNK_BYTES: usize = 64 * 1024;
+pub(super) const CHUNK_BYTES: usize = 64 * 1024;
 
 /// How long written bytes are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,13 +179,26 @@ impl Outbox {
         // Under `UntilWritten` the last chunk is unwritten or partly written, or it would
         // have been released; under `UntilConfirmed` a written chunk may grow again.
         if !fits {
-            self.chunks.push_back(Vec::with_capacity(len));
+            let lasting = !self.chunks.is_empty() || len > chunks::SMALL;
+            self.chunks
+                .push_back(match lasting && len <= chunks::CAPACITY {
+                    true => chunks::take(),
+                    false => Vec::with_capacity(len),
+                });
         } else if self.next == self.chunks.len() {
             self.next -= 1;
         }
-        self.chunks
+        let chunk = self
+            .chunks
             .back_mut()
-            .expect("pushed above when there was none")
+            .expect("pushed above when there was none");
+        let needed = chunk.len() + len;
+        if needed > chunk.capacity() && needed > chunks::SMALL {
+            let mut larger = chunks::take();
+            larger.extend_from_slice(chunk);
+            *chunk = larger;
+        }
+        chunk
     }
 
     fn written_in_next(&self) -> usize {
@@ -203,7 +218,7 @@ impl Outbox {
             }
             self.base = chunk_end;
             self.next -= 1;
-            self.chunks.pop_front();
+            self.chunks.pop_front().into_iter().for_each(chunks::give);
         }
         if self.chunks.is_empty() && self.chunks.capacity() > 8 {
             self.chunks.shrink_to(0);
