@@ -8,6 +8,8 @@ use std::cell::RefCell;
 pub(super) const CAPACITY: usize = 72 * 1024;
 /// What waits for a slow or idle peer stays in memory of its own size up to this, in bytes.
 pub(super) const SMALL: usize = 8 * 1024;
+/// From here on an outbox is that of a peer that lags: its chunks are as large as what they hold.
+pub(super) const BACKLOG: usize = 1024 * 1024;
 /// Chunks that a thread keeps for later: 2.25 MiB.
 const SPARE_MOST: usize = 32;
 

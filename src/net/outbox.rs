@@ -179,9 +179,10 @@ impl Outbox {
         // Under `UntilWritten` the last chunk is unwritten or partly written, or it would
         // have been released; under `UntilConfirmed` a written chunk may grow again.
         if !fits {
-            let lasting = !self.chunks.is_empty() || len > chunks::SMALL;
+            let large = !self.chunks.is_empty() || len > chunks::SMALL;
+            let busy = large && self.held_bytes() < chunks::BACKLOG;
             self.chunks
-                .push_back(match lasting && len <= chunks::CAPACITY {
+                .push_back(match busy && len <= chunks::CAPACITY {
                     true => chunks::take(),
                     false => Vec::with_capacity(len),
                 });
