@@ -140,6 +140,17 @@ impl ServerInfo {
         }
     }
 
+    /// The longest control line that the broker takes, in bytes, where that is less than nats-server's 4096: 1024
+    /// before gnatsd 1.4, and at the Ruby server, which closes without a word.
+    pub fn max_control_line(&self) -> usize {
+        const FIRST_WITH_MORE: [u64; 3] = [1, 4, 0];
+        // Brokers with headers are younger than 2.2: no need to look at their version.
+        match self.headers || self.version_numbers() >= FIRST_WITH_MORE {
+            true => usize::MAX,
+            false => 1024,
+        }
+    }
+
     /// Major, minor and patch number of `version`; numbers that are missing or malformed are 0.
     pub fn version_numbers(&self) -> [u64; 3] {
         let mut numbers = [0; 3];

@@ -216,3 +216,28 @@ fn a_last_field_that_just_fits_is_said() {
     assert!(lens.contains(&MAX_FIRST_INFO), "{lens:?}");
     assert!(lens.contains(&0));
 }
+
+#[test]
+fn old_brokers_take_shorter_lines() {
+    for (json, longest) in [
+        (r#"{"version":"0.4.22"}"#, 1024),
+        (r#"{"version":"1.3.0","go":"go1.11"}"#, 1024),
+        (r#"{"version":"1.4.1","go":"go1.11"}"#, usize::MAX),
+        (r#"{"version":"2.15.1","headers":true}"#, usize::MAX),
+        (r#"{"version":"2.15.1","headers":false}"#, usize::MAX),
+    ] {
+        assert_eq!(broker(json).max_control_line(), longest, "{json}");
+    }
+}
+
+#[test]
+fn headers_are_unheard_of_before_2_2_and_may_be_off_later() {
+    for (json, support) in [
+        (r#"{"version":"0.4.22"}"#, HeaderSupport::Unheard),
+        (r#"{"version":"2.1.9"}"#, HeaderSupport::Unheard),
+        (r#"{"version":"2.2.0"}"#, HeaderSupport::Off),
+        (r#"{"version":"2.15.1","headers":true}"#, HeaderSupport::On),
+    ] {
+        assert_eq!(broker(json).header_support(), support, "{json}");
+    }
+}

@@ -223,6 +223,12 @@ impl Roster {
         }
     }
 
+    /// The longest control line that all brokers take, in bytes.
+    pub fn max_control_line(&self) -> usize {
+        let longest = self.infos().map(ServerInfo::max_control_line).min();
+        longest.unwrap_or(usize::MAX)
+    }
+
     /// Whether a broker's INFO has changed the offer, or may have; asked once per change.
     pub fn take_offer_changed(&mut self) -> bool {
         std::mem::take(&mut self.offer_changed)

@@ -138,7 +138,10 @@ fn its_errors_reach_the_component_that_caused_them() {
     let [mut one, mut other] = components(&natsmux, OLD);
     other.send("SUB a  2\r\nPING\r\n");
     other.expect("PONG\r\n");
-    one.send(format!("PUB {} 0\r\n\r\n", "x".repeat(5000)));
+    // As long as that server takes, and longer.
+    one.send(format!("SUB {} 3\r\nPING\r\n", "x".repeat(1000)));
+    one.expect("PONG\r\n");
+    one.send(format!("SUB {} 4\r\n", "x".repeat(1030)));
     let last = String::from_utf8_lossy(&one.until_closed()).into_owned();
     assert_eq!(last, "-ERR 'maximum control line exceeded'\r\n");
     other.send("PUB a  1\r\ny\r\n");

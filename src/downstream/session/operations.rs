@@ -95,7 +95,7 @@ impl Session {
     pub(super) fn limits(&self, home: &Option<Home<'_>>, bus: &Bus) -> ClientLimits {
         let of_broker = home.as_ref().map(|home| home.trunk.max_payload());
         ClientLimits {
-            max_control_line: self.max_control_line,
+            max_control_line: self.max_control_line.min(bus.roster.max_control_line()),
             max_payload: of_broker
                 .unwrap_or(usize::MAX)
                 .min(bus.roster.offer().max_payload),
