@@ -32,18 +32,14 @@ const ONE_TO_ONE: Shape = Shape {
     threads: 1,
 };
 
+/// Both ends through the proxy.
 fn shaped(name: &'static str, shape: Shape) -> Scenario {
-    let play = move |site: &Site| messages::play(site, &site.near(), &site.near(), &shape);
-    Scenario {
-        name,
-        unit: Unit::PerSecond,
-        play: Box::new(play),
-    }
+    to(name, shape, Site::near)
 }
 
-/// Publishers through the proxy, receivers at the broker.
-fn half(name: &'static str, shape: Shape) -> Scenario {
-    let play = move |site: &Site| messages::play(site, &site.near(), &site.far(), &shape);
+/// Publishers through the proxy, receivers at `receive_at`.
+fn to(name: &'static str, shape: Shape, receive_at: fn(&Site) -> String) -> Scenario {
+    let play = move |site: &Site| messages::play(site, &site.near(), &receive_at(site), &shape);
     Scenario {
         name,
         unit: Unit::PerSecond,
@@ -101,7 +97,7 @@ pub(crate) fn all() -> Vec<Scenario> {
             },
         ),
         shaped("fan-in of 1,000, 128 B", fan_in),
-        half("fan-in of 1,000, receiver at the broker", fan_in),
+        to("fan-in of 1,000, receiver at the broker", fan_in, Site::far),
         shaped(
             "fan-out to 100, equal sids",
             Shape {

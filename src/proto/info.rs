@@ -144,7 +144,7 @@ impl ServerInfo {
     /// before gnatsd 1.4, and at the Ruby server, which closes without a word.
     pub fn max_control_line(&self) -> usize {
         const FIRST_WITH_MORE: [u64; 3] = [1, 4, 0];
-        // Brokers with headers are younger than 2.2: no need to look at their version.
+        // A broker with headers is one of those: no need to look at its version.
         match self.headers || self.version_numbers() >= FIRST_WITH_MORE {
             true => usize::MAX,
             false => 1024,
