@@ -93,16 +93,12 @@ impl Client {
     /// Whether any message comes within `patience`.
     pub(crate) fn message_within(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
-        self.stream
-            .set_read_timeout(Some(patience))
-            .expect("a socket");
+        self.set_patience(patience);
         let mut came = 0;
         while came == 0 && Instant::now() < deadline && self.fill() {
             came = self.take(&mut |_| {});
         }
-        self.stream
-            .set_read_timeout(Some(PATIENCE))
-            .expect("a socket");
+        self.set_patience(PATIENCE);
         came > 0
     }
 

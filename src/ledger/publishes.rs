@@ -167,11 +167,7 @@ fn is_own(subject: &[u8], own: &[u8]) -> bool {
 /// The frame at the start, and its payload's size if it is a publish.
 fn next_frame<'b>(bytes: &'b [u8], own: &[u8]) -> Option<(&'b [u8], Option<usize>)> {
     // natsmux wrote these bytes, so no limit applies and no fault can occur.
-    const LIMITS: ClientLimits = ClientLimits {
-        max_control_line: usize::MAX,
-        max_payload: usize::MAX,
-    };
-    match client::scan(bytes, &LIMITS) {
+    match client::scan(bytes, &ClientLimits::NONE) {
         Scan::Op { op, len } => match op {
             ClientOp::Publish(publish) if is_own(publish.subject, own) => {
                 Some((&bytes[..len], None))

@@ -26,6 +26,14 @@ pub struct ClientLimits {
     pub max_payload: usize,
 }
 
+impl ClientLimits {
+    /// For what natsmux itself has written.
+    pub const NONE: Self = Self {
+        max_control_line: usize::MAX,
+        max_payload: usize::MAX,
+    };
+}
+
 impl Default for ClientLimits {
     fn default() -> Self {
         Self {

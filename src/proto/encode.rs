@@ -94,12 +94,8 @@ pub fn msg_without_headers(out: &mut Vec<u8>, msg: &Msg<'_>, sid: &[u8]) {
 /// Whole `PUB` and `HPUB` frames, for a broker that knows no headers: each `HPUB` becomes a `PUB` of its body.
 /// Returns how many these were.
 pub fn publishes_without_headers(out: &mut Vec<u8>, mut frames: &[u8]) -> u64 {
-    const LIMITS: ClientLimits = ClientLimits {
-        max_control_line: usize::MAX,
-        max_payload: usize::MAX,
-    };
     let mut stripped = 0;
-    while let Scan::Op { op, len } = client::scan(frames, &LIMITS) {
+    while let Scan::Op { op, len } = client::scan(frames, &ClientLimits::NONE) {
         match op {
             ClientOp::Publish(publish) if publish.header_len.is_some() => {
                 stripped += 1;

@@ -195,10 +195,10 @@ impl Trunk {
     pub(super) fn handle_target_timeout(&mut self, now: Instant, bus: &mut Bus) {
         if bus.presence.due().is_some_and(|due| due <= now) {
             // Behind an outage, others publish once this host says that it is there: all of it.
-            let gathering = bus.presence.is_gathering(now);
-            match bus.barrier_opens_at(now).filter(|_| gathering) {
-                Some(_) => bus.presence.put_off(now),
-                None => self.announce(now, bus),
+            let replaying = bus.presence.is_gathering(now) && bus.barrier_opens_at(now).is_some();
+            match replaying {
+                true => bus.presence.put_off(now),
+                false => self.announce(now, bus),
             }
         }
         let mut again = false;
