@@ -12,7 +12,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use natsmux::config::{Choice, Config, ConfigError, Delivery, Flags, LogFormat, LogLevel};
-use natsmux::config::{Sharing, Topology, Unbuilt};
+use natsmux::config::{Sharing, Topology};
 use thiserror::Error;
 
 /// Keeps local NATS sessions alive while the brokers behind them come and go.
@@ -122,9 +122,6 @@ pub(crate) enum InputError {
     /// A wrong value.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A good value that isn't built yet.
-    #[error(transparent)]
-    Unbuilt(#[from] Unbuilt),
 }
 
 impl RunArgs {
@@ -145,21 +142,14 @@ impl RunArgs {
             Some(file) => Config::load_with_flags(file, flags)?,
             None => Config::from_flags(flags)?,
         };
-        Ok((built(config)?, self.file))
+        Ok((config, self.file))
     }
 }
 
 impl CheckArgs {
     /// The configuration in the file.
     pub(crate) fn into_config(self) -> Result<Config, InputError> {
-        built(Config::load(&self.file)?)
-    }
-}
-
-fn built(config: Config) -> Result<Config, InputError> {
-    match config.unbuilt() {
-        Some(unbuilt) => Err(unbuilt.into()),
-        None => Ok(config),
+        Ok(Config::load(&self.file)?)
     }
 }
 

@@ -3,8 +3,7 @@
 //! `options` holds every option with its meaning and default, `walk` every key
 //! with its bounds. `section` and `file` read TOML, `flags` the command line;
 //! `check` holds what must be true between options. A [`Config`] that comes out
-//! of here is valid by itself; whether each value is built yet is
-//! [`Config::unbuilt`], and whether a reload may take it over is
+//! of here is valid by itself; whether a reload may take it over is
 //! [`Config::needs_restart`].
 //!
 //! Nothing here reads a global, opens a socket or resolves a name. No error
@@ -22,7 +21,6 @@ mod reload;
 mod section;
 #[cfg(test)]
 mod tests;
-mod unbuilt;
 mod units;
 mod walk;
 
@@ -32,4 +30,3 @@ pub use error::{BrokerFault, ConfigError, Fault, Place};
 pub use flags::Flags;
 pub use options::{BusConfig, BusLimits, Config, DaemonLimits, LogConfig, PongHold, Timings};
 pub use reload::NeedsRestart;
-pub use unbuilt::Unbuilt;

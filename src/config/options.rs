@@ -122,6 +122,9 @@ pub struct BusConfig {
     /// Which sessions share a connection to the broker. Default: none.
     /// Changes on reload: no.
     pub sharing: Sharing,
+    /// With `sharing = "identity"`, the connections that the sessions of one identity are spread
+    /// over. Default: 1, from 1 to 64. Changes on reload: yes, for new sessions.
+    pub trunks_per_identity: usize,
     /// What happens to publishes in doubt. Default: at-most-once.
     /// Changes on reload: no.
     pub delivery: Delivery,
@@ -149,6 +152,7 @@ impl BusConfig {
             failback: Failback::default(),
             presence: PRESENCE.to_owned(),
             sharing: Sharing::default(),
+            trunks_per_identity: 1,
             delivery: Delivery::default(),
             lenient_connect: true,
             admit: Admit::default(),
@@ -235,6 +239,9 @@ pub struct Timings {
     /// How long publishes wait behind the last fence on an independent broker before they
     /// go to another, where both live (R30). Default: 100 ms, from 1 ms to 30 s.
     pub switch_settle: Duration,
+    /// How long a shared connection without sessions stays open; 0 keeps it.
+    /// Default: 1 min, from 0 to 1 d.
+    pub trunk_idle_timeout: Duration,
 }
 
 impl Default for Timings {
@@ -255,6 +262,7 @@ impl Default for Timings {
             refusal_window: Duration::from_secs(5),
             failback_delay: Duration::from_secs(10),
             switch_settle: Duration::from_millis(100),
+            trunk_idle_timeout: Duration::from_secs(60),
         }
     }
 }

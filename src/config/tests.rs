@@ -36,7 +36,6 @@ fn reference_file_equals_the_defaults() {
         ..Config::default()
     };
     assert_eq!(config, defaults);
-    assert_eq!(config.unbuilt(), None);
 }
 
 #[test]
@@ -80,7 +79,6 @@ fn cloud_foundry_has_two_buses_on_ports_of_their_own() {
     let config = Config::parse(CLOUD_FOUNDRY).expect("the file is good");
     let names: Vec<&str> = config.buses.iter().map(|bus| bus.name.as_str()).collect();
     assert_eq!(names, ["control", "services"]);
-    assert_eq!(config.unbuilt(), None);
 }
 
 #[test]
@@ -334,14 +332,21 @@ fn no_fault_shows_a_secret() {
 }
 
 #[test]
-fn unbuilt_values_parse_and_are_named() {
-    let identity = parsed("", "sharing = \"identity\"");
-    let unbuilt = identity.unbuilt().expect("unbuilt");
-    assert_eq!(unbuilt.value, "identity");
-    assert!(unbuilt.to_string().contains("isn't built yet"));
-    assert_eq!(parsed("", "topology = \"independent\"").unbuilt(), None);
-    assert_eq!(parsed("", "admit = \"verified\"").unbuilt(), None);
-    assert_eq!(parsed("", "delivery = \"at-least-once\"").unbuilt(), None);
+fn sharing_and_its_bounds_are_read() {
+    let shared = "sharing = \"identity\"\ntrunks_per_identity = 64\n";
+    let config = parsed("", &format!("{shared}timings.trunk_idle_timeout = \"0s\""));
+    let bus = &config.buses[0];
+    assert_eq!(
+        (bus.sharing, bus.trunks_per_identity),
+        (Sharing::Identity, 64)
+    );
+    assert_eq!(bus.timings.trunk_idle_timeout, std::time::Duration::ZERO);
+    for wrong in [
+        "trunks_per_identity = 0",
+        "timings.trunk_idle_timeout = \"25h\"",
+    ] {
+        Config::parse(&file("", wrong)).expect_err(wrong);
+    }
 }
 
 #[test]

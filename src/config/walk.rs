@@ -63,6 +63,7 @@ const MINUTE: Duration = secs(60);
 const FIVE_MINUTES: Duration = secs(300);
 const TEN_MINUTES: Duration = secs(600);
 const HOUR: Duration = secs(3600);
+const DAY: Duration = secs(86_400);
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -98,6 +99,7 @@ pub(super) fn bus<V: Visitor>(v: &mut V, c: &mut BusConfig) -> Result<(), Config
     v.choice("topology", &mut c.topology)?;
     v.choice("failback", &mut c.failback)?;
     v.choice("sharing", &mut c.sharing)?;
+    v.count("trunks_per_identity", &mut c.trunks_per_identity, 1..=64)?;
     let mut delivery = c.delivery;
     v.choice("delivery", &mut delivery)?;
     c.set_delivery(delivery);
@@ -137,7 +139,8 @@ pub(super) fn timings<V: Visitor>(v: &mut V, t: &mut Timings) -> Result<(), Conf
         ms(10)..=TEN_MINUTES,
     )?;
     v.duration("failback_delay", &mut t.failback_delay, ms(10)..=HOUR)?;
-    v.duration("switch_settle", &mut t.switch_settle, ms(1)..=secs(30))
+    v.duration("switch_settle", &mut t.switch_settle, ms(1)..=secs(30))?;
+    v.duration("trunk_idle_timeout", &mut t.trunk_idle_timeout, ms(0)..=DAY)
 }
 
 /// Keys of `[bus.limits]`.

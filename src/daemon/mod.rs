@@ -199,9 +199,6 @@ impl Control {
     async fn reload(&mut self) -> Result<(), ReloadError> {
         let file = self.file.as_ref().ok_or(ReloadError::NoFile)?;
         let new = self.config.reload(file)?;
-        if let Some(unbuilt) = new.unbuilt() {
-            return Err(ReloadError::Refused(unbuilt.to_string()));
-        }
         if let Some(fixed) = self.config.needs_restart(&new) {
             return Err(ReloadError::Refused(fixed.to_string()));
         }

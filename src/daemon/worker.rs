@@ -281,6 +281,7 @@ impl Worker {
         }
         let pool = Rc::new(Pool::new(
             bus.name.clone(),
+            &config.name,
             machine,
             Rc::clone(&self.buffer),
         ));
@@ -342,6 +343,7 @@ impl Worker {
                 if !running.removed.replace(true) {
                     info!(bus = pool.name, "bus removed, draining");
                     running.shared.drain.cancel();
+                    pool.close_idle();
                 }
                 continue;
             };
@@ -471,6 +473,8 @@ fn settings(bus: &BusConfig, buses: usize) -> Settings {
         delivery: bus.delivery,
         admit: bus.admit,
         lenient_connect: bus.lenient_connect,
+        sharing: bus.sharing,
+        trunks_per_identity: bus.trunks_per_identity,
         fences_per_second: FENCES_PER_SECOND / buses.max(1) as u32,
     }
 }

@@ -15,8 +15,9 @@ use super::shared::{self, Shared};
 use crate::ledger::SessionId;
 use crate::net::socket::{self, ReadHalf};
 use crate::net::{Flush, Port, now, wake_after_io};
+use crate::proto::connect::ConnectInfo;
 use crate::upstream::CloseReason;
-use crate::upstream::pool::{Pool, TrunkCell};
+use crate::upstream::pool::{MoveReason, Pool, TrunkCell};
 
 /// Reads of one component in a pass, so that a flood doesn't keep the worker.
 const READS_PER_PASS: usize = 2;
@@ -171,6 +172,7 @@ impl Connection {
         }
         self.with_session(|session, home, _, bus| {
             if let Some(home) = home {
+                session.handle_crowding(&home);
                 session.handle_offer(&home, bus);
             }
         });
@@ -235,6 +237,10 @@ impl Connection {
                 self.say_info();
                 true
             }
+            Some(SessionAction::Move { connect, why }) => {
+                self.move_home(*connect, why, now);
+                true
+            }
             Some(SessionAction::Attach { connect, sent }) => {
                 let out = self.session.take_out();
                 let pool = &self.shared.pool;
@@ -249,6 +255,26 @@ impl Connection {
                 true
             }
         }
+    }
+
+    fn move_home(&mut self, connect: ConnectInfo, why: MoveReason, now: Instant) {
+        let Some((cell, id)) = self.home.take() else {
+            return;
+        };
+        let home = self
+            .shared
+            .pool
+            .move_session((&cell, id), connect, why, now);
+        if home.is_none() {
+            self.closing = Some((CloseReason::Internal, now));
+        }
+        *self.card.home.borrow_mut() = home.clone();
+        self.home = home;
+        self.with_session(|session, home, now, bus| {
+            if let Some(home) = home {
+                session.handle_ready(home, now, bus);
+            }
+        });
     }
 
     fn say_info(&self) {

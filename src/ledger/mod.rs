@@ -14,7 +14,10 @@ pub use pings::{Ping, Pings};
 pub use publishes::{Account, Held, Settled, settle};
 pub use received::Received;
 pub use sid::{SidText, UpstreamSid};
-pub use subscriptions::{Recipient, Subscribed, Subscription, Subscriptions, Unsubscribed};
+pub use subscriptions::{
+    Carried, Ended, Interest, Rejected, Seen, Spent, Subscribed, Subscription, Subscriptions,
+    Unsubscribed,
+};
 
 /// A session's place in its trunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,8 +4,9 @@
 //! [`Account`] counts those of one link; [`settle`] reads what a dead link left behind and
 //! says which were never written (they move to the next link) and which are in doubt.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
+use super::SessionId;
 use crate::proto::client::{self, ClientLimits, ClientOp, Scan};
 
 /// Bounds of one chunk of waiting publishes, in bytes and messages: a fence follows each
@@ -119,23 +120,48 @@ impl Account {
 pub struct Settled {
     /// To be sent on the next link, in order.
     pub waiting: Held,
-    /// How many of `waiting` were never written.
+    /// The same where its session is known: it is in front of what waits there.
+    pub owned: BTreeMap<SessionId, Held>,
+    /// How many of these were never written.
     pub moved: u64,
-    /// How many of `waiting` were written and may arrive twice.
+    /// How many of these were written and may arrive twice.
     pub repeated: u64,
+}
+
+impl Settled {
+    /// Publishes that wait.
+    pub fn messages(&self) -> u64 {
+        let owned: u64 = self.owned.values().map(Held::messages).sum();
+        self.waiting.messages() + owned
+    }
+
+    /// Their bytes.
+    pub fn bytes(&self) -> usize {
+        let owned: usize = self.owned.values().map(Held::bytes).sum();
+        self.waiting.bytes() + owned
+    }
+
+    /// See [`Held::remove_larger`].
+    pub fn remove_larger(&mut self, max_payload: usize) -> u64 {
+        let owned = self.owned.values_mut();
+        let owned: u64 = owned.map(|held| held.remove_larger(max_payload)).sum();
+        self.waiting.remove_larger(max_payload) + owned
+    }
 }
 
 /// Sorts what a dead link left: `chunks` hold whole frames, looked at from offset `start` of
 /// the first on; `written` bytes, counted from the first byte of the first chunk, reached
 /// the socket. A frame that was written in part can't have been processed, so it moves.
 /// With `repeat` those written whole wait again too (at-least-once). Publishes whose subject
-/// begins with `own`, if that isn't empty, are natsmux's own: nobody waits for them.
+/// begins with `own`, if that isn't empty, are natsmux's own: nobody waits for them. `owner`
+/// says whose a publish is, by the offset behind it.
 pub fn settle(
     chunks: impl IntoIterator<Item = Vec<u8>>,
     start: usize,
     written: usize,
     repeat: bool,
     own: &[u8],
+    owner: impl Fn(usize) -> Option<SessionId>,
 ) -> Settled {
     let mut settled = Settled::default();
     let mut chunk_start = 0;
@@ -147,7 +173,10 @@ pub fn settle(
             if publish.is_none() || (was_written && !repeat) {
                 continue;
             }
-            settled.waiting.push(frame, 1);
+            match owner(chunk_start + at) {
+                Some(session) => settled.owned.entry(session).or_default().push(frame, 1),
+                None => settled.waiting.push(frame, 1),
+            }
             if was_written {
                 settled.repeated += 1;
             } else {
@@ -197,7 +226,7 @@ mod tests {
     #[test]
     fn at_every_cut_a_publish_moves_or_is_in_doubt() {
         for written in 0..=STREAM.len() {
-            let mut settled = settle([STREAM.to_vec()], 0, written, false, b"");
+            let mut settled = settle([STREAM.to_vec()], 0, written, false, b"", |_| None);
             let whole = [21, 40, 51].iter().filter(|end| **end <= written).count() as u64;
             assert_eq!((settled.moved, settled.repeated), (3 - whole, 0));
             let rest: &[u8] = match whole {
@@ -212,7 +241,7 @@ mod tests {
 
     #[test]
     fn larger_publishes_than_a_broker_takes_are_taken_out() {
-        let mut held = settle([STREAM.to_vec()], 0, 0, false, b"").waiting;
+        let mut held = settle([STREAM.to_vec()], 0, 0, false, b"", |_| None).waiting;
         assert_eq!(held.remove_larger(1), 1);
         let kept: Vec<_> = std::iter::from_fn(|| held.pop()).collect();
         assert_eq!(kept, [(b"PUB a 1\r\nx\r\nPUB c 0\r\n\r\n".to_vec(), 2)]);
@@ -221,14 +250,14 @@ mod tests {
 
     #[test]
     fn at_least_once_repeats_what_was_written() {
-        let settled = settle([STREAM.to_vec()], 21, 40, true, b"");
+        let settled = settle([STREAM.to_vec()], 21, 40, true, b"", |_| None);
         assert_eq!((settled.moved, settled.repeated), (1, 1));
         assert_eq!(settled.waiting.messages(), 2);
     }
 
     #[test]
     fn what_natsmux_publishes_itself_is_nobodys() {
-        let settled = settle([STREAM.to_vec()], 0, 0, true, b"b");
+        let settled = settle([STREAM.to_vec()], 0, 0, true, b"b", |_| None);
         assert_eq!((settled.moved, settled.repeated), (2, 0));
         assert_eq!(settled.waiting.messages(), 2);
     }
@@ -236,7 +265,7 @@ mod tests {
     #[test]
     fn chunks_are_counted_through() {
         let chunks = [b"PUB a 1\r\nx\r\n".to_vec(), b"PUB b 1\r\ny\r\n".to_vec()];
-        let settled = settle(chunks, 0, 12, false, b"");
+        let settled = settle(chunks, 0, 12, false, b"", |_| None);
         assert_eq!(settled.moved, 1);
     }
 
@@ -279,7 +308,7 @@ mod tests {
     #[test]
     fn two_of_three_larger_publishes_are_counted() {
         let stream = b"PUB a 3\r\nxxx\r\nPUB b 1\r\ny\r\nPUB c 2\r\nzz\r\n";
-        let mut held = settle([stream.to_vec()], 0, 0, false, b"").waiting;
+        let mut held = settle([stream.to_vec()], 0, 0, false, b"", |_| None).waiting;
         assert_eq!(held.remove_larger(1), 2);
         assert_eq!(held.messages(), 1);
     }
@@ -317,5 +346,17 @@ mod tests {
         let counts: Vec<u64> = std::iter::from_fn(|| held.pop()).map(|(_, n)| n).collect();
         assert_eq!(counts, [256, 256, 88]);
         assert_eq!((held.bytes(), held.messages()), (0, 0));
+    }
+
+    #[test]
+    fn what_waits_goes_back_to_whom_it_is_known_to_be_from() {
+        let owner = |end| (end > 12 && end < 41).then_some(SessionId(7));
+        let settled = settle([STREAM.to_vec()], 0, 0, false, b"", owner);
+        let owned = &settled.owned[&SessionId(7)];
+        assert_eq!((owned.messages(), settled.waiting.messages()), (2, 1));
+        assert_eq!((settled.messages(), settled.bytes()), (3, 36));
+        let mut settled = settled;
+        assert_eq!(settled.remove_larger(0), 2);
+        assert_eq!(settled.messages(), 1);
     }
 }

@@ -3,11 +3,22 @@
 //! A subscription that was unsubscribed stays as *retired* until a fence behind the UNSUB
 //! is answered: what the broker sent before it processed the UNSUB is still delivered, as a
 //! client that drains expects. A retired sid that the component uses again goes silent.
+//!
+//! Where sessions share a trunk, equal plain subscriptions of different sessions are *members*
+//! of a group, which has one upstream sid (R23). A member comes and goes in silence: the PING
+//! that marks the place of its SUB or UNSUB among the link's operations says from where and up
+//! to where it gets messages.
+
+mod group;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
+use group::{Group, Joinable};
+pub use group::{Seen, Spent};
+
 use super::{SessionId, UpstreamSid};
+use crate::proto::subject;
 
 /// One subscription of one session.
 #[derive(Debug)]
@@ -27,15 +38,21 @@ pub struct Subscription {
     covered_by: u64,
     /// Of a retired one: links that may still deliver, besides the one that is forgotten next.
     holders: u32,
+    /// The slot of the group that it is a member of; [`NO_GROUP`].
+    group: u32,
     state: State,
 }
+
+const NO_GROUP: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Live,
     Retired,
-    /// Retired, and its sid is in use again: delivers nothing.
+    /// Retired, and its sid is in use again, or its session is gone: delivers nothing.
     Mute,
+    /// Ended on this trunk, and goes on with its session to another.
+    Leaving,
 }
 
 impl Subscription {
@@ -72,13 +89,31 @@ impl Subscription {
     }
 }
 
+/// What a broker must know of a subscription.
+#[derive(Clone, Copy, Debug)]
+pub struct Interest<'a> {
+    /// The subject, wildcards included.
+    pub subject: &'a [u8],
+    /// The queue group, if it is a member of one.
+    pub queue_group: Option<&'a [u8]>,
+    /// Deliveries that are left until its max, if there is one.
+    pub left: Option<u64>,
+}
+
 /// What became of a SUB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subscribed {
     /// It is new, under this sid upstream.
     New(UpstreamSid),
+    /// Another session has the same: no broker is told, but a PING marks the place.
+    Joined,
     /// The sid is in use, under this sid upstream: the first subject stays, as at nats-server.
-    Duplicate(UpstreamSid),
+    Duplicate {
+        /// Its name upstream.
+        upstream: UpstreamSid,
+        /// It ends by itself after some messages.
+        limited: bool,
+    },
 }
 
 /// What became of an UNSUB.
@@ -91,15 +126,44 @@ pub enum Unsubscribed {
     /// It lives on until `max` more were delivered; the broker of the present link must be
     /// told this number.
     Limited(UpstreamSid, u64),
+    /// The same for a member of a group: counted here, no broker is told.
+    Counted,
+    /// A member of a group that lives on: a PING marks the place, and its PONG
+    /// [frees](Subscriptions::forget) it.
+    Left(UpstreamSid),
 }
 
-/// Where a message goes.
-#[derive(Clone, Copy, Debug)]
-pub struct Recipient<'a> {
-    /// The session.
-    pub session: SessionId,
-    /// The session's own sid.
-    pub sid: &'a [u8],
+/// What a broker refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Its name upstream.
+    pub upstream: UpstreamSid,
+    /// The sessions that had it, each with its own sid.
+    pub owners: Vec<(SessionId, Box<[u8]>)>,
+}
+
+/// What a session's end, or its move, leaves to be done.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// To be unsubscribed.
+    pub unsubscribe: Vec<UpstreamSid>,
+    /// Members of groups that live on, to be [forgotten](Subscriptions::forget) behind a PING.
+    pub left: Vec<UpstreamSid>,
+}
+
+/// A subscription that goes with its session to another trunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// The subject.
+    pub subject: Box<[u8]>,
+    /// The queue group.
+    pub queue_group: Option<Box<[u8]>>,
+    /// The component's sid.
+    pub sid: Box<[u8]>,
+    /// Messages delivered so far.
+    pub delivered: u64,
+    /// The component's UNSUB max, or 0.
+    pub max: u64,
 }
 
 /// The table of a trunk.
@@ -114,14 +178,46 @@ pub struct Subscriptions {
     /// SUBs that no PONG has proven, in the order in which they were sent, each with the
     /// number of the first PING that covers it: a broker's refusal is about one of these.
     unproven: VecDeque<(u64, UpstreamSid)>,
-    /// See [`Subscriptions::take_spent`].
-    spent: bool,
+    /// Of a shared trunk: what others may join.
+    joinable: Option<Joinable>,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
     generation: u32,
-    subscription: Option<Subscription>,
+    place: Place,
+}
+
+#[derive(Debug, Default)]
+enum Place {
+    #[default]
+    Free,
+    /// A subscription. A member of a group has a place of its own, whose name no broker gets.
+    One(Subscription),
+    Group(Box<Group>),
+}
+
+impl Place {
+    fn one(&self) -> Option<&Subscription> {
+        match self {
+            Self::One(subscription) => Some(subscription),
+            _ => None,
+        }
+    }
+
+    fn one_mut(&mut self) -> Option<&mut Subscription> {
+        match self {
+            Self::One(subscription) => Some(subscription),
+            _ => None,
+        }
+    }
+
+    fn group_mut(&mut self) -> Option<&mut Group> {
+        match self {
+            Self::Group(group) => Some(group),
+            _ => None,
+        }
+    }
 }
 
 impl Subscriptions {
@@ -172,9 +268,20 @@ impl Subscriptions {
     ) -> Subscribed {
         let key = (session, Box::from(sid));
         if let Some(&slot) = self.by_sid.get(&key) {
-            return Subscribed::Duplicate(self.upstream(slot));
+            let one = self.live(slot);
+            return Subscribed::Duplicate {
+                upstream: self.upstream(self.carrier(slot)),
+                limited: one.is_some_and(|one| one.max > 0),
+            };
         }
         self.mute_retired(&key);
+        let joins = match queue_group {
+            None => self.find_joinable(session, subject),
+            Some(_) => None,
+        };
+        if let Some(group) = joins {
+            self.make_group(group);
+        }
         let queue_group = queue_group.unwrap_or_default();
         let subscription = Subscription {
             session,
@@ -186,75 +293,104 @@ impl Subscriptions {
             max: 0,
             covered_by,
             holders: 0,
+            group: joins.unwrap_or(NO_GROUP),
             state: State::Live,
         };
         let upstream = self.insert(subscription);
         self.by_sid.insert(key, upstream.slot);
+        if let Some(group) = joins {
+            self.join(group, upstream.slot, covered_by);
+            return Subscribed::Joined;
+        }
+        if queue_group.is_empty()
+            && let Some(joinable) = &mut self.joinable
+        {
+            joinable.list(subject, upstream.slot);
+        }
         self.unproven.push_back((covered_by, upstream));
         Subscribed::New(upstream)
     }
 
-    /// Enters an UNSUB. `max` counts deliveries since the SUB; `None` and 0 remove at once.
+    /// A subscription was delivered this much on another trunk.
+    pub fn note_delivered(&mut self, session: SessionId, sid: &[u8], delivered: u64) {
+        let slot = self.by_sid.get(&(session, Box::from(sid)));
+        if let Some(&slot) = slot
+            && let Some(one) = self.slots[slot as usize].place.one_mut()
+        {
+            (one.delivered, one.base) = (delivered, delivered);
+        }
+    }
+
+    /// Enters an UNSUB. `max` counts deliveries since the SUB; `None` and 0 remove at once. The
+    /// PING with the number `covered_by` will prove it.
     pub fn unsubscribe(
         &mut self,
         session: SessionId,
         sid: &[u8],
         max: Option<u64>,
+        covered_by: u64,
     ) -> Unsubscribed {
         let key = (session, Box::from(sid));
         let Some(&slot) = self.by_sid.get(&key) else {
             return Unsubscribed::Unknown;
         };
         let upstream = self.upstream(slot);
-        let Some(subscription) = self.slots[slot as usize].subscription.as_mut() else {
+        let Some(one) = self.slots[slot as usize].place.one_mut() else {
             return Unsubscribed::Unknown;
         };
         let max = max.unwrap_or(0);
-        if max > subscription.delivered {
-            subscription.max = max;
-            return Unsubscribed::Limited(upstream, max - subscription.base);
+        if max > one.delivered {
+            one.max = max;
+            return match one.group {
+                NO_GROUP => Unsubscribed::Limited(upstream, max - one.base),
+                _ => Unsubscribed::Counted,
+            };
         }
+        let group = one.group;
         self.retire(key, slot);
-        Unsubscribed::Retired(upstream)
+        if group == NO_GROUP {
+            return Unsubscribed::Retired(upstream);
+        }
+        match self.leave(group, slot, covered_by) {
+            true => Unsubscribed::Retired(self.upstream(group)),
+            false => Unsubscribed::Left(upstream),
+        }
     }
 
-    /// Counts a message that a broker sent for `upstream` and says who gets it. With
-    /// `counts` false (a no-responders status) it isn't counted towards a max.
-    pub fn deliver(&mut self, upstream: UpstreamSid, counts: bool) -> Option<Recipient<'_>> {
+    /// Counts a message that a broker sent for `upstream` on a link that has come as far as
+    /// `seen`, and says `to` whom it goes, each under the session's own sid. With `counts` false
+    /// (a no-responders status) it isn't counted towards a max. `None`: nobody has this sid.
+    pub fn deliver(
+        &mut self,
+        upstream: UpstreamSid,
+        counts: bool,
+        seen: Seen,
+        mut to: impl FnMut(SessionId, &[u8]),
+    ) -> Option<Spent> {
         let slot = self.slots.get_mut(upstream.slot as usize)?;
         if slot.generation != upstream.generation {
             return None;
         }
-        let subscription = slot.subscription.as_mut()?;
-        if subscription.state == State::Mute {
+        let one = match &mut slot.place {
+            Place::Free => return None,
+            Place::Group(_) => return Some(self.deliver_to_group(upstream, counts, seen, to)),
+            Place::One(one) => one,
+        };
+        if one.state == State::Mute || one.group != NO_GROUP {
             return None;
         }
-        subscription.delivered += u64::from(counts);
-        let at_max = subscription.max > 0 && subscription.delivered >= subscription.max;
-        if at_max && subscription.state == State::Live {
-            subscription.state = State::Retired;
-            let key = (subscription.session, Box::from(subscription.sid()));
-            self.by_sid.remove(&key);
-            self.retired.insert(key, upstream.slot);
-            self.spent = true;
+        one.delivered += u64::from(counts);
+        let at_max = one.max > 0 && one.delivered >= one.max;
+        to(one.session, one.sid());
+        if !at_max || one.state != State::Live {
+            return Some(Spent::Nothing);
         }
-        let subscription = slot.subscription.as_ref()?;
-        Some(Recipient {
-            session: subscription.session,
-            sid: subscription.sid(),
-        })
-    }
-
-    /// Whether the last delivery reached its subscription's max. The subscription is retired
-    /// then: the broker has removed it, or will when it gets to the UNSUB, and what it sent
-    /// before that is still delivered.
-    pub fn take_spent(&mut self) -> bool {
-        std::mem::take(&mut self.spent)
-    }
-
-    /// Whether a live subscription ends by itself after some messages.
-    pub fn is_limited(&self, upstream: UpstreamSid) -> bool {
-        self.live(upstream.slot).is_some_and(|live| live.max > 0)
+        one.state = State::Retired;
+        let key = (one.session, Box::from(one.sid()));
+        self.unlist(upstream.slot);
+        self.by_sid.remove(&key);
+        self.retired.insert(key, upstream.slot);
+        Some(Spent::One(upstream))
     }
 
     /// Whether only the broker knows what a SUB of this sid will find: the sid is live here,
@@ -266,21 +402,100 @@ impl Subscriptions {
         live.is_some_and(|live| live.max > 0 || live.covered_by > answered)
     }
 
-    /// Retires all that `session` has and names it, for UNSUBs.
-    pub fn retire_session(&mut self, session: SessionId) -> Vec<UpstreamSid> {
+    /// Retires all that `session` has. The PING with the number `covered_by` will prove it.
+    pub fn retire_session(&mut self, session: SessionId, covered_by: u64) -> Ended {
+        let mut ended = Ended::default();
+        for (key, slot) in self.owned(session) {
+            let (own, group) = (self.upstream(slot), self.group_of(slot));
+            self.retire(key, slot);
+            if group == NO_GROUP {
+                ended.unsubscribe.push(own);
+            } else if self.leave(group, slot, covered_by) {
+                ended.unsubscribe.push(self.upstream(group));
+            } else {
+                ended.left.push(own);
+            }
+        }
+        ended
+    }
+
+    /// Ends all that `session` has on this trunk, to be [taken](Self::take_session) elsewhere
+    /// once the PING with the number `covered_by` is answered: what comes until then counts.
+    /// Names what is to be unsubscribed.
+    pub fn depart(&mut self, session: SessionId, covered_by: u64) -> Vec<UpstreamSid> {
+        let mut unsubscribe = Vec::new();
+        for (_, slot) in self.owned(session) {
+            self.unlist(slot);
+            let group = self.group_of(slot);
+            if let Some(one) = self.slots[slot as usize].place.one_mut() {
+                one.state = State::Leaving;
+            }
+            if group == NO_GROUP {
+                unsubscribe.push(self.upstream(slot));
+            } else if self.leave(group, slot, covered_by) {
+                unsubscribe.push(self.upstream(group));
+            }
+        }
+        unsubscribe
+    }
+
+    /// Takes away all that `session` has.
+    pub fn take_session(&mut self, session: SessionId) -> Vec<Carried> {
+        let mut carried = Vec::new();
+        for (key, slot) in self.owned(session) {
+            self.by_sid.remove(&key);
+            if let Some(one) = self.slots[slot as usize].place.one()
+                && (one.max == 0 || one.delivered < one.max)
+            {
+                carried.push(Carried {
+                    subject: one.subject().into(),
+                    queue_group: one.queue_group().map(Box::from),
+                    sid: one.sid().into(),
+                    delivered: one.delivered,
+                    max: one.max,
+                });
+            }
+            self.release(slot);
+        }
+        carried
+    }
+
+    /// A session is gone for good, and its number may be another's soon: nothing that is still
+    /// on its way to it reaches anybody.
+    pub fn mute_session(&mut self, session: SessionId) {
         let from = (session, Box::default());
-        let owned: Vec<_> = self
-            .by_sid
+        let retired = self.retired.range(from..);
+        let keys: Vec<_> = retired
+            .take_while(|((owner, _), _)| *owner == session)
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in &keys {
+            self.mute_retired(key);
+        }
+    }
+
+    /// The sessions that wait for a broker's verdict on a SUB.
+    pub fn unproven_sessions(&self) -> Vec<SessionId> {
+        let current = self
+            .unproven
+            .iter()
+            .filter(|(_, sid)| self.is_current(*sid));
+        let mut sessions: Vec<_> = current
+            .flat_map(|(_, sid)| self.members(sid.slot))
+            .filter_map(|slot| Some(self.live(slot)?.session))
+            .collect();
+        sessions.sort_unstable();
+        sessions.dedup();
+        sessions
+    }
+
+    fn owned(&self, session: SessionId) -> Vec<((SessionId, Box<[u8]>), u32)> {
+        let from = (session, Box::default());
+        self.by_sid
             .range(from..)
             .take_while(|((owner, _), _)| *owner == session)
             .map(|(key, slot)| (key.clone(), *slot))
-            .collect();
-        let mut retired = Vec::with_capacity(owned.len());
-        for (key, slot) in owned {
-            retired.push(self.upstream(slot));
-            self.retire(key, slot);
-        }
-        retired
+            .collect()
     }
 
     /// The PING with the number `answered` is: every SUB before it is in place, or was
@@ -303,23 +518,24 @@ impl Subscriptions {
         self.unproven = sent.into_iter().map(|sid| (covered_by, sid)).collect();
     }
 
-    /// Removes a subscription that a broker refused, newest first where several are equal,
-    /// and says whose it was, and its name upstream.
-    pub fn reject(
-        &mut self,
-        subject: &[u8],
-        queue_group: Option<&[u8]>,
-    ) -> Option<(SessionId, UpstreamSid)> {
+    /// Removes a subscription that a broker refused, and says whose it was. Of several equal ones
+    /// of a session, that is the newest; where sessions share a trunk, the one that was sent
+    /// first: errors come in the order of SUBs.
+    pub fn reject(&mut self, subject: &[u8], queue_group: Option<&[u8]>) -> Option<Rejected> {
         let refused = |slot: u32| {
-            self.live(slot).is_some_and(|subscription| {
-                subscription.subject() == subject && subscription.queue_group() == queue_group
+            let interest = self.interest(slot);
+            interest.is_some_and(|interest| {
+                interest.subject == subject && interest.queue_group == queue_group
             })
         };
-        let sent = self.unproven.iter().rev().map(|(_, sid)| *sid);
-        let slot = sent
-            .filter(|sid| self.is_current(*sid))
+        let is_sent = |sid: &UpstreamSid| self.is_current(*sid) && refused(sid.slot);
+        let mut sent = self.unproven.iter().map(|(_, sid)| *sid);
+        let found = match self.joinable {
+            Some(_) => sent.find(is_sent),
+            None => sent.rfind(is_sent),
+        };
+        let slot = found
             .map(|sid| sid.slot)
-            .find(|&slot| refused(slot))
             // A reload took a permission away.
             .or_else(|| {
                 (0..self.slots.len() as u32)
@@ -331,10 +547,10 @@ impl Subscriptions {
 
     /// Removes the newest subscription that isn't proven: a broker took no more, and didn't
     /// say which. Says whose it was.
-    pub fn reject_newest(&mut self) -> Option<(SessionId, UpstreamSid)> {
+    pub fn reject_newest(&mut self) -> Option<Rejected> {
         loop {
             let (_, sid) = self.unproven.pop_back()?;
-            if self.is_current(sid) && self.live(sid.slot).is_some() {
+            if self.is_current(sid) && self.interest(sid.slot).is_some() {
                 return self.reject_slot(sid.slot);
             }
         }
@@ -346,19 +562,24 @@ impl Subscriptions {
     }
 
     /// Removes the subscription that a broker named by its sid.
-    pub fn reject_sid(&mut self, upstream: UpstreamSid) -> Option<(SessionId, Box<[u8]>)> {
-        let known = self.is_current(upstream);
-        let sid = self.live(upstream.slot).filter(|_| known)?.sid().into();
-        let (session, _) = self.reject_slot(upstream.slot)?;
-        Some((session, sid))
+    pub fn reject_sid(&mut self, upstream: UpstreamSid) -> Option<Rejected> {
+        let known = self.is_current(upstream) && self.interest(upstream.slot).is_some();
+        match known {
+            true => self.reject_slot(upstream.slot),
+            false => None,
+        }
     }
 
     /// Several links have a retired subscription: each must be [forgotten](Self::forget) by.
     pub fn hold(&mut self, upstream: UpstreamSid, links: u32) {
-        if self.is_current(upstream)
-            && let Some(subscription) = &mut self.slots[upstream.slot as usize].subscription
-        {
-            subscription.holders = links.saturating_sub(1);
+        if !self.is_current(upstream) {
+            return;
+        }
+        let holders = links.saturating_sub(1);
+        match &mut self.slots[upstream.slot as usize].place {
+            Place::One(one) => one.holders = holders,
+            Place::Group(group) => group.holders = holders,
+            Place::Free => {}
         }
     }
 
@@ -382,43 +603,62 @@ impl Subscriptions {
     pub fn is_over(&self, upstream: UpstreamSid) -> bool {
         let known = self.is_current(upstream);
         let slot = self.slots.get(upstream.slot as usize).filter(|_| known);
-        slot.and_then(|slot| slot.subscription.as_ref())
+        slot.and_then(|slot| slot.place.one())
             .is_some_and(|found| found.max > 0 && found.delivered >= found.max)
     }
 
-    /// The live subscriptions and their names upstream.
-    pub fn iter(&self) -> impl Iterator<Item = (UpstreamSid, &Subscription)> {
-        (0..self.slots.len() as u32)
-            .filter_map(|slot| Some((self.upstream(slot), self.live(slot)?)))
+    /// The session's plain subscription that a broker would choose for a status on `reply`: its
+    /// list has full wildcards before partial ones, and those before literals. Gives its sid.
+    pub fn answered_by(&self, session: SessionId, reply: &[u8]) -> Option<&[u8]> {
+        let all = self
+            .of(session, None)
+            .filter(|one| one.state == State::Live);
+        let plain = all.filter(|one| one.queue_group().is_none());
+        plain
+            .filter(|one| subject::matches(one.subject(), reply))
+            .min_by_key(|one| {
+                let tokens = one.subject().split(|&byte| byte == b'.');
+                let rank = |token: &[u8]| match token {
+                    b">" => 0,
+                    b"*" => 1,
+                    _ => 2,
+                };
+                tokens.map(rank).collect::<Vec<u8>>()
+            })
+            .map(Subscription::sid)
     }
 
-    /// Frees a retired subscription: a fence behind its UNSUB was answered, or its link died.
+    /// What brokers must know, and the names of it upstream.
+    pub fn iter(&self) -> impl Iterator<Item = (UpstreamSid, Interest<'_>)> {
+        (0..self.slots.len() as u32)
+            .filter_map(|slot| Some((self.upstream(slot), self.interest(slot)?)))
+    }
+
+    /// Frees what is retired: a fence behind its UNSUB was answered, or its link died.
     pub fn forget(&mut self, upstream: UpstreamSid) {
-        let retired = self.slots.get(upstream.slot as usize).is_some_and(|slot| {
-            slot.generation == upstream.generation
-                && slot
-                    .subscription
-                    .as_ref()
-                    .is_some_and(|subscription| subscription.state != State::Live)
-        });
-        if !retired {
+        if !self.is_current(upstream) {
             return;
         }
-        match &mut self.slots[upstream.slot as usize].subscription {
-            Some(held) if held.holders > 0 => held.holders -= 1,
-            _ => self.release(upstream.slot),
+        match &mut self.slots[upstream.slot as usize].place {
+            Place::One(one) if matches!(one.state, State::Live | State::Leaving) => {}
+            Place::One(one) if one.holders > 0 => one.holders -= 1,
+            Place::One(_) => self.release(upstream.slot),
+            Place::Group(group) if !group.is_retired => {}
+            Place::Group(group) if group.holders > 0 => group.holders -= 1,
+            Place::Group(_) => self.release_group(upstream.slot),
+            Place::Free => {}
         }
     }
 
     /// Frees everything that is retired: its link is gone.
     pub fn forget_retired(&mut self) {
         for slot in 0..self.slots.len() as u32 {
-            let retired = self.slots[slot as usize]
-                .subscription
-                .as_ref()
-                .is_some_and(|subscription| subscription.state != State::Live);
-            if retired {
-                self.release(slot);
+            match &self.slots[slot as usize].place {
+                Place::One(one) if matches!(one.state, State::Retired | State::Mute) => {
+                    self.release(slot);
+                }
+                Place::Group(group) if group.is_retired => self.release_group(slot),
+                _ => {}
             }
         }
     }
@@ -426,27 +666,71 @@ impl Subscriptions {
     /// Before a replay on a link that is the only one, where the broker's counts begin at zero:
     /// what was delivered so far becomes the base of all live subscriptions.
     pub fn rebase(&mut self) {
-        let entries = self.slots.iter_mut();
-        let all = entries.filter_map(|slot| slot.subscription.as_mut());
-        for live in all.filter(|subscription| subscription.state == State::Live) {
-            live.base = live.delivered;
-            live.covered_by = 0;
+        for slot in &mut self.slots {
+            match &mut slot.place {
+                Place::One(one) if one.state == State::Live => {
+                    one.base = one.delivered;
+                    one.covered_by = 0;
+                }
+                Place::Group(group) => {
+                    for member in &mut group.members {
+                        member.joined = 0;
+                    }
+                }
+                _ => {}
+            }
         }
     }
 
-    /// The upstream sids of all live subscriptions.
+    /// The upstream sids of all that brokers must know.
     pub fn live_sids(&self) -> impl Iterator<Item = UpstreamSid> {
-        (0..self.slots.len() as u32)
-            .filter(|&slot| self.live(slot).is_some())
-            .map(|slot| self.upstream(slot))
+        self.iter().map(|(upstream, _)| upstream)
     }
 
     fn live(&self, slot: u32) -> Option<&Subscription> {
-        self.slots
-            .get(slot as usize)?
-            .subscription
-            .as_ref()
-            .filter(|subscription| subscription.state == State::Live)
+        let one = self.slots.get(slot as usize)?.place.one()?;
+        (one.state == State::Live).then_some(one)
+    }
+
+    /// What a broker must know of a slot.
+    fn interest(&self, slot: u32) -> Option<Interest<'_>> {
+        match &self.slots.get(slot as usize)?.place {
+            Place::One(one) if one.state == State::Live && one.group == NO_GROUP => {
+                Some(Interest {
+                    subject: one.subject(),
+                    queue_group: one.queue_group(),
+                    left: one.left(),
+                })
+            }
+            Place::Group(group) if !group.is_retired => Some(Interest {
+                subject: &group.subject,
+                queue_group: None,
+                left: None,
+            }),
+            _ => None,
+        }
+    }
+
+    /// The slots of the subscriptions behind an upstream sid.
+    fn members(&self, slot: u32) -> Vec<u32> {
+        match &self.slots[slot as usize].place {
+            Place::One(_) => vec![slot],
+            Place::Group(group) => group.members.iter().map(|member| member.slot).collect(),
+            Place::Free => Vec::new(),
+        }
+    }
+
+    fn group_of(&self, slot: u32) -> u32 {
+        let one = self.slots[slot as usize].place.one();
+        one.map_or(NO_GROUP, |one| one.group)
+    }
+
+    /// The slot whose name brokers have.
+    fn carrier(&self, slot: u32) -> u32 {
+        match self.group_of(slot) {
+            NO_GROUP => slot,
+            group => group,
+        }
     }
 
     fn upstream(&self, slot: u32) -> UpstreamSid {
@@ -461,48 +745,78 @@ impl Subscriptions {
             self.slots.push(Slot::default());
             (self.slots.len() - 1) as u32
         });
-        self.slots[slot as usize].subscription = Some(subscription);
+        self.slots[slot as usize].place = Place::One(subscription);
         self.upstream(slot)
     }
 
-    /// Frees a slot for its next generation. One whose generations are used up stays empty.
+    /// Frees the slot of one subscription.
     fn release(&mut self, slot: u32) {
-        let entry = &mut self.slots[slot as usize];
-        if let Some(subscription) = entry.subscription.take()
-            && subscription.state == State::Retired
-        {
-            let key = (subscription.session, Box::from(subscription.sid()));
+        self.unlist(slot);
+        let place = std::mem::take(&mut self.slots[slot as usize].place);
+        let Place::One(one) = place else {
+            return;
+        };
+        if one.state == State::Retired {
+            let key = (one.session, Box::from(one.sid()));
             self.retired.remove(&key);
         }
+        if one.group != NO_GROUP {
+            self.drop_member(one.group, slot);
+        }
+        self.free(slot);
+    }
+
+    /// Lets a slot have its next generation. One whose generations are used up stays empty.
+    fn free(&mut self, slot: u32) {
+        let entry = &mut self.slots[slot as usize];
         if let Some(next) = entry.generation.checked_add(1) {
             entry.generation = next;
             self.free.push(slot);
         }
     }
 
-    fn reject_slot(&mut self, slot: u32) -> Option<(SessionId, UpstreamSid)> {
+    /// Nobody may join the subscription in this slot any more.
+    fn unlist(&mut self, slot: u32) {
+        if let Some(joinable) = &mut self.joinable
+            && let Some(one) = self.slots[slot as usize].place.one()
+            && one.group == NO_GROUP
+        {
+            joinable.unlist(one.subject(), slot);
+        }
+    }
+
+    fn reject_slot(&mut self, slot: u32) -> Option<Rejected> {
         let upstream = self.slots.get(slot as usize).map(|_| self.upstream(slot))?;
-        let subscription = self.live(slot)?;
-        let session = subscription.session;
-        let key = (session, Box::from(subscription.sid()));
-        self.by_sid.remove(&key);
-        self.release(slot);
-        Some((session, upstream))
+        let mut owners = Vec::new();
+        for member in self.members(slot) {
+            let Some(one) = self.live(member) else {
+                continue;
+            };
+            let owner = (one.session, Box::from(one.sid()));
+            self.by_sid.remove(&owner);
+            owners.push(owner);
+        }
+        match self.slots[slot as usize].place {
+            Place::Group(_) => self.release_group(slot),
+            _ => self.release(slot),
+        }
+        Some(Rejected { upstream, owners })
     }
 
     fn retire(&mut self, key: (SessionId, Box<[u8]>), slot: u32) {
+        self.unlist(slot);
         self.by_sid.remove(&key);
-        if let Some(subscription) = self.slots[slot as usize].subscription.as_mut() {
-            subscription.state = State::Retired;
+        if let Some(one) = self.slots[slot as usize].place.one_mut() {
+            one.state = State::Retired;
             self.retired.insert(key, slot);
         }
     }
 
     fn mute_retired(&mut self, key: &(SessionId, Box<[u8]>)) {
         if let Some(slot) = self.retired.remove(key)
-            && let Some(subscription) = self.slots[slot as usize].subscription.as_mut()
+            && let Some(one) = self.slots[slot as usize].place.one_mut()
         {
-            subscription.state = State::Mute;
+            one.state = State::Mute;
         }
     }
 }

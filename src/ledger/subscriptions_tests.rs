@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn replay(table: &mut Subscriptions) -> impl Iterator<Item = (UpstreamSid, &Subscription)> {
+fn replay(table: &mut Subscriptions) -> impl Iterator<Item = (UpstreamSid, Interest<'_>)> {
     table.rebase();
     table.iter()
 }
@@ -13,8 +13,41 @@ const BOB: SessionId = SessionId(1);
 fn new(table: &mut Subscriptions, session: SessionId, subject: &str, sid: &str) -> UpstreamSid {
     match table.subscribe(session, subject.as_bytes(), None, sid.as_bytes(), 1) {
         Subscribed::New(upstream) => upstream,
-        Subscribed::Duplicate(_) => panic!("{sid} is taken"),
+        other => panic!("{sid}: {other:?}"),
     }
+}
+
+/// Who got a message for `sid`, and under which sids, on a link that has come as far as `seen`.
+fn heard(table: &mut Subscriptions, sid: UpstreamSid, seen: u64) -> Vec<(SessionId, Vec<u8>)> {
+    let mut heard = Vec::new();
+    table.deliver(sid, true, Seen(seen), |session, own| {
+        heard.push((session, own.to_vec()));
+    });
+    heard
+}
+
+/// Whether anybody got a message for `sid`.
+fn give(table: &mut Subscriptions, sid: UpstreamSid) -> bool {
+    !heard(table, sid, 0).is_empty()
+}
+
+/// What a message for `sid` ended.
+fn spend(table: &mut Subscriptions, sid: UpstreamSid) -> Option<Spent> {
+    table.deliver(sid, true, Seen(0), |_, _| {})
+}
+
+/// An UNSUB that the PING with the number 9 will prove.
+fn unsub(
+    table: &mut Subscriptions,
+    session: SessionId,
+    sid: &str,
+    max: Option<u64>,
+) -> Unsubscribed {
+    table.unsubscribe(session, sid.as_bytes(), max, 9)
+}
+
+fn owner(rejected: Option<Rejected>) -> Option<SessionId> {
+    Some(rejected?.owners[0].0)
 }
 
 #[test]
@@ -23,8 +56,7 @@ fn a_session_gets_back_exactly_its_own_sid() {
     let a = new(&mut table, ALICE, "a", "007");
     let b = new(&mut table, BOB, "a", "007");
     assert_ne!(a, b);
-    let recipient = table.deliver(b, true).expect("live");
-    assert_eq!((recipient.session, recipient.sid), (BOB, &b"007"[..]));
+    assert_eq!(heard(&mut table, b, 0), [(BOB, b"007".to_vec())]);
 }
 
 #[test]
@@ -33,7 +65,10 @@ fn a_live_sid_keeps_its_first_subject() {
     let first = new(&mut table, ALICE, "a", "1");
     assert_eq!(
         table.subscribe(ALICE, b"b", None, b"1", 1),
-        Subscribed::Duplicate(first)
+        Subscribed::Duplicate {
+            upstream: first,
+            limited: false
+        }
     );
     assert_eq!(table.len(), 1);
 }
@@ -43,28 +78,26 @@ fn max_counts_from_the_sub_and_removes_exactly_there() {
     let mut table = Subscriptions::default();
     let sid = new(&mut table, ALICE, "a", "1");
     for _ in 0..3 {
-        assert!(table.deliver(sid, true).is_some());
+        assert!(give(&mut table, sid));
     }
     assert_eq!(
-        table.unsubscribe(ALICE, b"1", Some(5)),
+        unsub(&mut table, ALICE, "1", Some(5)),
         Unsubscribed::Limited(sid, 5)
     );
-    assert!(table.deliver(sid, true).is_some());
-    assert!(!table.take_spent());
-    assert!(table.deliver(sid, true).is_some());
-    assert!(table.take_spent());
+    assert_eq!(spend(&mut table, sid), Some(Spent::Nothing));
+    assert_eq!(spend(&mut table, sid), Some(Spent::One(sid)));
     assert!(table.is_empty());
     table.forget(sid);
-    assert!(table.deliver(sid, true).is_none());
+    assert!(!give(&mut table, sid));
 }
 
 #[test]
 fn what_was_sent_before_the_broker_got_to_the_max_is_still_delivered() {
     let mut table = Subscriptions::default();
     let sid = new(&mut table, ALICE, "a", "1");
-    table.unsubscribe(ALICE, b"1", Some(1));
-    assert!(table.deliver(sid, true).is_some());
-    assert!(table.deliver(sid, true).is_some());
+    unsub(&mut table, ALICE, "1", Some(1));
+    assert!(give(&mut table, sid));
+    assert!(give(&mut table, sid));
     assert_eq!(replay(&mut table).count(), 0);
 }
 
@@ -75,7 +108,7 @@ fn a_sid_is_uncertain_while_only_the_broker_knows() {
     assert!(table.is_uncertain(ALICE, b"1", 0));
     assert!(!table.is_uncertain(ALICE, b"1", 1));
     assert!(!table.is_uncertain(ALICE, b"2", 0));
-    table.unsubscribe(ALICE, b"1", Some(9));
+    unsub(&mut table, ALICE, "1", Some(9));
     assert!(table.is_uncertain(ALICE, b"1", 1));
 }
 
@@ -84,10 +117,10 @@ fn a_max_that_is_reached_already_removes_at_once() {
     let mut table = Subscriptions::default();
     let sid = new(&mut table, ALICE, "a", "1");
     for _ in 0..3 {
-        table.deliver(sid, true);
+        give(&mut table, sid);
     }
     assert_eq!(
-        table.unsubscribe(ALICE, b"1", Some(3)),
+        unsub(&mut table, ALICE, "1", Some(3)),
         Unsubscribed::Retired(sid)
     );
 }
@@ -96,27 +129,26 @@ fn a_max_that_is_reached_already_removes_at_once() {
 fn a_no_responders_status_does_not_count() {
     let mut table = Subscriptions::default();
     let sid = new(&mut table, ALICE, "a", "1");
-    table.unsubscribe(ALICE, b"1", Some(1));
-    assert!(table.deliver(sid, false).is_some());
-    assert!(!table.take_spent());
-    assert!(table.deliver(sid, true).is_some());
-    assert!(table.take_spent());
+    unsub(&mut table, ALICE, "1", Some(1));
+    let status = table.deliver(sid, false, Seen(0), |_, _| {});
+    assert_eq!(status, Some(Spent::Nothing));
+    assert_eq!(spend(&mut table, sid), Some(Spent::One(sid)));
 }
 
 #[test]
 fn replay_tells_the_new_broker_what_remains() {
     let mut table = Subscriptions::default();
     let sid = new(&mut table, ALICE, "a", "1");
-    table.deliver(sid, true);
-    table.unsubscribe(ALICE, b"1", Some(5));
-    let remaining: Vec<_> = replay(&mut table).map(|(_, sub)| sub.left()).collect();
+    give(&mut table, sid);
+    unsub(&mut table, ALICE, "1", Some(5));
+    let remaining: Vec<_> = replay(&mut table).map(|(_, sub)| sub.left).collect();
     assert_eq!(remaining, [Some(4)]);
-    table.deliver(sid, true);
+    give(&mut table, sid);
     assert_eq!(
-        table.unsubscribe(ALICE, b"1", Some(7)),
+        unsub(&mut table, ALICE, "1", Some(7)),
         Unsubscribed::Limited(sid, 6)
     );
-    let remaining: Vec<_> = replay(&mut table).map(|(_, sub)| sub.left()).collect();
+    let remaining: Vec<_> = replay(&mut table).map(|(_, sub)| sub.left).collect();
     assert_eq!(remaining, [Some(5)]);
 }
 
@@ -125,22 +157,22 @@ fn what_was_sent_before_the_unsub_is_still_delivered() {
     let mut table = Subscriptions::default();
     let sid = new(&mut table, ALICE, "a", "1");
     assert_eq!(
-        table.unsubscribe(ALICE, b"1", None),
+        unsub(&mut table, ALICE, "1", None),
         Unsubscribed::Retired(sid)
     );
-    assert!(table.deliver(sid, true).is_some());
+    assert!(give(&mut table, sid));
     table.forget(sid);
-    assert!(table.deliver(sid, true).is_none());
+    assert!(!give(&mut table, sid));
 }
 
 #[test]
 fn a_late_message_does_not_reach_the_sids_next_user() {
     let mut table = Subscriptions::default();
     let old = new(&mut table, ALICE, "a", "1");
-    table.unsubscribe(ALICE, b"1", None);
+    unsub(&mut table, ALICE, "1", None);
     let new_sid = new(&mut table, ALICE, "b", "1");
-    assert!(table.deliver(old, true).is_none());
-    assert!(table.deliver(new_sid, true).is_some());
+    assert!(!give(&mut table, old));
+    assert!(give(&mut table, new_sid));
 }
 
 #[test]
@@ -150,7 +182,7 @@ fn an_upstream_sid_is_never_used_twice() {
     for _ in 0..100 {
         let sid = new(&mut table, ALICE, "a", "1");
         assert!(seen.insert(sid));
-        table.unsubscribe(ALICE, b"1", None);
+        unsub(&mut table, ALICE, "1", None);
         table.forget(sid);
     }
     assert_eq!(table.slots.len(), 1);
@@ -161,7 +193,7 @@ fn retiring_a_session_leaves_the_others() {
     let mut table = Subscriptions::default();
     let a = new(&mut table, ALICE, "a", "1");
     new(&mut table, BOB, "a", "1");
-    assert_eq!(table.retire_session(ALICE), [a]);
+    assert_eq!(table.retire_session(ALICE, 9).unsubscribe, [a]);
     assert!(!table.has_any(ALICE));
     assert!(table.has_any(BOB));
 }
@@ -171,10 +203,7 @@ fn the_newest_of_equal_subscriptions_is_the_rejected_one() {
     let mut table = Subscriptions::default();
     new(&mut table, ALICE, "a", "1");
     new(&mut table, BOB, "a", "1");
-    assert_eq!(
-        table.reject(b"a", None).map(|(session, _)| session),
-        Some(BOB)
-    );
+    assert_eq!(owner(table.reject(b"a", None)), Some(BOB));
     assert_eq!(table.reject(b"a", Some(b"g")), None);
     assert_eq!(table.len(), 1);
 }
@@ -185,16 +214,12 @@ fn a_subscription_keeps_its_three_texts_apart() {
     table.subscribe(ALICE, b"a.*", Some(b"work"), b"007", 1);
     table.subscribe(ALICE, b"b", None, b"8", 1);
     let texts: Vec<_> = replay(&mut table)
-        .map(|(_, sub)| (sub.subject(), sub.queue_group(), sub.sid()))
+        .map(|(_, sub)| (sub.subject, sub.queue_group))
         .collect();
     let (group, none): (Option<&[u8]>, Option<&[u8]>) = (Some(b"work"), None);
-    assert_eq!(
-        texts,
-        [
-            (&b"a.*"[..], group, &b"007"[..]),
-            (&b"b"[..], none, &b"8"[..])
-        ]
-    );
+    assert_eq!(texts, [(&b"a.*"[..], group), (&b"b"[..], none)]);
+    let sids: Vec<_> = table.of(ALICE, None).map(Subscription::sid).collect();
+    assert_eq!(sids, [&b"007"[..], b"8"]);
 }
 
 #[test]
@@ -203,15 +228,13 @@ fn only_live_subscriptions_are_counted_named_and_limited() {
     assert!(table.is_empty());
     let plain = new(&mut table, ALICE, "a", "1");
     let limited = new(&mut table, ALICE, "b", "2");
-    let gone = new(&mut table, ALICE, "c", "3");
-    table.unsubscribe(ALICE, b"2", Some(3));
-    table.unsubscribe(ALICE, b"3", Some(3));
-    table.unsubscribe(ALICE, b"3", None);
+    new(&mut table, ALICE, "c", "3");
+    unsub(&mut table, ALICE, "2", Some(3));
+    unsub(&mut table, ALICE, "3", Some(3));
+    unsub(&mut table, ALICE, "3", None);
     assert_eq!((table.len(), table.is_empty()), (2, false));
     assert_eq!(table.live_sids().collect::<Vec<_>>(), [plain, limited]);
-    let limits = [plain, limited, gone].map(|sid| table.is_limited(sid));
-    assert_eq!(limits, [false, true, false]);
-    let remaining: Vec<_> = replay(&mut table).map(|(_, sub)| sub.left()).collect();
+    let remaining: Vec<_> = replay(&mut table).map(|(_, sub)| sub.left).collect();
     assert_eq!(remaining, [None, Some(3)]);
 }
 
@@ -225,24 +248,15 @@ fn what_a_pong_proves_is_not_what_a_broker_refuses() {
     subscribe(&mut table, "2", 2);
     subscribe(&mut table, "3", 3);
     table.prove(2);
-    assert_eq!(
-        table.reject_newest().map(|(session, _)| session),
-        Some(ALICE),
-        "the third"
-    );
+    assert_eq!(owner(table.reject_newest()), Some(ALICE), "the third");
     assert_eq!(table.reject_newest(), None, "two are proven");
     assert_eq!(table.len(), 2);
-    let left: Vec<_> = replay(&mut table)
-        .map(|(_, sub)| sub.sid().to_vec())
-        .collect();
+    let left: Vec<_> = table.of(ALICE, None).map(Subscription::sid).collect();
     assert_eq!(left, [b"1", b"2"]);
     // Sent again on a new link, both may be refused again.
     table.replayed(9);
     table.prove(8);
-    assert_eq!(
-        table.reject_newest().map(|(session, _)| session),
-        Some(ALICE)
-    );
+    assert_eq!(owner(table.reject_newest()), Some(ALICE));
     table.prove(9);
     assert_eq!(table.reject_newest(), None);
     assert_eq!(table.len(), 1);
@@ -253,12 +267,8 @@ fn the_newest_that_is_still_there_is_the_one_that_was_too_many() {
     let mut table = Subscriptions::default();
     new(&mut table, BOB, "a", "1");
     let retired = new(&mut table, ALICE, "b", "2");
-    table.unsubscribe(ALICE, b"2", None);
-    assert_eq!(
-        table.reject_newest().map(|(session, _)| session),
-        Some(BOB),
-        "the other is over"
-    );
+    unsub(&mut table, ALICE, "2", None);
+    assert_eq!(owner(table.reject_newest()), Some(BOB), "the other is over");
     table.forget(retired);
     // Its slot's next user isn't meant by what was said of the former.
     new(&mut table, ALICE, "c", "3");
@@ -271,14 +281,16 @@ fn the_newest_that_is_still_there_is_the_one_that_was_too_many() {
 fn a_refusal_by_sid_is_about_that_generation_only() {
     let mut table = Subscriptions::default();
     let old = new(&mut table, ALICE, "a", "1");
-    table.unsubscribe(ALICE, b"1", None);
+    unsub(&mut table, ALICE, "1", None);
     assert_eq!(table.reject_sid(old), None, "retired");
     table.forget(old);
     let young = new(&mut table, BOB, "b", "22");
     assert_eq!(young.slot, old.slot);
     assert_eq!(table.reject_sid(old), None, "another generation");
     let rejected = table.reject_sid(young);
-    assert_eq!(rejected, Some((BOB, Box::from(&b"22"[..]))));
+    let owners = vec![(BOB, Box::from(&b"22"[..]))];
+    let upstream = young;
+    assert_eq!(rejected, Some(Rejected { upstream, owners }));
     assert!(table.is_empty());
 }
 
@@ -288,41 +300,35 @@ fn forgetting_takes_what_is_retired_and_nothing_else() {
     let live = new(&mut table, ALICE, "a", "1");
     let retired = new(&mut table, ALICE, "b", "2");
     let reused = new(&mut table, ALICE, "c", "3");
-    table.unsubscribe(ALICE, b"2", None);
-    table.unsubscribe(ALICE, b"3", None);
+    unsub(&mut table, ALICE, "2", None);
+    unsub(&mut table, ALICE, "3", None);
     let young = new(&mut table, ALICE, "d", "3");
     table.forget(live);
-    assert!(table.deliver(live, true).is_some(), "a live one stays");
-    assert!(
-        table.deliver(reused, true).is_none(),
-        "its sid has moved on"
-    );
+    assert!(give(&mut table, live), "a live one stays");
+    assert!(!give(&mut table, reused), "its sid has moved on");
     table.forget_retired();
-    assert!(table.deliver(retired, true).is_none());
-    assert!(table.deliver(young, true).is_some());
+    assert!(!give(&mut table, retired));
+    assert!(give(&mut table, young));
     assert_eq!(table.live_sids().collect::<Vec<_>>(), [live, young]);
     // The sid of a retired one that went is free for a new one, without muting anything.
     let again = new(&mut table, ALICE, "b", "2");
-    table.unsubscribe(ALICE, b"2", None);
-    assert!(
-        table.deliver(again, true).is_some(),
-        "on its way before the UNSUB"
-    );
+    unsub(&mut table, ALICE, "2", None);
+    assert!(give(&mut table, again), "on its way before the UNSUB");
 }
 
 #[test]
 fn a_muted_one_that_is_freed_leaves_the_retired_one_of_its_sid() {
     let mut table = Subscriptions::default();
     let first = new(&mut table, ALICE, "a", "1");
-    table.unsubscribe(ALICE, b"1", None);
+    unsub(&mut table, ALICE, "1", None);
     let second = new(&mut table, ALICE, "b", "1");
-    table.unsubscribe(ALICE, b"1", None);
+    unsub(&mut table, ALICE, "1", None);
     // The first was muted by the second's SUB; its fence comes first.
     table.forget(first);
-    assert!(table.deliver(second, true).is_some());
+    assert!(give(&mut table, second));
     let third = new(&mut table, ALICE, "c", "1");
-    assert!(table.deliver(second, true).is_none(), "muted by the third");
-    assert!(table.deliver(third, true).is_some());
+    assert!(!give(&mut table, second), "muted by the third");
+    assert!(give(&mut table, third));
 }
 
 #[test]
@@ -331,8 +337,8 @@ fn a_sessions_own_subscriptions_are_listed_with_their_counts() {
     let first = new(&mut table, ALICE, "a", "2");
     new(&mut table, ALICE, "b", "1");
     new(&mut table, BOB, "c", "1");
-    table.unsubscribe(ALICE, b"2", Some(7));
-    table.deliver(first, true);
+    unsub(&mut table, ALICE, "2", Some(7));
+    give(&mut table, first);
     let listed: Vec<_> = table
         .of(ALICE, None)
         .map(|sub| (sub.subject(), sub.delivered(), sub.max()))
@@ -340,6 +346,203 @@ fn a_sessions_own_subscriptions_are_listed_with_their_counts() {
     assert_eq!(listed, [(&b"b"[..], 0, None), (&b"a"[..], 1, Some(7))]);
     let behind = |after: &[u8]| table.of(ALICE, Some(after)).count();
     assert_eq!([behind(b""), behind(b"1"), behind(b"2")], [2, 1, 0]);
-    table.unsubscribe(ALICE, b"1", None);
+    unsub(&mut table, ALICE, "1", None);
     assert_eq!(table.of(ALICE, None).count(), 1);
+}
+
+/// A table of a trunk that several sessions share.
+fn shared() -> Subscriptions {
+    let mut table = Subscriptions::default();
+    table.coalesce();
+    table
+}
+
+const CAROL: SessionId = SessionId(2);
+
+fn join(table: &mut Subscriptions, session: SessionId, sid: &str, covered_by: u64) {
+    let joined = table.subscribe(session, b"a", None, sid.as_bytes(), covered_by);
+    assert_eq!(joined, Subscribed::Joined);
+}
+
+fn sids(heard: &[(SessionId, Vec<u8>)]) -> Vec<&[u8]> {
+    heard.iter().map(|(_, sid)| &sid[..]).collect()
+}
+
+#[test]
+fn equal_subscriptions_share_a_sid_and_each_session_gets_its_own() {
+    let mut table = shared();
+    let a = new(&mut table, ALICE, "a", "007");
+    join(&mut table, BOB, "1", 5);
+    assert_eq!(
+        sids(&heard(&mut table, a, 4)),
+        [b"007"],
+        "R23: Bob's PING is on its way"
+    );
+    let both = heard(&mut table, a, 5);
+    assert_eq!(both, [(ALICE, b"007".to_vec()), (BOB, b"1".to_vec())]);
+    assert_eq!(table.live_sids().collect::<Vec<_>>(), [a]);
+    assert_eq!(table.len(), 2);
+    let delivered: Vec<_> = table.of(BOB, None).map(Subscription::delivered).collect();
+    assert_eq!(delivered, [1]);
+}
+
+#[test]
+fn queue_members_equal_ones_of_a_session_and_limited_ones_are_never_coalesced() {
+    let mut table = shared();
+    let is_new = |entered| matches!(entered, Subscribed::New(_));
+    for session in [ALICE, BOB] {
+        assert!(is_new(table.subscribe(session, b"a", Some(b"g"), b"1", 1)));
+    }
+    assert!(is_new(table.subscribe(ALICE, b"a", None, b"2", 1)));
+    assert!(is_new(table.subscribe(ALICE, b"a", None, b"3", 1)));
+    unsub(&mut table, ALICE, "3", Some(1));
+    assert!(
+        is_new(table.subscribe(BOB, b"a", None, b"2", 1)),
+        "it would end for both"
+    );
+    assert_eq!(table.live_sids().count(), 5);
+}
+
+#[test]
+fn a_member_leaves_behind_its_ping_and_the_last_one_ends_the_sid() {
+    let mut table = shared();
+    let a = new(&mut table, ALICE, "a", "7");
+    join(&mut table, BOB, "8", 2);
+    let left = unsub(&mut table, ALICE, "7", None);
+    assert!(matches!(left, Unsubscribed::Left(_)), "{left:?}");
+    assert_eq!(
+        sids(&heard(&mut table, a, 8)),
+        [b"7", b"8"],
+        "on its way before"
+    );
+    assert_eq!(sids(&heard(&mut table, a, 9)), [b"8"]);
+    if let Unsubscribed::Left(own) = left {
+        table.forget(own);
+    }
+    assert_eq!(sids(&heard(&mut table, a, 8)), [b"8"]);
+    assert_eq!(unsub(&mut table, BOB, "8", None), Unsubscribed::Retired(a));
+    assert_eq!(sids(&heard(&mut table, a, 8)), [b"8"]);
+    table.forget(a);
+    assert!(heard(&mut table, a, 8).is_empty());
+    let again = new(&mut table, BOB, "a", "9");
+    assert_ne!(a, again, "nobody joins what is over");
+}
+
+#[test]
+fn a_members_max_is_its_own() {
+    let mut table = shared();
+    let a = new(&mut table, ALICE, "a", "7");
+    join(&mut table, BOB, "8", 2);
+    assert_eq!(unsub(&mut table, BOB, "8", Some(2)), Unsubscribed::Counted);
+    let counts: Vec<_> = (0..3).map(|_| heard(&mut table, a, 2).len()).collect();
+    assert_eq!(counts, [2, 2, 1]);
+    assert_eq!(
+        unsub(&mut table, ALICE, "7", Some(4)),
+        Unsubscribed::Counted
+    );
+    let deliver = |table: &mut Subscriptions| table.deliver(a, true, Seen(2), |_, _| {});
+    assert_eq!(
+        deliver(&mut table),
+        Some(Spent::Group(a)),
+        "and no broker knows"
+    );
+    assert!(table.is_empty());
+}
+
+#[test]
+fn a_session_that_is_gone_leaves_nothing_to_the_next_of_its_number() {
+    let mut table = shared();
+    let a = new(&mut table, ALICE, "a", "7");
+    let own = new(&mut table, BOB, "b", "1");
+    join(&mut table, BOB, "8", 2);
+    let ended = table.retire_session(BOB, 9);
+    assert_eq!((ended.unsubscribe, ended.left.len()), (vec![own], 1));
+    assert!(give(&mut table, own), "a session that only closed its side");
+    table.mute_session(BOB);
+    assert!(!give(&mut table, own));
+    assert_eq!(sids(&heard(&mut table, a, 2)), [b"7"]);
+    // The next one has the same number, subject and sid.
+    join(&mut table, BOB, "8", 20);
+    assert_eq!(sids(&heard(&mut table, a, 19)), [b"7"]);
+    assert_eq!(sids(&heard(&mut table, a, 20)), [b"7", b"8"]);
+}
+
+#[test]
+fn a_replay_has_each_shared_subscription_once_and_all_hear_it() {
+    let mut table = shared();
+    let a = new(&mut table, ALICE, "a", "7");
+    join(&mut table, BOB, "8", 50);
+    let replayed: Vec<_> = replay(&mut table)
+        .map(|(sid, sub)| (sid, sub.left))
+        .collect();
+    assert_eq!(replayed, [(a, None)]);
+    assert_eq!(heard(&mut table, a, 0).len(), 2);
+}
+
+#[test]
+fn a_refused_subscription_is_refused_for_all_who_share_it() {
+    let mut table = shared();
+    let a = new(&mut table, ALICE, "a", "7");
+    join(&mut table, BOB, "8", 2);
+    let rejected = table.reject(b"a", None).expect("refused");
+    let sessions: Vec<_> = rejected
+        .owners
+        .iter()
+        .map(|(session, _)| *session)
+        .collect();
+    assert_eq!((rejected.upstream, sessions), (a, vec![ALICE, BOB]));
+    assert!(table.is_empty() && !give(&mut table, a));
+}
+
+#[test]
+fn of_equal_subscriptions_of_two_sessions_the_first_is_refused_first() {
+    let mut table = shared();
+    let group = Some(&b"g"[..]);
+    table.subscribe(ALICE, b"a", group, b"1", 1);
+    table.subscribe(BOB, b"a", group, b"1", 2);
+    assert_eq!(owner(table.reject(b"a", group)), Some(ALICE));
+    assert_eq!(owner(table.reject(b"a", group)), Some(BOB));
+}
+
+#[test]
+fn a_session_takes_along_what_it_has() {
+    let mut table = shared();
+    let a = new(&mut table, ALICE, "a", "7");
+    join(&mut table, BOB, "8", 2);
+    table.subscribe(BOB, b"q", Some(b"g"), b"9", 2);
+    let limited = new(&mut table, BOB, "m", "10");
+    unsub(&mut table, BOB, "10", Some(5));
+    let unsubscribe = table.depart(BOB, 9);
+    assert_eq!(unsubscribe.len(), 2, "Alice has the other still");
+    table.forget_retired();
+    give(&mut table, limited);
+    assert_eq!(sids(&heard(&mut table, a, 8)), [b"7", b"8"]);
+    assert_eq!(replay(&mut table).count(), 1);
+    let carried = table.take_session(BOB);
+    let carried: Vec<_> = carried
+        .iter()
+        .map(|one| (&*one.sid, one.queue_group.is_some(), one.delivered, one.max))
+        .collect();
+    let expected = [
+        (&b"10"[..], false, 1, 5),
+        (&b"8"[..], false, 1, 0),
+        (&b"9"[..], true, 0, 0),
+    ];
+    assert_eq!(carried, expected);
+    assert_eq!(sids(&heard(&mut table, a, 8)), [b"7"]);
+    assert!(!give(&mut table, limited));
+}
+
+#[test]
+fn a_status_goes_where_a_broker_would_send_it() {
+    let mut table = shared();
+    new(&mut table, ALICE, "_INBOX.a.1", "1");
+    assert_eq!(table.answered_by(ALICE, b"_INBOX.a.1"), Some(&b"1"[..]));
+    assert_eq!(table.answered_by(BOB, b"_INBOX.a.1"), None);
+    new(&mut table, ALICE, "_INBOX.a.*", "2");
+    assert_eq!(table.answered_by(ALICE, b"_INBOX.a.1"), Some(&b"2"[..]));
+    new(&mut table, ALICE, "_INBOX.>", "3");
+    table.subscribe(ALICE, b">", Some(b"g"), b"4", 1);
+    assert_eq!(table.answered_by(ALICE, b"_INBOX.a.1"), Some(&b"3"[..]));
+    assert_eq!(table.answered_by(CAROL, b"_INBOX.a.1"), None);
 }

@@ -50,6 +50,8 @@ pub struct Unproven {
     pub start: usize,
     /// How many bytes, counted from the first byte of the first chunk, were written.
     pub written: usize,
+    /// Stream offset of the first byte of the first chunk.
+    pub base: u64,
 }
 
 impl Outbox {
@@ -147,6 +149,18 @@ impl Outbox {
         self.release();
     }
 
+    /// The frames in memory from the stream offset `from` on, which is a frame boundary, in
+    /// runs of whole frames, each with its own offset.
+    pub fn frames_from(&self, from: u64) -> impl Iterator<Item = (u64, &[u8])> {
+        let mut start = self.base;
+        self.chunks.iter().filter_map(move |chunk| {
+            let (at, end) = (start.max(from), start + chunk.len() as u64);
+            let skip = at.saturating_sub(start) as usize;
+            start = end;
+            (at < end).then(|| (at, &chunk[skip..]))
+        })
+    }
+
     /// Forgets everything that waits.
     pub fn clear(&mut self) {
         *self = Self {
@@ -167,6 +181,7 @@ impl Outbox {
         Unproven {
             start,
             written: (self.written - self.base) as usize,
+            base: self.base,
             chunks: self.chunks,
         }
     }
@@ -292,6 +307,21 @@ mod tests {
         outbox.advance(2);
         outbox.confirm(2);
         assert_eq!(outbox.into_unproven().start, 2);
+    }
+
+    #[test]
+    fn what_is_in_memory_can_be_read_again_from_any_frame_on() {
+        let mut outbox = Outbox::new(Retention::UntilConfirmed);
+        for frames in [b"aabb", b"ccdd", b"eeff"] {
+            outbox.push_chunk(frames.to_vec());
+        }
+        outbox.advance(12);
+        outbox.confirm(4);
+        let from = |offset| outbox.frames_from(offset).collect::<Vec<_>>();
+        assert_eq!(from(0), [(4, &b"ccdd"[..]), (8, b"eeff")]);
+        assert_eq!(from(6), [(6, &b"dd"[..]), (8, b"eeff")]);
+        assert_eq!(from(10), [(10, &b"ff"[..])]);
+        assert_eq!(from(12), []);
     }
 
     #[test]

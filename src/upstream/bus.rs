@@ -16,7 +16,7 @@ use super::failover::{Failover, Failovers, LostLink, TOGETHER};
 use super::presence::{Heard, Presence};
 use super::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
 use super::watch::{TrunkId, Watches};
-use crate::config::{Admit, BusLimits, Delivery, Timings, Topology};
+use crate::config::{Admit, BusLimits, Delivery, Sharing, Timings, Topology};
 use crate::ledger::Settled;
 use crate::telemetry::{Counters, Observed};
 
@@ -46,6 +46,10 @@ pub struct Settings {
     pub admit: Admit,
     /// R21.
     pub lenient_connect: bool,
+    /// R22.
+    pub sharing: Sharing,
+    /// The trunks that the sessions of one identity are spread over, where they share.
+    pub trunks_per_identity: usize,
     /// Fences that this bus sends per second at most, apart from the components' PINGs (R7).
     pub fences_per_second: u32,
 }

@@ -5,10 +5,10 @@
 //! sessions that were readable have had their turn.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::task::{Context, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::task::spawn_local;
 use tracing::{error, info, warn};
@@ -16,14 +16,27 @@ use tracing::{error, info, warn};
 use super::bus::Bus;
 use super::driver;
 use super::repeats::Repeats;
-use super::trunk::{Gauges, Trunk};
+use super::trunk::{Gauges, Trunk, sharing_key};
 use super::watch::TrunkId;
+use crate::config::Sharing;
 use crate::ledger::SessionId;
 use crate::net::{Names, Outbox, Port, now};
 use crate::proto::connect::ConnectInfo;
 
 /// The buffer that a readable socket borrows: one per worker.
 pub type ReadBuffer = Rc<RefCell<Vec<u8>>>;
+
+/// Why a session leaves a trunk that it shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MoveReason {
+    /// Its component sent a second CONNECT; whether its subscriptions stay.
+    Reconnect {
+        /// As the broker's version does.
+        keeps: bool,
+    },
+    /// The broker takes no more subscriptions on one connection.
+    Crowded,
+}
 
 /// A trunk and what its tasks share.
 #[derive(Debug)]
@@ -93,6 +106,10 @@ pub struct Pool {
     pub(super) repeats: RefCell<Repeats>,
     trunks: RefCell<BTreeMap<TrunkId, Rc<TrunkCell>>>,
     next_trunk: Cell<u64>,
+    /// The trunks that sessions share, by what these have in common (R22).
+    shared: RefCell<HashMap<ConnectInfo, Vec<TrunkId>>>,
+    /// What brokers are told that shared trunks are, but for their numbers.
+    label: String,
     probe_waker: RefCell<Option<Waker>>,
     /// What the operator was last told.
     alive: Cell<Option<bool>>,
@@ -104,8 +121,10 @@ pub struct Pool {
 
 impl Pool {
     /// A pool without trunks.
-    pub fn new(name: String, bus: Bus, buffer: ReadBuffer) -> Self {
+    pub fn new(name: String, instance: &str, bus: Bus, buffer: ReadBuffer) -> Self {
         Self {
+            label: format!("natsmux:{instance}:{name}"),
+            shared: RefCell::default(),
             name,
             bus: RefCell::new(bus),
             buffer,
@@ -130,10 +149,113 @@ impl Pool {
         port: &Rc<Port>,
         now: Instant,
     ) -> (Rc<TrunkCell>, SessionId) {
+        let (cell, session) = match self.sharing_key(&connect) {
+            Some(key) => {
+                let cell = self.shared_trunk(key, &connect, None);
+                let mut bus = self.bus.borrow_mut();
+                let session = cell.machine.borrow_mut().join(out, &connect, now, &mut bus);
+                (cell, session)
+            }
+            None => {
+                let cell = self.enter(Trunk::new(self.next_id(), connect));
+                let mut bus = self.bus.borrow_mut();
+                let session = cell.machine.borrow_mut().attach(out, sent, now, &mut bus);
+                (cell, session)
+            }
+        };
+        cell.set_port(session, Some(Rc::clone(port)));
+        cell.wake();
+        (cell, session)
+    }
+
+    /// A session leaves a trunk that it shares: for one of its own under new options, or, where
+    /// the broker takes no more subscriptions there, for another of its identity.
+    pub fn move_session(
+        self: &Rc<Self>,
+        from: (&Rc<TrunkCell>, SessionId),
+        connect: ConnectInfo,
+        why: MoveReason,
+        now: Instant,
+    ) -> Option<(Rc<TrunkCell>, SessionId)> {
+        let (old, session) = from;
+        let port = old.port(session)?;
+        old.set_port(session, None);
+        let moved = {
+            let mut bus = self.bus.borrow_mut();
+            let mut machine = old.machine.borrow_mut();
+            machine.take_out(session, now, &mut bus)?
+        };
+        let not = old.machine.borrow().id();
+        let key = self.sharing_key(&connect);
+        let (cell, keeps) = match (why, key) {
+            (MoveReason::Crowded, Some(key)) => (self.shared_trunk(key, &connect, Some(not)), true),
+            (MoveReason::Crowded, None) => (
+                self.enter(Trunk::new(self.next_id(), connect.clone())),
+                true,
+            ),
+            (MoveReason::Reconnect { keeps }, _) => {
+                let own = Trunk::new(self.next_id(), connect.clone());
+                (self.enter(own), keeps)
+            }
+        };
+        let session = {
+            let mut bus = self.bus.borrow_mut();
+            let mut machine = cell.machine.borrow_mut();
+            machine.take_in(moved, &connect, keeps, now, &mut bus)
+        };
+        cell.set_port(session, Some(port));
+        old.wake();
+        cell.wake();
+        Some((cell, session))
+    }
+
+    /// R22: what a session shares with others, where it may.
+    fn sharing_key(&self, connect: &ConnectInfo) -> Option<ConnectInfo> {
+        let shares = self.bus.borrow().settings.sharing == Sharing::Identity;
+        sharing_key(connect).filter(|_| shares)
+    }
+
+    /// A trunk for this key: the one of fewest sessions, once there are as many as configured.
+    fn shared_trunk(
+        self: &Rc<Self>,
+        key: ConnectInfo,
+        connect: &ConnectInfo,
+        not: Option<TrunkId>,
+    ) -> Rc<TrunkCell> {
+        let wanted = self.bus.borrow().settings.trunks_per_identity;
+        let mut shared = self.shared.borrow_mut();
+        let ids = shared.entry(key).or_default();
+        let trunks = self.trunks.borrow();
+        let open: Vec<_> = ids
+            .iter()
+            .filter(|id| Some(**id) != not)
+            .filter_map(|id| trunks.get(id))
+            .filter(|cell| cell.machine.borrow().takes_sessions() && !cell.has_failed())
+            .collect();
+        let least = open
+            .iter()
+            .min_by_key(|cell| cell.machine.borrow().session_count());
+        if let Some(cell) = least
+            && (open.len() >= wanted || not.is_some())
+        {
+            return Rc::clone(cell);
+        }
+        drop(trunks);
+        let id = self.next_id();
+        ids.push(id);
+        let name = format!("{}:{}", self.label, id.0);
+        self.enter(Trunk::shared(id, connect, name))
+    }
+
+    fn next_id(&self) -> TrunkId {
         let id = TrunkId(self.next_trunk.get());
         self.next_trunk.set(id.0 + 1);
-        let mut machine = Trunk::new(id, connect);
-        let session = machine.attach(out, sent, now, &mut self.bus.borrow_mut());
+        id
+    }
+
+    /// Runs a trunk.
+    fn enter(self: &Rc<Self>, machine: Trunk) -> Rc<TrunkCell> {
+        let id = machine.id();
         let cell = Rc::new(TrunkCell {
             machine: RefCell::new(machine),
             ports: RefCell::new(Vec::new()),
@@ -141,10 +263,16 @@ impl Pool {
             woken: Cell::new(false),
             failed: Cell::new(false),
         });
-        cell.set_port(session, Some(Rc::clone(port)));
         self.trunks.borrow_mut().insert(id, Rc::clone(&cell));
         spawn_local(driver::run(Rc::clone(self), Rc::clone(&cell)));
-        (cell, session)
+        cell
+    }
+
+    /// The bus is no longer configured: trunks end with their last sessions.
+    pub fn close_idle(&self) {
+        let soon = Duration::from_millis(1);
+        self.bus.borrow_mut().settings.timings.trunk_idle_timeout = soon;
+        self.wake_all();
     }
 
     /// A session's socket is gone.
@@ -276,7 +404,17 @@ impl Pool {
     }
 
     pub(super) fn remove(&self, id: TrunkId) {
-        self.trunks.borrow_mut().remove(&id);
+        let cell = self.trunks.borrow_mut().remove(&id);
+        let Some(key) = cell.and_then(|cell| sharing_key(cell.machine.borrow().connect())) else {
+            return;
+        };
+        let mut shared = self.shared.borrow_mut();
+        if let Some(ids) = shared.get_mut(&key) {
+            ids.retain(|shared| *shared != id);
+            if ids.is_empty() {
+                shared.remove(&key);
+            }
+        }
     }
 
     pub(super) fn register_prober(&self, cx: &Context<'_>) {

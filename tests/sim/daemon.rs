@@ -1032,6 +1032,7 @@ impl World {
                 io.closing = Some((reason, now + LAST_WORDS));
                 true
             }
+            Some(SessionAction::Move { .. }) => unreachable!("no trunk is shared"),
             Some(SessionAction::SayInfo) => {
                 let (conn, home) = (io.conn, io.home);
                 let info = self.first_info(conn);

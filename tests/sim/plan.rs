@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use natsmux::config::{Admit, BusLimits, Delivery, PongHold, Timings, Topology};
+use natsmux::config::{Admit, BusLimits, Delivery, PongHold, Sharing, Timings, Topology};
 use natsmux::upstream::Settings;
 use natsmux::upstream::roster::Placement;
 
@@ -152,6 +152,8 @@ fn settings(rng: &mut Rng, at_least_once: bool, independent: Option<Placement>) 
         delivery,
         admit: Admit::Known,
         lenient_connect: true,
+        sharing: Sharing::None,
+        trunks_per_identity: 1,
         fences_per_second: 5000,
     }
 }

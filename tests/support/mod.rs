@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 pub use broker::{Broker, BrokerOptions, Version};
 pub use cluster::Cluster;
 pub use http::{HttpAnswer, http_get};
-pub use natsmux::{Natsmux, NatsmuxOptions};
+pub use natsmux::{Natsmux, NatsmuxOptions, sharing};
 pub use ports::Port;
 pub use process::Process;
 pub use raw::{Frame, RawClient};

@@ -12,6 +12,15 @@ use super::{Cluster, HttpAnswer, PATIENCE, Port, Process, RawClient, http_get, w
 
 const CONFIG_FILE: &str = "natsmux.toml";
 
+/// The variable that says how the sessions of all tests share trunks, where they don't say so
+/// themselves: a word of `--sharing`.
+const SHARING: &str = "TEST_SHARING";
+
+/// What [`SHARING`] says, unless that is the default.
+pub fn sharing() -> Option<String> {
+    std::env::var(SHARING).ok().filter(|word| word != "none")
+}
+
 /// How natsmux is started.
 #[derive(Debug, Clone, Default)]
 pub struct NatsmuxOptions {
@@ -37,6 +46,14 @@ pub struct Natsmux {
     folder: TempDir,
 }
 
+/// A file whose buses share as all tests do.
+fn shared(text: &str) -> String {
+    match sharing().filter(|_| !text.contains("sharing")) {
+        Some(word) => text.replace("[[bus]]", &format!("[[bus]]\nsharing = \"{word}\"")),
+        None => text.to_owned(),
+    }
+}
+
 impl Natsmux {
     /// natsmux in front of `cluster`, healthy already.
     pub fn start(cluster: &Cluster) -> Self {
@@ -56,13 +73,18 @@ impl Natsmux {
         match &options.config {
             Some(text) => {
                 let path = folder.path().join(CONFIG_FILE);
-                fs::write(&path, fill(text, &listen, &http)).expect("a configuration file");
+                let text = fill(text, &listen, &http);
+                fs::write(&path, text).expect("a configuration file");
                 command.arg("-c").arg(path);
             }
             None => {
                 command.args(["--listen", &listen.address()]);
                 command.args(["--http", &http.address()]);
                 command.args(["--broker", &options.brokers.join(",")]);
+                let says = options.args.iter().any(|arg| arg == "--sharing");
+                if let Some(word) = sharing().filter(|_| !says) {
+                    command.args(["--sharing", &word]);
+                }
             }
         }
         command.args(&options.args);
@@ -220,6 +242,7 @@ fn program(open_files: Option<u64>) -> Command {
 }
 
 fn fill(text: &str, listen: &Port, http: &Port) -> String {
+    let text = shared(text);
     text.replace("{listen}", &listen.address())
         .replace("{http}", &http.address())
 }

@@ -7,6 +7,7 @@ use crate::downstream::early::Early;
 use crate::proto::client::{self, ClientOp, Scan};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
+use crate::upstream::pool::MoveReason;
 use crate::upstream::{Bus, CloseReason, Trunk};
 
 impl Session {
@@ -37,6 +38,12 @@ impl Session {
         self.headers = connect.headers;
         self.connect = Some(Box::new(connect.clone()));
         match home {
+            Some(home) if home.trunk.is_shared() => {
+                let keeps = !(again && drops_subscriptions(bus, home.trunk));
+                let why = MoveReason::Reconnect { keeps };
+                let connect = Box::new(connect);
+                self.action = Some(SessionAction::Move { connect, why });
+            }
             Some(home) => {
                 let drop = again && drops_subscriptions(bus, home.trunk);
                 home.trunk.reconnect(home.id, connect, drop, now, bus);

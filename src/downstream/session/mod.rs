@@ -16,6 +16,7 @@ use crate::ledger::SessionId;
 use crate::net::{Outbox, Partial, Retention};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
+use crate::upstream::pool::MoveReason;
 use crate::upstream::roster::Offer;
 use crate::upstream::{Bus, CloseReason, Trunk};
 
@@ -29,6 +30,14 @@ pub enum SessionAction {
         connect: Box<ConnectInfo>,
         /// Whether the component sent them, or they are a broker's defaults.
         sent: bool,
+    },
+    /// Move the session from the trunk that it shares to another one, under these options, and
+    /// call [`Session::handle_ready`].
+    Move {
+        /// The options.
+        connect: Box<ConnectInfo>,
+        /// Why.
+        why: MoveReason,
     },
     /// Say INFO again: what every broker offers has changed (R17).
     SayInfo,
@@ -195,7 +204,12 @@ impl Session {
                 trunk: &mut *trunk,
                 id,
             };
-            self.handle_bytes(&bytes, Some(home), now, bus);
+            let used = self.handle_bytes(&bytes, Some(home), now, bus);
+            if used < bytes.len() {
+                // Behind an action, with which the driver comes back here.
+                self.early(bus).push(&bytes[used..]);
+                return;
+            }
         }
         if self.eof && self.early.is_none() {
             trunk.finish(id, CloseReason::ComponentClosed, now, bus);
@@ -213,6 +227,15 @@ impl Session {
                 .trunk
                 .close_session(home.id, CloseReason::ComponentClosed),
             None => self.close(CloseReason::ComponentClosed),
+        }
+    }
+
+    /// The session may have to leave a trunk whose broker takes no more subscriptions.
+    pub fn handle_crowding(&mut self, home: &Home<'_>) {
+        if self.action.is_none() && home.trunk.is_crowded_out(home.id) {
+            let connect = self.connect.clone().unwrap_or_default();
+            let why = MoveReason::Crowded;
+            self.action = Some(SessionAction::Move { connect, why });
         }
     }
 

@@ -88,6 +88,7 @@ impl Session {
             (ClientOp::Subscribe { sid, .. }, Some(home)) => {
                 home.trunk.must_settle(home.id, sid, now, bus)
             }
+            (ClientOp::Connect { .. }, Some(home)) => home.trunk.must_depart(home.id, now, bus),
             _ => false,
         }
     }

@@ -7,10 +7,15 @@ use super::link::{Link, LinkId, OkOwner, Phase};
 use super::slot::Finishing;
 use super::{CloseReason, Move, Trunk};
 use crate::config::Delivery;
-use crate::ledger::{Settled, settle};
+use crate::ledger::{Held, Settled, settle};
 use crate::proto::encode;
 use crate::upstream::bus::Bus;
 use crate::upstream::roster::{BrokerId, Failure, Health};
+
+fn put_in_front(held: &mut Held, mut waiting: Held) {
+    waiting.append(std::mem::take(held));
+    *held = waiting;
+}
 
 /// What a trunk without sessions costs the budget of waiting publishes, in bytes.
 const ORPHAN_BYTES: usize = 4096;
@@ -169,9 +174,11 @@ impl Trunk {
         let unproven = link.out.into_unproven();
         let own = bus.presence.prefix();
         let (start, written) = (unproven.start, unproven.written);
-        let mut settled = settle(unproven.chunks, start, written, repeat, own);
+        let owners = link.owners.take();
+        let owner = |end: usize| owners.as_ref()?.of(unproven.base + end as u64);
+        let mut settled = settle(unproven.chunks, start, written, repeat, own, owner);
         if link.too_large {
-            let larger = settled.waiting.remove_larger(link.max_payload);
+            let larger = settled.remove_larger(link.max_payload);
             let written = larger.min(settled.repeated);
             settled.repeated -= written;
             settled.moved -= larger - written;
@@ -188,7 +195,7 @@ impl Trunk {
         bus.counters.in_doubt += in_doubt;
         // The publishes that wait will be answered by the next broker, if it is told to; but
         // not those that this one has answered and that are repeated.
-        let again = settled.waiting.messages();
+        let again = settled.messages();
         let operations = link.oks.owed(OkOwner::Operation);
         let publishes = link.oks.owed(OkOwner::Publish);
         let (oks, unasked) = match self.connect.verbose {
@@ -227,17 +234,19 @@ impl Trunk {
 
     /// Puts publishes that a dead link never wrote in front of those that wait.
     pub(super) fn requeue(&mut self, settled: Settled, bus: &mut Bus) {
-        bus.budgets.held.take(settled.waiting.bytes());
-        let mut waiting = settled.waiting;
-        match self.slots.iter_mut().next() {
-            Some((_, slot)) => {
-                waiting.append(std::mem::take(&mut slot.held));
-                slot.held = waiting;
-            }
-            None => {
-                waiting.append(std::mem::take(&mut self.orphans));
-                self.orphans = waiting;
-            }
+        bus.budgets.held.take(settled.bytes());
+        let only = match self.shared {
+            true => None,
+            false => self.slots.iter_mut().next().map(|(_, slot)| slot),
+        };
+        put_in_front(
+            only.map_or(&mut self.orphans, |slot| &mut slot.held),
+            settled.waiting,
+        );
+        for (session, waiting) in settled.owned {
+            let slot = self.slots.get_mut(session.0 as usize);
+            let held = slot.map_or(&mut self.orphans, |slot| &mut slot.held);
+            put_in_front(held, waiting);
         }
     }
 
@@ -419,12 +428,7 @@ impl Trunk {
 
     /// Ends the trunk once it has no session and owes no broker anything.
     pub(super) fn check_done(&mut self, now: Instant, bus: &mut Bus) {
-        let owes = !self.orphans.is_empty()
-            || self
-                .links
-                .iter()
-                .any(|link| link.account.unsettled() > 0 && !self.refused);
-        if self.done || !self.slots.is_empty() || owes {
+        if self.done || !self.slots.is_empty() || self.owes() || self.stays_idle(now, bus) {
             return;
         }
         self.done = true;
@@ -437,7 +441,7 @@ impl Trunk {
                 bus.detached(self.id, link.broker, now);
                 // Only a refused trunk leaves something unproven behind.
                 let (settled, _) = self.settle(link, bus);
-                bus.counters.refused += settled.waiting.messages();
+                bus.counters.refused += settled.messages();
             }
         }
         if self

@@ -89,7 +89,8 @@ impl Trunk {
         let id = LinkId(self.next_link);
         self.next_link += 1;
         let deadline = now + bus.settings.timings.connect_timeout;
-        let mut link = Link::new(id, broker, Self::retention(bus), deadline, now);
+        let mut link = Link::new(id, broker, self.retention(bus), deadline, now);
+        link.owners = self.shared.then(Box::default);
         // Only those that were live before hold others up: they have subscriptions that
         // the neighbours rely on.
         if self.lost.is_some() && !self.links.iter().any(Link::is_attached) {
@@ -218,15 +219,16 @@ impl Trunk {
             self.subscriptions.rebase();
         }
         let link = &mut self.links[at];
+        link.told_from = self.next_ping - 1;
         let (mut count, mut operations) = (0, 0);
-        for (upstream, subscription) in self.subscriptions.iter() {
+        for (upstream, interest) in self.subscriptions.iter() {
             let sid = upstream.text();
-            let (subject, group) = (subscription.subject(), subscription.queue_group());
+            let (subject, group) = (interest.subject, interest.queue_group);
             encode::sub(&mut self.scratch, subject, group, sid.as_bytes());
             count += 1;
             operations += 1;
-            let counted_here = bus.presence.may_match(subscription.subject());
-            if let Some(max) = subscription.left().filter(|_| !counted_here) {
+            let counted_here = bus.presence.may_match(subject);
+            if let Some(max) = interest.left.filter(|_| !counted_here) {
                 encode::unsub(&mut self.scratch, sid.as_bytes(), Some(max));
                 operations += 1;
             }
@@ -304,6 +306,7 @@ impl Trunk {
                 .observe(now.saturating_duration_since(started));
         }
         self.make_ready();
+        self.verify_all();
         let held = self.resume(at, now, bus);
         if self
             .lost
@@ -328,6 +331,16 @@ impl Trunk {
     pub(super) fn make_ready(&mut self) {
         if !std::mem::replace(&mut self.ready, true) {
             for session in self.sessions() {
+                self.release(session);
+            }
+        }
+    }
+
+    /// A link is live: so may those be who could not join without one (R16).
+    fn verify_all(&mut self) {
+        for session in self.sessions() {
+            let slot = &mut self.slots[session.0 as usize];
+            if std::mem::take(&mut slot.unverified) {
                 self.release(session);
             }
         }
@@ -416,6 +429,7 @@ impl Trunk {
                 sent += messages;
                 let link = &mut self.links[at];
                 let bytes = link.push_held(chunk, messages, &mut bus.counters);
+                link.note_owner(session);
                 if link.verbose {
                     let quiet = unasked.min(messages);
                     unasked -= quiet;

@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
-use super::slot::Finishing;
+use super::owners::{Owners, Wanted};
+use super::slot::{Finishing, Slot};
 use super::target::PRESENCE_SID;
 use super::{CloseReason, Trunk, Verdict};
-use crate::ledger::{Ping, SessionId, UpstreamSid};
+use crate::ledger::{Ping, Rejected, SessionId, Spent, UpstreamSid};
 use crate::proto::encode;
-use crate::proto::error_text::{BrokerError, classify, unquote};
+use crate::proto::error_text::{BrokerError, classify, first_quoted, unquote};
 use crate::proto::info::ServerInfo;
 use crate::proto::server::{self, Msg, ServerLimits, ServerOp, ServerScan};
 use crate::upstream::bus::Bus;
@@ -115,6 +116,9 @@ impl Trunk {
             bus.counters.unknown_sid_msgs += 1;
             return;
         };
+        if self.shared && !counts && self.deliver_status(at, msg, bus) {
+            return;
+        }
         let independent = self.independent;
         if independent && self.subscriptions.is_over(upstream) {
             bus.counters.over_max_msgs += 1;
@@ -123,40 +127,50 @@ impl Trunk {
         if independent && counts {
             self.links[at].received.note(upstream);
         }
-        let Some(recipient) = self.subscriptions.deliver(upstream, counts) else {
-            bus.counters.unknown_sid_msgs += 1;
-            return;
-        };
-        bus.counters.out_msgs += 1;
-        bus.counters.out_bytes += msg.size as u64;
         let verb: &[u8] = if msg.headers { b"HMSG " } else { b"MSG " };
-        let session = recipient.session;
-        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
-            return;
+        let (slots, touched) = (&mut self.slots, &mut self.touched);
+        let max_pending = bus.settings.limits.max_pending;
+        let (mut copies, mut slow) = (0, Vec::new());
+        let seen = self.links[at].seen();
+        let deliver = |session: SessionId, sid: &[u8]| {
+            copies += 1;
+            let Some(slot) = slots.get_mut(session.0 as usize) else {
+                return;
+            };
+            if slot.closing.is_some() {
+                return;
+            }
+            slot.traffic.out_msgs += 1;
+            slot.traffic.out_bytes += msg.size as u64;
+            slot.out
+                .push_parts(&[verb, msg.subject, b" ", sid, msg.after_sid]);
+            if slot.out.pending_bytes() > max_pending {
+                slow.push(session);
+            } else if !slot.touched {
+                slot.touched = true;
+                touched.push_back(session);
+            }
         };
-        if slot.closing.is_some() {
-            return;
-        }
-        slot.traffic.out_msgs += 1;
-        slot.traffic.out_bytes += msg.size as u64;
-        slot.out
-            .push_parts(&[verb, msg.subject, b" ", recipient.sid, msg.after_sid]);
-        let pending = slot.out.pending_bytes();
-        if self.subscriptions.take_spent() {
-            if independent {
-                // Others have delivered some, of which this broker doesn't know.
-                self.unsubscribe_but(None, upstream, now);
-            } else {
+        let spent = self.subscriptions.deliver(upstream, counts, seen, deliver);
+        bus.counters.out_msgs += copies;
+        bus.counters.out_bytes += copies * msg.size as u64;
+        match spent {
+            None => bus.counters.unknown_sid_msgs += 1,
+            Some(Spent::Nothing) => {}
+            Some(Spent::One(upstream)) if !independent => {
                 // Freed once a fence behind its UNSUB, which was sent before, is answered.
                 let link = &mut self.links[at];
                 link.retired.push_back((self.next_ping, upstream));
                 link.note_unfenced(0, 0, now);
             }
+            // No broker knows that this was the last one: of several, others have delivered some.
+            Some(Spent::One(upstream) | Spent::Group(upstream)) => {
+                self.unsubscribe_but(None, upstream, now);
+            }
         }
-        if pending > bus.settings.limits.max_pending {
-            return self.close_slow(session, bus);
+        for session in slow {
+            self.close_slow(session, bus);
         }
-        self.touch(session);
     }
 
     fn handle_pong(&mut self, at: usize, now: Instant, bus: &mut Bus) {
@@ -213,8 +227,10 @@ impl Trunk {
     /// Lets sessions go on whose next operation waited for this PONG.
     pub(super) fn open_gates(&mut self) {
         let answered = self.answered;
-        for session in self.sessions() {
-            let slot = &mut self.slots[session.0 as usize];
+        for session in self.awaiting.clone() {
+            let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+                continue;
+            };
             if slot.gate.take_if(|seq| *seq <= answered).is_some() {
                 slot.gate_passed = true;
                 self.release(session);
@@ -265,6 +281,7 @@ impl Trunk {
             slot.asked = slot.asked.saturating_sub(1);
             if !slot.late.is_empty() || !self.all_answered(ping.seq, bus) {
                 self.slots[session.0 as usize].late.push_back(ping.seq);
+                self.awaiting.insert(session);
                 return;
             }
             self.deliver_pong(session, bus);
@@ -273,7 +290,12 @@ impl Trunk {
 
     pub(super) fn close_finished(&mut self) {
         let answered = self.answered;
-        for session in self.sessions() {
+        let slots = &self.slots;
+        self.awaiting.retain(|session| {
+            let slot = slots.get(session.0 as usize);
+            slot.is_some_and(Slot::awaits_pong)
+        });
+        for session in self.awaiting.clone() {
             let slot = &mut self.slots[session.0 as usize];
             let owed = slot.owed_pongs > 0 || slot.asked > 0;
             let late = !slot.late.is_empty();
@@ -336,9 +358,15 @@ impl Trunk {
         let line = [b"-ERR '", text, b"'\r\n"].concat();
         match error {
             BrokerError::Refused => {}
-            BrokerError::PublishViolation { .. } | BrokerError::ReplyViolation => {
+            BrokerError::PublishViolation { subject } => {
                 self.links[at].account.refused += 1;
-                self.deliver_answer(at, &line, bus);
+                let subject = unquote(subject);
+                self.deliver_to_publisher(at, Wanted::Subject(&subject), &line, bus);
+            }
+            BrokerError::ReplyViolation => {
+                self.links[at].account.refused += 1;
+                let reply = first_quoted(text).map(unquote).unwrap_or_default();
+                self.deliver_to_publisher(at, Wanted::Reply(&reply), &line, bus);
             }
             BrokerError::SubscriptionViolation { sid: Some(sid), .. } => {
                 self.handle_revoked(text, sid, bus)
@@ -349,16 +377,28 @@ impl Trunk {
                 ..
             } => {
                 let (subject, group) = (unquote(subject), queue_group.map(unquote));
+                let asked = |owners: &mut Box<Owners>| owners.take_asked(&subject);
+                if let Some(session) = self.links[at].owners.as_mut().and_then(asked) {
+                    return self.deliver(session, &[&line], bus);
+                }
                 let rejected = self.subscriptions.reject(&subject, group.as_deref());
-                self.end_rejected(at, rejected, now);
-                self.deliver_answer(at, &line, bus);
+                self.end_rejected(at, rejected, &line, now, bus);
+            }
+            BrokerError::MaxSubscriptions if self.shared && self.slots.len() > 1 => {
+                self.crowd_out(now, bus);
             }
             BrokerError::MaxSubscriptions => {
                 let rejected = self.subscriptions.reject_newest();
-                self.end_rejected(at, rejected, now);
-                self.deliver_answer(at, &line, bus);
+                self.end_rejected(at, rejected, &line, now, bus);
             }
-            BrokerError::InvalidSubject => self.deliver_answer(at, &line, bus),
+            BrokerError::InvalidSubject => match &mut self.links[at].owners {
+                Some(owners) => {
+                    if let Some(session) = owners.take_invalid() {
+                        self.deliver(session, &[&line], bus);
+                    }
+                }
+                None => self.deliver_answer(at, &line, bus),
+            },
             BrokerError::InvalidPublishSubject => self.deliver_to_own(&line, bus),
             BrokerError::LinkOnly => self.handle_link_error(at, text, now, bus),
         }
@@ -376,11 +416,29 @@ impl Trunk {
     fn end_rejected(
         &mut self,
         at: usize,
-        rejected: Option<(SessionId, UpstreamSid)>,
+        rejected: Option<Rejected>,
+        line: &[u8],
         now: Instant,
+        bus: &Bus,
     ) {
-        if let Some((_, upstream)) = rejected {
-            self.unsubscribe_but(Some(at), upstream, now);
+        if let Some(rejected) = &rejected {
+            self.unsubscribe_but(Some(at), rejected.upstream, now);
+        }
+        if !self.shared {
+            return self.deliver_answer(at, line, bus);
+        }
+        for (session, _) in rejected.map(|rejected| rejected.owners).unwrap_or_default() {
+            self.deliver(session, &[line], bus);
+        }
+    }
+
+    /// A publish was refused: who published it hears of it.
+    fn deliver_to_publisher(&mut self, at: usize, wanted: Wanted<'_>, line: &[u8], bus: &Bus) {
+        if !self.shared {
+            return self.deliver_answer(at, line, bus);
+        }
+        if let Some(Some(session)) = self.owner_of(at, wanted) {
+            self.deliver(session, &[line], bus);
         }
     }
 
@@ -388,7 +446,7 @@ impl Trunk {
     fn handle_revoked(&mut self, text: &[u8], sid: &[u8], bus: &Bus) {
         let rejected =
             UpstreamSid::parse(sid).and_then(|upstream| self.subscriptions.reject_sid(upstream));
-        if let Some((session, own_sid)) = rejected {
+        for (session, own_sid) in rejected.map(|rejected| rejected.owners).unwrap_or_default() {
             let cut = text.len() - b"\")".len() - sid.len();
             let line = [&b"-ERR '"[..], &text[..cut], &own_sid[..], b"\")'\r\n"];
             self.deliver(session, &line, bus);

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::ledger::{Account, Ping, Pings, Received, UpstreamSid};
+use super::owners::Owners;
+use crate::ledger::{Account, Ping, Pings, Received, Seen, SessionId, UpstreamSid};
 use crate::net::{Outbox, Partial, Retention};
 use crate::proto::encode;
 use crate::telemetry::Counters;
@@ -170,6 +171,10 @@ pub(super) struct Link {
     pub(super) too_large: bool,
     /// Whether its CONNECT asked for an answer to every operation.
     pub(super) verbose: bool,
+    /// The last PING before it was told the whole ledger.
+    pub(super) told_from: u64,
+    /// Of a link that several sessions share.
+    pub(super) owners: Option<Box<Owners>>,
 }
 
 impl Link {
@@ -251,6 +256,21 @@ impl Link {
             max_payload: usize::MAX,
             too_large: false,
             verbose: false,
+            told_from: 0,
+            owners: None,
+        }
+    }
+
+    /// How far it has come, for those that share a subscription (R23).
+    pub(super) fn seen(&self) -> Seen {
+        Seen(self.answered.max(self.told_from))
+    }
+
+    /// Notes whose the publishes are that were just appended.
+    pub(super) fn note_owner(&mut self, session: Option<SessionId>) {
+        let end = self.out.end();
+        if let Some(owners) = &mut self.owners {
+            owners.note(session, end);
         }
     }
 
@@ -278,6 +298,9 @@ impl Link {
         self.answered = ping.seq;
         self.proven_at = Some(ping.at);
         self.proven_offset = ping.offset;
+        if let Some(owners) = &mut self.owners {
+            owners.prove(ping.seq, ping.offset);
+        }
     }
 
     /// Whether every SUB and UNSUB was processed.
@@ -309,6 +332,21 @@ impl Link {
         self.operations_covered_by = covered_by;
         self.out.push(frame);
         self.note_unfenced(frame.len(), 0, now);
+    }
+
+    /// Appends `count` UNSUBs, whose answers are nobody's.
+    pub(super) fn push_unsubs(
+        &mut self,
+        frames: &[u8],
+        count: usize,
+        covered_by: u64,
+        now: Instant,
+    ) {
+        self.push_operation(frames, OkOwner::Nobody, covered_by, now);
+        if self.verbose {
+            self.oks
+                .push(OkOwner::Nobody, (count as u64).saturating_sub(1));
+        }
     }
 
     /// Notes an operation that the next PING will cover.

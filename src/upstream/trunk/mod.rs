@@ -14,28 +14,33 @@
 //!
 //! Files: `sessions` holds the inputs from sessions, `handshake` the way of a link from
 //! dial to live, `inbound` what brokers send, `failover` the end of links, `target` what is
-//! different with independent brokers, `timers` the clock. Every method takes the [`Bus`] that the trunk belongs to.
+//! different with independent brokers, `sharing` what is where sessions share the trunk,
+//! `owners` whose an error is then, `timers` the clock. Every method takes the [`Bus`] that the
+//! trunk belongs to.
 
 mod action;
 mod failover;
 mod handshake;
 mod inbound;
 mod link;
+mod owners;
 mod sessions;
+mod sharing;
 mod slot;
 mod target;
 #[cfg(test)]
 mod tests;
 mod timers;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
 
 pub use action::{Action, Report};
 pub use link::LinkId;
-pub use slot::{CloseReason, Traffic};
+pub use sharing::{Moved, sharing_key};
+pub use slot::{CloseReason, Label, Traffic};
 
 use crate::config::Delivery;
 use crate::ledger::{Held, Ping, SessionId, Subscriptions};
@@ -125,6 +130,12 @@ pub struct Trunk {
     connect: ConnectInfo,
     /// Whether there is a link to each of several brokers (R26-R32).
     independent: bool,
+    /// Whether sessions of the same identity may join (R22).
+    shared: bool,
+    /// A broker took no more subscriptions: nobody else may join.
+    crowded: bool,
+    /// Since when a shared trunk has no session.
+    idle_since: Option<Instant>,
     /// A component that sent no CONNECT is owed no `+OK` for the one that natsmux sends.
     connect_ok_owed: bool,
     verdict: Verdict,
@@ -158,6 +169,8 @@ pub struct Trunk {
     slots_timeout: Option<Instant>,
     /// Whether a slot may be parked.
     any_parked: bool,
+    /// All slots for which something happens once a PING is answered, and perhaps others.
+    awaiting: BTreeSet<SessionId>,
     touched: VecDeque<SessionId>,
     actions: VecDeque<Action>,
     scratch: Vec<u8>,
@@ -169,8 +182,10 @@ pub struct Trunk {
 /// One session for monitoring.
 #[derive(Debug)]
 pub struct View<'a> {
-    /// Its CONNECT.
+    /// Its CONNECT, or that of the trunk that it shares.
     pub connect: &'a ConnectInfo,
+    /// What it says of itself there.
+    pub label: Option<&'a Label>,
     /// What it sent and got.
     pub traffic: Traffic,
     /// Bytes that it has not taken yet.
@@ -207,6 +222,9 @@ impl Trunk {
             id,
             connect,
             independent: false,
+            shared: false,
+            crowded: false,
+            idle_since: None,
             connect_ok_owed: false,
             verdict: Verdict::Pending,
             ready: false,
@@ -229,6 +247,7 @@ impl Trunk {
             clock_floor: None,
             slots_timeout: None,
             any_parked: false,
+            awaiting: BTreeSet::new(),
             touched: VecDeque::new(),
             actions: VecDeque::new(),
             scratch: Vec::new(),
@@ -245,6 +264,14 @@ impl Trunk {
     /// What it sends as CONNECT.
     pub fn connect(&self) -> &ConnectInfo {
         &self.connect
+    }
+
+    /// A trunk that sessions of the same identity share, and that brokers know by `name`.
+    pub fn shared(id: TrunkId, connect: &ConnectInfo, name: String) -> Self {
+        let mut trunk = Self::new(id, sharing::as_shared(connect, name));
+        trunk.shared = true;
+        trunk.subscriptions.coalesce();
+        trunk
     }
 
     /// The next thing that the driver must do.
@@ -387,6 +414,7 @@ impl Trunk {
         let slot = self.slots.get(session.0 as usize)?;
         Some(View {
             connect: &self.connect,
+            label: slot.label.as_deref(),
             traffic: slot.traffic,
             pending_bytes: slot.out.pending_bytes(),
             held: slot.held.messages(),
@@ -472,10 +500,11 @@ impl Trunk {
         self.links.iter().position(|link| link.id == id)
     }
 
-    fn retention(bus: &Bus) -> Retention {
+    fn retention(&self, bus: &Bus) -> Retention {
         match bus.settings.delivery {
-            Delivery::AtMostOnce => Retention::UntilWritten,
-            Delivery::AtLeastOnce => Retention::UntilConfirmed,
+            // Where several sessions write, what was written tells whose an error is.
+            Delivery::AtMostOnce if !self.shared => Retention::UntilWritten,
+            _ => Retention::UntilConfirmed,
         }
     }
 

@@ -3,8 +3,7 @@
 use std::time::Instant;
 
 use super::link::{Link, OkOwner, Phase};
-use super::slot::Finishing;
-use super::slot::Slot;
+use super::slot::{Finishing, Leaving, Slot};
 use super::{CloseReason, Move, Trunk, Verdict};
 use crate::config::PongHold;
 use crate::ledger::{SessionId, Subscribed, Unsubscribed, UpstreamSid};
@@ -80,6 +79,7 @@ impl Trunk {
                 slot.publishes_covered_by = covered_by;
                 let link = &mut self.links[at];
                 let bytes = link.push_publishes(frames, messages, &mut bus.counters);
+                link.note_owner(Some(session));
                 if link.verbose {
                     link.oks.push(OkOwner::Publish, messages);
                 }
@@ -119,32 +119,67 @@ impl Trunk {
         now: Instant,
         bus: &mut Bus,
     ) {
+        let covered_by = self.next_ping;
+        let mut is_known = true;
         let upstream = if subject::is_valid_subscription(subject) {
-            let covered_by = self.next_ping;
             match self
                 .subscriptions
                 .subscribe(session, subject, queue_group, sid, covered_by)
             {
-                Subscribed::Duplicate(upstream) if self.subscriptions.is_limited(upstream) => {
+                Subscribed::Duplicate { limited: true, .. } => {
                     return self.ignore_duplicate(session, now);
                 }
-                Subscribed::New(upstream) | Subscribed::Duplicate(upstream) => {
+                Subscribed::Joined => return self.mark_place(session, None, now, bus),
+                Subscribed::New(upstream) => Some(upstream.text()),
+                Subscribed::Duplicate { upstream, .. } => {
+                    is_known = false;
                     Some(upstream.text())
                 }
             }
         } else {
+            is_known = false;
             None
         };
         let mut frame = std::mem::take(&mut self.scratch);
         let sid = upstream.as_ref().map_or(NO_SID, |text| text.as_bytes());
         encode::sub(&mut frame, subject, queue_group, sid);
         let sent = self.send_operation(session, &frame, now);
+        if !is_known
+            && let Some(at) = self.operation_owner()
+            && let Some(owners) = &mut self.links[at].owners
+        {
+            owners.note_asked(session, subject, covered_by);
+        }
         // A verbose session is owed an answer by now, and one is enough (R20).
         if !sent && upstream.is_none() && !self.connect.verbose {
             self.deliver(session, &[b"-ERR 'Invalid Subject'\r\n"], bus);
         }
         frame.clear();
         self.scratch = frame;
+    }
+
+    /// A subscription that others have comes or, as `left`, goes: a PING marks the place among
+    /// the link's operations (R23).
+    fn mark_place(
+        &mut self,
+        session: SessionId,
+        left: Option<UpstreamSid>,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        let covered_by = self.next_ping;
+        let is_sent = self.note_operation(session).is_some();
+        if let Some(left) = left {
+            match is_sent {
+                true => self.retire_on_links(left, covered_by),
+                false => self.subscriptions.forget(left),
+            }
+        }
+        for at in 0..self.links.len() {
+            if self.links[at].takes_subscriptions() {
+                self.push_ping(at, None, now, bus);
+            }
+        }
     }
 
     /// A SUB of a sid that is live, and whose max a message on its way may reach before the
@@ -167,13 +202,20 @@ impl Trunk {
         sid: &[u8],
         max: Option<u64>,
         now: Instant,
-        bus: &Bus,
+        bus: &mut Bus,
     ) {
+        let covered_by = self.next_ping;
+        let ended = self
+            .subscriptions
+            .unsubscribe(session, sid, max, covered_by);
         let mut frame = std::mem::take(&mut self.scratch);
-        match self.subscriptions.unsubscribe(session, sid, max) {
+        match ended {
+            Unsubscribed::Left(upstream) => {
+                self.mark_place(session, Some(upstream), now, bus);
+            }
+            Unsubscribed::Counted => {}
             Unsubscribed::Retired(upstream) => {
                 encode::unsub(&mut frame, upstream.text().as_bytes(), None);
-                let covered_by = self.next_ping;
                 if self.send_operation(session, &frame, now) {
                     self.retire_on_links(upstream, covered_by);
                 } else {
@@ -244,7 +286,7 @@ impl Trunk {
         bus: &mut Bus,
     ) {
         if drop {
-            self.retire_subscriptions(session, now);
+            self.retire_subscriptions(session, now, bus);
         }
         let was_verbose = std::mem::replace(&mut self.connect, connect).verbose;
         self.settle_held_oks(was_verbose);
@@ -313,8 +355,9 @@ impl Trunk {
             after,
             until,
         });
+        self.awaiting.insert(session);
         self.note_slot_timeout(until);
-        self.retire_subscriptions(session, now);
+        self.retire_subscriptions(session, now, bus);
     }
 
     /// Ends a session for its own fault; its component hears the reason's text.
@@ -325,10 +368,12 @@ impl Trunk {
     /// Whether a component may be told a later INFO (R17): it asked for protocol 1 and has
     /// had its first PONG. Before that it must hear nothing else, nor behind its last words.
     pub fn takes_info(&self, session: SessionId) -> bool {
-        let slot = self.slots.get(session.0 as usize);
-        self.connect.protocol >= 1
-            && slot.is_some_and(|slot| slot.had_pong)
-            && !self.is_ending(session)
+        let Some(slot) = self.slots.get(session.0 as usize) else {
+            return false;
+        };
+        let label = slot.label.as_ref();
+        let protocol = label.map_or(self.connect.protocol, |label| label.protocol);
+        protocol >= 1 && slot.had_pong && !self.is_ending(session)
     }
 
     /// natsmux's own PING to a component.
@@ -341,7 +386,11 @@ impl Trunk {
     /// answered first. Until then what the component sends waits, in its order.
     pub fn is_ready(&self, session: SessionId) -> bool {
         let slot = self.slots.get(session.0 as usize);
-        self.ready && slot.is_some_and(|slot| slot.gate.is_none())
+        let goes_on = |slot: &Slot| {
+            let crowded = slot.leaving == Some(Leaving::Crowded);
+            slot.gate.is_none() && !slot.unverified && !crowded
+        };
+        self.ready && slot.is_some_and(goes_on)
     }
 
     /// Whether a SUB must wait for the broker's answer to what came before, since only the
@@ -363,6 +412,7 @@ impl Trunk {
             Some(at) if uncertain && !passed => {
                 let seq = self.push_ping(at, None, now, bus);
                 self.slots[session.0 as usize].gate = Some(seq);
+                self.awaiting.insert(session);
                 true
             }
             _ => false,
@@ -376,11 +426,18 @@ impl Trunk {
         };
         bus.budgets.pending.give(slot.accounted);
         self.orphans.append(slot.held);
-        self.retire_subscriptions(session, now);
-        for link in &mut self.links {
-            link.pings.disown(session);
+        if slot.leaving.is_some() {
+            self.subscriptions.take_session(session);
         }
+        self.retire_subscriptions(session, now, bus);
+        self.forget_session(session);
+        self.note_departure(now, bus);
+    }
+
+    /// A session is here no more.
+    pub(super) fn note_departure(&mut self, now: Instant, bus: &mut Bus) {
         if self.slots.is_empty() {
+            self.idle_since = self.shared.then_some(now);
             if let Some(at) = self.open(bus) {
                 self.send_held(at, now, bus);
             } else {
@@ -447,7 +504,7 @@ impl Trunk {
     }
 
     /// An UNSUB went to every link that takes them.
-    fn retire_on_links(&mut self, upstream: UpstreamSid, covered_by: u64) {
+    pub(super) fn retire_on_links(&mut self, upstream: UpstreamSid, covered_by: u64) {
         let mut holders = 0;
         for link in self
             .links
@@ -460,35 +517,29 @@ impl Trunk {
         self.subscriptions.hold(upstream, holders);
     }
 
-    fn retire_subscriptions(&mut self, session: SessionId, now: Instant) {
-        let retired = self.subscriptions.retire_session(session);
+    fn retire_subscriptions(&mut self, session: SessionId, now: Instant, bus: &mut Bus) {
+        let covered_by = self.next_ping;
+        let ended = self.subscriptions.retire_session(session, covered_by);
+        let all = ended.unsubscribe.iter().chain(&ended.left);
         let takes = |link: &Link| link.takes_subscriptions();
         if !self.links.iter().any(takes) {
             // What the old link of a move still sends is delivered.
             if !self.links.iter().any(|link| link.is_attached()) {
-                for upstream in retired {
-                    self.subscriptions.forget(upstream);
+                for upstream in all {
+                    self.subscriptions.forget(*upstream);
                 }
             }
             return;
         }
-        let covered_by = self.next_ping;
-        for upstream in &retired {
-            encode::unsub(&mut self.scratch, upstream.text().as_bytes(), None);
+        self.send_unsubs(&ended.unsubscribe, now);
+        for upstream in all {
             self.retire_on_links(*upstream, covered_by);
         }
-        if self.scratch.is_empty() {
-            return;
-        }
-        for link in self.links.iter_mut().filter(|link| takes(link)) {
-            link.push_operation(&self.scratch, OkOwner::Nobody, covered_by, now);
-            if link.verbose {
-                // One frame holds them all.
-                link.oks
-                    .push(OkOwner::Nobody, (retired.len() as u64).saturating_sub(1));
+        for at in 0..self.links.len() {
+            if !ended.left.is_empty() && takes(&self.links[at]) {
+                self.push_ping(at, None, now, bus);
             }
         }
-        self.scratch.clear();
     }
 
     /// Books `messages` publishes that were appended to a link, and fences where due (R7).

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::ledger::Held;
 use crate::net::{Outbox, Retention};
 use crate::proto::client::ClientFault;
+use crate::proto::connect::ConnectInfo;
 
 /// Why a session ends. A closed set: it labels a metric and says what the component hears.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,6 +153,46 @@ pub(super) struct Slot {
     pub(super) closing: Option<CloseReason>,
     /// Whether it is in the list of touched slots.
     pub(super) touched: bool,
+    /// It joined a trunk without a link, whose identity only a link may let in (R16).
+    pub(super) unverified: bool,
+    /// Where it is about to go, from a trunk that it shares.
+    pub(super) leaving: Option<Leaving>,
+    /// What it says of itself, where the trunk says something else to brokers.
+    pub(super) label: Option<Box<Label>>,
+}
+
+/// Why a session leaves a trunk for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leaving {
+    /// Its component sent a second CONNECT.
+    Reconnects,
+    /// The broker takes no more subscriptions on this connection.
+    Crowded,
+}
+
+/// What a component says of itself in CONNECT, and no broker hears.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Label {
+    /// Name of the connection.
+    pub name: Option<String>,
+    /// Language of the client library.
+    pub lang: Option<String>,
+    /// Version of the client library.
+    pub version: Option<String>,
+    /// 0 or 1.
+    pub protocol: i64,
+}
+
+impl Label {
+    /// Of these options.
+    pub fn of(connect: &ConnectInfo) -> Self {
+        Self {
+            name: connect.name.clone(),
+            lang: connect.lang.clone(),
+            version: connect.version.clone(),
+            protocol: connect.protocol,
+        }
+    }
 }
 
 impl Slot {
@@ -179,13 +220,22 @@ impl Slot {
             finishing: None,
             closing: None,
             touched: false,
+            unverified: false,
+            leaving: None,
+            label: None,
         }
+    }
+
+    /// Whether something of it happens once a PING is answered.
+    pub(super) fn awaits_pong(&self) -> bool {
+        self.gate.is_some() || self.finishing.is_some() || !self.late.is_empty()
     }
 
     /// Whether it isn't read for what it asked for itself, whatever its link can take.
     pub(super) fn waits_by_itself(&self) -> bool {
         let pongs = self.owed_pongs.saturating_add(self.asked) + self.late.len() as u32;
         self.gate.is_some()
+            || self.leaving.is_some()
             || self.closing.is_some()
             || self.finishing.is_some()
             || pongs >= PONGS_MOST

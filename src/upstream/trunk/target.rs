@@ -448,10 +448,10 @@ impl Trunk {
         if !self.independent {
             return;
         }
-        for session in self.sessions() {
+        for session in self.awaiting.clone() {
             loop {
-                let late = &self.slots[session.0 as usize].late;
-                let Some(&seq) = late.front() else {
+                let slot = self.slots.get(session.0 as usize);
+                let Some(&seq) = slot.and_then(|slot| slot.late.front()) else {
                     break;
                 };
                 if !self.all_answered(seq, bus) {
@@ -499,8 +499,8 @@ impl Trunk {
         let limited: Vec<_> = self
             .subscriptions
             .iter()
-            .filter(|(_, subscription)| !bus.presence.may_match(subscription.subject()))
-            .filter_map(|(upstream, subscription)| Some((upstream, subscription.left()?)))
+            .filter(|(_, interest)| !bus.presence.may_match(interest.subject))
+            .filter_map(|(upstream, interest)| Some((upstream, interest.left?)))
             .collect();
         for (upstream, left) in limited {
             let mut frame = std::mem::take(&mut self.scratch);

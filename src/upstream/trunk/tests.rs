@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::*;
-use crate::config::{Admit, BrokerAddr, BusLimits, PongHold, Timings, Topology};
+use crate::config::{Admit, BrokerAddr, BusLimits, PongHold, Sharing, Timings, Topology};
 use crate::proto::info::ServerInfo;
 use crate::upstream::admission::Admission;
 use crate::upstream::bus::{Budget, Budgets, Settings};
@@ -43,6 +43,8 @@ impl Bench {
             admit: Admit::Always,
             topology: Topology::Cluster,
             lenient_connect: true,
+            sharing: Sharing::None,
+            trunks_per_identity: 1,
             fences_per_second: 5000,
         };
         let addrs = ["a", "b"].map(|host| BrokerAddr {
@@ -303,7 +305,7 @@ fn a_second_sub_of_a_limited_sid_does_not_reach_a_broker_that_may_have_ended_the
     bench.subscribe(b"a", b"1");
     bench
         .trunk
-        .unsubscribe(session, b"1", Some(1), now, &bench.bus);
+        .unsubscribe(session, b"1", Some(1), now, &mut bench.bus);
     bench.told();
     bench.subscribe(b"b", b"1");
     assert_eq!(bench.told(), "");

@@ -45,6 +45,7 @@ impl Trunk {
                 self.refusal_due(bus),
                 self.slots_timeout,
                 self.target_due(bus),
+                self.idle_until(bus),
             ])
             .flatten()
             .min()
@@ -83,6 +84,9 @@ impl Trunk {
         }
         self.handle_target_timeout(now, bus);
         self.check_refused(now, bus);
+        if self.idle_until(bus).is_some_and(|until| until <= now) {
+            self.check_done(now, bus);
+        }
         if self.slots_timeout.is_some_and(|at| at <= now) {
             self.handle_slot_timeouts(now, bus);
         }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use natsmux::ledger::{SessionId, Subscribed, Subscriptions, Unsubscribed, UpstreamSid};
+use natsmux::ledger::{
+    Seen, SessionId, Spent, Subscribed, Subscriptions, Unsubscribed, UpstreamSid,
+};
 
 /// What a subscription is, to someone who knows nothing of slots and generations.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +32,7 @@ pub fn subscriptions(data: &[u8]) {
                 let subject = vec![b'A' + word[2] % 4];
                 let entered = table.subscribe(SessionId(session), &subject, None, &sid, pings);
                 match (entered, model.get(&key)) {
-                    (Subscribed::Duplicate(upstream), Some(known)) => {
+                    (Subscribed::Duplicate { upstream, .. }, Some(known)) => {
                         assert_eq!(text(upstream), known.upstream);
                     }
                     (Subscribed::New(upstream), None) => {
@@ -51,7 +53,7 @@ pub fn subscriptions(data: &[u8]) {
             }
             2 => {
                 let max = u64::from(word[2] >> 4);
-                let ended = table.unsubscribe(SessionId(session), &sid, Some(max));
+                let ended = table.unsubscribe(SessionId(session), &sid, Some(max), pings);
                 match (ended, model.get_mut(&key)) {
                     (Unsubscribed::Unknown, None) => {}
                     (Unsubscribed::Limited(_, left), Some(plain)) => {
@@ -73,11 +75,18 @@ pub fn subscriptions(data: &[u8]) {
                     continue;
                 };
                 let upstream = UpstreamSid::parse(plain.upstream.as_bytes()).expect("its own");
-                let recipient = table.deliver(upstream, true).expect("live");
-                assert_eq!((recipient.session.0, recipient.sid), (session, &sid[..]));
+                let mut heard = Vec::new();
+                let ended = table.deliver(upstream, true, Seen(pings), |session, sid| {
+                    heard.push((session.0, sid.to_vec()));
+                });
+                assert_eq!(heard, [(session, sid)]);
                 plain.delivered += 1;
                 let spent = plain.max > 0 && plain.delivered >= plain.max;
-                assert_eq!(table.take_spent(), spent);
+                let expected = match spent {
+                    true => Spent::One(upstream),
+                    false => Spent::Nothing,
+                };
+                assert_eq!(ended, Some(expected));
                 if spent {
                     gone.push(upstream);
                     model.remove(&key);
@@ -88,7 +97,8 @@ pub fn subscriptions(data: &[u8]) {
                 table.prove(pings);
                 for upstream in gone.drain(..) {
                     table.forget(upstream);
-                    assert!(table.deliver(upstream, true).is_none(), "forgotten");
+                    let heard = table.deliver(upstream, true, Seen(pings), |_, _| {});
+                    assert_eq!(heard, None, "forgotten");
                 }
             }
             6 => {
@@ -97,7 +107,7 @@ pub fn subscriptions(data: &[u8]) {
                 table.rebase();
                 let replayed: Vec<_> = table
                     .iter()
-                    .map(|(upstream, sub)| (text(upstream), sub.subject().to_vec(), sub.left()))
+                    .map(|(upstream, sub)| (text(upstream), sub.subject.to_vec(), sub.left))
                     .collect();
                 table.replayed(pings);
                 for plain in model.values_mut() {
@@ -109,7 +119,7 @@ pub fn subscriptions(data: &[u8]) {
                 assert_eq!(replayed.len(), model.len(), "each once");
             }
             _ => {
-                let retired = table.retire_session(SessionId(session));
+                let retired = table.retire_session(SessionId(session), pings).unsubscribe;
                 let before = model.len();
                 model.retain(|(owner, _), _| *owner != session);
                 assert_eq!(retired.len(), before - model.len());

@@ -1,0 +1,270 @@
+//! Equal plain subscriptions of different sessions behind one upstream sid (R23).
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::{Place, SessionId, State, Subscriptions, UpstreamSid};
+
+/// How far a link has come: the number of the last PING that was answered on it, or, if that is
+/// more, of the last one before it was told the whole ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen(pub u64);
+
+/// What ended because a message was delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spent {
+    /// Nothing.
+    Nothing,
+    /// The subscription reached its max. It is retired: the broker has removed it, or will when
+    /// it gets to the UNSUB, and what it sent before that is still delivered.
+    One(UpstreamSid),
+    /// The last member of a group did: no broker knows, and each must be told.
+    Group(UpstreamSid),
+}
+
+/// Several subscriptions.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) subject: Box<[u8]>,
+    pub(super) members: Vec<Member>,
+    /// Of a retired one: links that may still deliver, besides the one that is forgotten next.
+    pub(super) holders: u32,
+    /// It was unsubscribed.
+    pub(super) is_retired: bool,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member {
+    pub(super) slot: u32,
+    /// It gets what comes behind the PONG of this PING.
+    pub(super) joined: u64,
+    /// And before the PONG of this one.
+    pub(super) left: u64,
+}
+
+impl Member {
+    pub(super) const HERE: u64 = u64::MAX;
+
+    fn hears(&self, seen: Seen) -> bool {
+        self.joined <= seen.0 && seen.0 < self.left
+    }
+
+    pub(super) fn is_here(&self) -> bool {
+        self.left == Self::HERE
+    }
+}
+
+impl Group {
+    pub(super) fn is_deserted(&self) -> bool {
+        !self.members.iter().any(Member::is_here)
+    }
+}
+
+/// Plain subscriptions that others may join, by a digest of their subject: one of another
+/// subject is found out and not joined.
+#[derive(Debug, Default)]
+pub(super) struct Joinable(HashMap<u64, u32>);
+
+impl Joinable {
+    pub(super) fn find(&self, subject: &[u8]) -> Option<u32> {
+        self.0.get(&digest(subject)).copied()
+    }
+
+    pub(super) fn list(&mut self, subject: &[u8], slot: u32) {
+        self.0.insert(digest(subject), slot);
+    }
+
+    pub(super) fn unlist(&mut self, subject: &[u8], slot: u32) {
+        let digest = digest(subject);
+        if self.0.get(&digest) == Some(&slot) {
+            self.0.remove(&digest);
+        }
+    }
+}
+
+fn digest(subject: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    subject.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Subscriptions {
+    /// Lets equal plain subscriptions of different sessions share an upstream sid.
+    pub fn coalesce(&mut self) {
+        self.joinable.get_or_insert_default();
+    }
+
+    /// The slot of what `session` may join with a plain subscription to `subject`.
+    pub(super) fn find_joinable(&self, session: SessionId, subject: &[u8]) -> Option<u32> {
+        let slot = self.joinable.as_ref()?.find(subject)?;
+        match &self.slots[slot as usize].place {
+            Place::One(one) => {
+                let equal = one.subject() == subject && one.queue_group().is_none();
+                let open = one.state == State::Live && one.max == 0;
+                (equal && open && one.session != session).then_some(slot)
+            }
+            Place::Group(group) => {
+                let equal = *group.subject == *subject && !group.is_retired;
+                (equal && !self.has_member(group, session)).then_some(slot)
+            }
+            Place::Free => None,
+        }
+    }
+
+    fn has_member(&self, group: &Group, session: SessionId) -> bool {
+        let mut here = group.members.iter().filter(|member| member.is_here());
+        here.any(|member| {
+            let one = self.slots[member.slot as usize].place.one();
+            one.is_some_and(|one| one.session == session)
+        })
+    }
+
+    /// Makes a group of the subscription in `slot`, unless it is one: its upstream sid stays.
+    pub(super) fn make_group(&mut self, slot: u32) {
+        let place = &mut self.slots[slot as usize].place;
+        let mut first = match std::mem::take(place) {
+            Place::One(first) => first,
+            group => {
+                *place = group;
+                return;
+            }
+        };
+        *place = Place::Group(Box::new(Group {
+            subject: first.subject().into(),
+            members: Vec::with_capacity(2),
+            holders: 0,
+            is_retired: false,
+        }));
+        first.group = slot;
+        let key = (first.session, Box::from(first.sid()));
+        let own = self.insert(first);
+        self.by_sid.insert(key, own.slot);
+        self.join(slot, own.slot, 0);
+    }
+
+    /// Enters a member that gets what comes behind the PONG of the PING `joined`.
+    pub(super) fn join(&mut self, group: u32, slot: u32, joined: u64) {
+        if let Some(group) = self.slots[group as usize].place.group_mut() {
+            group.members.push(Member {
+                slot,
+                joined,
+                left: Member::HERE,
+            });
+        }
+    }
+
+    /// A member gets nothing behind the PONG of the PING `left`. Returns whether it was the last
+    /// one: then the group is retired.
+    pub(super) fn leave(&mut self, group: u32, slot: u32, left: u64) -> bool {
+        let Some(found) = self.slots[group as usize].place.group_mut() else {
+            return false;
+        };
+        let member = found.members.iter_mut().find(|member| member.slot == slot);
+        if let Some(member) = member {
+            member.left = left;
+        }
+        self.retire_deserted(group)
+    }
+
+    fn retire_deserted(&mut self, slot: u32) -> bool {
+        let Some(group) = self.slots[slot as usize].place.group_mut() else {
+            return false;
+        };
+        if group.is_retired || !group.is_deserted() {
+            return false;
+        }
+        group.is_retired = true;
+        if let Some(joinable) = &mut self.joinable {
+            joinable.unlist(&group.subject, slot);
+        }
+        true
+    }
+
+    /// Takes a member that is freed out of its group.
+    pub(super) fn drop_member(&mut self, group: u32, slot: u32) {
+        if let Some(group) = self
+            .slots
+            .get_mut(group as usize)
+            .and_then(|found| found.place.group_mut())
+            && let Some(at) = group.members.iter().position(|member| member.slot == slot)
+        {
+            group.members.swap_remove(at);
+        }
+    }
+
+    /// Hands a message to every member that hears it.
+    pub(super) fn deliver_to_group(
+        &mut self,
+        upstream: UpstreamSid,
+        counts: bool,
+        seen: Seen,
+        mut to: impl FnMut(SessionId, &[u8]),
+    ) -> Spent {
+        let place = &mut self.slots[upstream.slot as usize].place;
+        let Some(group) = place.group_mut() else {
+            return Spent::Nothing;
+        };
+        let members = std::mem::take(&mut group.members);
+        let mut spent = Vec::new();
+        for member in members.iter().filter(|member| member.hears(seen)) {
+            let Some(one) = self.slots[member.slot as usize].place.one_mut() else {
+                continue;
+            };
+            let is_over = one.max > 0 && one.delivered >= one.max;
+            if one.state == State::Mute || is_over {
+                continue;
+            }
+            one.delivered += u64::from(counts);
+            to(one.session, one.sid());
+            if one.max > 0 && one.delivered >= one.max && one.state == State::Live {
+                spent.push(member.slot);
+            }
+        }
+        if let Some(group) = self.slots[upstream.slot as usize].place.group_mut() {
+            group.members = members;
+        }
+        if spent.is_empty() {
+            return Spent::Nothing;
+        }
+        for slot in spent {
+            self.end_member(slot);
+        }
+        match self.retire_deserted(upstream.slot) {
+            true => Spent::Group(upstream),
+            false => Spent::Nothing,
+        }
+    }
+
+    /// A member got all that it wanted.
+    fn end_member(&mut self, slot: u32) {
+        if let Some(one) = self.slots[slot as usize].place.one() {
+            let key = (one.session, Box::from(one.sid()));
+            self.by_sid.remove(&key);
+            self.release(slot);
+        }
+    }
+
+    /// Frees a group and its members, but for those that go on elsewhere.
+    pub(super) fn release_group(&mut self, slot: u32) {
+        let place = std::mem::take(&mut self.slots[slot as usize].place);
+        let Place::Group(group) = place else {
+            debug_assert!(false, "only groups are released as such");
+            return;
+        };
+        if let Some(joinable) = &mut self.joinable {
+            joinable.unlist(&group.subject, slot);
+        }
+        for member in &group.members {
+            match self.slots[member.slot as usize].place.one_mut() {
+                Some(one) if one.state == State::Leaving => one.group = super::NO_GROUP,
+                Some(one) => {
+                    one.group = super::NO_GROUP;
+                    self.release(member.slot);
+                }
+                None => {}
+            }
+        }
+        self.free(slot);
+    }
+}

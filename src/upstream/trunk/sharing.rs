@@ -1,0 +1,292 @@
+//! A trunk that several sessions share (R20, R22-R25): who may, how one goes to another trunk,
+//! and how long a trunk without sessions stays.
+
+use std::time::Instant;
+
+use super::link::Link;
+use super::owners::Wanted;
+use super::slot::{Label, Leaving, Slot};
+use super::{Trunk, Verdict};
+use crate::ledger::{Carried, SessionId, UpstreamSid};
+use crate::net::Outbox;
+use crate::proto::connect::ConnectInfo;
+use crate::proto::encode;
+use crate::proto::server::Msg;
+use crate::upstream::bus::Bus;
+
+/// What a trunk says of itself in place of a component.
+const LANG: &str = "natsmux";
+
+/// A session between two trunks.
+#[derive(Debug)]
+pub struct Moved {
+    slot: Slot,
+    subscriptions: Vec<Carried>,
+}
+
+/// R22: the options under which sessions share a trunk, or `None` for those that never do.
+pub fn sharing_key(connect: &ConnectInfo) -> Option<ConnectInfo> {
+    let plain = connect.echo && !connect.verbose && !connect.pedantic;
+    let known = (0..=1).contains(&connect.protocol);
+    let refused = connect.account.is_some() || connect.new_account;
+    let shares = plain && known && !refused && !connect.is_signed();
+    shares.then(|| ConnectInfo {
+        name: None,
+        lang: None,
+        version: None,
+        protocol: 1,
+        ..connect.clone()
+    })
+}
+
+pub(super) fn as_shared(connect: &ConnectInfo, name: String) -> ConnectInfo {
+    ConnectInfo {
+        name: Some(name),
+        lang: Some(LANG.to_owned()),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        protocol: 1,
+        ..connect.clone()
+    }
+}
+
+impl Trunk {
+    /// Whether sessions of one identity share it.
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Whether another session may join.
+    pub fn takes_sessions(&self) -> bool {
+        self.shared && !self.crowded && !self.refused && !self.done
+    }
+
+    /// Number of sessions.
+    pub fn session_count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Takes a session that shares this trunk; `out` is its outbox so far.
+    pub fn join(
+        &mut self,
+        out: Outbox,
+        connect: &ConnectInfo,
+        now: Instant,
+        bus: &mut Bus,
+    ) -> SessionId {
+        let session = self.attach(out, false, now, bus);
+        self.settle_in(session, Some(Label::of(connect)), bus);
+        session
+    }
+
+    fn settle_in(&mut self, session: SessionId, label: Option<Label>, bus: &Bus) {
+        self.idle_since = None;
+        // Its CONNECT was accepted here before; without a broker, R16 says who may go on.
+        let live = self.links.iter().any(Link::is_attached);
+        let no_auth = bus.roster.no_auth_anywhere();
+        let admitted = || {
+            let admit = bus.settings.admit;
+            bus.admission.admits(&self.connect, admit, no_auth)
+        };
+        let unverified = self.ready && !live && !admitted();
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.unverified = unverified;
+            slot.label = label.map(Box::new);
+        }
+        if self.verdict == Verdict::Pending {
+            self.try_to_admit(bus);
+        }
+    }
+
+    /// Whether a session's second CONNECT must wait: what came before is answered here first.
+    /// Then the session goes on under the new options, on another trunk.
+    pub fn must_depart(&mut self, session: SessionId, now: Instant, bus: &mut Bus) -> bool {
+        if !self.shared {
+            return false;
+        }
+        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+            return false;
+        };
+        if slot.leaving.is_some() {
+            return slot.gate.is_some();
+        }
+        self.depart(session, Leaving::Reconnects, now, bus);
+        self.is_gated(session)
+    }
+
+    /// Ends a session's subscriptions here, and has it wait until the broker has answered.
+    fn depart(&mut self, session: SessionId, why: Leaving, now: Instant, bus: &mut Bus) {
+        let covered_by = self.next_ping;
+        let unsubscribe = self.subscriptions.depart(session, covered_by);
+        let takes = |link: &Link| link.takes_subscriptions();
+        self.send_unsubs(&unsubscribe, now);
+        for upstream in unsubscribe {
+            self.retire_on_links(upstream, covered_by);
+        }
+        for at in 0..self.links.len() {
+            if takes(&self.links[at]) && Some(at) != self.live() {
+                self.push_ping(at, None, now, bus);
+            }
+        }
+        let gate = self.live().map(|at| self.push_ping(at, None, now, bus));
+        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+            return;
+        };
+        slot.leaving = Some(why);
+        slot.gate = gate;
+        self.awaiting.insert(session);
+        if gate.is_none() {
+            self.release(session);
+        }
+    }
+
+    /// Whether a session must go to another trunk of its identity: this one's broker takes no
+    /// more subscriptions on one connection.
+    pub fn is_crowded_out(&self, session: SessionId) -> bool {
+        let slot = self.slots.get(session.0 as usize);
+        slot.is_some_and(|slot| slot.leaving == Some(Leaving::Crowded) && slot.gate.is_none())
+    }
+
+    /// A broker takes no more subscriptions on this connection, and didn't say which was too
+    /// many: the sessions that wait for its verdict go elsewhere with all that they have.
+    pub(super) fn crowd_out(&mut self, now: Instant, bus: &mut Bus) {
+        self.crowded = true;
+        for session in self.subscriptions.unproven_sessions() {
+            let slot = self.slots.get(session.0 as usize);
+            if slot.is_some_and(|slot| slot.leaving.is_none() && slot.closing.is_none()) {
+                self.depart(session, Leaving::Crowded, now, bus);
+            }
+        }
+    }
+
+    /// Takes a session out, to be [taken in](Trunk::take_in) by another trunk.
+    pub fn take_out(&mut self, session: SessionId, now: Instant, bus: &mut Bus) -> Option<Moved> {
+        let mut slot = self.slots.try_remove(session.0 as usize)?;
+        let subscriptions = self.subscriptions.take_session(session);
+        self.forget_session(session);
+        // What its last link owed it, the next one does.
+        slot.owed_pongs += std::mem::take(&mut slot.asked) + slot.late.len() as u32;
+        slot.late.clear();
+        (slot.subs_covered_by, slot.publishes_covered_by) = (0, 0);
+        (slot.gate, slot.leaving, slot.touched) = (None, None, false);
+        (slot.gate_passed, slot.unverified) = (false, false);
+        self.note_departure(now, bus);
+        Some(Moved {
+            slot,
+            subscriptions,
+        })
+    }
+
+    /// Takes in a session from another trunk of the same bus; `keeps` says whether it keeps its
+    /// subscriptions.
+    pub fn take_in(
+        &mut self,
+        moved: Moved,
+        connect: &ConnectInfo,
+        keeps: bool,
+        now: Instant,
+        bus: &mut Bus,
+    ) -> SessionId {
+        let out = Outbox::new(crate::net::Retention::UntilWritten);
+        let session = self.attach(out, true, now, bus);
+        let mut slot = moved.slot;
+        // They were published under the former options.
+        slot.held_unasked = slot.held.messages();
+        self.slots[session.0 as usize] = slot;
+        let label = self.shared.then(|| Label::of(connect));
+        self.settle_in(session, label, bus);
+        if self.slots[session.0 as usize].owed_pongs > 0 {
+            self.arm_pong_hold(session, now, bus);
+        }
+        for one in moved.subscriptions.iter().filter(|_| keeps) {
+            let group = one.queue_group.as_deref();
+            self.subscribe(session, &one.subject, group, &one.sid, now, bus);
+            self.subscriptions
+                .note_delivered(session, &one.sid, one.delivered);
+            if one.max > 0 {
+                self.unsubscribe(session, &one.sid, Some(one.max), now, bus);
+            }
+        }
+        session
+    }
+
+    /// A session is not here any more, and its number may soon be another's.
+    pub(super) fn forget_session(&mut self, session: SessionId) {
+        self.subscriptions.mute_session(session);
+        self.awaiting.remove(&session);
+        for link in &mut self.links {
+            link.pings.disown(session);
+            if let Some(owners) = &mut link.owners {
+                owners.disown(session);
+            }
+        }
+        self.crowded = false;
+    }
+
+    /// Whose a publish is that a broker answered without naming anybody. The outer `None`: nobody
+    /// published such a thing.
+    pub(super) fn owner_of(&mut self, at: usize, wanted: Wanted<'_>) -> Option<Option<SessionId>> {
+        let link = &mut self.links[at];
+        link.owners.as_mut()?.find(&link.out, wanted)
+    }
+
+    /// R24: a status that says that a request has no responders goes to who asked, under the sid
+    /// that a broker would choose for it. Returns false where no session asked.
+    pub(super) fn deliver_status(&mut self, at: usize, msg: &Msg<'_>, bus: &mut Bus) -> bool {
+        let Some(asker) = self.owner_of(at, Wanted::Request(msg.subject)) else {
+            return false;
+        };
+        let Some(session) = asker else {
+            return true;
+        };
+        let Some(sid) = self.subscriptions.answered_by(session, msg.subject) else {
+            return true;
+        };
+        let frame = [b"HMSG ", msg.subject, b" ", sid, msg.after_sid].concat();
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.traffic.out_msgs += 1;
+            slot.traffic.out_bytes += msg.size as u64;
+        }
+        bus.counters.out_msgs += 1;
+        bus.counters.out_bytes += msg.size as u64;
+        self.deliver(session, &[&frame], bus);
+        true
+    }
+
+    /// UNSUBs, wherever the ledger is in place.
+    pub(super) fn send_unsubs(&mut self, upstreams: &[UpstreamSid], now: Instant) {
+        if upstreams.is_empty() {
+            return;
+        }
+        let covered_by = self.next_ping;
+        let mut frames = std::mem::take(&mut self.scratch);
+        for upstream in upstreams {
+            encode::unsub(&mut frames, upstream.text().as_bytes(), None);
+        }
+        for link in &mut self.links {
+            if link.takes_subscriptions() {
+                link.push_unsubs(&frames, upstreams.len(), covered_by, now);
+            }
+        }
+        frames.clear();
+        self.scratch = frames;
+    }
+
+    /// When a shared trunk without sessions ends, unless it has something to do then.
+    pub(super) fn idle_until(&self, bus: &Bus) -> Option<Instant> {
+        let keep = bus.settings.timings.trunk_idle_timeout;
+        let since = self.idle_since.filter(|_| !keep.is_zero())?;
+        (!self.owes()).then_some(since + keep)
+    }
+
+    /// Whether it stays although no session is here.
+    pub(super) fn stays_idle(&self, now: Instant, bus: &Bus) -> bool {
+        let over = |until: Instant| until <= now;
+        self.shared && !self.refused && !self.idle_until(bus).is_some_and(over)
+    }
+
+    /// Whether publishes wait for a broker, or for its proof.
+    pub(super) fn owes(&self) -> bool {
+        let unsettled = |link: &Link| link.account.unsettled() > 0;
+        !self.orphans.is_empty() || (!self.refused && self.links.iter().any(unsettled))
+    }
+}
