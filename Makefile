@@ -32,6 +32,7 @@ check: ## formatting and lints
 
 test: test-deps check ## everything: dependencies, formatting, lints, all tests
 	cargo test
+	TEST_SHARING=identity cargo test --test broker --test clients --test cloudfoundry --test corpus --test failover
 
 sim: ## the machines under a seeded simulation (SEEDS=10000, or SEED=x for a trace)
 	cargo test --release --test sim

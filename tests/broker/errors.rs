@@ -266,13 +266,19 @@ fn a_publish_violation_reaches_the_component_and_is_counted_as_refused() {
     let brokers = Brokers::start(1);
     let natsmux = Setup::new(&brokers).start();
     let (mut client, mut link) = component(&natsmux, &brokers);
-    let texts = [
-        "Permissions Violation for Publish to \"secret\"",
-        "Permissions Violation for Publish with Reply of \"$JS.ACK.x\"",
+    let cases = [
+        (
+            "PUB secret 0",
+            "Permissions Violation for Publish to \"secret\"",
+        ),
+        (
+            "PUB any $JS.ACK.x 0",
+            "Permissions Violation for Publish with Reply of \"$JS.ACK.x\"",
+        ),
     ];
-    for text in texts {
-        client.send("PUB secret 0\r\n\r\nPUB open 0\r\n\r\nPING\r\n");
-        link.publish("PUB secret 0", "");
+    for (refused, text) in cases {
+        client.send(format!("{refused}\r\n\r\nPUB open 0\r\n\r\nPING\r\n"));
+        link.publish(refused, "");
         link.send(error(text));
         link.publish("PUB open 0", "");
         link.answer_ping();

@@ -1,7 +1,7 @@
 //! Limits: they close the session that breaks them, and nobody else notices (R25).
 
 use crate::setup::{
-    CONNECT, SOON, Setup, component, count, finish, round_trip, subscribe, wait_count,
+    SOON, Setup, component, count, finish, own_connect, round_trip, subscribe, wait_count,
 };
 use crate::support::{BrokerLink, Brokers, Flavour, RawClient, message};
 
@@ -215,7 +215,7 @@ fn a_full_link_holds_up_its_own_component_only() {
         let writer = scope.spawn(move || {
             let mut client = RawClient::connect(&address);
             client.info();
-            client.send(format!("{CONNECT}\r\nPING\r\n"));
+            client.send(format!("{}\r\nPING\r\n", own_connect()));
             client.pong();
             client.send(frame.repeat(FLOOD) + "PUB end 0\r\n\r\n");
             client

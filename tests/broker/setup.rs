@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::support::{
-    BrokerLink, Brokers, Natsmux, NatsmuxOptions, RawClient, Received, WATCHER, wait_for,
+    BrokerLink, Brokers, Natsmux, NatsmuxOptions, RawClient, Received, WATCHER, sharing, wait_for,
 };
 
 /// How long something may take that should happen at once.
@@ -53,6 +54,7 @@ impl Setup {
         .timing("link_timeout", "20s")
         .timing("replay_barrier", "1ms")
         .timing("info_timeout", "5s")
+        .timing("trunk_idle_timeout", "1ms")
     }
 
     /// These brokers instead.
@@ -191,9 +193,21 @@ fn unrotated_name(count: usize) -> String {
     name.expect("one name in `count` does")
 }
 
-/// A component that is past CONNECT and PONG, and its live link.
+/// A component that is past CONNECT and PONG, and its live link, which it has for itself.
 pub(crate) fn component(natsmux: &Natsmux, brokers: &Brokers) -> (RawClient, BrokerLink) {
-    component_as(natsmux, brokers, CONNECT)
+    component_as(natsmux, brokers, &own_connect())
+}
+
+/// [`CONNECT`], under a name of its own where those with equal ones share a link.
+pub(crate) fn own_connect() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    match sharing() {
+        Some(_) => {
+            let user = NEXT.fetch_add(1, Ordering::Relaxed);
+            CONNECT.replace('}', &format!(",\"user\":\"{user}\"}}"))
+        }
+        None => CONNECT.to_owned(),
+    }
 }
 
 /// A component with this CONNECT that is past its PONG, and its live link.

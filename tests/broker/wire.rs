@@ -217,6 +217,8 @@ fn sessions_do_not_hear_each_other() {
     two.msg("foo", &of_second, "second");
     first.expect(&message("foo", "1", "first"));
     second.expect(&message("foo", "1", "second"));
+    first.send("PUB x 0\r\n\r\n");
+    one.publish("PUB x 0", "");
     one.send("-ERR 'Permissions Violation for Publish to \"x\"'\r\n");
     first.expect("-ERR 'Permissions Violation for Publish to \"x\"'\r\n");
     round_trip(&mut second, &mut two);

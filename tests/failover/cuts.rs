@@ -4,7 +4,7 @@ use crate::load::ring;
 use crate::proxy::{End, Proxy};
 use crate::rig::{Delivery, KNOWN, Rig, config, natsmux, pause};
 use crate::size::{Dice, figures, number, turn};
-use crate::support::{Cluster, Version};
+use crate::support::{Cluster, Version, sharing};
 
 #[test]
 fn cut_links_lose_no_more_than_what_is_in_doubt() {
@@ -39,8 +39,9 @@ fn cuts(delivery: Delivery) {
         pause(50 + dice.roll(100));
         let doubt = rig.natsmux.counter("in_doubt");
         let end = [End::Reset, End::Fin][usize::from(round % 2 == 0)];
-        // All at once, or every third.
-        let each = [1, 3][usize::from(dice.roll(2) == 0)];
+        // All at once, or every third; there is one where sessions share it.
+        let third = dice.roll(2) == 0 && sharing().is_none();
+        let each = [1, 3][usize::from(third)];
         for proxy in &proxies {
             proxy.cut(end, each, dice.roll(1 << 16));
         }

@@ -13,7 +13,9 @@ use socket2::SockRef;
 use crate::process::{cpu_hundredths, open_files, resident_kilobytes};
 use crate::rig::{Delivery, KNOWN, config, natsmux, pause};
 use crate::size::{figures, number, percentile, spread, turn};
-use crate::support::{Cluster, Natsmux, NatsmuxOptions, PATIENCE, RawClient, Version, wait_for};
+use crate::support::{
+    Cluster, Natsmux, NatsmuxOptions, PATIENCE, RawClient, Version, sharing, wait_for,
+};
 
 const CONNECT: &[u8] = b"CONNECT {\"verbose\":false,\"protocol\":1}\r\n";
 /// Between two messages of the neighbour.
@@ -242,7 +244,8 @@ fn a_million_unsubs_and_a_sudden_death_leave_nothing_behind() {
     let died = Instant::now();
     wait_for("the broker to forget the dead component", PATIENCE, || {
         let varz = broker.monitoring("/varz")?;
-        (held(&varz) < connections && client_subscriptions(broker) == 0).then_some(())
+        let closed = sharing().is_some() || held(&varz) < connections;
+        (closed && client_subscriptions(broker) == 0).then_some(())
     });
     let forgotten = died.elapsed();
     neighbour.flush();
