@@ -460,20 +460,6 @@ impl Subscriptions {
         carried
     }
 
-    /// A session is gone for good, and its number may be another's soon: nothing that is still
-    /// on its way to it reaches anybody.
-    pub fn mute_session(&mut self, session: SessionId) {
-        let from = (session, Box::default());
-        let retired = self.retired.range(from..);
-        let keys: Vec<_> = retired
-            .take_while(|((owner, _), _)| *owner == session)
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in &keys {
-            self.mute_retired(key);
-        }
-    }
-
     /// The sessions that wait for a broker's verdict on a SUB.
     pub fn unproven_sessions(&self) -> Vec<SessionId> {
         let current = self
@@ -519,23 +505,25 @@ impl Subscriptions {
     }
 
     /// Removes a subscription that a broker refused, and says whose it was. Of several equal ones
-    /// of a session, that is the newest; where sessions share a trunk, the one that was sent
-    /// first: errors come in the order of SUBs.
+    /// of a session, that is the newest.
     pub fn reject(&mut self, subject: &[u8], queue_group: Option<&[u8]>) -> Option<Rejected> {
+        if self.joinable.is_some()
+            && let Some(rejected) = self.reject_oldest(subject, queue_group)
+        {
+            return Some(rejected);
+        }
         let refused = |slot: u32| {
             let interest = self.interest(slot);
             interest.is_some_and(|interest| {
                 interest.subject == subject && interest.queue_group == queue_group
             })
         };
-        let is_sent = |sid: &UpstreamSid| self.is_current(*sid) && refused(sid.slot);
-        let mut sent = self.unproven.iter().map(|(_, sid)| *sid);
-        let found = match self.joinable {
-            Some(_) => sent.find(is_sent),
-            None => sent.rfind(is_sent),
-        };
-        let slot = found
+        let sent = self.unproven.iter().map(|(_, sid)| *sid);
+        let slot = sent
+            .rev()
+            .filter(|sid| self.is_current(*sid))
             .map(|sid| sid.slot)
+            .find(|&slot| refused(slot))
             // A reload took a permission away.
             .or_else(|| {
                 (0..self.slots.len() as u32)
@@ -789,12 +777,17 @@ impl Subscriptions {
         let upstream = self.slots.get(slot as usize).map(|_| self.upstream(slot))?;
         let mut owners = Vec::new();
         for member in self.members(slot) {
-            let Some(one) = self.live(member) else {
+            let one = self.slots[member as usize].place.one();
+            let Some(one) = one.filter(|one| one.state != State::Mute) else {
                 continue;
             };
             let owner = (one.session, Box::from(one.sid()));
+            let is_leaving = one.state == State::Leaving;
             self.by_sid.remove(&owner);
             owners.push(owner);
+            if is_leaving {
+                self.release(member);
+            }
         }
         match self.slots[slot as usize].place {
             Place::Group(_) => self.release_group(slot),

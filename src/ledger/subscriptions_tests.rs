@@ -546,3 +546,24 @@ fn a_status_goes_where_a_broker_would_send_it() {
     assert_eq!(table.answered_by(ALICE, b"_INBOX.a.1"), Some(&b"3"[..]));
     assert_eq!(table.answered_by(CAROL, b"_INBOX.a.1"), None);
 }
+
+#[test]
+fn a_refusal_reaches_who_asked_though_that_one_is_about_to_leave() {
+    let mut table = shared();
+    new(&mut table, ALICE, "a", "1");
+    new(&mut table, BOB, "b", "2");
+    new(&mut table, CAROL, "c", "3");
+    unsub(&mut table, ALICE, "1", None);
+    table.depart(BOB, 9);
+    table.retire_session(CAROL, 9);
+    table.mute_session(CAROL);
+    assert_eq!(owner(table.reject(b"a", None)), Some(ALICE));
+    assert_eq!(owner(table.reject(b"b", None)), Some(BOB));
+    assert!(
+        table.take_session(BOB).is_empty(),
+        "refused here, it isn't asked for again"
+    );
+    let rejected = table.reject(b"c", None).expect("it was asked for");
+    assert!(rejected.owners.is_empty(), "by somebody who is gone");
+    assert_eq!(table.reject(b"c", None), None);
+}

@@ -261,6 +261,9 @@ pub struct Reading {
 impl Oracle {
     /// natsmux has read bytes that a component sent.
     pub fn component_bytes(&mut self, no: usize, bytes: &[u8], reading: Reading) {
+        if self.is_blind {
+            return;
+        }
         self.sessions[no].sent.feed(bytes);
         while self.sessions[no].open && !self.sessions[no].is_garbled {
             let before = self.sessions[no].sent.consumed;
@@ -307,6 +310,9 @@ impl Oracle {
 
     /// natsmux has acted upon all that a component sent, but for the last `unhandled` bytes.
     pub fn component_handled(&mut self, no: usize, unhandled: u64, reading: Reading) {
+        if self.is_blind {
+            return;
+        }
         let session = &self.sessions[no];
         let arrived: u64 = session.arrived.iter().map(|(_, len)| len).sum();
         let mut left = arrived + session.sent.residue().len() as u64;
@@ -331,6 +337,9 @@ impl Oracle {
     /// A session ended with this many publishes that were never acted upon: they are refused
     /// (R4).
     pub fn component_abandoned(&mut self, no: usize, count: u64) {
+        if self.is_blind {
+            return;
+        }
         let arrived = self.sessions[no].arrived.iter();
         let publishes = arrived
             .filter(|(op, _)| matches!(op, Up::Publish(_)))
@@ -535,6 +544,9 @@ impl Oracle {
 
     /// natsmux gave up the newest `count` publishes of a session, for want of room (R6).
     pub fn dropped(&mut self, no: usize, count: u64) {
+        if self.is_blind {
+            return;
+        }
         let session = &mut self.sessions[no];
         for _ in 0..count {
             if session.queue.pop_back().is_none() {
@@ -547,6 +559,9 @@ impl Oracle {
 
     /// natsmux appended these bytes to what a component will read.
     pub fn component_is_sent(&mut self, no: usize, bytes: &[u8]) {
+        if self.is_blind {
+            return;
+        }
         self.sessions[no].heard.feed(bytes);
         loop {
             match self.sessions[no].heard.next_down() {
@@ -781,11 +796,17 @@ impl Oracle {
 
     /// The component closed its side, or its connection broke.
     pub fn component_gone(&mut self, no: usize) {
+        if self.is_blind {
+            return;
+        }
         self.sessions[no].at_fault = true;
     }
 
     /// natsmux has acted upon the last operation of a session.
     pub fn session_ending(&mut self, no: usize) {
+        if self.is_blind {
+            return;
+        }
         for sub in 0..self.sessions[no].subs.len() {
             if self.sessions[no].subs[sub].state == SubState::Live {
                 self.end_sub(no, sub);
@@ -795,11 +816,17 @@ impl Oracle {
 
     /// The component closed its side long ago: PONGs that no broker gave it by now are owed no more.
     pub fn session_may_finish(&mut self, no: usize) {
+        if self.is_blind {
+            return;
+        }
         self.sessions[no].pings.clear();
     }
 
     /// natsmux closed a session. `allowed` is the harness's verdict on the reason (I15).
     pub fn session_closed(&mut self, no: usize, reason: &str, allowed: bool) {
+        if self.is_blind && allowed {
+            return;
+        }
         let model = &self.sessions[no];
         let owed = model.pings.len();
         // Before a broker has judged its CONNECT, nobody could answer; what came behind it waits.
@@ -828,6 +855,9 @@ impl Oracle {
 
     /// A session's credentials were refused: what it published is refused with it.
     pub fn session_refused(&mut self, no: usize) {
+        if self.is_blind {
+            return;
+        }
         self.sessions[no].refused = true;
         let held = std::mem::take(&mut self.sessions[no].queue);
         self.books.refused += held.len() as u64;

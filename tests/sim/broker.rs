@@ -337,8 +337,12 @@ impl World {
             }
             client.ok();
         }
-        let (groups, remote) = self.choose_groups(no, from, &publish);
-        let local: BTreeSet<_> = groups.difference(&remote).cloned().collect();
+        let chosen = self.choose_groups(no, from, &publish);
+        let at = |broker: usize| -> BTreeSet<Vec<u8>> {
+            let here = chosen.iter().filter(|(_, at)| **at == broker);
+            here.map(|(group, _)| group.clone()).collect()
+        };
+        let local = at(no);
         let silent_to = from.filter(|conn| !self.brokers[no].clients[conn].echo);
         let mut reached = self.broker_deliver(no, &publish, &local, silent_to);
         let routed = self.plan.independent.is_none();
@@ -346,6 +350,7 @@ impl World {
             if self.brokers[other].life == Life::Dead {
                 continue;
             }
+            let remote = at(other);
             reached |= self.brokers[other].clients.values().any(|client| {
                 client.subs.values().any(|sub| {
                     frames::matches(&sub.subject, &publish.subject)
@@ -357,7 +362,7 @@ impl World {
             });
             let routed = Box::new(Routed {
                 publish: publish.clone(),
-                groups: remote.clone(),
+                groups: remote,
             });
             let delay = self.rng.range(1, self.plan.route_delay);
             let at = self.route_arrival(no, other, delay);
@@ -368,14 +373,15 @@ impl World {
         }
     }
 
-    /// For every queue group that matches: is a member of it here chosen, or one elsewhere?
+    /// For every queue group that matches: the broker whose member of it is chosen.
     fn choose_groups(
         &mut self,
         no: usize,
         from: Option<ConnId>,
         publish: &Publish,
-    ) -> (BTreeSet<Vec<u8>>, BTreeSet<Vec<u8>>) {
-        let mut members: BTreeMap<Vec<u8>, (u64, u64)> = BTreeMap::new();
+    ) -> BTreeMap<Vec<u8>, usize> {
+        // The one that has the publish comes first.
+        let mut members: BTreeMap<Vec<u8>, BTreeMap<(bool, usize), u64>> = BTreeMap::new();
         let mut hosts: BTreeMap<Option<&[u8]>, BTreeSet<usize>> = BTreeMap::new();
         for (at, broker) in self.brokers.iter().enumerate() {
             if at != no && self.plan.independent.is_some() {
@@ -395,8 +401,8 @@ impl World {
                         .or_default()
                         .insert(self.conns[conn].host);
                     if let Some(group) = &sub.group {
-                        let (here, there) = members.entry(group.clone()).or_default();
-                        *(if at == no { here } else { there }) += 1;
+                        let counts = members.entry(group.clone()).or_default();
+                        *counts.entry((at != no, at)).or_default() += 1;
                     }
                 }
             }
@@ -408,13 +414,18 @@ impl World {
                 _ => {}
             }
         }
-        let mut remote = BTreeSet::new();
-        for (group, (here, there)) in &members {
-            if self.rng.below(here + there) >= *here {
-                remote.insert(group.clone());
+        let mut chosen = BTreeMap::new();
+        for (group, counts) in members {
+            let mut left = self.rng.below(counts.values().sum());
+            for ((_, broker), count) in counts {
+                if left < count {
+                    chosen.insert(group, broker);
+                    break;
+                }
+                left -= count;
             }
         }
-        (members.into_keys().collect(), remote)
+        chosen
     }
 
     /// Delivers to this broker's clients: plain subscriptions, and one member of each group.
@@ -425,6 +436,10 @@ impl World {
         groups: &BTreeSet<Vec<u8>>,
         silent_to: Option<ConnId>,
     ) -> bool {
+        let now = self.now;
+        if let Some(witness) = &mut self.witness {
+            witness.seen(no, publish, now);
+        }
         let mut targets = Vec::new();
         let mut members: BTreeMap<&[u8], Vec<(ConnId, Vec<u8>)>> = BTreeMap::new();
         for (conn, client) in &self.brokers[no].clients {
@@ -487,6 +502,10 @@ impl World {
         };
         let mut frame = Vec::new();
         status.encode(Some(&sid), &mut frame);
+        if let Some(witness) = &mut self.witness {
+            witness.no_responders(&status.subject);
+        }
+        let client = self.client(no, conn);
         client.output.extend_from_slice(&frame);
         self.oracle.mark("no responders");
     }

@@ -85,7 +85,8 @@ impl Component {
             sent_large: false,
             max_payload: rng.percent(80).then_some(1 << 20),
             echo: rng.percent(80),
-            early: rng.percent(15),
+            // Without a CONNECT, what needs headers is a fault: of one who shares, unexpected.
+            early: rng.percent(15) && !plan.is_shared,
             eager: rng.percent(30),
             connected: false,
             pinged: false,
@@ -254,7 +255,11 @@ impl World {
     fn some_sid(&mut self, no: usize, reuse: bool) -> String {
         let component = &mut self.components[no];
         if (reuse || component.sids.len() >= SIDS_MAX) && !component.sids.is_empty() {
-            return self.rng.pick(&component.sids).clone();
+            let sid = self.rng.pick(&component.sids).clone();
+            // Whether a max was reached by then, only a broker knows.
+            if !(self.plan.is_shared && component.limited.contains(&sid)) {
+                return sid;
+            }
         }
         let sid = format!("{:03}", component.next_sid);
         component.next_sid += 1;
@@ -326,7 +331,8 @@ impl World {
         let id = self.next_identity;
         self.next_identity += 1;
         match self.rng.below(12) {
-            0 => {}
+            // Where many share, a refusal must be known to be one's own.
+            0 if !self.plan.is_shared => {}
             1 => {
                 payload.extend_from_slice(format!("#{id} ").as_bytes());
                 payload.extend_from_slice(&vec![b'x'; self.rng.below(6000) as usize]);
@@ -472,6 +478,9 @@ impl World {
         let Some(component) = self.component_of(session) else {
             return false;
         };
+        if self.plan.is_shared && !matches!(reason, CloseReason::Internal) {
+            return self.may_close_shared(component, session, reason);
+        }
         let model = &self.oracle.sessions[session];
         match reason {
             CloseReason::ComponentClosed | CloseReason::ComponentLost => component.gone.is_some(),
@@ -484,6 +493,34 @@ impl World {
             CloseReason::Refused(_) if model.too_large => true,
             CloseReason::Refused(_) => {
                 !model.refusals.is_empty() && (!model.accepted || !self.is_welcome_somewhere())
+            }
+            _ => false,
+        }
+    }
+
+    /// The same where a broker's verdict on one session is that on its neighbours.
+    fn may_close_shared(
+        &self,
+        component: &Component,
+        session: usize,
+        reason: &CloseReason,
+    ) -> bool {
+        let name = (self.host, session);
+        let witness = self.witness.as_ref();
+        let accepted = witness.is_some_and(|witness| witness.is_accepted(name));
+        match reason {
+            CloseReason::ComponentClosed | CloseReason::ComponentLost => component.gone.is_some(),
+            CloseReason::Fault(_) => component.faulty || component.sent_large,
+            CloseReason::SlowConsumer => {
+                component.is_slow() || self.daemon.overflowed.contains(&session)
+            }
+            CloseReason::Stale => component.manner != Manner::Good || component.gone.is_some(),
+            CloseReason::AuthTimeout | CloseReason::AuthTimeoutOf2012 => !accepted,
+            CloseReason::Refused(text) if **text == *b"Maximum Payload Violation" => {
+                component.sent_large
+            }
+            CloseReason::Refused(_) => {
+                component.user == "mallory" || !accepted || !self.is_welcome_somewhere()
             }
             _ => false,
         }

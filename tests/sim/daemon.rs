@@ -14,17 +14,19 @@ use natsmux::config::BrokerAddr;
 use natsmux::downstream::session::{Home, Session, SessionAction};
 use natsmux::ledger::SessionId;
 use natsmux::net::Outbox;
+use natsmux::proto::connect::ConnectInfo;
 use natsmux::proto::info::{FirstInfo, ServerInfo, first_info};
 use natsmux::upstream::admission::Admission;
+use natsmux::upstream::pool::MoveReason;
 use natsmux::upstream::presence::Presence;
 use natsmux::upstream::roster::{Failure, Placement};
-use natsmux::upstream::trunk::{Action, LinkId, Report};
+use natsmux::upstream::trunk::{Action, LinkId, Report, sharing_key};
 use natsmux::upstream::{BrokerId, Budget, Budgets, Bus, CloseReason, Roster, Trunk, TrunkId};
 
 use super::broker::{Flavour, Life};
 use super::component::Component;
 use super::net::{Conn, ConnId, Ends, Segment, Time, Way};
-use super::oracle::Reading;
+use super::oracle::{InPlace, Reading};
 use super::plan::Plan;
 use super::world::{Event, World};
 
@@ -51,13 +53,17 @@ pub struct Daemon {
     /// Drops that the oracle knows of.
     dropped: u64,
     next_trunk: u64,
+    /// Trunks that sessions share, by what they have in common.
+    shared: Vec<(ConnectInfo, TrunkId)>,
 }
 
 /// A trunk and its sockets.
 pub struct TrunkIo {
     pub machine: Trunk,
+    /// Its only session, or the first one.
     pub session: usize,
-    slot: SessionId,
+    /// Its sessions by their places.
+    slots: BTreeMap<SessionId, usize>,
     links: BTreeMap<LinkId, LinkIo>,
     actions: VecDeque<Action>,
 }
@@ -123,6 +129,7 @@ impl Daemon {
             overflowed: BTreeSet::new(),
             dropped: 0,
             next_trunk: 0,
+            shared: Vec::new(),
         }
     }
 
@@ -265,7 +272,21 @@ impl World {
                 }
             }
         }
-        let (session, slot) = (io.session, io.slot);
+        let slots: Vec<_> = io.slots.iter().map(|(slot, no)| (*slot, *no)).collect();
+        for (slot, session) in slots {
+            self.inspect_slot(id, slot, session, admitted);
+        }
+        let books = self.books();
+        self.oracle.step_end(books);
+    }
+
+    /// What a trunk has for one of its sessions.
+    fn inspect_slot(&mut self, id: TrunkId, slot: SessionId, session: usize, admitted: bool) {
+        let name = (self.host, session);
+        let now = self.now;
+        let Some(io) = self.daemon.trunks.get_mut(&id) else {
+            return;
+        };
         let closing = io.machine.closing(slot).is_some();
         // Who sent too much is closed, and what else it published goes on.
         let refused = match io.machine.closing(slot) {
@@ -287,8 +308,15 @@ impl World {
         {
             let bytes = appended(out, &mut session_io.seen);
             self.oracle.sessions[session].closing |= closing;
-            if io.machine.is_ending(slot) && !std::mem::replace(&mut session_io.is_ending, true) {
+            let ending = io.machine.is_ending(slot);
+            if ending && !std::mem::replace(&mut session_io.is_ending, true) {
                 self.oracle.session_ending(session);
+            }
+            if let Some(witness) = &mut self.witness {
+                witness.heard(name, &bytes, now);
+                if ending {
+                    witness.over(name);
+                }
             }
             if !bytes.is_empty() {
                 self.oracle.suspect_links = suspect_links(io, &self.daemon.bus);
@@ -300,8 +328,6 @@ impl World {
             }
         }
         self.note_dropped(session);
-        let books = self.books();
-        self.oracle.step_end(books);
     }
 
     fn read_links(&mut self) -> bool {
@@ -364,10 +390,14 @@ impl World {
     fn note_overflow(&mut self, trunk: TrunkId, count: usize) {
         let limit = self.daemon.bus.settings.limits.max_pending;
         let io = self.daemon.trunks.get_mut(&trunk).expect("it has the link");
-        let waiting = io.machine.out(io.slot).map_or(0, |out| out.pending_bytes());
-        // Some of it is in a frame whose beginning came before.
-        if waiting + 2 * (count + LONGEST_FRAME) > limit {
-            self.daemon.overflowed.insert(io.session);
+        // Each byte may go to all that share a subscription.
+        let copies = io.slots.len().max(1);
+        for (slot, session) in &io.slots {
+            let waiting = io.machine.out(*slot).map_or(0, |out| out.pending_bytes());
+            // Some of it is in a frame whose beginning came before.
+            if waiting + 2 * copies * (count + LONGEST_FRAME) > limit {
+                self.daemon.overflowed.insert(*session);
+            }
         }
     }
 
@@ -443,7 +473,7 @@ impl World {
         }
         let lags = self.daemon.trunks.iter().filter_map(|(id, io)| {
             let (session, pending) = io.machine.slowest()?;
-            Some((pending, *id, io.session, session))
+            Some((pending, *id, *io.slots.get(&session)?, session))
         });
         let Some((_, trunk, no, session)) = lags.max_by_key(|(pending, ..)| *pending) else {
             return false;
@@ -705,7 +735,9 @@ impl World {
             let Some(slot) = io.machine.poll_touched() else {
                 break;
             };
-            let session = io.session;
+            let Some(&session) = io.slots.get(&slot) else {
+                continue;
+            };
             let wake = io.machine.closing(slot).is_some() | io.machine.take_released(slot);
             let full = self.flush_session(session);
             if wake || full {
@@ -761,6 +793,9 @@ impl World {
     /// A component's connection reached natsmux.
     pub fn accept(&mut self, component: usize, conn: ConnId) -> usize {
         let no = self.oracle.session_opened();
+        if let Some(witness) = &mut self.witness {
+            witness.opened((self.host, no));
+        }
         let now = self.instant();
         let info = self.first_info(conn);
         let bus = &mut self.daemon.bus;
@@ -854,6 +889,7 @@ impl World {
                     self.judge_held(no, before);
                 }
                 Segment::Fin => {
+                    self.component_is_over(no);
                     self.oracle.component_gone(no);
                     self.daemon.sessions.get_mut(&no).expect("read").eof = true;
                     self.with_session(no, |session, home, now, bus| {
@@ -863,11 +899,19 @@ impl World {
                     self.inspect_session(no);
                 }
                 Segment::Reset => {
+                    self.component_is_over(no);
                     self.oracle.component_gone(no);
                     let io = self.daemon.sessions.get_mut(&no).expect("read");
                     io.closing = Some((CloseReason::ComponentLost, now));
                 }
             }
+        }
+    }
+
+    fn component_is_over(&mut self, no: usize) {
+        let name = (self.host, no);
+        if let Some(witness) = &mut self.witness {
+            witness.over(name);
         }
     }
 
@@ -889,6 +933,7 @@ impl World {
         }
         self.with_session(no, |session, home, _, bus| {
             if let Some(home) = home {
+                session.handle_crowding(&home);
                 session.handle_offer(&home, bus);
             }
         });
@@ -920,6 +965,10 @@ impl World {
             )
         });
         let reading = self.reading(no);
+        let (name, now) = ((self.host, no), self.now);
+        if let Some(witness) = &mut self.witness {
+            witness.said(name, bytes, now, reading.connect_drops);
+        }
         self.oracle.component_bytes(no, bytes, reading);
         self.oracle.sessions[no].admitted |= self.is_admitted(no);
         while !bytes.is_empty() {
@@ -1032,7 +1081,10 @@ impl World {
                 io.closing = Some((reason, now + LAST_WORDS));
                 true
             }
-            Some(SessionAction::Move { .. }) => unreachable!("no trunk is shared"),
+            Some(SessionAction::Move { connect, why }) => {
+                self.move_session(no, &connect, why);
+                true
+            }
             Some(SessionAction::SayInfo) => {
                 let (conn, home) = (io.conn, io.home);
                 let info = self.first_info(conn);
@@ -1046,27 +1098,121 @@ impl World {
             }
             Some(SessionAction::Attach { connect, sent }) => {
                 let out = io.machine.take_out();
-                let id = TrunkId(self.daemon.next_trunk);
-                self.daemon.next_trunk += 1;
-                let mut machine = Trunk::new(id, *connect);
-                let slot = machine.attach(out, sent, now, &mut self.daemon.bus);
+                let key = sharing_key(&connect).filter(|_| self.plan.is_shared);
+                let id = match key {
+                    Some(key) => self.shared_trunk(key, &connect, no, None),
+                    None => self.enter_trunk(no, |id| Trunk::new(id, (*connect).clone())),
+                };
+                let io = self.daemon.trunks.get_mut(&id).expect("entered");
+                let bus = &mut self.daemon.bus;
+                let slot = match io.machine.is_shared() {
+                    true => io.machine.join(out, &connect, now, bus),
+                    false => io.machine.attach(out, sent, now, bus),
+                };
+                io.slots.insert(slot, no);
+                let io = self.daemon.sessions.get_mut(&no).expect("it asked");
                 io.home = Some((id, slot));
-                self.daemon.trunks.insert(
-                    id,
-                    TrunkIo {
-                        machine,
-                        session: no,
-                        slot,
-                        links: BTreeMap::new(),
-                        actions: VecDeque::new(),
-                    },
-                );
                 self.with_session(no, |session, home, now, bus| {
                     if let Some(home) = home {
                         session.handle_attached(home, now, bus);
                     }
                 });
                 true
+            }
+        }
+    }
+
+    /// Runs a trunk.
+    fn enter_trunk(&mut self, session: usize, make: impl FnOnce(TrunkId) -> Trunk) -> TrunkId {
+        let id = TrunkId(self.daemon.next_trunk);
+        self.daemon.next_trunk += 1;
+        let io = TrunkIo {
+            machine: make(id),
+            session,
+            slots: BTreeMap::new(),
+            links: BTreeMap::new(),
+            actions: VecDeque::new(),
+        };
+        self.daemon.trunks.insert(id, io);
+        id
+    }
+
+    /// A trunk that sessions with this key share, as the pool chooses one.
+    fn shared_trunk(
+        &mut self,
+        key: ConnectInfo,
+        connect: &ConnectInfo,
+        session: usize,
+        not: Option<TrunkId>,
+    ) -> TrunkId {
+        let trunks = &self.daemon.trunks;
+        let open = self.daemon.shared.iter().filter(|(other, id)| {
+            let trunk = trunks.get(id);
+            *other == key
+                && Some(*id) != not
+                && trunk.is_some_and(|trunk| trunk.machine.takes_sessions())
+        });
+        let open: Vec<TrunkId> = open.map(|(_, id)| *id).collect();
+        let least = open.iter().min_by_key(|id| trunks[id].slots.len());
+        let enough = open.len() >= self.daemon.bus.settings.trunks_per_identity;
+        if let Some(id) = least
+            && (enough || not.is_some())
+        {
+            return *id;
+        }
+        let name = "natsmux:sim:default".to_owned();
+        let id = self.enter_trunk(session, |id| Trunk::shared(id, connect, name));
+        self.daemon.shared.push((key, id));
+        id
+    }
+
+    /// A session goes to another trunk.
+    fn move_session(&mut self, no: usize, connect: &ConnectInfo, why: MoveReason) {
+        let now = self.instant();
+        let home = self.daemon.sessions[&no].home.expect("it has a trunk");
+        let (old, slot) = home;
+        let io = self.daemon.trunks.get_mut(&old).expect("its trunk");
+        io.slots.remove(&slot);
+        let moved = io.machine.take_out(slot, now, &mut self.daemon.bus);
+        let moved = moved.expect("its place");
+        let keeps = why != MoveReason::Reconnect { keeps: false };
+        let key = sharing_key(connect).filter(|_| why == MoveReason::Crowded);
+        let id = match key {
+            Some(key) => self.shared_trunk(key, connect, no, Some(old)),
+            None => self.enter_trunk(no, |id| Trunk::new(id, connect.clone())),
+        };
+        let io = self.daemon.trunks.get_mut(&id).expect("entered");
+        let slot = io
+            .machine
+            .take_in(moved, connect, keeps, now, &mut self.daemon.bus);
+        io.slots.insert(slot, no);
+        let io = self.daemon.sessions.get_mut(&no).expect("it asked");
+        io.home = Some((id, slot));
+        self.with_session(no, |session, home, now, bus| {
+            if let Some(home) = home {
+                session.handle_ready(home, now, bus);
+            }
+        });
+        self.inspect(old);
+    }
+
+    /// What brokers have for the sessions of each trunk of the present host.
+    pub fn judge_witness(&mut self, tables: &BTreeMap<u64, Vec<InPlace>>) {
+        let Some(witness) = &mut self.witness else {
+            return;
+        };
+        for io in self.daemon.trunks.values() {
+            let names: Vec<_> = io.slots.values().map(|no| (self.host, *no)).collect();
+            if names.is_empty() {
+                continue;
+            }
+            for link in io.links.values() {
+                match tables.get(&link.no) {
+                    Some(table) => witness.table_at_rest(&names, table),
+                    None => self
+                        .oracle
+                        .fail("I16 liveness", "no broker knows a trunk's link"),
+                }
             }
         }
     }
@@ -1116,7 +1262,11 @@ impl World {
         }
         self.oracle.session_closed(no, reason.as_str(), allowed);
         self.send(io.conn, Way::Down, Segment::Fin);
+        self.component_is_over(no);
         if let Some((trunk, slot)) = io.home {
+            if let Some(io) = self.daemon.trunks.get_mut(&trunk) {
+                io.slots.remove(&slot);
+            }
             self.with_trunk(trunk, |machine, now, bus| machine.detach(slot, now, bus));
         }
         let published = self.daemon.bus.counters.published;
@@ -1158,7 +1308,7 @@ impl World {
         let (trunk, slot) = self.daemon.sessions.get(&no)?.home?;
         let machine = &mut self.daemon.trunks.get_mut(&trunk)?.machine;
         let gauges = machine.gauges();
-        if gauges.links > 0 || !machine.is_ready(slot) {
+        if self.plan.is_shared || gauges.links > 0 || !machine.is_ready(slot) {
             return None;
         }
         Some(gauges.held_bytes)
@@ -1194,10 +1344,17 @@ impl World {
         let most = self.plan.independent.map_or(FENCE_BYTES, |_| 4_096);
         for (id, io) in &self.daemon.trunks {
             let buffered = io.machine.gauges().buffered_bytes;
-            let slow = self
-                .component_of(io.session)
-                .is_some_and(Component::is_slow);
-            if !self.daemon.sessions.contains_key(&io.session) {
+            let is_slow = |session: usize| {
+                let component = self.component_of(session);
+                component.is_some_and(Component::is_slow)
+            };
+            let slow = match self.plan.is_shared {
+                true => io.slots.values().any(|session| is_slow(*session)),
+                false => is_slow(io.session),
+            };
+            let kept = io.machine.is_shared()
+                && self.daemon.bus.settings.timings.trunk_idle_timeout > Duration::from_secs(1);
+            if io.slots.is_empty() && !kept {
                 self.oracle.fail(
                     "I13 no leak",
                     format!("trunk {} outlives its session", id.0),

@@ -18,6 +18,7 @@ mod faults;
 mod net;
 mod plan;
 mod rng;
+mod witness;
 mod world;
 
 use std::collections::BTreeMap;
@@ -80,6 +81,10 @@ const MARKS: &[&str] = &[
     "read out behind a write error",
     "second CONNECT",
     "session refused",
+    "sharing: coalesced",
+    "sharing: no responders",
+    "sharing: publish refused",
+    "sharing: second CONNECT",
     "subscribers on several hosts",
     "subscription refused",
     "UNSUB remainder replayed",

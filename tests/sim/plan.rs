@@ -27,6 +27,10 @@ pub struct Plan {
     pub hosts: usize,
     pub at_least_once: bool,
     pub components: usize,
+    /// Sessions share trunks.
+    pub is_shared: bool,
+    /// No fault, and no bound that matters.
+    pub is_flawless: bool,
     pub faults: u64,
     /// A component may have several equal subscriptions.
     pub twins: bool,
@@ -76,6 +80,8 @@ impl Plan {
             components: *rng.pick(&[1, 1, 2, 3]) + hosts - 1,
             faults: if twins { 0 } else { rng.range(1, 7) },
             twins,
+            is_shared: false,
+            is_flawless: false,
             safety_end: *rng.pick(&[300 * MS, 300 * MS, 600 * MS, 600 * MS, SECOND, 4 * SECOND]),
             weather: Weather {
                 latency,
@@ -92,6 +98,41 @@ impl Plan {
             pending_total: *rng.pick(&[60_000, 1 << 20]),
             settings: settings(rng, at_least_once, independent),
             pace: *rng.pick(&[20 * MS, 60 * MS, 200 * MS]),
+        }
+    }
+
+    /// Lets the sessions of each host share trunks (R22): more of them, with less between them.
+    pub fn share(&mut self, rng: &mut Rng) {
+        self.settings.sharing = Sharing::Identity;
+        self.settings.trunks_per_identity = *rng.pick(&[1, 1, 1, 2]);
+        self.settings.timings.trunk_idle_timeout = *rng.pick(&[
+            Duration::from_millis(1),
+            Duration::from_millis(200),
+            Duration::from_secs(60),
+        ]);
+        // A PONG that proves nothing is nothing to judge by.
+        self.settings.timings.pong_hold = PongHold::default_for(self.settings.delivery);
+        self.components = rng.range(3, 7) as usize + self.hosts;
+        self.twins = true;
+        self.is_shared = true;
+        if rng.percent(40) {
+            self.be_flawless();
+        } else {
+            self.faults = rng.range(1, 7);
+        }
+    }
+
+    /// Nothing goes wrong, and nothing is too little: each message must arrive.
+    fn be_flawless(&mut self) {
+        self.is_flawless = true;
+        self.faults = 0;
+        self.windows = (1_000_000, 1_000_000);
+        self.pending_total = 1 << 24;
+        self.settings.limits.publish_buffer = 1 << 20;
+        self.settings.limits.max_pending = 1 << 22;
+        self.max_payload = vec![1 << 20; self.flavours.len()];
+        if self.independent.is_some() {
+            self.independent = Some(Placement::First(None));
         }
     }
 

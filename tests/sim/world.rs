@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::broker::{Broker, Life, Routed};
+use super::broker::{Broker, Flavour, Life, Routed};
 use super::component::Component;
 use super::daemon::Daemon;
 use super::net::{Conn, ConnId, Ends, Segment, Time, Way};
@@ -14,9 +14,14 @@ use super::oracle::frames::Publish;
 use super::oracle::{Books, Oracle};
 use super::plan::Plan;
 use super::rng::Rng;
+use super::witness::Witness;
 
 /// Events of one run at most: beyond that something spins.
 const EVENTS_MAX: u64 = 400_000;
+
+/// How many of 100 seeds have sessions that share trunks, and what sets their chance apart.
+const SHARED_PERCENT: u64 = 35;
+const SHARING: u64 = 0x5a4e_0006;
 
 /// What happens at some time.
 #[derive(Clone, Debug)]
@@ -96,6 +101,8 @@ pub struct World {
     pub next_identity: u64,
     /// Users that some broker has accepted, by host.
     pub known_users: BTreeSet<(usize, String)>,
+    /// Who judges where sessions share trunks.
+    pub witness: Option<Witness>,
     /// Faults are over.
     pub calm: bool,
     pub done: bool,
@@ -110,15 +117,28 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, verbose: bool, base: Instant) -> Self {
         let mut rng = Rng::new(seed);
-        let plan = Plan::new(&mut rng);
+        let mut plan = Plan::new(&mut rng);
+        let mut choice = Rng::new(seed ^ SHARING);
+        if choice.percent(SHARED_PERCENT) {
+            plan.share(&mut choice);
+        }
         let brokers = plan.flavours.iter().copied().map(Broker::new).collect();
-        let host = |no| Host {
-            daemon: Daemon::new(&plan, no, base),
-            oracle: Oracle::new(
-                plan.at_least_once,
-                plan.independent.map_or(1, |_| plan.flavours.len()),
-            ),
+        let host = |no| {
+            let each = plan.independent.map_or(1, |_| plan.flavours.len());
+            let mut oracle = Oracle::new(plan.at_least_once, each);
+            oracle.is_blind = plan.is_shared;
+            Host {
+                daemon: Daemon::new(&plan, no, base),
+                oracle,
+            }
         };
+        let witness = plan.is_shared.then(|| {
+            let echoes = plan.flavours.contains(&Flavour::V0_4);
+            let (latency, repeats) = (plan.weather.latency, plan.at_least_once);
+            let mut witness = Witness::new(latency, repeats, echoes, plan.is_flawless);
+            witness.leaves_behind = plan.independent.is_some() && !plan.is_flawless;
+            witness
+        });
         let first = host(0);
         let hosts = (0..plan.hosts).map(|no| (no > 0).then(|| host(no)));
         let hosts = hosts.collect();
@@ -138,6 +158,7 @@ impl World {
             next_link: 1,
             next_identity: 1,
             known_users: BTreeSet::new(),
+            witness,
             calm: false,
             done: false,
             events: 0,
@@ -210,7 +231,8 @@ impl World {
 
     pub fn trace(&self, line: impl FnOnce() -> String) {
         if self.verbose {
-            println!("{:>10.3} ms  {}", self.now as f64 / 1000.0, line());
+            let (at, host) = (self.now as f64 / 1000.0, self.host);
+            println!("{at:>10.3} ms  host {host}: {}", line());
         }
     }
 
@@ -267,24 +289,36 @@ impl World {
     }
 
     fn has_failed(&self) -> bool {
-        self.oracle.violation.is_some() || self.others().any(|host| host.oracle.violation.is_some())
+        let ends = self.witness.as_ref();
+        self.oracle.violation.is_some()
+            || ends.is_some_and(|ends| ends.violation.is_some())
+            || self.others().any(|host| host.oracle.violation.is_some())
     }
 
     /// What went wrong first.
     pub fn violation(&self) -> Option<String> {
         let others = self.others().map(|host| &host.oracle.violation);
-        let mut all = others.chain([&self.oracle.violation]).flatten();
+        let ends = self.witness.as_ref().map(|ends| &ends.violation);
+        let mut all = others.chain([&self.oracle.violation]).chain(ends).flatten();
         all.next().cloned()
     }
 
     /// The interesting states that were seen.
     pub fn marks(&self) -> BTreeSet<&'static str> {
         let others = self.others().flat_map(|host| &host.oracle.marks);
-        others.chain(&self.oracle.marks).copied().collect()
+        let ends = self.witness.iter().flat_map(|ends| &ends.marks);
+        others
+            .chain(&self.oracle.marks)
+            .chain(ends)
+            .copied()
+            .collect()
     }
 
     /// A broker has processed a publish, whosesoever it was.
     pub fn broker_processed(&mut self, publish: &Publish, refused: bool) {
+        if let Some(witness) = &mut self.witness {
+            witness.processed(publish, refused);
+        }
         self.oracle.broker_processed(publish, refused);
         for host in self.hosts.iter_mut().flatten() {
             host.oracle.broker_processed(publish, refused);
@@ -469,6 +503,10 @@ impl World {
             let books = self.books();
             self.oracle.at_rest(&tables, books);
             self.judge_daemon();
+            self.judge_witness(&tables);
+        }
+        if let Some(witness) = &mut self.witness {
+            witness.at_rest();
         }
     }
 

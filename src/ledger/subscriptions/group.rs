@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::{Place, SessionId, State, Subscriptions, UpstreamSid};
+use super::{Place, Rejected, SessionId, State, Subscriptions, UpstreamSid};
 
 /// How far a link has come: the number of the last PING that was answered on it, or, if that is
 /// more, of the last one before it was told the whole ledger.
@@ -21,6 +21,9 @@ pub enum Spent {
     /// The last member of a group did: no broker knows, and each must be told.
     Group(UpstreamSid),
 }
+
+/// Whose a subscription is whose session is gone.
+const NOBODY: SessionId = SessionId(u32::MAX);
 
 /// Several subscriptions.
 #[derive(Debug)]
@@ -118,6 +121,61 @@ impl Subscriptions {
             let one = self.slots[member.slot as usize].place.one();
             one.is_some_and(|one| one.session == session)
         })
+    }
+
+    /// Where sessions share a trunk, errors come in the order of SUBs, and whose each is matters
+    /// also where that one doesn't want it any more.
+    pub(super) fn reject_oldest(
+        &mut self,
+        subject: &[u8],
+        queue_group: Option<&[u8]>,
+    ) -> Option<Rejected> {
+        let is_meant = |sid: &UpstreamSid| {
+            self.is_current(*sid)
+                && match &self.slots[sid.slot as usize].place {
+                    Place::One(one) => one.subject() == subject && one.queue_group() == queue_group,
+                    Place::Group(group) => *group.subject == *subject && queue_group.is_none(),
+                    Place::Free => false,
+                }
+        };
+        let at = self.unproven.iter().position(|(_, sid)| is_meant(sid))?;
+        let (_, upstream) = self.unproven.remove(at)?;
+        if self.interest(upstream.slot).is_some() {
+            return self.reject_slot(upstream.slot);
+        }
+        let mut owners = Vec::new();
+        for slot in self.members(upstream.slot) {
+            let Some(one) = self.slots[slot as usize].place.one() else {
+                continue;
+            };
+            let owner = (one.session, Box::from(one.sid()));
+            let is_leaving = one.state == State::Leaving;
+            if one.session != NOBODY {
+                owners.push(owner.clone());
+            }
+            if is_leaving {
+                self.by_sid.remove(&owner);
+                self.release(slot);
+            }
+        }
+        Some(Rejected { upstream, owners })
+    }
+
+    /// A session is gone for good, and its number may be another's soon: nothing that is still
+    /// on its way to it reaches anybody.
+    pub fn mute_session(&mut self, session: SessionId) {
+        let from = (session, Box::default());
+        let retired = self.retired.range(from..);
+        let gone: Vec<_> = retired
+            .take_while(|((owner, _), _)| *owner == session)
+            .map(|(key, slot)| (key.clone(), *slot))
+            .collect();
+        for (key, slot) in gone {
+            self.mute_retired(&key);
+            if let Some(one) = self.slots[slot as usize].place.one_mut() {
+                one.session = NOBODY;
+            }
+        }
     }
 
     /// Makes a group of the subscription in `slot`, unless it is one: its upstream sid stays.

@@ -426,15 +426,20 @@ impl Trunk {
         }
     }
 
+    /// Nothing waits here without a session any more.
+    pub(super) fn give_back_charge(&mut self, bus: &Bus) {
+        if std::mem::take(&mut self.charged) {
+            bus.budgets.held.give(ORPHAN_BYTES);
+        }
+    }
+
     /// Ends the trunk once it has no session and owes no broker anything.
     pub(super) fn check_done(&mut self, now: Instant, bus: &mut Bus) {
         if self.done || !self.slots.is_empty() || self.owes() || self.stays_idle(now, bus) {
             return;
         }
         self.done = true;
-        if std::mem::take(&mut self.charged) {
-            bus.budgets.held.give(ORPHAN_BYTES);
-        }
+        self.give_back_charge(bus);
         while !self.links.is_empty() {
             let link = self.drop_link(0, false, bus);
             if link.is_attached() {

@@ -291,6 +291,7 @@ impl Trunk {
     pub(super) fn go_live(&mut self, at: usize, now: Instant, bus: &mut Bus) {
         let link = &mut self.links[at];
         link.phase = Phase::Live;
+        link.live_from = self.next_ping - 1;
         link.deadline = None;
         let (id, broker, replayed) = (link.id, link.broker, link.replayed);
         let started = self.lost.map_or(link.opened_at, |(_, _, when)| when);
@@ -405,6 +406,7 @@ impl Trunk {
     pub(super) fn send_held(&mut self, at: usize, now: Instant, bus: &mut Bus) -> u64 {
         let mut sent = 0;
         let mut queues = vec![(None, std::mem::take(&mut self.orphans), 0)];
+        self.give_back_charge(bus);
         for session in self.sessions() {
             let slot = &mut self.slots[session.0 as usize];
             slot.dropping = false;

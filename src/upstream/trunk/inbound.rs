@@ -424,6 +424,12 @@ impl Trunk {
         if let Some(rejected) = &rejected {
             self.unsubscribe_but(Some(at), rejected.upstream, now);
         }
+        let link = &mut self.links[at];
+        if self.independent && rejected.is_none() && link.answered < link.live_from {
+            // It answers what another has answered, in whose place it is.
+            link.oks.pop();
+            return;
+        }
         if !self.shared {
             return self.deliver_answer(at, line, bus);
         }

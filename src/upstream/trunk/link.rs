@@ -171,8 +171,9 @@ pub(super) struct Link {
     pub(super) too_large: bool,
     /// Whether its CONNECT asked for an answer to every operation.
     pub(super) verbose: bool,
-    /// The last PING before it was told the whole ledger.
+    /// The last PING before it was told the whole ledger, and before publishes went there.
     pub(super) told_from: u64,
+    pub(super) live_from: u64,
     /// Of a link that several sessions share.
     pub(super) owners: Option<Box<Owners>>,
 }
@@ -257,6 +258,7 @@ impl Link {
             too_large: false,
             verbose: false,
             told_from: 0,
+            live_from: 0,
             owners: None,
         }
     }

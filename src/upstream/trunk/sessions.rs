@@ -143,7 +143,12 @@ impl Trunk {
         let mut frame = std::mem::take(&mut self.scratch);
         let sid = upstream.as_ref().map_or(NO_SID, |text| text.as_bytes());
         encode::sub(&mut frame, subject, queue_group, sid);
-        let sent = self.send_operation(session, &frame, now);
+        let sent = match upstream {
+            Some(_) => self.send_operation(session, &frame, now),
+            // Of a verbose link, what others answer is swallowed.
+            None if self.connect.verbose => self.send_operation(session, &frame, now),
+            None => self.ask_owner(session, &frame, now),
+        };
         if !is_known
             && let Some(at) = self.operation_owner()
             && let Some(owners) = &mut self.links[at].owners
@@ -466,6 +471,17 @@ impl Trunk {
             let told = OkOwner::of_operation(at == owner);
             link.push_operation(frame, told, covered_by, now);
         }
+        true
+    }
+
+    /// Sends what changes nothing to the broker that answers, and to no other: the answer of
+    /// another may come once that one answers in its place.
+    fn ask_owner(&mut self, session: SessionId, frame: &[u8], now: Instant) -> bool {
+        let Some(owner) = self.note_operation(session) else {
+            return false;
+        };
+        let covered_by = self.next_ping;
+        self.links[owner].push_operation(frame, OkOwner::Operation, covered_by, now);
         true
     }
 
