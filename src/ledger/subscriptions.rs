@@ -598,9 +598,13 @@ impl Subscriptions {
     /// The session's plain subscription that a broker would choose for a status on `reply`: its
     /// list has full wildcards before partial ones, and those before literals. Gives its sid.
     pub fn answered_by(&self, session: SessionId, reply: &[u8]) -> Option<&[u8]> {
-        let all = self
-            .of(session, None)
-            .filter(|one| one.state == State::Live);
+        let from = (session, Box::default());
+        let retired = self.retired.range(from..);
+        let retired = retired
+            .take_while(|((owner, _), _)| *owner == session)
+            .filter_map(|(_, slot)| self.slots[*slot as usize].place.one());
+        // One that was ended, and perhaps not yet at the broker, may be what it chose.
+        let all = self.of(session, None).chain(retired);
         let plain = all.filter(|one| one.queue_group().is_none());
         plain
             .filter(|one| subject::matches(one.subject(), reply))

@@ -567,3 +567,13 @@ fn a_refusal_reaches_who_asked_though_that_one_is_about_to_leave() {
     assert!(rejected.owners.is_empty(), "by somebody who is gone");
     assert_eq!(table.reject(b"c", None), None);
 }
+
+#[test]
+fn a_status_still_finds_a_subscription_that_was_just_ended() {
+    let mut table = shared();
+    new(&mut table, ALICE, "_INBOX.a.1", "1");
+    unsub(&mut table, ALICE, "1", None);
+    assert_eq!(table.answered_by(ALICE, b"_INBOX.a.1"), Some(&b"1"[..]));
+    table.mute_session(ALICE);
+    assert_eq!(table.answered_by(ALICE, b"_INBOX.a.1"), None);
+}

@@ -514,6 +514,18 @@ impl Roster {
         }
     }
 
+    /// A trunk's dial failed, or its link is dead by silence. Where the broker is down already,
+    /// that is old news: the probe, which asks at its own pace, isn't put off by how many trunks
+    /// found out.
+    pub fn handle_trunk_failure(&mut self, id: BrokerId, failure: Failure, now: Instant) {
+        let broker = self.broker_mut(id);
+        if broker.health != Health::Down {
+            return self.handle_failure(id, failure, now);
+        }
+        broker.last_failure = Some(failure);
+        broker.was_silent |= failure == Failure::Silent;
+    }
+
     /// A dial or a probe failed before the broker sent an INFO, or its fences went silent.
     pub fn handle_failure(&mut self, id: BrokerId, failure: Failure, now: Instant) {
         if failure == Failure::OutOfFiles {
@@ -671,6 +683,22 @@ mod tests {
         // Its trunks may have left it already, and will not ask again.
         roster.handle_failure(A, Failure::ConnectionRefused, now);
         assert_eq!(roster.current(), B);
+    }
+
+    #[test]
+    fn many_trunks_that_find_a_broker_dead_dont_put_off_its_probe() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        roster.handle_info(A, info(), now);
+        roster.handle_trunk_failure(A, Failure::ConnectionRefused, now);
+        let probe = roster.poll_timeout();
+        for _ in 0..1_000 {
+            roster.handle_trunk_failure(A, Failure::ConnectionRefused, now);
+            roster.handle_trunk_failure(A, Failure::Silent, now);
+        }
+        assert_eq!(roster.poll_timeout(), probe);
+        assert_eq!(roster.broker(A).failures(), 1);
+        assert!(roster.is_frozen(A), "one found it silent");
     }
 
     #[test]

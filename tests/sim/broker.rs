@@ -502,8 +502,9 @@ impl World {
         };
         let mut frame = Vec::new();
         status.encode(Some(&sid), &mut frame);
+        let now = self.now;
         if let Some(witness) = &mut self.witness {
-            witness.no_responders(&status.subject);
+            witness.no_responders(&status.subject, now);
         }
         let client = self.client(no, conn);
         client.output.extend_from_slice(&frame);

@@ -12,6 +12,8 @@ use super::world::{Event, World};
 
 const SUBJECTS: [&str; 5] = ["a", "b", "a.b", "a.c", "deny.x"];
 const PATTERNS: [&str; 9] = ["a", "b", "a.b", "a.*", "*.c", "a.>", ">", "deny.x", "a..b"];
+/// What gets the replies of all who share a trunk.
+const EVERY_INBOX: &str = "_INBOX.>";
 /// Sids that a component uses at most, so that messages don't multiply without end.
 const SIDS_MAX: usize = 9;
 /// Of queue groups, with the blank before them; most subscriptions have none.
@@ -170,7 +172,8 @@ impl World {
     }
 
     fn component_works(&mut self, no: usize) {
-        match self.rng.below(400) {
+        let rare = if self.plan.is_shared { 150 } else { 400 };
+        match self.rng.below(rare) {
             0 => return self.component_dies(no),
             1 => {
                 self.oracle.mark("half-close");
@@ -232,7 +235,10 @@ impl World {
 
     fn say_sub(&mut self, no: usize, bytes: &mut Vec<u8>) {
         let reuse = self.rng.percent(10);
-        let pattern = *self.rng.pick(&PATTERNS);
+        let mut pattern = *self.rng.pick(&PATTERNS);
+        if self.plan.is_shared && self.rng.percent(8) {
+            pattern = EVERY_INBOX;
+        }
         let group = *self.rng.pick(&GROUPS);
         // Two equal subscriptions that no broker has yet can't be told apart in a replay.
         let is_new = self.components[no].asked.insert((pattern, group));
@@ -390,10 +396,14 @@ impl World {
         self.conns.remove(&conn);
         let component = &mut self.components[no];
         component.gone = Some(self.now);
-        if !self.calm && self.components.len() < 12 {
+        let most = if self.plan.is_shared { 24 } else { 12 };
+        if !self.calm && self.components.len() < most {
             let again = Component::new(&self.plan, &mut self.rng);
             self.components.push(again);
-            let pause = self.rng.range(MS, 500 * MS);
+            // The sooner, the likelier it gets the place of one that is gone.
+            let at_once = self.plan.is_shared && self.rng.percent(60);
+            let longest = if at_once { 2 * MS } else { 500 * MS };
+            let pause = self.rng.range(MS, longest);
             self.after(pause, Event::Component(self.components.len() - 1));
         }
     }

@@ -18,6 +18,8 @@ use super::witness::Witness;
 
 /// Events of one run at most: beyond that something spins.
 const EVENTS_MAX: u64 = 400_000;
+/// The same where many components share trunks.
+const SHARED_EVENTS_MAX: u64 = 4_000_000;
 
 /// How many of 100 seeds have sessions that share trunks, and what sets their chance apart.
 const SHARED_PERCENT: u64 = 35;
@@ -201,7 +203,11 @@ impl World {
             if self.done || self.has_failed() {
                 return;
             }
-            if self.events > EVENTS_MAX {
+            let most = match self.plan.is_shared {
+                true => SHARED_EVENTS_MAX,
+                false => EVENTS_MAX,
+            };
+            if self.events > most {
                 return self
                     .oracle
                     .fail("harness", "too many events: something spins");

@@ -64,7 +64,7 @@ impl Trunk {
             Phase::Connecting | Phase::AwaitingInfo
                 if !matches!(failure, Failure::OutOfFiles | Failure::Unsuitable) =>
             {
-                bus.roster.handle_failure(link.broker, failure, now);
+                bus.roster.handle_trunk_failure(link.broker, failure, now);
                 self.pause(link.broker, now, bus);
             }
             _ => {
@@ -90,7 +90,7 @@ impl Trunk {
         match failure {
             // The sentinel finds the broker silent too. One link alone may have a fault of its
             // own.
-            Failure::Silent if suspect => bus.roster.handle_failure(broker, failure, now),
+            Failure::Silent if suspect => bus.roster.handle_trunk_failure(broker, failure, now),
             Failure::Silent => {
                 bus.roster.note_failure(broker, failure);
                 self.pause(broker, now, bus);

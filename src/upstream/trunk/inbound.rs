@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
-use super::owners::{Owners, Wanted};
+use super::owners::Wanted;
 use super::slot::{Finishing, Slot};
 use super::target::PRESENCE_SID;
 use super::{CloseReason, Trunk, Verdict};
@@ -347,6 +347,9 @@ impl Trunk {
             return;
         }
         let error = classify(text);
+        if self.answer_asked(at, &error, text, bus) {
+            return;
+        }
         if matches!(error, BrokerError::Refused) {
             return self.handle_refusal(at, text, now, bus);
         }
@@ -377,10 +380,6 @@ impl Trunk {
                 ..
             } => {
                 let (subject, group) = (unquote(subject), queue_group.map(unquote));
-                let asked = |owners: &mut Box<Owners>| owners.take_asked(&subject);
-                if let Some(session) = self.links[at].owners.as_mut().and_then(asked) {
-                    return self.deliver(session, &[&line], bus);
-                }
                 let rejected = self.subscriptions.reject(&subject, group.as_deref());
                 self.end_rejected(at, rejected, &line, now, bus);
             }
@@ -391,17 +390,30 @@ impl Trunk {
                 let rejected = self.subscriptions.reject_newest();
                 self.end_rejected(at, rejected, &line, now, bus);
             }
-            BrokerError::InvalidSubject => match &mut self.links[at].owners {
-                Some(owners) => {
-                    if let Some(session) = owners.take_invalid() {
-                        self.deliver(session, &[&line], bus);
-                    }
-                }
-                None => self.deliver_answer(at, &line, bus),
-            },
+            BrokerError::InvalidSubject if self.shared => {}
+            BrokerError::InvalidSubject => self.deliver_answer(at, &line, bus),
             BrokerError::InvalidPublishSubject => self.deliver_to_own(&line, bus),
             BrokerError::LinkOnly => self.handle_link_error(at, text, now, bus),
         }
+    }
+
+    /// Where sessions share the link, an error about a SUB that the ledger doesn't have goes to
+    /// who sent it. Returns whether it is one.
+    fn answer_asked(&mut self, at: usize, error: &BrokerError<'_>, text: &[u8], bus: &Bus) -> bool {
+        let Some(owners) = &mut self.links[at].owners else {
+            return false;
+        };
+        let asker = match error {
+            BrokerError::SubscriptionViolation {
+                subject, sid: None, ..
+            } => owners.take_asked(&unquote(subject)),
+            BrokerError::InvalidSubject => owners.take_invalid(),
+            _ => None,
+        };
+        if let Some(session) = asker {
+            self.deliver(session, &[b"-ERR '", text, b"'\r\n"], bus);
+        }
+        asker.is_some()
     }
 
     /// Of independent brokers, whether this one's verdict on operations concerns nobody (R28).
@@ -424,10 +436,10 @@ impl Trunk {
         if let Some(rejected) = &rejected {
             self.unsubscribe_but(Some(at), rejected.upstream, now);
         }
-        let link = &mut self.links[at];
-        if self.independent && rejected.is_none() && link.answered < link.live_from {
+        let link = &self.links[at];
+        let is_late = link.answered < link.live_from && !link.verbose;
+        if self.independent && rejected.is_none() && is_late {
             // It answers what another has answered, in whose place it is.
-            link.oks.pop();
             return;
         }
         if !self.shared {
