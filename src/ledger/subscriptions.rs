@@ -166,15 +166,18 @@ pub struct Carried {
     pub max: u64,
 }
 
+/// A session and its own sid.
+type Key = (SessionId, Box<[u8]>);
+
 /// The table of a trunk.
 #[derive(Debug, Default)]
 pub struct Subscriptions {
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// Live subscriptions by session and the component's sid.
-    by_sid: BTreeMap<(SessionId, Box<[u8]>), u32>,
+    by_sid: BTreeMap<Key, u32>,
     /// Retired subscriptions that still deliver, by session and the component's sid.
-    retired: BTreeMap<(SessionId, Box<[u8]>), u32>,
+    retired: BTreeMap<Key, u32>,
     /// SUBs that no PONG has proven, in the order in which they were sent, each with the
     /// number of the first PING that covers it: a broker's refusal is about one of these.
     unproven: VecDeque<(u64, UpstreamSid)>,
@@ -475,7 +478,7 @@ impl Subscriptions {
         sessions
     }
 
-    fn owned(&self, session: SessionId) -> Vec<((SessionId, Box<[u8]>), u32)> {
+    fn owned(&self, session: SessionId) -> Vec<(Key, u32)> {
         let from = (session, Box::default());
         self.by_sid
             .range(from..)
@@ -800,7 +803,7 @@ impl Subscriptions {
         Some(Rejected { upstream, owners })
     }
 
-    fn retire(&mut self, key: (SessionId, Box<[u8]>), slot: u32) {
+    fn retire(&mut self, key: Key, slot: u32) {
         self.unlist(slot);
         self.by_sid.remove(&key);
         if let Some(one) = self.slots[slot as usize].place.one_mut() {
@@ -809,7 +812,7 @@ impl Subscriptions {
         }
     }
 
-    fn mute_retired(&mut self, key: &(SessionId, Box<[u8]>)) {
+    fn mute_retired(&mut self, key: &Key) {
         if let Some(slot) = self.retired.remove(key)
             && let Some(one) = self.slots[slot as usize].place.one_mut()
         {

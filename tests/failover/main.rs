@@ -5,6 +5,7 @@
 //! kills, and a judge that counts what is missing, double, late or silent. `cargo test` runs
 //! short versions; `make failover` and `make soak` run the numbers that are promised.
 
+mod crowd;
 mod cuts;
 mod departures;
 mod freezes;
