@@ -60,7 +60,7 @@ impl Arguments {
                 "--ways" => {
                     let ways = value.split(',').map(Way::parse);
                     parsed.ways = ways.collect::<Option<_>>().ok_or(format!(
-                        "--ways {value}: known are direct, natsmux, haproxy and leaf"
+                        "--ways {value}: known are direct, natsmux, shared, haproxy and leaf"
                     ))?;
                 }
                 _ => return Err(format!("unknown argument {name}")),

@@ -8,7 +8,9 @@ use crate::ways::Way;
 
 const LABEL: usize = 270;
 const BAR: usize = 11;
-const GROUP: usize = 3 * BAR + 14;
+/// What is compared.
+const PROXIES: [Way; 4] = [Way::Natsmux, Way::Shared, Way::Haproxy, Way::Leaf];
+const GROUP: usize = PROXIES.len() * BAR + 14;
 /// Pixels for a ratio of 1.
 const ONE: f64 = 220.0;
 const MOST: f64 = 2.2;
@@ -18,6 +20,7 @@ fn colour(way: Way) -> &'static str {
     match way {
         Way::Direct => "#999999",
         Way::Natsmux => "#0b6e4f",
+        Way::Shared => "#62b58f",
         Way::Haproxy => "#d08c30",
         Way::Leaf => "#5b7db1",
     }
@@ -36,7 +39,7 @@ pub(crate) fn draw(results: &Results, scenarios: &[&Scenario]) -> String {
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
     let mut at = LABEL;
-    for way in [Way::Natsmux, Way::Haproxy, Way::Leaf] {
+    for way in PROXIES {
         let (fill, name) = (colour(way), way.name());
         let _ = writeln!(
             svg,
@@ -58,10 +61,7 @@ pub(crate) fn draw(results: &Results, scenarios: &[&Scenario]) -> String {
             top + 2 * BAR,
             scenario.name
         );
-        for (row, way) in [Way::Natsmux, Way::Haproxy, Way::Leaf]
-            .into_iter()
-            .enumerate()
-        {
+        for (row, way) in PROXIES.into_iter().enumerate() {
             let Some([ratio, ..]) =
                 results.ratio(scenario.name, way, Way::Direct, |sample| sample.value)
             else {

@@ -15,17 +15,26 @@ use crate::support::{
 pub(crate) enum Way {
     Direct,
     Natsmux,
+    /// natsmux, with `sharing = "identity"`.
+    Shared,
     Haproxy,
     Leaf,
 }
 
 impl Way {
-    pub(crate) const ALL: [Self; 4] = [Self::Direct, Self::Natsmux, Self::Haproxy, Self::Leaf];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Direct,
+        Self::Natsmux,
+        Self::Shared,
+        Self::Haproxy,
+        Self::Leaf,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Natsmux => "natsmux",
+            Self::Shared => "shared",
             Self::Haproxy => "haproxy",
             Self::Leaf => "leaf",
         }
@@ -68,9 +77,14 @@ impl Site {
         let broker = Broker::with(options);
         let proxy = match way {
             Way::Direct => Proxy::None,
-            Way::Natsmux => {
+            Way::Natsmux | Way::Shared => {
+                let sharing = match way {
+                    Way::Shared => "identity",
+                    _ => "none",
+                };
                 let natsmux = Natsmux::launch(&NatsmuxOptions {
                     brokers: vec![broker.url()],
+                    args: vec!["--sharing".to_owned(), sharing.to_owned()],
                     open_files: Some(20_000),
                     ..NatsmuxOptions::default()
                 });

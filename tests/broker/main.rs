@@ -14,6 +14,7 @@ mod reload;
 mod replay;
 mod second_connect;
 mod setup;
+mod sharing;
 mod start;
 #[path = "../support/mod.rs"]
 mod support;

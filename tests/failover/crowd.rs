@@ -18,6 +18,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use crate::rig::{Delivery, KNOWN, config};
+use crate::scale::raise_open_files;
 use crate::size::{Dice, figures, number, turn};
 use crate::support::{Cluster, Natsmux, NatsmuxOptions, PATIENCE, Version, wait_for};
 
@@ -378,6 +379,7 @@ fn judge(crowd: &Crowd, kills: &[u64]) -> Verdict {
 #[test]
 fn a_crowd_on_shared_trunks_gets_each_message_once_and_nobody_elses() {
     let _turn = turn();
+    raise_open_files();
     let sessions = number("crowd_sessions", [200, 1_000, 5_000]);
     let seconds = number("crowd_seconds", [12, 60, 600]);
     let every = number("crowd_kill_every", [5, 10, 15]);

@@ -28,3 +28,4 @@ mod size;
 mod steady;
 #[path = "../support/mod.rs"]
 mod support;
+mod weights;

@@ -100,7 +100,7 @@ fn back_after_kill(cluster: &mut Cluster, natsmux: &Natsmux, sessions: u64) -> D
 }
 
 /// For this process and those that it starts from now on.
-fn raise_open_files() {
+pub(crate) fn raise_open_files() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).expect("the soft limit can be raised");

@@ -197,6 +197,7 @@ impl Trunk {
         if self.slots[session.0 as usize].owed_pongs > 0 {
             self.arm_pong_hold(session, now, bus);
         }
+        let oks = self.slots[session.0 as usize].owed_oks;
         for one in moved.subscriptions.iter().filter(|_| keeps) {
             let group = one.queue_group.as_deref();
             self.subscribe(session, &one.subject, group, &one.sid, now, bus);
@@ -206,6 +207,8 @@ impl Trunk {
                 self.unsubscribe(session, &one.sid, Some(one.max), now, bus);
             }
         }
+        // The component has had its answers to these long ago (R20).
+        self.slots[session.0 as usize].owed_oks = oks;
         session
     }
 
