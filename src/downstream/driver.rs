@@ -190,7 +190,12 @@ impl Connection {
         }
         let buffer = Rc::clone(&self.shared.pool.buffer);
         let mut buffer = buffer.borrow_mut();
-        match socket::poll_read(&mut self.read, cx, &mut buffer) {
+        let most = match &self.home {
+            Some((cell, _)) => cell.machine.borrow().read_at_most(now()),
+            None => usize::MAX,
+        };
+        let most = most.min(buffer.len());
+        match socket::poll_read(&mut self.read, cx, &mut buffer[..most]) {
             Poll::Pending => false,
             Poll::Ready(Ok(0)) => {
                 self.eof = true;

@@ -244,7 +244,7 @@ impl Driver {
             }
         }
         let mut trunk = self.cell.machine.borrow_mut();
-        trunk.unpark(&self.pool.bus.borrow());
+        trunk.unpark(now(), &self.pool.bus.borrow());
         busy
     }
 

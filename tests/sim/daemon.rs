@@ -675,8 +675,9 @@ impl World {
         for (link, no, conn) in links {
             busy |= self.flush_link(id, link, no, conn);
         }
+        let now = self.instant();
         if let Some(io) = self.daemon.trunks.get_mut(&id) {
-            io.machine.unpark(&self.daemon.bus);
+            io.machine.unpark(now, &self.daemon.bus);
         }
         busy
     }

@@ -398,7 +398,7 @@ impl Trunk {
         self.release_late(bus);
         let held = self.send_held(at, now, bus);
         self.settle_owed(at, now, bus);
-        self.unpark(bus);
+        self.unpark(now, bus);
         held
     }
 
@@ -431,7 +431,7 @@ impl Trunk {
                 sent += messages;
                 let link = &mut self.links[at];
                 let bytes = link.push_held(chunk, messages, &mut bus.counters);
-                link.note_owner(session);
+                link.note_owner(session, now);
                 if link.verbose {
                     let quiet = unasked.min(messages);
                     unasked -= quiet;

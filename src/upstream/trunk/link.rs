@@ -269,11 +269,17 @@ impl Link {
     }
 
     /// Notes whose the publishes are that were just appended.
-    pub(super) fn note_owner(&mut self, session: Option<SessionId>) {
+    pub(super) fn note_owner(&mut self, session: Option<SessionId>, now: Instant) {
         let end = self.out.end();
         if let Some(owners) = &mut self.owners {
-            owners.note(session, end);
+            owners.note(session, end, now);
         }
+    }
+
+    /// Whether more than one of the sessions that share it write.
+    pub(super) fn is_contended(&self, now: Instant) -> bool {
+        let owners = self.owners.as_ref();
+        owners.is_some_and(|owners| owners.is_contended(now))
     }
 
     /// Whether a broker has accepted it, so that its end is the end of a link and not a

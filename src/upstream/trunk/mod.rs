@@ -56,6 +56,10 @@ use slot::Slot;
 /// A link's buffer beyond this stops the reads of the sessions that feed it, in bytes.
 const LINK_FULL_BYTES: usize = 512 * 1024;
 
+/// What one session may have unproven on a link on which others publish too: so much may be
+/// ahead of theirs for each that floods, in bytes.
+const FAIR_BYTES: usize = 32 * 1024;
+
 /// What the brokers think of the trunk's credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -340,7 +344,7 @@ impl Trunk {
     /// Whether the driver may read from a session's component. Where not, the session is
     /// *parked*, and touched once that changes.
     pub fn wants_read(&mut self, session: SessionId, now: Instant, bus: &Bus) -> bool {
-        let wants = self.has_room(session, bus);
+        let wants = self.has_room(session, now, bus);
         let live = self.open(bus).is_some();
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             return false;
@@ -372,7 +376,7 @@ impl Trunk {
 
     /// Unparks the sessions that wait for room, after links were flushed or held publishes
     /// went out.
-    pub fn unpark(&mut self, bus: &Bus) {
+    pub fn unpark(&mut self, now: Instant, bus: &Bus) {
         if !std::mem::take(&mut self.any_parked) {
             return;
         }
@@ -380,7 +384,7 @@ impl Trunk {
             if !self.slots[session.0 as usize].parked {
                 continue;
             }
-            if self.has_room(session, bus) {
+            if self.has_room(session, now, bus) {
                 self.release(session);
             } else {
                 self.any_parked = true;
@@ -446,7 +450,17 @@ impl Trunk {
         }
     }
 
-    fn has_room(&self, session: SessionId, bus: &Bus) -> bool {
+    /// How much of what a component sends may be read at once, in bytes: where others publish
+    /// on the same link, theirs must not wait behind too much.
+    pub fn read_at_most(&self, now: Instant) -> usize {
+        let contended = |link: &Link| link.phase == Phase::Live && link.is_contended(now);
+        match self.shared && self.links.iter().any(contended) {
+            true => FAIR_BYTES,
+            false => usize::MAX,
+        }
+    }
+
+    fn has_room(&self, session: SessionId, now: Instant, bus: &Bus) -> bool {
         let Some(slot) = self.slots.get(session.0 as usize) else {
             return false;
         };
@@ -457,6 +471,9 @@ impl Trunk {
             Some(at) => {
                 let link = &self.links[at];
                 let out = &link.out;
+                if link.is_contended(now) && slot.unproven.bytes(self.answered) > FAIR_BYTES {
+                    return false;
+                }
                 // With at-least-once, what was written stays in memory until it is proven.
                 out.pending_bytes() < LINK_FULL_BYTES
                     && !link.is_overrun()

@@ -7,6 +7,7 @@
 //! the order in which it was written, as a broker answers in that order.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use crate::ledger::SessionId;
 use crate::net::Outbox;
@@ -25,7 +26,13 @@ pub(super) struct Owners {
     proven: u64,
     errors: u64,
     statuses: u64,
+    /// Who wrote last, and when that was last somebody else.
+    last: Option<SessionId>,
+    changed_at: Option<Instant>,
 }
+
+/// Two sessions that write within this time are in each other's way.
+const CONTENTION: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 struct Asked {
@@ -56,11 +63,26 @@ impl Wanted<'_> {
 impl Owners {
     /// Notes that the publishes up to the stream offset `end` are a session's; `None`: nobody's
     /// who is still there.
-    pub(super) fn note(&mut self, session: Option<SessionId>, end: u64) {
+    pub(super) fn note(&mut self, session: Option<SessionId>, end: u64, now: Instant) {
+        self.note_turn(session, now);
         match self.runs.back_mut() {
             Some((last, owner)) if *owner == session => *last = end,
             _ => self.runs.push_back((end, session)),
         }
+    }
+
+    /// Notes that a session has written something.
+    pub(super) fn note_turn(&mut self, session: Option<SessionId>, now: Instant) {
+        if self.last != session && self.last.is_some() {
+            self.changed_at = Some(now);
+        }
+        self.last = session;
+    }
+
+    /// Whether more than one session has written of late.
+    pub(super) fn is_contended(&self, now: Instant) -> bool {
+        let since = |at: Instant| now.saturating_duration_since(at) < CONTENTION;
+        self.changed_at.is_some_and(since)
     }
 
     /// Notes a SUB that the ledger doesn't have, and only a broker can answer.
@@ -154,7 +176,7 @@ mod tests {
 
     fn publish(out: &mut Outbox, owners: &mut Owners, session: SessionId, frames: &[u8]) {
         out.push(frames);
-        owners.note(Some(session), out.end());
+        owners.note(Some(session), out.end(), Instant::now());
     }
 
     #[test]

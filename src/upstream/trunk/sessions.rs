@@ -79,7 +79,9 @@ impl Trunk {
                 slot.publishes_covered_by = covered_by;
                 let link = &mut self.links[at];
                 let bytes = link.push_publishes(frames, messages, &mut bus.counters);
-                link.note_owner(Some(session));
+                link.note_owner(Some(session), now);
+                self.note_bytes(session, frames.len(), now);
+                let link = &mut self.links[at];
                 if link.verbose {
                     link.oks.push(OkOwner::Publish, messages);
                 }
@@ -95,6 +97,22 @@ impl Trunk {
                 slot.held.push(frames, messages);
                 bus.budgets.held.take(frames.len());
             }
+        }
+    }
+
+    /// Counts what a session adds to a link that it shares.
+    fn note_bytes(&mut self, session: SessionId, bytes: usize, now: Instant) {
+        if !self.shared {
+            return;
+        }
+        let (covered_by, answered) = (self.next_ping, self.answered);
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.unproven.add(bytes, covered_by, answered);
+        }
+        if let Some(at) = self.live()
+            && let Some(owners) = &mut self.links[at].owners
+        {
+            owners.note_turn(Some(session), now);
         }
     }
 
@@ -258,6 +276,7 @@ impl Trunk {
         match open {
             Some(at) if unproven || !in_turn || subscribed => {
                 slot.asked += 1;
+                self.note_bytes(session, encode::PING.len(), now);
                 self.ping_standbys(now, bus);
                 self.push_ping(at, Some(session), now, bus);
             }
@@ -463,6 +482,7 @@ impl Trunk {
         let Some(owner) = self.note_operation(session) else {
             return false;
         };
+        self.note_bytes(session, frame.len(), now);
         let covered_by = self.next_ping;
         for (at, link) in self.links.iter_mut().enumerate() {
             if !link.takes_subscriptions() {
@@ -571,7 +591,10 @@ impl Trunk {
         bus.note_publish(link.broker, now);
         link.note_unfenced(bytes, messages, now);
         let limits = &bus.settings.limits;
-        let due = link.unfenced_bytes >= limits.fence_bytes
+        // One that floods isn't read until this is answered.
+        let crowded = link.unfenced_bytes >= super::FAIR_BYTES && link.is_contended(now);
+        let due = crowded
+            || link.unfenced_bytes >= limits.fence_bytes
             || link.unfenced_messages >= limits.fence_messages as u64;
         if due && bus.may_fence(now) {
             self.push_ping(at, None, now, bus);

@@ -127,6 +127,8 @@ pub(super) struct Slot {
     pub(super) subs_covered_by: u64,
     /// The same for its last publish.
     pub(super) publishes_covered_by: u64,
+    /// What it has on a link that it shares.
+    pub(super) unproven: Unproven,
     /// Whether it has ever got a PONG.
     pub(super) had_pong: bool,
     /// PONGs that brokers still owe it on a live link.
@@ -159,6 +161,39 @@ pub(super) struct Slot {
     pub(super) leaving: Option<Leaving>,
     /// What it says of itself, where the trunk says something else to brokers.
     pub(super) label: Option<Box<Label>>,
+}
+
+/// Bytes of publishes that no PONG has proven, never too few: those that the next PING covers,
+/// and those before, as if the last of them had come at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Unproven {
+    next: (u64, usize),
+    before: (u64, usize),
+}
+
+impl Unproven {
+    /// Counts publishes that the PING with the number `covered_by` will cover, where the last one
+    /// that was answered is `answered`.
+    pub(super) fn add(&mut self, bytes: usize, covered_by: u64, answered: u64) {
+        if self.next.0 != covered_by {
+            let older = if self.before.0 > answered {
+                self.before.1
+            } else {
+                0
+            };
+            self.before = (self.next.0, self.next.1 + older);
+            self.next = (covered_by, 0);
+        }
+        self.next.1 += bytes;
+    }
+
+    /// How many there are.
+    pub(super) fn bytes(&self, answered: u64) -> usize {
+        let open = [self.next, self.before].into_iter();
+        open.filter(|(by, _)| *by > answered)
+            .map(|(_, bytes)| bytes)
+            .sum()
+    }
 }
 
 /// Why a session leaves a trunk for another one.
@@ -207,6 +242,7 @@ impl Slot {
             held_unasked: 0,
             subs_covered_by: 0,
             publishes_covered_by: 0,
+            unproven: Unproven::default(),
             had_pong: false,
             asked: 0,
             late: VecDeque::new(),
@@ -263,5 +299,29 @@ impl Slot {
 impl Default for Slot {
     fn default() -> Self {
         Self::new(Outbox::new(Retention::UntilWritten))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unproven_is_counted_until_its_pong() {
+        let mut unproven = Unproven::default();
+        unproven.add(10, 1, 0);
+        unproven.add(5, 1, 0);
+        unproven.add(7, 2, 0);
+        assert_eq!(
+            [0, 1, 2].map(|answered| unproven.bytes(answered)),
+            [22, 7, 0]
+        );
+        unproven.add(1, 3, 0);
+        assert_eq!(
+            [0, 1, 2, 3].map(|answered| unproven.bytes(answered)),
+            [23, 23, 1, 0]
+        );
+        unproven.add(100, 9, 8);
+        assert_eq!(unproven.bytes(8), 100, "what came before is proven");
     }
 }

@@ -455,7 +455,7 @@ fn a_component_that_pings_without_end_is_not_read_on() {
     }
     bench.told();
     bench.broker(b"PONG\r\n");
-    bench.trunk.unpark(&bench.bus);
+    bench.trunk.unpark(Instant::now(), &bench.bus);
     assert!(bench.trunk.take_released(bench.session));
 }
 

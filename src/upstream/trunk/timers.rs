@@ -144,7 +144,10 @@ impl Trunk {
         }
         let interval = bus.settings.timings.fence_interval;
         let regular = self.regular_fence_due(link, bus);
-        let full = link.unfenced_bytes >= bus.settings.limits.fence_bytes;
+        let most = bus.settings.limits.fence_bytes;
+        // One that floods a shared link isn't read until this is answered.
+        let most = if self.shared { most.min(super::FAIR_BYTES) } else { most };
+        let full = link.unfenced_bytes >= most;
         let patience = if full { Duration::ZERO } else { interval };
         let asked = link.unfenced_since.map(|since| since + patience);
         Some(asked.map_or(regular, |asked| asked.min(regular)))
@@ -259,7 +262,7 @@ impl Trunk {
             let slot = &mut self.slots[session.0 as usize];
             if due(slot.blocked_until) {
                 slot.blocked_until = None;
-                if !self.has_room(session, bus) {
+                if !self.has_room(session, now, bus) {
                     let slot = &mut self.slots[session.0 as usize];
                     slot.dropping = true;
                     let held_bytes = slot.held.bytes();
