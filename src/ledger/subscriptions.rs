@@ -606,8 +606,13 @@ impl Subscriptions {
         let retired = retired
             .take_while(|((owner, _), _)| *owner == session)
             .filter_map(|(_, slot)| self.slots[*slot as usize].place.one());
+        let from = (session, Box::default());
+        let own = self.by_sid.range(from..);
+        let own = own
+            .take_while(|((owner, _), _)| *owner == session)
+            .filter_map(|(_, slot)| self.slots[*slot as usize].place.one());
         // One that was ended, and perhaps not yet at the broker, may be what it chose.
-        let all = self.of(session, None).chain(retired);
+        let all = own.chain(retired);
         let plain = all.filter(|one| one.queue_group().is_none());
         plain
             .filter(|one| subject::matches(one.subject(), reply))

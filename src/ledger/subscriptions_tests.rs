@@ -577,3 +577,31 @@ fn a_status_still_finds_a_subscription_that_was_just_ended() {
     table.mute_session(ALICE);
     assert_eq!(table.answered_by(ALICE, b"_INBOX.a.1"), None);
 }
+
+#[test]
+fn a_verdict_on_a_sid_that_was_used_again_is_nobodys_once_the_session_is_gone() {
+    let mut table = shared();
+    new(&mut table, ALICE, "no", "1");
+    unsub(&mut table, ALICE, "1", None);
+    new(&mut table, ALICE, "yes", "1");
+    table.retire_session(ALICE, 9);
+    table.mute_session(ALICE);
+    let rejected = table.reject(b"no", None).expect("it was asked for");
+    assert!(rejected.owners.is_empty(), "ALICE is somebody else by now");
+}
+
+#[test]
+fn the_newest_subscription_is_taken_with_all_who_share_it() {
+    let mut table = shared();
+    new(&mut table, ALICE, "a", "1");
+    join(&mut table, BOB, "1", 2);
+    new(&mut table, BOB, "b", "2");
+    unsub(&mut table, BOB, "2", None);
+    assert_eq!(
+        table.take_newest(),
+        Some(vec![]),
+        "nobody wants it any more"
+    );
+    assert_eq!(table.take_newest(), Some(vec![ALICE, BOB]));
+    assert_eq!(table.take_newest(), None);
+}

@@ -267,6 +267,80 @@ fn where_a_broker_takes_no_more_subscriptions_a_session_goes_to_another_link() {
 }
 
 #[test]
+fn where_every_link_has_its_limit_a_third_one_is_opened() {
+    let brokers = Brokers::start(1);
+    let natsmux = setup(&brokers).start();
+    let (mut first, mut second, mut link) = pair(&natsmux, &brokers);
+    let mut third = sharer(&natsmux, "");
+    subscribe(&mut first, &mut link, "foo", "1");
+    let full = "-ERR 'maximum subscriptions exceeded'\r\n";
+    let mut moved = Vec::new();
+    for client in [&mut second, &mut third] {
+        client.send("SUB own 1\r\n");
+        let own = link.sub("own");
+        link.send(full);
+        link.expect(&format!("UNSUB {own}"));
+        link.answer_ping();
+        if moved.is_empty() {
+            let mut other = brokers.link();
+            other.accept_replay(&["own"]);
+            moved.push(other);
+        }
+    }
+    // The second link has the same subject: the third session shares it there.
+    moved[0].answer_ping();
+    third.send("SUB more 2\r\n");
+    let more = moved[0].sub("more");
+    moved[0].send(full);
+    moved[0].expect(&format!("UNSUB {more}"));
+    moved[0].answer_ping();
+    let mut last = brokers.link();
+    last.accept_replay(&["own", "more"]);
+    for (client, link) in [(&mut first, &mut link), (&mut second, &mut moved[0])] {
+        round_trip(client, link);
+    }
+    round_trip(&mut third, &mut last);
+    assert!(brokers.link_within(MOMENT).is_none(), "and all is well");
+}
+
+#[test]
+fn a_line_that_is_too_long_with_the_sid_upstream_ends_its_session_alone() {
+    let brokers = Brokers::start(1);
+    let natsmux = setup(&brokers).start();
+    let (mut first, mut second, mut link) = pair(&natsmux, &brokers);
+    for no in 0..62 {
+        first.send(format!("SUB s.{no} {no}\r\n"));
+        link.sub(&format!("s.{no}"));
+    }
+    // 4096 bytes with a sid of one, and one more with natsmux's.
+    let subject = "s".repeat(4096 - 2);
+    second.send(format!("SUB {subject} 1\r\n"));
+    let last = link.answering(|| second.until_closed());
+    let last = String::from_utf8_lossy(&last);
+    assert_eq!(last, "-ERR 'maximum control line exceeded'\r\n");
+    round_trip(&mut first, &mut link);
+}
+
+#[test]
+fn a_broker_with_a_shorter_line_ends_who_sent_the_longest_and_nobody_else() {
+    let brokers = Brokers::start(1);
+    let natsmux = setup(&brokers).start();
+    let (mut first, mut second, mut link) = pair(&natsmux, &brokers);
+    subscribe(&mut first, &mut link, "foo", "1");
+    let long = "s".repeat(700);
+    second.send(format!("SUB {long} 1\r\n"));
+    link.sub(&long);
+    link.send("-ERR 'maximum control line exceeded'\r\n");
+    link.fin();
+    let last = second.until_closed();
+    let last = String::from_utf8_lossy(&last);
+    assert_eq!(last, "-ERR 'maximum control line exceeded'\r\n");
+    let mut next = brokers.link();
+    next.accept_replay(&["foo"]);
+    round_trip(&mut first, &mut next);
+}
+
+#[test]
 fn a_second_connect_gives_a_session_a_link_of_its_own() {
     let brokers = Brokers::with_flavours(&[Flavour::v2_9()]);
     let natsmux = setup(&brokers).start();

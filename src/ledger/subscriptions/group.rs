@@ -40,6 +40,7 @@ pub(super) struct Group {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Member {
     pub(super) slot: u32,
+    pub(super) session: SessionId,
     /// It gets what comes behind the PONG of this PING.
     pub(super) joined: u64,
     /// And before the PONG of this one.
@@ -109,18 +110,15 @@ impl Subscriptions {
             }
             Place::Group(group) => {
                 let equal = *group.subject == *subject && !group.is_retired;
-                (equal && !self.has_member(group, session)).then_some(slot)
+                (equal && !Self::has_member(group, session)).then_some(slot)
             }
             Place::Free => None,
         }
     }
 
-    fn has_member(&self, group: &Group, session: SessionId) -> bool {
-        let mut here = group.members.iter().filter(|member| member.is_here());
-        here.any(|member| {
-            let one = self.slots[member.slot as usize].place.one();
-            one.is_some_and(|one| one.session == session)
-        })
+    fn has_member(group: &Group, session: SessionId) -> bool {
+        let mut members = group.members.iter();
+        members.any(|member| member.session == session && member.is_here())
     }
 
     /// Where sessions share a trunk, errors come in the order of SUBs, and whose each is matters
@@ -172,8 +170,58 @@ impl Subscriptions {
             .collect();
         for (key, slot) in gone {
             self.mute_retired(&key);
-            if let Some(one) = self.slots[slot as usize].place.one_mut() {
-                one.session = NOBODY;
+            self.make_nobodys(slot, session);
+        }
+        // A broker's verdict on a SUB whose sid was used again is still to come.
+        let asked: Vec<_> = self.unproven.iter().map(|(_, sid)| *sid).collect();
+        for sid in asked
+            .into_iter()
+            .filter(|sid| self.is_current(*sid))
+            .collect::<Vec<_>>()
+        {
+            for slot in self.members(sid.slot) {
+                self.make_nobodys(slot, session);
+            }
+        }
+    }
+
+    fn make_nobodys(&mut self, slot: u32, session: SessionId) {
+        if let Some(one) = self.slots[slot as usize].place.one_mut()
+            && one.session == session
+        {
+            one.session = NOBODY;
+        }
+    }
+
+    /// The longest subject and queue group that a broker was told and has not proven, in bytes,
+    /// and whose it is.
+    pub fn longest_unproven(&self) -> (usize, Vec<SessionId>) {
+        let current = self
+            .unproven
+            .iter()
+            .filter(|(_, sid)| self.is_current(*sid));
+        let lengths = current.filter_map(|(_, sid)| {
+            let interest = self.interest(sid.slot)?;
+            let group = interest.queue_group.map_or(0, <[u8]>::len);
+            Some((interest.subject.len() + group, sid.slot))
+        });
+        let Some((len, slot)) = lengths.max() else {
+            return (0, Vec::new());
+        };
+        let members = self.members(slot).into_iter();
+        let owners = members.filter_map(|slot| Some(self.live(slot)?.session));
+        (len, owners.collect())
+    }
+
+    /// Takes the newest SUB that isn't proven: a broker took no more, and this is the one, where
+    /// no UNSUB was on its way. Says whose it was, if they still want it.
+    pub fn take_newest(&mut self) -> Option<Vec<SessionId>> {
+        loop {
+            let (_, sid) = self.unproven.pop_back()?;
+            if self.is_current(sid) {
+                let members = self.members(sid.slot).into_iter();
+                let live = members.filter_map(|slot| Some(self.live(slot)?.session));
+                return Some(live.collect());
             }
         }
     }
@@ -203,9 +251,12 @@ impl Subscriptions {
 
     /// Enters a member that gets what comes behind the PONG of the PING `joined`.
     pub(super) fn join(&mut self, group: u32, slot: u32, joined: u64) {
+        let one = self.slots[slot as usize].place.one();
+        let session = one.map_or(NOBODY, |one| one.session);
         if let Some(group) = self.slots[group as usize].place.group_mut() {
             group.members.push(Member {
                 slot,
+                session,
                 joined,
                 left: Member::HERE,
             });

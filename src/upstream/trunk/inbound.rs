@@ -23,6 +23,9 @@ const OWN_FAULTS: [&[u8]; 2] = [
     b"maximum control line exceeded",
 ];
 
+/// No broker is configured to take shorter lines than this, in bytes.
+const SHORTEST_LIMIT: usize = 256;
+
 impl Trunk {
     /// Handles bytes that a broker sent.
     pub fn handle_link_bytes(&mut self, id: LinkId, input: &[u8], now: Instant, bus: &mut Bus) {
@@ -133,13 +136,13 @@ impl Trunk {
         let (mut copies, mut slow) = (0, Vec::new());
         let seen = self.links[at].seen();
         let deliver = |session: SessionId, sid: &[u8]| {
-            copies += 1;
             let Some(slot) = slots.get_mut(session.0 as usize) else {
                 return;
             };
             if slot.closing.is_some() {
                 return;
             }
+            copies += 1;
             slot.traffic.out_msgs += 1;
             slot.traffic.out_bytes += msg.size as u64;
             slot.out
@@ -384,7 +387,7 @@ impl Trunk {
                 self.end_rejected(at, rejected, &line, now, bus);
             }
             BrokerError::MaxSubscriptions if self.shared && self.slots.len() > 1 => {
-                self.crowd_out(now, bus);
+                self.crowd_out(at, now, bus);
             }
             BrokerError::MaxSubscriptions => {
                 let rejected = self.subscriptions.reject_newest();
@@ -405,8 +408,10 @@ impl Trunk {
         };
         let asker = match error {
             BrokerError::SubscriptionViolation {
-                subject, sid: None, ..
-            } => owners.take_asked(&unquote(subject)),
+                subject,
+                queue_group,
+                sid: None,
+            } => owners.take_asked(&unquote(subject), queue_group.map(unquote).as_deref()),
             BrokerError::InvalidSubject => owners.take_invalid(),
             _ => None,
         };
@@ -484,13 +489,27 @@ impl Trunk {
         }
         let own_fault = OWN_FAULTS.iter().any(|own| text.eq_ignore_ascii_case(own));
         self.links[at].too_large = text.eq_ignore_ascii_case(OWN_FAULTS[0]);
-        if own_fault && attached && self.slots.len() == 1 {
+        if self.shared && text.eq_ignore_ascii_case(OWN_FAULTS[1]) {
+            self.end_longest(text);
+        }
+        if own_fault && attached && !self.shared && self.slots.len() == 1 {
             for session in self.sessions() {
                 self.close(session, CloseReason::Refused(text.into()));
             }
             return;
         }
         self.fail(at, Failure::LinkError, now, bus);
+    }
+
+    /// A broker takes shorter lines than it could be known to. The longest that it has been sent
+    /// ends its session, or the next replay would be the end of the next link, for all.
+    fn end_longest(&mut self, text: &[u8]) {
+        let (len, owners) = self.subscriptions.longest_unproven();
+        if len > SHORTEST_LIMIT {
+            for session in owners {
+                self.close(session, CloseReason::Refused(text.into()));
+            }
+        }
     }
 
     /// R15.

@@ -136,8 +136,8 @@ pub struct Trunk {
     independent: bool,
     /// Whether sessions of the same identity may join (R22).
     shared: bool,
-    /// A broker took no more subscriptions: nobody else may join.
-    crowded: bool,
+    /// A broker took no more subscriptions when there were so many.
+    crowded: Option<usize>,
     /// Since when a shared trunk has no session.
     idle_since: Option<Instant>,
     /// A component that sent no CONNECT is owed no `+OK` for the one that natsmux sends.
@@ -227,7 +227,7 @@ impl Trunk {
             connect,
             independent: false,
             shared: false,
-            crowded: false,
+            crowded: None,
             idle_since: None,
             connect_ok_owed: false,
             verdict: Verdict::Pending,

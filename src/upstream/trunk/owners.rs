@@ -38,6 +38,7 @@ const CONTENTION: Duration = Duration::from_millis(50);
 struct Asked {
     session: SessionId,
     subject: Box<[u8]>,
+    queue_group: Option<Box<[u8]>>,
 }
 
 /// What is looked for.
@@ -86,10 +87,19 @@ impl Owners {
     }
 
     /// Notes a SUB that the ledger doesn't have, and only a broker can answer.
-    pub(super) fn note_asked(&mut self, session: SessionId, subject: &[u8], covered_by: u64) {
-        let subject = subject.into();
-        self.asked
-            .push_back((covered_by, Asked { session, subject }));
+    pub(super) fn note_asked(
+        &mut self,
+        session: SessionId,
+        subject: &[u8],
+        queue_group: Option<&[u8]>,
+        covered_by: u64,
+    ) {
+        let asked = Asked {
+            session,
+            subject: subject.into(),
+            queue_group: queue_group.map(Box::from),
+        };
+        self.asked.push_back((covered_by, asked));
     }
 
     /// The PING with the number `seq`, at the stream offset `end`, was answered.
@@ -133,9 +143,13 @@ impl Owners {
         Some(self.of(end))
     }
 
-    /// Whose the oldest SUB is that was asked with this subject.
-    pub(super) fn take_asked(&mut self, subject: &[u8]) -> Option<SessionId> {
-        self.take(|asked| *asked.subject == *subject)
+    /// Whose the oldest SUB is that was asked with this subject and queue group.
+    pub(super) fn take_asked(
+        &mut self,
+        subject: &[u8],
+        queue_group: Option<&[u8]>,
+    ) -> Option<SessionId> {
+        self.take(|asked| *asked.subject == *subject && asked.queue_group.as_deref() == queue_group)
     }
 
     /// Whose the oldest SUB of no valid subject is.
@@ -234,15 +248,15 @@ mod tests {
     #[test]
     fn subs_that_the_ledger_has_not_are_answered_by_subject_or_in_turn() {
         let mut owners = Owners::default();
-        owners.note_asked(ALICE, b"a", 1);
-        owners.note_asked(ALICE, b"b..", 1);
-        owners.note_asked(BOB, b"c..", 2);
+        owners.note_asked(ALICE, b"a", None, 1);
+        owners.note_asked(ALICE, b"b..", None, 1);
+        owners.note_asked(BOB, b"c..", None, 2);
         assert_eq!(owners.take_invalid(), Some(ALICE));
-        assert_eq!(owners.take_asked(b"c.."), Some(BOB));
-        assert_eq!(owners.take_asked(b"c.."), None);
-        owners.note_asked(BOB, b"d", 3);
+        assert_eq!(owners.take_asked(b"c..", None), Some(BOB));
+        assert_eq!(owners.take_asked(b"c..", None), None);
+        owners.note_asked(BOB, b"d", None, 3);
         owners.prove(2, 0);
-        assert_eq!(owners.take_asked(b"a"), None, "its PING was answered");
-        assert_eq!(owners.take_asked(b"d"), Some(BOB));
+        assert_eq!(owners.take_asked(b"a", None), None, "its PING was answered");
+        assert_eq!(owners.take_asked(b"d", None), Some(BOB));
     }
 }

@@ -8,10 +8,17 @@ use super::{CloseReason, Move, Trunk, Verdict};
 use crate::config::PongHold;
 use crate::ledger::{SessionId, Subscribed, Unsubscribed, UpstreamSid};
 use crate::net::Outbox;
+use crate::proto::client::ClientFault;
 use crate::proto::connect::ConnectInfo;
 use crate::proto::{encode, subject};
 use crate::upstream::bus::Bus;
 use crate::upstream::roster::Failure;
+
+/// What a SUB's line has besides what a broker's bound is for: the verb, a blank, CR and LF.
+const LINE_BESIDES: usize = 6;
+
+/// The longest line that brokers take, in bytes, unless they are configured otherwise.
+const LINE_OF_BROKERS: usize = 4096;
 
 /// A sid that natsmux never uses for a subscription of the ledger: for operations that only
 /// a broker can answer.
@@ -27,7 +34,17 @@ impl Trunk {
         now: Instant,
         bus: &mut Bus,
     ) -> SessionId {
-        let index = self.slots.insert(Slot::new(out));
+        self.attach_slot(Slot::new(out), sent_connect, now, bus)
+    }
+
+    pub(super) fn attach_slot(
+        &mut self,
+        slot: Slot,
+        sent_connect: bool,
+        now: Instant,
+        bus: &mut Bus,
+    ) -> SessionId {
+        let index = self.slots.insert(slot);
         self.independent = bus.settings.is_independent();
         self.connect_ok_owed = sent_connect && self.connect.verbose;
         let session = SessionId(index as u32);
@@ -137,7 +154,7 @@ impl Trunk {
         now: Instant,
         bus: &mut Bus,
     ) {
-        let covered_by = self.next_ping;
+        let (covered_by, own_sid) = (self.next_ping, sid);
         let mut is_known = true;
         let upstream = if subject::is_valid_subscription(subject) {
             match self
@@ -161,6 +178,15 @@ impl Trunk {
         let mut frame = std::mem::take(&mut self.scratch);
         let sid = upstream.as_ref().map_or(NO_SID, |text| text.as_bytes());
         encode::sub(&mut frame, subject, queue_group, sid);
+        let longest = bus.settings.limits.max_control_line.max(LINE_OF_BROKERS);
+        let longest = longest.min(bus.roster.max_control_line());
+        if self.shared && frame.len() - LINE_BESIDES > longest {
+            // natsmux's own sid is longer than the component's: the broker would close the link
+            // for all.
+            frame.clear();
+            self.scratch = frame;
+            return self.refuse_line(session, own_sid, now, bus);
+        }
         let sent = match upstream {
             Some(_) => self.send_operation(session, &frame, now),
             // Of a verbose link, what others answer is swallowed.
@@ -171,7 +197,7 @@ impl Trunk {
             && let Some(at) = self.operation_owner()
             && let Some(owners) = &mut self.links[at].owners
         {
-            owners.note_asked(session, subject, covered_by);
+            owners.note_asked(session, subject, queue_group, covered_by);
         }
         // A verbose session is owed an answer by now, and one is enough (R20).
         if !sent && upstream.is_none() && !self.connect.verbose {
@@ -179,6 +205,20 @@ impl Trunk {
         }
         frame.clear();
         self.scratch = frame;
+    }
+
+    /// A SUB that no broker would take ends the session that sent it.
+    fn refuse_line(&mut self, session: SessionId, sid: &[u8], now: Instant, bus: &mut Bus) {
+        bus.counters.protocol_errors += 1;
+        let covered_by = self.next_ping;
+        let ended = self
+            .subscriptions
+            .unsubscribe(session, sid, None, covered_by);
+        if let Unsubscribed::Retired(upstream) = ended {
+            self.subscriptions.forget(upstream);
+        }
+        let reason = CloseReason::Fault(ClientFault::MaxControlLine);
+        self.finish(session, reason, now, bus);
     }
 
     /// A subscription that others have comes or, as `left`, goes: a PING marks the place among

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::link::Link;
 use super::owners::Wanted;
 use super::slot::{Label, Leaving, Slot};
-use super::{Trunk, Verdict};
+use super::{CloseReason, Trunk, Verdict};
 use crate::ledger::{Carried, SessionId, UpstreamSid};
 use crate::net::Outbox;
 use crate::proto::connect::ConnectInfo;
@@ -57,7 +57,9 @@ impl Trunk {
 
     /// Whether another session may join.
     pub fn takes_sessions(&self) -> bool {
-        self.shared && !self.crowded && !self.refused && !self.done
+        // A limit was met with so many: there is room again when there are clearly fewer.
+        let has_room = |most: usize| self.subscriptions.len() < most * 9 / 10;
+        self.shared && self.crowded.is_none_or(has_room) && !self.refused && !self.done
     }
 
     /// Number of sessions.
@@ -95,6 +97,13 @@ impl Trunk {
         if self.verdict == Verdict::Pending {
             self.try_to_admit(bus);
         }
+        // Each hears for itself what its options lack, whoever came first.
+        if self.ready
+            && let Some(at) = self.live()
+            && let Some(text) = self.connect.refusal(self.header_support(at, bus))
+        {
+            self.close(session, CloseReason::Refused(text.as_bytes().into()));
+        }
     }
 
     /// Whether a session's second CONNECT must wait: what came before is answered here first.
@@ -119,8 +128,15 @@ impl Trunk {
         let unsubscribe = self.subscriptions.depart(session, covered_by);
         let takes = |link: &Link| link.takes_subscriptions();
         self.send_unsubs(&unsubscribe, now);
+        let has_any = self
+            .links
+            .iter()
+            .any(|link| takes(link) || link.is_attached());
         for upstream in unsubscribe {
-            self.retire_on_links(upstream, covered_by);
+            match has_any {
+                true => self.retire_on_links(upstream, covered_by),
+                false => self.subscriptions.forget(upstream),
+            }
         }
         for at in 0..self.links.len() {
             if takes(&self.links[at]) && Some(at) != self.live() {
@@ -147,10 +163,17 @@ impl Trunk {
     }
 
     /// A broker takes no more subscriptions on this connection, and didn't say which was too
-    /// many: the sessions that wait for its verdict go elsewhere with all that they have.
-    pub(super) fn crowd_out(&mut self, now: Instant, bus: &mut Bus) {
-        self.crowded = true;
-        for session in self.subscriptions.unproven_sessions() {
+    /// many. That is the newest, unless one ends on its way there, which makes room for others:
+    /// then all that wait for a verdict may be meant. Whose it is goes elsewhere with all that it
+    /// has.
+    pub(super) fn crowd_out(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        let most = self.subscriptions.len();
+        self.crowded = Some(self.crowded.map_or(most, |known| known.min(most)));
+        let meant = match self.links[at].retired.is_empty() {
+            true => self.subscriptions.take_newest().unwrap_or_default(),
+            false => self.subscriptions.unproven_sessions(),
+        };
+        for session in meant {
             let slot = self.slots.get(session.0 as usize);
             if slot.is_some_and(|slot| slot.leaving.is_none() && slot.closing.is_none()) {
                 self.depart(session, Leaving::Crowded, now, bus);
@@ -186,12 +209,14 @@ impl Trunk {
         now: Instant,
         bus: &mut Bus,
     ) -> SessionId {
-        let out = Outbox::new(crate::net::Retention::UntilWritten);
-        let session = self.attach(out, true, now, bus);
         let mut slot = moved.slot;
         // They were published under the former options.
         slot.held_unasked = slot.held.messages();
-        self.slots[session.0 as usize] = slot;
+        let timeout = slot.timeout();
+        let session = self.attach_slot(slot, true, now, bus);
+        if let Some(at) = timeout {
+            self.note_slot_timeout(at);
+        }
         let label = self.shared.then(|| Label::of(connect));
         self.settle_in(session, label, bus);
         if self.slots[session.0 as usize].owed_pongs > 0 {
@@ -222,7 +247,6 @@ impl Trunk {
                 owners.disown(session);
             }
         }
-        self.crowded = false;
     }
 
     /// Whose a publish is that a broker answered without naming anybody. The outer `None`: nobody

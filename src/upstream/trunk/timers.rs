@@ -146,7 +146,11 @@ impl Trunk {
         let regular = self.regular_fence_due(link, bus);
         let most = bus.settings.limits.fence_bytes;
         // One that floods a shared link isn't read until this is answered.
-        let most = if self.shared { most.min(super::FAIR_BYTES) } else { most };
+        let most = if self.shared {
+            most.min(super::FAIR_BYTES)
+        } else {
+            most
+        };
         let full = link.unfenced_bytes >= most;
         let patience = if full { Duration::ZERO } else { interval };
         let asked = link.unfenced_since.map(|since| since + patience);
