@@ -59,7 +59,7 @@ failover: test-deps ## brokers that go away in every way, in full: about 15 min 
 bench-deps:
 	@tests/tools/install-test-deps haproxy
 
-bench: bench-deps ## beside a direct connection, HAProxy and a leaf node: about 10 min (ROUNDS=5 ONLY=fan-in)
+bench: bench-deps ## beside a direct connection, HAProxy and a leaf node: about 12 min (ROUNDS=5 ONLY=fan-in)
 	cargo bench --bench wire -- --rounds $(ROUNDS) --only "$(ONLY)"
 
 soak: test-deps ## the same for hours' sake: 10 min without a broker, 10 min of load, 1,000 failovers
