@@ -21,13 +21,6 @@ use crate::upstream::pool::{MoveReason, Pool, TrunkCell};
 
 /// Reads of one component in a pass, so that a flood doesn't keep the worker.
 const READS_PER_PASS: usize = 2;
-/// What is read of a component at once is little where it costs much, as when it subscribes and
-/// unsubscribes all the time: the worker's others wait for it. From this many bytes on it grows
-/// and shrinks by how long the last took.
-const FIRST_READ: usize = 32 * 1024;
-const LEAST_READ: usize = 4 * 1024;
-const LONG: Duration = Duration::from_micros(1_000);
-const SHORT: Duration = Duration::from_micros(250);
 /// How long a component that is being closed may take to read its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What a closed component may still send before its socket is closed under it, in bytes.
@@ -49,8 +42,6 @@ struct Connection {
     closing: Option<(CloseReason, Instant)>,
     /// When the outbox last got shorter, while the socket is full (`write_deadline`).
     full_since: Option<Instant>,
-    /// How many bytes are read at once.
-    appetite: usize,
 }
 
 /// Runs one connection until it is closed, and says why it was.
@@ -75,7 +66,6 @@ pub(super) async fn run(
         drained: false,
         closing: None,
         full_since: None,
-        appetite: FIRST_READ,
     };
     let _guard = Guard(Rc::clone(&connection.port));
     let drain = shared.drain.clone();
@@ -204,7 +194,7 @@ impl Connection {
             Some((cell, _)) => cell.machine.borrow().read_at_most(now()),
             None => usize::MAX,
         };
-        let most = most.min(self.appetite).min(buffer.len());
+        let most = most.min(buffer.len());
         match socket::poll_read(&mut self.read, cx, &mut buffer[..most]) {
             Poll::Pending => false,
             Poll::Ready(Ok(0)) => {
@@ -215,14 +205,7 @@ impl Connection {
                 false
             }
             Poll::Ready(Ok(count)) => {
-                let begun = now();
                 self.handle_bytes(&buffer[..count]);
-                self.appetite = match now().saturating_duration_since(begun) {
-                    took if took > LONG => (self.appetite / 2).max(LEAST_READ),
-                    took if took < SHORT && count == most => self.appetite * 2,
-                    _ => self.appetite,
-                };
-                self.appetite = self.appetite.min(socket::READ_BYTES);
                 true
             }
             Poll::Ready(Err(_)) => {
