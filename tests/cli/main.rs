@@ -294,10 +294,6 @@ fn flags_of_one_bus_need_a_file_with_one_bus() {
     // With one bus the flag is taken: what is refused is what it says.
     let (_dir, one) = file(GOOD_BUS);
     refused(
-        &["run", "-c", &one, "--sharing", "identity"],
-        "bus a: sharing",
-    );
-    refused(
         &["run", "-c", &one, "--broker", "localhost"],
         "localhost:4222 is natsmux's own",
     );
