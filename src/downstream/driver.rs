@@ -17,7 +17,8 @@ use crate::net::socket::{self, ReadHalf};
 use crate::net::{Flush, Port, now, wake_after_io};
 use crate::proto::connect::ConnectInfo;
 use crate::upstream::CloseReason;
-use crate::upstream::pool::{MoveReason, Pool, TrunkCell};
+use crate::upstream::pool::{Pool, TrunkCell};
+use crate::upstream::trunk::MoveReason;
 
 /// Reads of one component in a pass, so that a flood doesn't keep the worker.
 const READS_PER_PASS: usize = 2;
@@ -191,10 +192,11 @@ impl Connection {
         let buffer = Rc::clone(&self.shared.pool.buffer);
         let mut buffer = buffer.borrow_mut();
         let most = match &self.home {
-            Some((cell, _)) => cell.machine.borrow().read_at_most(now()),
-            None => usize::MAX,
+            Some((cell, _)) if cell.machine.borrow().is_shared() => {
+                cell.machine.borrow().read_at_most(now()).min(buffer.len())
+            }
+            _ => buffer.len(),
         };
-        let most = most.min(buffer.len());
         match socket::poll_read(&mut self.read, cx, &mut buffer[..most]) {
             Poll::Pending => false,
             Poll::Ready(Ok(0)) => {

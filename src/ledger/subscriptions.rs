@@ -223,6 +223,12 @@ impl Place {
     }
 }
 
+/// What a session has, in the order of its sids.
+fn entries(map: &BTreeMap<Key, u32>, session: SessionId) -> impl Iterator<Item = (&Key, &u32)> {
+    map.range((session, Box::default())..)
+        .take_while(move |((owner, _), _)| *owner == session)
+}
+
 impl Subscriptions {
     /// Number of live subscriptions.
     pub fn len(&self) -> usize {
@@ -236,11 +242,7 @@ impl Subscriptions {
 
     /// Whether `session` has a live subscription.
     pub fn has_any(&self, session: SessionId) -> bool {
-        let from = (session, Box::default());
-        self.by_sid
-            .range(from..)
-            .next()
-            .is_some_and(|((owner, _), _)| *owner == session)
+        entries(&self.by_sid, session).next().is_some()
     }
 
     /// The live subscriptions of a session with sids above `after`, in the order of their
@@ -479,10 +481,7 @@ impl Subscriptions {
     }
 
     fn owned(&self, session: SessionId) -> Vec<(Key, u32)> {
-        let from = (session, Box::default());
-        self.by_sid
-            .range(from..)
-            .take_while(|((owner, _), _)| *owner == session)
+        entries(&self.by_sid, session)
             .map(|(key, slot)| (key.clone(), *slot))
             .collect()
     }
@@ -601,16 +600,9 @@ impl Subscriptions {
     /// The session's plain subscription that a broker would choose for a status on `reply`: its
     /// list has full wildcards before partial ones, and those before literals. Gives its sid.
     pub fn answered_by(&self, session: SessionId, reply: &[u8]) -> Option<&[u8]> {
-        let from = (session, Box::default());
-        let retired = self.retired.range(from..);
-        let retired = retired
-            .take_while(|((owner, _), _)| *owner == session)
-            .filter_map(|(_, slot)| self.slots[*slot as usize].place.one());
-        let from = (session, Box::default());
-        let own = self.by_sid.range(from..);
-        let own = own
-            .take_while(|((owner, _), _)| *owner == session)
-            .filter_map(|(_, slot)| self.slots[*slot as usize].place.one());
+        let one = |(_, slot): (&Key, &u32)| self.slots[*slot as usize].place.one();
+        let own = entries(&self.by_sid, session).filter_map(one);
+        let retired = entries(&self.retired, session).filter_map(one);
         // One that was ended, and perhaps not yet at the broker, may be what it chose.
         let all = own.chain(retired);
         let plain = all.filter(|one| one.queue_group().is_none());

@@ -17,6 +17,7 @@ pub mod presence;
 mod probe;
 mod repeats;
 pub mod roster;
+pub mod sharers;
 pub mod trunk;
 pub mod watch;
 

@@ -5,7 +5,7 @@
 //! sessions that were readable have had their turn.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
@@ -16,7 +16,8 @@ use tracing::{error, info, warn};
 use super::bus::Bus;
 use super::driver;
 use super::repeats::Repeats;
-use super::trunk::{Gauges, Trunk, sharing_key};
+use super::sharers::{Sharers, sharing_key};
+use super::trunk::{Gauges, MoveReason, Trunk};
 use super::watch::TrunkId;
 use crate::config::Sharing;
 use crate::ledger::SessionId;
@@ -25,18 +26,6 @@ use crate::proto::connect::ConnectInfo;
 
 /// The buffer that a readable socket borrows: one per worker.
 pub type ReadBuffer = Rc<RefCell<Vec<u8>>>;
-
-/// Why a session leaves a trunk that it shares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MoveReason {
-    /// Its component sent a second CONNECT; whether its subscriptions stay.
-    Reconnect {
-        /// As the broker's version does.
-        keeps: bool,
-    },
-    /// The broker takes no more subscriptions on one connection.
-    Crowded,
-}
 
 /// A trunk and what its tasks share.
 #[derive(Debug)]
@@ -106,8 +95,7 @@ pub struct Pool {
     pub(super) repeats: RefCell<Repeats>,
     trunks: RefCell<BTreeMap<TrunkId, Rc<TrunkCell>>>,
     next_trunk: Cell<u64>,
-    /// The trunks that sessions share, by what these have in common (R22).
-    shared: RefCell<HashMap<ConnectInfo, Vec<TrunkId>>>,
+    sharers: RefCell<Sharers>,
     /// What brokers are told that shared trunks are, but for their numbers.
     label: String,
     probe_waker: RefCell<Option<Waker>>,
@@ -124,7 +112,7 @@ impl Pool {
     pub fn new(name: String, instance: &str, bus: Bus, buffer: ReadBuffer) -> Self {
         Self {
             label: format!("natsmux:{instance}:{name}"),
-            shared: RefCell::default(),
+            sharers: RefCell::default(),
             name,
             bus: RefCell::new(bus),
             buffer,
@@ -187,17 +175,11 @@ impl Pool {
         };
         let not = old.machine.borrow().id();
         let key = self.sharing_key(&connect);
-        let (cell, keeps) = match (why, key) {
-            (MoveReason::Crowded, Some(key)) => (self.shared_trunk(key, &connect, Some(not)), true),
-            (MoveReason::Crowded, None) => (
-                self.enter(Trunk::new(self.next_id(), connect.clone())),
-                true,
-            ),
-            (MoveReason::Reconnect { keeps }, _) => {
-                let own = Trunk::new(self.next_id(), connect.clone());
-                (self.enter(own), keeps)
-            }
+        let cell = match key.filter(|_| why == MoveReason::Crowded) {
+            Some(key) => self.shared_trunk(key, &connect, Some(not)),
+            None => self.enter(Trunk::new(self.next_id(), connect.clone())),
         };
+        let keeps = why != MoveReason::Reconnect { keeps: false };
         let session = {
             let mut bus = self.bus.borrow_mut();
             let mut machine = cell.machine.borrow_mut();
@@ -215,7 +197,7 @@ impl Pool {
         sharing_key(connect).filter(|_| shares)
     }
 
-    /// A trunk for this key: the one of fewest sessions, once there are as many as configured.
+    /// A trunk for this key, that isn't `not`.
     fn shared_trunk(
         self: &Rc<Self>,
         key: ConnectInfo,
@@ -223,28 +205,19 @@ impl Pool {
         not: Option<TrunkId>,
     ) -> Rc<TrunkCell> {
         let wanted = self.bus.borrow().settings.trunks_per_identity;
-        let mut shared = self.shared.borrow_mut();
-        let ids = shared.entry(key).or_default();
-        let trunks = self.trunks.borrow();
-        let open: Vec<_> = ids
-            .iter()
-            .filter(|id| Some(**id) != not)
-            .filter_map(|id| trunks.get(id))
-            .filter(|cell| cell.machine.borrow().takes_sessions() && !cell.has_failed())
-            .collect();
-        let least = open
-            .iter()
-            .min_by_key(|cell| cell.machine.borrow().session_count());
-        if let Some(cell) = least
-            && (open.len() >= wanted || not.is_some())
-        {
-            return Rc::clone(cell);
-        }
-        drop(trunks);
-        let id = self.next_id();
-        ids.push(id);
-        let name = format!("{}:{}", self.label, id.0);
-        self.enter(Trunk::shared(id, connect, name))
+        let known = |id| self.trunks.borrow().get(&id).cloned();
+        let sessions = |id| {
+            let cell = known(id).filter(|cell| !cell.has_failed())?;
+            let trunk = cell.machine.borrow();
+            trunk.takes_sessions().then(|| trunk.session_count())
+        };
+        let chosen = self.sharers.borrow().choose(&key, wanted, not, sessions);
+        chosen.and_then(known).unwrap_or_else(|| {
+            let id = self.next_id();
+            self.sharers.borrow_mut().enter(key, id);
+            let name = format!("{}:{}", self.label, id.0);
+            self.enter(Trunk::shared(id, connect, name))
+        })
     }
 
     fn next_id(&self) -> TrunkId {
@@ -404,16 +377,9 @@ impl Pool {
     }
 
     pub(super) fn remove(&self, id: TrunkId) {
-        let cell = self.trunks.borrow_mut().remove(&id);
-        let Some(key) = cell.and_then(|cell| sharing_key(cell.machine.borrow().connect())) else {
-            return;
-        };
-        let mut shared = self.shared.borrow_mut();
-        if let Some(ids) = shared.get_mut(&key) {
-            ids.retain(|shared| *shared != id);
-            if ids.is_empty() {
-                shared.remove(&key);
-            }
+        if let Some(cell) = self.trunks.borrow_mut().remove(&id) {
+            let trunk = cell.machine.borrow();
+            self.sharers.borrow_mut().leave(trunk.connect(), id);
         }
     }
 

@@ -322,6 +322,25 @@ fn a_line_that_is_too_long_with_the_sid_upstream_ends_its_session_alone() {
 }
 
 #[test]
+fn a_line_too_long_for_a_sid_in_use_leaves_nothing_at_the_broker() {
+    let brokers = Brokers::start(1);
+    let natsmux = setup(&brokers).start();
+    let (mut first, mut second, mut link) = pair(&natsmux, &brokers);
+    for no in 0..62 {
+        first.send(format!("SUB s.{no} {no}\r\n"));
+        link.sub(&format!("s.{no}"));
+    }
+    let own = subscribe(&mut second, &mut link, "own", "1");
+    second.send(format!("SUB {} 1\r\n", "s".repeat(4096 - 2)));
+    // What it had before is ended where it is, and its last words come behind the proof.
+    link.until(|op| op.line == format!("UNSUB {own}"));
+    let last = link.answering(|| second.until_closed());
+    let last = String::from_utf8_lossy(&last);
+    assert_eq!(last, "-ERR 'maximum control line exceeded'\r\n");
+    round_trip(&mut first, &mut link);
+}
+
+#[test]
 fn a_broker_with_a_shorter_line_ends_who_sent_the_longest_and_nobody_else() {
     let brokers = Brokers::start(1);
     let natsmux = setup(&brokers).start();
@@ -393,6 +412,43 @@ fn a_link_without_sessions_stays_for_the_next_one_and_not_for_ever() {
     link.until_closed();
     natsmux.wait_varz("the trunk to end", SOON, |varz| varz["trunks"] == 0);
     component_as(&natsmux, &brokers, &connect(""));
+}
+
+#[test]
+fn with_a_timeout_of_0_a_link_without_sessions_stays() {
+    let brokers = Brokers::start(1);
+    let natsmux = setup(&brokers)
+        .timing("trunk_idle_timeout", "0s")
+        .start_unwatched();
+    let (first, mut link) = component_as(&natsmux, &brokers, &connect(""));
+    drop(first);
+    natsmux.wait_varz("the session to end", SOON, |varz| {
+        varz["sessions_closed"] == 1
+    });
+    link.expect_silence(Duration::from_millis(300));
+    let mut next = sharer(&natsmux, "");
+    round_trip(&mut next, &mut link);
+}
+
+#[test]
+fn who_joins_in_an_outage_waits_for_a_broker_where_nobody_is_admitted_without() {
+    let mut brokers = Brokers::start(1);
+    let natsmux = setup(&brokers)
+        .bus("admit", "\"verified\"")
+        .start_unwatched();
+    let (mut first, link) = component_as(&natsmux, &brokers, &connect(""));
+    brokers.get(0).down();
+    link.reset();
+    wait_for("an outage", SOON, || (!natsmux.is_healthy()).then_some(()));
+    let mut second = RawClient::connect(&natsmux.address());
+    second.info();
+    second.send(format!("{}\r\nPING\r\n", connect("")));
+    second.expect_silence(Duration::from_millis(200));
+    brokers.get(0).up();
+    let mut link = brokers.link();
+    link.accept();
+    link.answering(|| second.pong());
+    round_trip(&mut first, &mut link);
 }
 
 #[test]

@@ -17,10 +17,10 @@ use tokio::runtime::Builder;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
-use crate::rig::{Delivery, KNOWN, config};
+use crate::rig::{KNOWN, natsmux, shared_config};
 use crate::scale::raise_open_files;
 use crate::size::{Dice, figures, number, turn};
-use crate::support::{Cluster, Natsmux, NatsmuxOptions, PATIENCE, Version, wait_for};
+use crate::support::{Cluster, Natsmux, PATIENCE, Version, wait_for};
 
 const IDENTITIES: u64 = 4;
 const SUBSCRIPTIONS: u64 = 20;
@@ -385,13 +385,7 @@ fn a_crowd_on_shared_trunks_gets_each_message_once_and_nobody_elses() {
     let every = number("crowd_kill_every", [5, 10, 15]);
     let rate = number("crowd_rate", [300, 400, 400]);
     let mut cluster = Cluster::start(Version::V215, KNOWN);
-    let settings = config(&cluster.urls(), Delivery::AtMostOnce, "", "");
-    let settings = settings.replace("[[bus]]", "[[bus]]\nsharing = \"identity\"");
-    let natsmux = Natsmux::launch(&NatsmuxOptions {
-        config: Some(settings),
-        ..NatsmuxOptions::default()
-    })
-    .wait_healthy();
+    let natsmux = natsmux(shared_config(&cluster.urls()));
     let runtime = Builder::new_current_thread().enable_all().build();
     let local = LocalSet::new();
     let crowd = Rc::new(Crowd {

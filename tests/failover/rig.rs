@@ -41,6 +41,12 @@ pub(crate) fn config(urls: &[String], delivery: Delivery, timings: &str, limits:
     )
 }
 
+/// The same with everything as it is by default, but for sessions that share trunks.
+pub(crate) fn shared_config(urls: &[String]) -> String {
+    let text = config(urls, Delivery::AtMostOnce, "", "");
+    text.replace("[[bus]]", "[[bus]]\nsharing = \"identity\"")
+}
+
 /// natsmux with a configuration, healthy already.
 pub(crate) fn natsmux(config: String) -> Natsmux {
     let options = NatsmuxOptions {

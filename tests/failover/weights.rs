@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::rig::{Delivery, config};
+use crate::rig::{natsmux, shared_config};
 use crate::size::{figures, number, turn};
-use crate::support::{Cluster, Natsmux, NatsmuxOptions, RawClient, Version};
+use crate::support::{Cluster, Natsmux, RawClient, Version};
 
 /// Beyond this many standard deviations, p is below 0.001.
 const UNLIKELY: f64 = 3.29;
@@ -14,14 +14,7 @@ fn one_member_here_and_three_there_get_a_quarter_and_the_rest() {
     let _turn = turn();
     let messages = number("weighed", [8_000, 8_000, 8_000]);
     let cluster = Cluster::start(Version::V215, 1);
-    let hosts = [(); 2].map(|()| {
-        let settings = config(&cluster.urls(), Delivery::AtMostOnce, "", "");
-        Natsmux::launch(&NatsmuxOptions {
-            config: Some(settings.replace("[[bus]]", "[[bus]]\nsharing = \"identity\"")),
-            ..NatsmuxOptions::default()
-        })
-        .wait_healthy()
-    });
+    let hosts = [(); 2].map(|()| natsmux(shared_config(&cluster.urls())));
     let member = |host: &Natsmux| {
         let mut member = RawClient::ready(&host.address());
         member.set_patience(Duration::from_secs(30));

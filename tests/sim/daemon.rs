@@ -17,10 +17,10 @@ use natsmux::net::Outbox;
 use natsmux::proto::connect::ConnectInfo;
 use natsmux::proto::info::{FirstInfo, ServerInfo, first_info};
 use natsmux::upstream::admission::Admission;
-use natsmux::upstream::pool::MoveReason;
 use natsmux::upstream::presence::Presence;
 use natsmux::upstream::roster::{Failure, Placement};
-use natsmux::upstream::trunk::{Action, LinkId, Report, sharing_key};
+use natsmux::upstream::sharers::{Sharers, sharing_key};
+use natsmux::upstream::trunk::{Action, LinkId, MoveReason, Report};
 use natsmux::upstream::{BrokerId, Budget, Budgets, Bus, CloseReason, Roster, Trunk, TrunkId};
 
 use super::broker::{Flavour, Life};
@@ -53,8 +53,7 @@ pub struct Daemon {
     /// Drops that the oracle knows of.
     dropped: u64,
     next_trunk: u64,
-    /// Trunks that sessions share, by what they have in common.
-    shared: Vec<(ConnectInfo, TrunkId)>,
+    sharers: Sharers,
 }
 
 /// A trunk and its sockets.
@@ -129,7 +128,7 @@ impl Daemon {
             overflowed: BTreeSet::new(),
             dropped: 0,
             next_trunk: 0,
-            shared: Vec::new(),
+            sharers: Sharers::default(),
         }
     }
 
@@ -510,7 +509,9 @@ impl World {
                 Action::Measure { link } => self.measure(id, link),
                 Action::Report(report) => self.reported(&report),
                 Action::Done => {
-                    self.daemon.trunks.remove(&id);
+                    if let Some(io) = self.daemon.trunks.remove(&id) {
+                        self.daemon.sharers.leave(io.machine.connect(), id);
+                    }
                 }
             }
         }
@@ -1138,7 +1139,7 @@ impl World {
         id
     }
 
-    /// A trunk that sessions with this key share, as the pool chooses one.
+    /// A trunk for this key, that isn't `not`.
     fn shared_trunk(
         &mut self,
         key: ConnectInfo,
@@ -1146,25 +1147,18 @@ impl World {
         session: usize,
         not: Option<TrunkId>,
     ) -> TrunkId {
-        let trunks = &self.daemon.trunks;
-        let open = self.daemon.shared.iter().filter(|(other, id)| {
-            let trunk = trunks.get(id);
-            *other == key
-                && Some(*id) != not
-                && trunk.is_some_and(|trunk| trunk.machine.takes_sessions())
-        });
-        let open: Vec<TrunkId> = open.map(|(_, id)| *id).collect();
-        let least = open.iter().min_by_key(|id| trunks[id].slots.len());
-        let enough = open.len() >= self.daemon.bus.settings.trunks_per_identity;
-        if let Some(id) = least
-            && (enough || not.is_some())
-        {
-            return *id;
-        }
-        let name = "natsmux:sim:default".to_owned();
-        let id = self.enter_trunk(session, |id| Trunk::shared(id, connect, name));
-        self.daemon.shared.push((key, id));
-        id
+        let wanted = self.daemon.bus.settings.trunks_per_identity;
+        let sessions = |id| {
+            let trunk = &self.daemon.trunks.get(&id)?.machine;
+            trunk.takes_sessions().then(|| trunk.session_count())
+        };
+        let chosen = self.daemon.sharers.choose(&key, wanted, not, sessions);
+        chosen.unwrap_or_else(|| {
+            let name = "natsmux:sim:default".to_owned();
+            let id = self.enter_trunk(session, |id| Trunk::shared(id, connect, name));
+            self.daemon.sharers.enter(key, id);
+            id
+        })
     }
 
     /// A session goes to another trunk.

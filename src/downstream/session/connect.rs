@@ -7,7 +7,7 @@ use crate::downstream::early::Early;
 use crate::proto::client::{self, ClientOp, Scan};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
-use crate::upstream::pool::MoveReason;
+use crate::upstream::trunk::MoveReason;
 use crate::upstream::{Bus, CloseReason, Trunk};
 
 impl Session {

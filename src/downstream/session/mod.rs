@@ -16,8 +16,8 @@ use crate::ledger::SessionId;
 use crate::net::{Outbox, Partial, Retention};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
-use crate::upstream::pool::MoveReason;
 use crate::upstream::roster::Offer;
+use crate::upstream::trunk::MoveReason;
 use crate::upstream::{Bus, CloseReason, Trunk};
 
 /// What only the driver can do for a session.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::{Place, Rejected, SessionId, State, Subscriptions, UpstreamSid};
+use super::{Place, Rejected, SessionId, State, Subscriptions, UpstreamSid, entries};
 
 /// How far a link has come: the number of the last PING that was answered on it, or, if that is
 /// more, of the last one before it was told the whole ledger.
@@ -162,26 +162,22 @@ impl Subscriptions {
     /// A session is gone for good, and its number may be another's soon: nothing that is still
     /// on its way to it reaches anybody.
     pub fn mute_session(&mut self, session: SessionId) {
-        let from = (session, Box::default());
-        let retired = self.retired.range(from..);
-        let gone: Vec<_> = retired
-            .take_while(|((owner, _), _)| *owner == session)
+        let retired: Vec<_> = entries(&self.retired, session)
             .map(|(key, slot)| (key.clone(), *slot))
             .collect();
-        for (key, slot) in gone {
+        for (key, slot) in retired {
             self.mute_retired(&key);
             self.make_nobodys(slot, session);
         }
         // A broker's verdict on a SUB whose sid was used again is still to come.
-        let asked: Vec<_> = self.unproven.iter().map(|(_, sid)| *sid).collect();
-        for sid in asked
-            .into_iter()
-            .filter(|sid| self.is_current(*sid))
-            .collect::<Vec<_>>()
-        {
-            for slot in self.members(sid.slot) {
-                self.make_nobodys(slot, session);
-            }
+        let asked: Vec<u32> = self
+            .unproven
+            .iter()
+            .filter(|(_, sid)| self.is_current(*sid))
+            .flat_map(|(_, sid)| self.members(sid.slot))
+            .collect();
+        for slot in asked {
+            self.make_nobodys(slot, session);
         }
     }
 

@@ -12,11 +12,6 @@ use crate::proto::encode;
 use crate::upstream::bus::Bus;
 use crate::upstream::roster::{BrokerId, Failure, Health};
 
-fn put_in_front(held: &mut Held, mut waiting: Held) {
-    waiting.append(std::mem::take(held));
-    *held = waiting;
-}
-
 /// What a trunk without sessions costs the budget of waiting publishes, in bytes.
 const ORPHAN_BYTES: usize = 4096;
 
@@ -463,4 +458,9 @@ impl Trunk {
     pub fn has_link(&self, id: LinkId) -> bool {
         self.link_index(id).is_some()
     }
+}
+
+fn put_in_front(held: &mut Held, mut waiting: Held) {
+    waiting.append(std::mem::take(held));
+    *held = waiting;
 }

@@ -431,7 +431,7 @@ impl Trunk {
                 sent += messages;
                 let link = &mut self.links[at];
                 let bytes = link.push_held(chunk, messages, &mut bus.counters);
-                link.note_owner(session, now);
+                link.note_owner(session);
                 if link.verbose {
                     let quiet = unasked.min(messages);
                     unasked -= quiet;

@@ -269,10 +269,9 @@ impl Link {
     }
 
     /// Notes whose the publishes are that were just appended.
-    pub(super) fn note_owner(&mut self, session: Option<SessionId>, now: Instant) {
-        let end = self.out.end();
+    pub(super) fn note_owner(&mut self, session: Option<SessionId>) {
         if let Some(owners) = &mut self.owners {
-            owners.note(session, end, now);
+            owners.note(session, self.out.end());
         }
     }
 

@@ -39,7 +39,7 @@ use slab::Slab;
 
 pub use action::{Action, Report};
 pub use link::LinkId;
-pub use sharing::{Moved, sharing_key};
+pub use sharing::{MoveReason, Moved};
 pub use slot::{CloseReason, Label, Traffic};
 
 use crate::config::Delivery;

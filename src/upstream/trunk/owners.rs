@@ -64,8 +64,7 @@ impl Wanted<'_> {
 impl Owners {
     /// Notes that the publishes up to the stream offset `end` are a session's; `None`: nobody's
     /// who is still there.
-    pub(super) fn note(&mut self, session: Option<SessionId>, end: u64, now: Instant) {
-        self.note_turn(session, now);
+    pub(super) fn note(&mut self, session: Option<SessionId>, end: u64) {
         match self.runs.back_mut() {
             Some((last, owner)) if *owner == session => *last = end,
             _ => self.runs.push_back((end, session)),
@@ -73,11 +72,11 @@ impl Owners {
     }
 
     /// Notes that a session has written something.
-    pub(super) fn note_turn(&mut self, session: Option<SessionId>, now: Instant) {
-        if self.last != session && self.last.is_some() {
+    pub(super) fn note_turn(&mut self, session: SessionId, now: Instant) {
+        let last = self.last.replace(session);
+        if last.is_some_and(|last| last != session) {
             self.changed_at = Some(now);
         }
-        self.last = session;
     }
 
     /// Whether more than one session has written of late.
@@ -190,7 +189,7 @@ mod tests {
 
     fn publish(out: &mut Outbox, owners: &mut Owners, session: SessionId, frames: &[u8]) {
         out.push(frames);
-        owners.note(Some(session), out.end(), Instant::now());
+        owners.note(Some(session), out.end());
     }
 
     #[test]

@@ -96,12 +96,11 @@ impl Trunk {
                 slot.publishes_covered_by = covered_by;
                 let link = &mut self.links[at];
                 let bytes = link.push_publishes(frames, messages, &mut bus.counters);
-                link.note_owner(Some(session), now);
-                self.note_bytes(session, frames.len(), now);
-                let link = &mut self.links[at];
+                link.note_owner(Some(session));
                 if link.verbose {
                     link.oks.push(OkOwner::Publish, messages);
                 }
+                self.note_bytes(session, at, bytes, now);
                 self.appended_publishes(at, bytes, messages, now, bus);
             }
             _ if slot.dropping => {
@@ -118,18 +117,13 @@ impl Trunk {
     }
 
     /// Counts what a session adds to a link that it shares.
-    fn note_bytes(&mut self, session: SessionId, bytes: usize, now: Instant) {
-        if !self.shared {
+    fn note_bytes(&mut self, session: SessionId, at: usize, bytes: usize, now: Instant) {
+        let Some(owners) = &mut self.links[at].owners else {
             return;
-        }
-        let (covered_by, answered) = (self.next_ping, self.answered);
+        };
+        owners.note_turn(session, now);
         if let Some(slot) = self.slots.get_mut(session.0 as usize) {
-            slot.unproven.add(bytes, covered_by, answered);
-        }
-        if let Some(at) = self.live()
-            && let Some(owners) = &mut self.links[at].owners
-        {
-            owners.note_turn(Some(session), now);
+            slot.unproven.add(bytes, self.next_ping, self.answered);
         }
     }
 
@@ -154,7 +148,7 @@ impl Trunk {
         now: Instant,
         bus: &mut Bus,
     ) {
-        let (covered_by, own_sid) = (self.next_ping, sid);
+        let covered_by = self.next_ping;
         let mut is_known = true;
         let upstream = if subject::is_valid_subscription(subject) {
             match self
@@ -185,7 +179,12 @@ impl Trunk {
             // for all.
             frame.clear();
             self.scratch = frame;
-            return self.refuse_line(session, own_sid, now, bus);
+            if is_known {
+                self.subscriptions.reject_newest();
+            }
+            bus.counters.protocol_errors += 1;
+            let reason = CloseReason::Fault(ClientFault::MaxControlLine);
+            return self.finish(session, reason, now, bus);
         }
         let sent = match upstream {
             Some(_) => self.send_operation(session, &frame, now),
@@ -207,20 +206,6 @@ impl Trunk {
         self.scratch = frame;
     }
 
-    /// A SUB that no broker would take ends the session that sent it.
-    fn refuse_line(&mut self, session: SessionId, sid: &[u8], now: Instant, bus: &mut Bus) {
-        bus.counters.protocol_errors += 1;
-        let covered_by = self.next_ping;
-        let ended = self
-            .subscriptions
-            .unsubscribe(session, sid, None, covered_by);
-        if let Unsubscribed::Retired(upstream) = ended {
-            self.subscriptions.forget(upstream);
-        }
-        let reason = CloseReason::Fault(ClientFault::MaxControlLine);
-        self.finish(session, reason, now, bus);
-    }
-
     /// A subscription that others have comes or, as `left`, goes: a PING marks the place among
     /// the link's operations (R23).
     fn mark_place(
@@ -238,11 +223,7 @@ impl Trunk {
                 false => self.subscriptions.forget(left),
             }
         }
-        for at in 0..self.links.len() {
-            if self.links[at].takes_subscriptions() {
-                self.push_ping(at, None, now, bus);
-            }
-        }
+        self.ping_everywhere(now, bus);
     }
 
     /// A SUB of a sid that is live, and whose max a message on its way may reach before the
@@ -316,7 +297,7 @@ impl Trunk {
         match open {
             Some(at) if unproven || !in_turn || subscribed => {
                 slot.asked += 1;
-                self.note_bytes(session, encode::PING.len(), now);
+                self.note_bytes(session, at, encode::PING.len(), now);
                 self.ping_standbys(now, bus);
                 self.push_ping(at, Some(session), now, bus);
             }
@@ -522,7 +503,7 @@ impl Trunk {
         let Some(owner) = self.note_operation(session) else {
             return false;
         };
-        self.note_bytes(session, frame.len(), now);
+        self.note_bytes(session, owner, frame.len(), now);
         let covered_by = self.next_ping;
         for (at, link) in self.links.iter_mut().enumerate() {
             if !link.takes_subscriptions() {
@@ -611,10 +592,8 @@ impl Trunk {
         for upstream in all {
             self.retire_on_links(*upstream, covered_by);
         }
-        for at in 0..self.links.len() {
-            if !ended.left.is_empty() && takes(&self.links[at]) {
-                self.push_ping(at, None, now, bus);
-            }
+        if !ended.left.is_empty() {
+            self.ping_everywhere(now, bus);
         }
     }
 

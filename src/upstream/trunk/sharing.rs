@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::link::Link;
 use super::owners::Wanted;
 use super::slot::{Label, Leaving, Slot};
-use super::{CloseReason, Trunk, Verdict};
+use super::{CloseReason, Trunk};
 use crate::ledger::{Carried, SessionId, UpstreamSid};
 use crate::net::Outbox;
 use crate::proto::connect::ConnectInfo;
@@ -24,19 +24,16 @@ pub struct Moved {
     subscriptions: Vec<Carried>,
 }
 
-/// R22: the options under which sessions share a trunk, or `None` for those that never do.
-pub fn sharing_key(connect: &ConnectInfo) -> Option<ConnectInfo> {
-    let plain = connect.echo && !connect.verbose && !connect.pedantic;
-    let known = (0..=1).contains(&connect.protocol);
-    let refused = connect.account.is_some() || connect.new_account;
-    let shares = plain && known && !refused && !connect.is_signed();
-    shares.then(|| ConnectInfo {
-        name: None,
-        lang: None,
-        version: None,
-        protocol: 1,
-        ..connect.clone()
-    })
+/// Why a session leaves a trunk that it shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MoveReason {
+    /// Its component sent a second CONNECT; whether its subscriptions stay.
+    Reconnect {
+        /// As the broker's version does.
+        keeps: bool,
+    },
+    /// The broker takes no more subscriptions on one connection.
+    Crowded,
 }
 
 pub(super) fn as_shared(connect: &ConnectInfo, name: String) -> ConnectInfo {
@@ -94,9 +91,6 @@ impl Trunk {
             slot.unverified = unverified;
             slot.label = label.map(Box::new);
         }
-        if self.verdict == Verdict::Pending {
-            self.try_to_admit(bus);
-        }
         // Each hears for itself what its options lack, whoever came first.
         if self.ready
             && let Some(at) = self.live()
@@ -126,24 +120,16 @@ impl Trunk {
     fn depart(&mut self, session: SessionId, why: Leaving, now: Instant, bus: &mut Bus) {
         let covered_by = self.next_ping;
         let unsubscribe = self.subscriptions.depart(session, covered_by);
-        let takes = |link: &Link| link.takes_subscriptions();
         self.send_unsubs(&unsubscribe, now);
-        let has_any = self
-            .links
-            .iter()
-            .any(|link| takes(link) || link.is_attached());
+        let has = |link: &Link| link.takes_subscriptions() || link.is_attached();
+        let has_any = self.links.iter().any(has);
         for upstream in unsubscribe {
             match has_any {
                 true => self.retire_on_links(upstream, covered_by),
                 false => self.subscriptions.forget(upstream),
             }
         }
-        for at in 0..self.links.len() {
-            if takes(&self.links[at]) && Some(at) != self.live() {
-                self.push_ping(at, None, now, bus);
-            }
-        }
-        let gate = self.live().map(|at| self.push_ping(at, None, now, bus));
+        let gate = self.ping_everywhere(now, bus);
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             return;
         };

@@ -419,6 +419,13 @@ impl Trunk {
         }
     }
 
+    /// Asks every link that takes SUBs and UNSUBs; returns the live one's PING.
+    pub(super) fn ping_everywhere(&mut self, now: Instant, bus: &mut Bus) -> Option<u64> {
+        self.ping_standbys(now, bus);
+        let live = self.live();
+        live.map(|at| self.push_ping(at, None, now, bus))
+    }
+
     /// Whether every link, but for those that stand by and are suspect, has answered what it was
     /// asked before the PING with this number (R27).
     pub(super) fn all_answered(&self, seq: u64, bus: &Bus) -> bool {

@@ -144,16 +144,12 @@ impl Trunk {
         }
         let interval = bus.settings.timings.fence_interval;
         let regular = self.regular_fence_due(link, bus);
-        let most = bus.settings.limits.fence_bytes;
-        // One that floods a shared link isn't read until this is answered.
-        let most = if self.shared {
-            most.min(super::FAIR_BYTES)
-        } else {
-            most
-        };
-        let full = link.unfenced_bytes >= most;
-        let patience = if full { Duration::ZERO } else { interval };
-        let asked = link.unfenced_since.map(|since| since + patience);
+        let asked = link.unfenced_since.map(|since| {
+            // One that floods isn't read until this is answered.
+            let crowded = link.unfenced_bytes >= super::FAIR_BYTES && link.is_contended(since);
+            let full = crowded || link.unfenced_bytes >= bus.settings.limits.fence_bytes;
+            since + if full { Duration::ZERO } else { interval }
+        });
         Some(asked.map_or(regular, |asked| asked.min(regular)))
     }
 
