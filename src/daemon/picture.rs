@@ -8,7 +8,6 @@ use crate::downstream::shared::Shared;
 use crate::net::now;
 use crate::telemetry::{BrokerSnapshot, BusSnapshot, SessionSnapshot, SubscriptionSnapshot};
 use crate::upstream::roster::Health;
-use crate::upstream::trunk::Label;
 use crate::upstream::{BrokerId, Bus};
 
 /// One session.
@@ -53,9 +52,9 @@ pub(super) fn session_snapshot(shared: &Shared, card: &Card, now: Instant) -> Se
         session.held = view.held;
         session.subscriptions = view.subscription_count as u64;
         let connect = view.connect;
-        let own = view.label.cloned();
-        let own = own.unwrap_or_else(|| Label::of(connect));
-        (session.name, session.lang, session.version) = (own.name, own.lang, own.version);
+        session.name.clone_from(&connect.name);
+        session.lang.clone_from(&connect.lang);
+        session.version.clone_from(&connect.version);
         session.user = connect.user.as_ref().map(|user| user.expose().to_owned());
     }
     session

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::picture::{bus_snapshot, session_snapshot, subscription_snapshots};
@@ -290,14 +289,11 @@ impl Worker {
             .first()
             .and_then(|listener| socket::local_addr(listener).ok());
         let running = Running {
-            shared: Rc::new(Shared {
+            shared: Rc::new(Shared::new(
                 pool,
-                starting: Cell::new(listeners.len()),
-                cards: Rc::default(),
-                identity: Rc::clone(&self.identity),
-                drain: CancellationToken::new(),
-                tasks: TaskTracker::new(),
-            }),
+                listeners.len(),
+                Rc::clone(&self.identity),
+            )),
             listen: first.unwrap_or(NOWHERE),
             removed: Cell::new(false),
         };
@@ -342,7 +338,7 @@ impl Worker {
             let Some(bus) = config.buses.iter().find(|bus| bus.name == pool.name) else {
                 if !running.removed.replace(true) {
                     info!(bus = pool.name, "bus removed, draining");
-                    running.shared.drain.cancel();
+                    running.shared.drain();
                     pool.close_idle();
                 }
                 continue;
@@ -376,7 +372,7 @@ impl Worker {
     fn drain_all(&self) -> Vec<Rc<Shared>> {
         let buses = self.buses.borrow();
         for running in buses.iter() {
-            running.shared.drain.cancel();
+            running.shared.drain();
             running.shared.tasks.close();
         }
         buses

@@ -1,12 +1,13 @@
 //! What monitoring sees of a connection while it lives.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
 use crate::ledger::SessionId;
+use crate::net::Port;
 use crate::upstream::pool::TrunkCell;
 
 /// One connection.
@@ -22,6 +23,8 @@ pub struct Card {
     pub read_at: Cell<Instant>,
     /// Where it is, once it has a trunk.
     pub home: RefCell<Option<(Rc<TrunkCell>, SessionId)>>,
+    /// Its socket, once a task has it.
+    pub(super) port: OnceCell<Rc<Port>>,
 }
 
 /// The connections of a bus, by their numbers.
@@ -37,6 +40,7 @@ impl Cards {
             start: now,
             read_at: Cell::new(now),
             home: RefCell::new(None),
+            port: OnceCell::new(),
         });
         self.0.borrow_mut().insert(cid, Rc::clone(&card));
         Entry {
@@ -50,6 +54,13 @@ impl Cards {
         let cards = self.0.borrow();
         let above = cards.range(after.saturating_add(1)..);
         above.take(count).map(|(_, card)| Rc::clone(card)).collect()
+    }
+
+    /// Has each connection's task look at what all of them share.
+    pub(super) fn wake_all(&self) {
+        let cards = self.0.borrow();
+        let ports = cards.values().filter_map(|card| card.port.get());
+        ports.for_each(|port| port.wake());
     }
 
     /// The connection with this number.

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use super::card::{Card, Entry};
 use super::session::{Home, Session, SessionAction};
-use super::shared::{self, Shared};
+use super::shared::{self, Counted, Shared};
 use crate::ledger::SessionId;
 use crate::net::socket::{self, ReadHalf};
 use crate::net::{Flush, Port, now, wake_after_io};
@@ -46,16 +46,17 @@ struct Connection {
 }
 
 /// Runs one connection until it is closed, and says why it was.
-pub(super) async fn run(
+pub(super) fn run(
     shared: Rc<Shared>,
     session: Session,
     read: ReadHalf,
     port: Rc<Port>,
-    entry: Entry,
-) {
-    let cid = entry.card.cid;
+    (entry, counted): (Entry, Counted),
+) -> impl Future<Output = ()> {
+    // A task that has just been made has no port there: nobody has set it before.
+    let _ = entry.card.port.set(Rc::clone(&port));
     let mut connection = Connection {
-        shared: Rc::clone(&shared),
+        shared,
         session,
         read,
         port,
@@ -68,44 +69,17 @@ pub(super) async fn run(
         closing: None,
         full_since: None,
     };
-    let _guard = Guard(Rc::clone(&connection.port));
-    let drain = shared.drain.clone();
-    let mut drained = std::pin::pin!(drain.cancelled());
-    let mut draining = false;
-    let reason = poll_fn(|cx| {
-        if !draining && drained.as_mut().poll(cx).is_ready() {
-            draining = true;
+    // A block, not an `async fn`: that would hold room for its arguments twice.
+    async move {
+        let _while_it_runs = (entry, counted);
+        let _guard = Guard(Rc::clone(&connection.port));
+        let reason = poll_fn(|cx| connection.poll(cx)).await;
+        connection.end(&reason);
+        if reason.error_text().is_some() {
+            socket::shutdown(connection.port.socket());
+            // Few connections come here: the others needn't have room for it.
+            let _ = Box::pin(timeout(LAST_WORDS, connection.discard())).await;
         }
-        connection.poll(draining, cx)
-    })
-    .await;
-    *entry.card.home.borrow_mut() = None;
-    if let Some((cell, id)) = connection.home.take() {
-        shared.pool.detach(&cell, id, now());
-    }
-    connection
-        .session
-        .abandon(&mut shared.pool.bus.borrow_mut());
-    count(&shared.pool, &reason);
-    if reason == CloseReason::SlowConsumer {
-        let peer = entry.card.peer;
-        warn!(bus = shared.pool.name, cid, %peer, "slow consumer closed");
-    }
-    if reason == CloseReason::Signed {
-        warn!(
-            bus = shared.pool.name,
-            cid, "refused: what nkey or JWT signed can't be replayed to another broker"
-        );
-    }
-    debug!(
-        bus = shared.pool.name,
-        cid,
-        reason = reason.as_str(),
-        "session closed"
-    );
-    if reason.error_text().is_some() {
-        socket::shutdown(connection.port.socket());
-        let _ = timeout(LAST_WORDS, discard(&mut connection.read)).await;
     }
 }
 
@@ -121,9 +95,47 @@ impl Drop for Guard {
 }
 
 impl Connection {
-    fn poll(&mut self, draining: bool, cx: &mut Context<'_>) -> Poll<CloseReason> {
+    /// Leaves the trunk, and says why.
+    fn end(&mut self, reason: &CloseReason) {
+        *self.card.home.borrow_mut() = None;
+        let pool = &self.shared.pool;
+        if let Some((cell, id)) = self.home.take() {
+            pool.detach(&cell, id, now());
+        }
+        self.session.abandon(&mut pool.bus.borrow_mut());
+        count(pool, reason);
+        let (bus, cid) = (&pool.name, self.card.cid);
+        if *reason == CloseReason::SlowConsumer {
+            let peer = self.card.peer;
+            warn!(bus, cid, %peer, "slow consumer closed");
+        }
+        if *reason == CloseReason::Signed {
+            warn!(
+                bus,
+                cid, "refused: what nkey or JWT signed can't be replayed to another broker"
+            );
+        }
+        debug!(bus, cid, reason = reason.as_str(), "session closed");
+    }
+
+    /// Reads on for a while, for nothing.
+    async fn discard(&mut self) {
+        let mut left = DISCARD_BYTES;
+        while left > 0 {
+            let read = poll_fn(|cx| {
+                let mut buffer = self.shared.pool.buffer.borrow_mut();
+                socket::poll_read(&mut self.read, cx, &mut buffer)
+            });
+            match read.await {
+                Ok(count) if count > 0 => left = left.saturating_sub(count),
+                _ => return,
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         self.port.register(cx);
-        if draining && !std::mem::replace(&mut self.drained, true) {
+        if self.shared.draining.get() && !std::mem::replace(&mut self.drained, true) {
             self.with_session(|session, home, now, bus| session.handle_drain(home, now, bus));
         }
         let mut reads = 0;
@@ -245,13 +257,13 @@ impl Connection {
                 true
             }
             Some(SessionAction::Move { connect, why }) => {
-                self.move_home(*connect, why, now);
+                self.move_home(connect, why, now);
                 true
             }
             Some(SessionAction::Attach { connect, sent }) => {
                 let out = self.session.take_out();
                 let pool = &self.shared.pool;
-                let home = pool.attach(*connect, sent, out, &self.port, now);
+                let home = pool.attach(connect, sent, out, &self.port, now);
                 *self.card.home.borrow_mut() = Some((Rc::clone(&home.0), home.1));
                 self.home = Some(home);
                 self.with_session(|session, home, now, bus| {
@@ -264,7 +276,7 @@ impl Connection {
         }
     }
 
-    fn move_home(&mut self, connect: ConnectInfo, why: MoveReason, now: Instant) {
+    fn move_home(&mut self, connect: Rc<ConnectInfo>, why: MoveReason, now: Instant) {
         let Some((cell, id)) = self.home.take() else {
             return;
         };
@@ -444,17 +456,6 @@ impl Connection {
                 input(&mut self.session, Some(home), now, &mut bus);
             }
             None => input(&mut self.session, None, now, &mut bus),
-        }
-    }
-}
-
-async fn discard(read: &mut ReadHalf) {
-    let mut buffer = [0; 4096];
-    let mut left = DISCARD_BYTES;
-    while left > 0 {
-        match socket::read(read, &mut buffer).await {
-            Ok(count) if count > 0 => left = left.saturating_sub(count),
-            _ => return,
         }
     }
 }

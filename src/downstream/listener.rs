@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 
 use super::driver;
 use super::session::Session;
-use super::shared::{self, Identity, Shared};
+use super::shared::{self, Counted, Shared};
 use crate::net::socket::{self, Listener, Stream};
 use crate::net::{Port, now};
 
@@ -22,7 +22,7 @@ pub async fn accept(listener: Listener, shared: Rc<Shared>) {
     loop {
         let accepted = tokio::select! {
             biased;
-            () = shared.drain.cancelled() => return,
+            () = shared.closed.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -65,27 +65,7 @@ fn welcome(stream: Stream, peer: SocketAddr, shared: &Rc<Shared>) {
     let (read, write) = stream.into_split();
     let port = Rc::new(Port::new(write));
     let entry = shared.cards.enter(cid, peer, now());
-    let shared = Rc::clone(shared);
     let counted = Counted::new(identity);
-    let tasks = shared.tasks.clone();
-    tasks.spawn_local(async move {
-        let _counted = counted;
-        driver::run(shared, session, read, port, entry).await;
-    });
-}
-
-/// One of the connections that the daemon has, until it is dropped.
-struct Counted(Rc<Identity>);
-
-impl Counted {
-    fn new(identity: Rc<Identity>) -> Self {
-        identity.connections.set(identity.connections.get() + 1);
-        Self(identity)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.connections.set(self.0.connections.get() - 1);
-    }
+    let connection = driver::run(Rc::clone(shared), session, read, port, (entry, counted));
+    shared.tasks.spawn_local(connection);
 }

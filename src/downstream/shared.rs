@@ -23,10 +23,35 @@ pub struct Shared {
     pub cards: Rc<Cards>,
     /// What natsmux says of itself.
     pub identity: Rc<Identity>,
-    /// Set once natsmux shuts down.
-    pub drain: CancellationToken,
+    /// Ends the listeners.
+    pub(super) closed: CancellationToken,
+    /// Connections end once what they sent is carried out.
+    pub(super) draining: Cell<bool>,
     /// The bus's listeners and connections.
     pub tasks: TaskTracker,
+}
+
+impl Shared {
+    /// A bus with so many listeners that don't take components yet, and no connections.
+    pub fn new(pool: Rc<Pool>, starting: usize, identity: Rc<Identity>) -> Self {
+        Self {
+            pool,
+            starting: Cell::new(starting),
+            cards: Rc::default(),
+            identity,
+            closed: CancellationToken::new(),
+            draining: Cell::new(false),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// natsmux shuts down, or the bus is removed: nobody is let in, and everybody is let go once
+    /// what it sent is carried out.
+    pub fn drain(&self) {
+        self.closed.cancel();
+        self.draining.set(true);
+        self.cards.wake_all();
+    }
 }
 
 /// What natsmux says of itself to components, and how many it takes.
@@ -42,6 +67,23 @@ pub struct Identity {
     pub connections: Cell<usize>,
     /// Sessions that the daemon has had.
     pub next_cid: Cell<u64>,
+}
+
+/// One of the connections that the daemon has, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Counted(Rc<Identity>);
+
+impl Counted {
+    pub(super) fn new(identity: Rc<Identity>) -> Self {
+        identity.connections.set(identity.connections.get() + 1);
+        Self(identity)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+    }
 }
 
 /// The two addresses of a connection, natsmux's own first.

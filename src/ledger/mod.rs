@@ -4,6 +4,7 @@
 //! which PONG is owed to whom and what it proves, [`Held`] and [`settle`] which publishes
 //! wait, were moved, or are in doubt.
 
+mod own_sid;
 mod pings;
 mod publishes;
 mod received;

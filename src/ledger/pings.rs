@@ -33,6 +33,10 @@ impl Pings {
     /// Notes a PING. `ping.seq` is larger than any before.
     pub fn push(&mut self, ping: Ping) {
         debug_assert!(self.queue.back().is_none_or(|last| last.seq < ping.seq));
+        if self.queue.capacity() == 0 {
+            // Mostly there is one.
+            self.queue.reserve_exact(1);
+        }
         self.queue.push_back(ping);
     }
 

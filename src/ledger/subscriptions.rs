@@ -17,6 +17,7 @@ use std::ops::Bound;
 use group::{Group, Joinable};
 pub use group::{Seen, Spent};
 
+use super::own_sid::OwnSid;
 use super::{SessionId, UpstreamSid};
 use crate::proto::subject;
 
@@ -56,6 +57,10 @@ enum State {
 }
 
 impl Subscription {
+    fn key(&self) -> Key {
+        (self.session, OwnSid::from(self.sid()))
+    }
+
     /// The subject, wildcards included.
     pub fn subject(&self) -> &[u8] {
         &self.text[..self.subject_len as usize]
@@ -167,7 +172,7 @@ pub struct Carried {
 }
 
 /// A session and its own sid.
-type Key = (SessionId, Box<[u8]>);
+type Key = (SessionId, OwnSid);
 
 /// The table of a trunk.
 #[derive(Debug, Default)]
@@ -225,7 +230,7 @@ impl Place {
 
 /// What a session has, in the order of its sids.
 fn entries(map: &BTreeMap<Key, u32>, session: SessionId) -> impl Iterator<Item = (&Key, &u32)> {
-    map.range((session, Box::default())..)
+    map.range((session, OwnSid::LEAST)..)
         .take_while(move |((owner, _), _)| *owner == session)
 }
 
@@ -253,8 +258,8 @@ impl Subscriptions {
         after: Option<&[u8]>,
     ) -> impl Iterator<Item = &Subscription> {
         let from = match after {
-            None => Bound::Included((session, Box::default())),
-            Some(sid) => Bound::Excluded((session, Box::from(sid))),
+            None => Bound::Included((session, OwnSid::LEAST)),
+            Some(sid) => Bound::Excluded((session, OwnSid::from(sid))),
         };
         self.by_sid
             .range((from, Bound::Unbounded))
@@ -271,7 +276,7 @@ impl Subscriptions {
         sid: &[u8],
         covered_by: u64,
     ) -> Subscribed {
-        let key = (session, Box::from(sid));
+        let key = (session, OwnSid::from(sid));
         if let Some(&slot) = self.by_sid.get(&key) {
             let one = self.live(slot);
             return Subscribed::Duplicate {
@@ -318,7 +323,7 @@ impl Subscriptions {
 
     /// A subscription was delivered this much on another trunk.
     pub fn note_delivered(&mut self, session: SessionId, sid: &[u8], delivered: u64) {
-        let slot = self.by_sid.get(&(session, Box::from(sid)));
+        let slot = self.by_sid.get(&(session, OwnSid::from(sid)));
         if let Some(&slot) = slot
             && let Some(one) = self.slots[slot as usize].place.one_mut()
         {
@@ -335,7 +340,7 @@ impl Subscriptions {
         max: Option<u64>,
         covered_by: u64,
     ) -> Unsubscribed {
-        let key = (session, Box::from(sid));
+        let key = (session, OwnSid::from(sid));
         let Some(&slot) = self.by_sid.get(&key) else {
             return Unsubscribed::Unknown;
         };
@@ -391,7 +396,7 @@ impl Subscriptions {
             return Some(Spent::Nothing);
         }
         one.state = State::Retired;
-        let key = (one.session, Box::from(one.sid()));
+        let key = one.key();
         self.unlist(upstream.slot);
         self.by_sid.remove(&key);
         self.retired.insert(key, upstream.slot);
@@ -402,7 +407,7 @@ impl Subscriptions {
     /// but its SUB isn't proven (`answered` is the last PING that was), or its max may be
     /// reached by messages on their way.
     pub fn is_uncertain(&self, session: SessionId, sid: &[u8], answered: u64) -> bool {
-        let slot = self.by_sid.get(&(session, Box::from(sid)));
+        let slot = self.by_sid.get(&(session, OwnSid::from(sid)));
         let live = slot.and_then(|&slot| self.live(slot));
         live.is_some_and(|live| live.max > 0 || live.covered_by > answered)
     }
@@ -734,8 +739,13 @@ impl Subscriptions {
 
     fn insert(&mut self, subscription: Subscription) -> UpstreamSid {
         let slot = self.free.pop().unwrap_or_else(|| {
+            let len = self.slots.len();
+            if len == self.slots.capacity() {
+                // Not twice as many: there are thousands of these tables, and most stay small.
+                self.slots.reserve_exact(len / 8 + 2);
+            }
             self.slots.push(Slot::default());
-            (self.slots.len() - 1) as u32
+            len as u32
         });
         self.slots[slot as usize].place = Place::One(subscription);
         self.upstream(slot)
@@ -749,7 +759,7 @@ impl Subscriptions {
             return;
         };
         if one.state == State::Retired {
-            let key = (one.session, Box::from(one.sid()));
+            let key = one.key();
             self.retired.remove(&key);
         }
         if one.group != NO_GROUP {
@@ -785,10 +795,10 @@ impl Subscriptions {
             let Some(one) = one.filter(|one| one.state != State::Mute) else {
                 continue;
             };
-            let owner = (one.session, Box::from(one.sid()));
+            let key = one.key();
             let is_leaving = one.state == State::Leaving;
-            self.by_sid.remove(&owner);
-            owners.push(owner);
+            owners.push((one.session, one.sid().into()));
+            self.by_sid.remove(&key);
             if is_leaving {
                 self.release(member);
             }

@@ -90,7 +90,7 @@ impl Outbox {
     pub fn push_chunk(&mut self, chunk: Vec<u8>) {
         if !chunk.is_empty() {
             self.end += chunk.len() as u64;
-            self.chunks.push_back(chunk);
+            self.push_back(chunk);
         }
     }
 
@@ -196,11 +196,10 @@ impl Outbox {
         if !fits {
             let large = !self.chunks.is_empty() || len > chunks::SMALL;
             let busy = large && self.held_bytes() < chunks::BACKLOG;
-            self.chunks
-                .push_back(match busy && len <= chunks::CAPACITY {
-                    true => chunks::take(),
-                    false => Vec::with_capacity(len),
-                });
+            self.push_back(match busy && len <= chunks::CAPACITY {
+                true => chunks::take(),
+                false => Vec::with_capacity(len),
+            });
         } else if self.next == self.chunks.len() {
             self.next -= 1;
         }
@@ -215,6 +214,14 @@ impl Outbox {
             *chunk = larger;
         }
         chunk
+    }
+
+    fn push_back(&mut self, chunk: Vec<u8>) {
+        if self.chunks.capacity() == 0 {
+            // Most never have a second one.
+            self.chunks.reserve_exact(1);
+        }
+        self.chunks.push_back(chunk);
     }
 
     fn written_in_next(&self) -> usize {

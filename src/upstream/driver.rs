@@ -50,7 +50,7 @@ pub(super) async fn run(pool: Rc<Pool>, cell: Rc<TrunkCell>) {
     let mut driver = Driver {
         pool,
         cell,
-        links: Vec::new(),
+        links: Vec::with_capacity(1),
         sleep: None,
         armed: None,
         done: false,

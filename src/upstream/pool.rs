@@ -131,7 +131,7 @@ impl Pool {
     /// component has not been sent yet.
     pub fn attach(
         self: &Rc<Self>,
-        connect: ConnectInfo,
+        connect: Rc<ConnectInfo>,
         sent: bool,
         out: Outbox,
         port: &Rc<Port>,
@@ -161,7 +161,7 @@ impl Pool {
     pub fn move_session(
         self: &Rc<Self>,
         from: (&Rc<TrunkCell>, SessionId),
-        connect: ConnectInfo,
+        connect: Rc<ConnectInfo>,
         why: MoveReason,
         now: Instant,
     ) -> Option<(Rc<TrunkCell>, SessionId)> {
@@ -231,7 +231,7 @@ impl Pool {
         let id = machine.id();
         let cell = Rc::new(TrunkCell {
             machine: RefCell::new(machine),
-            ports: RefCell::new(Vec::new()),
+            ports: RefCell::new(Vec::with_capacity(1)),
             waker: RefCell::new(None),
             woken: Cell::new(false),
             failed: Cell::new(false),

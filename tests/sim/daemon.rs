@@ -1103,7 +1103,7 @@ impl World {
                 let key = sharing_key(&connect).filter(|_| self.plan.is_shared);
                 let id = match key {
                     Some(key) => self.shared_trunk(key, &connect, no, None),
-                    None => self.enter_trunk(no, |id| Trunk::new(id, (*connect).clone())),
+                    None => self.enter_trunk(no, |id| Trunk::new(id, Rc::clone(&connect))),
                 };
                 let io = self.daemon.trunks.get_mut(&id).expect("entered");
                 let bus = &mut self.daemon.bus;
@@ -1162,7 +1162,7 @@ impl World {
     }
 
     /// A session goes to another trunk.
-    fn move_session(&mut self, no: usize, connect: &ConnectInfo, why: MoveReason) {
+    fn move_session(&mut self, no: usize, connect: &Rc<ConnectInfo>, why: MoveReason) {
         let now = self.instant();
         let home = self.daemon.sessions[&no].home.expect("it has a trunk");
         let (old, slot) = home;
@@ -1174,7 +1174,7 @@ impl World {
         let key = sharing_key(connect).filter(|_| why == MoveReason::Crowded);
         let id = match key {
             Some(key) => self.shared_trunk(key, connect, no, Some(old)),
-            None => self.enter_trunk(no, |id| Trunk::new(id, connect.clone())),
+            None => self.enter_trunk(no, |id| Trunk::new(id, Rc::clone(connect))),
         };
         let io = self.daemon.trunks.get_mut(&id).expect("entered");
         let slot = io

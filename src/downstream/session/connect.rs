@@ -1,5 +1,6 @@
 //! CONNECT, what comes before it (R21), and what waits for its verdict.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::{Home, Session, SessionAction, Stage};
@@ -36,12 +37,12 @@ impl Session {
             };
         }
         self.headers = connect.headers;
-        self.connect = Some(Box::new(connect.clone()));
+        let connect = Rc::new(connect);
+        self.connect = Some(Rc::clone(&connect));
         match home {
             Some(home) if home.trunk.is_shared() => {
                 let keeps = !(again && drops_subscriptions(bus, home.trunk));
                 let why = MoveReason::Reconnect { keeps };
-                let connect = Box::new(connect);
                 self.action = Some(SessionAction::Move { connect, why });
             }
             Some(home) => {
@@ -54,32 +55,28 @@ impl Session {
 
     pub(super) fn ask_for_trunk(
         &mut self,
-        connect: ConnectInfo,
+        connect: Rc<ConnectInfo>,
         sent: bool,
         now: Instant,
         bus: &Bus,
     ) {
         self.stage = Stage::Attaching;
         self.pings.next = now + bus.settings.timings.ping_interval;
-        self.action = Some(SessionAction::Attach {
-            connect: Box::new(connect),
-            sent,
-        });
+        self.action = Some(SessionAction::Attach { connect, sent });
     }
 
     /// An operation of a session that has sent no CONNECT.
     pub(super) fn handle_before_connect(&mut self, op: ClientOp<'_>, frame: &[u8], bus: &mut Bus) {
         if !bus.roster.auth_required() {
             if matches!(op, ClientOp::Ping) && self.early.is_none() {
-                return self.out.push(encode::PONG);
+                return self.out().push(encode::PONG);
             }
             if !self.early(bus).keep(frame) {
                 return self.close(CloseReason::EarlyBytesExceeded);
             }
-            let defaults = ConnectInfo::default();
             self.stage = Stage::Attaching;
             self.action = Some(SessionAction::Attach {
-                connect: Box::new(defaults),
+                connect: Rc::default(),
                 sent: false,
             });
             return;

@@ -8,6 +8,7 @@
 mod connect;
 mod operations;
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use self::operations::Then;
@@ -27,7 +28,7 @@ pub enum SessionAction {
     /// [`Session::handle_attached`].
     Attach {
         /// The options.
-        connect: Box<ConnectInfo>,
+        connect: Rc<ConnectInfo>,
         /// Whether the component sent them, or they are a broker's defaults.
         sent: bool,
     },
@@ -35,7 +36,7 @@ pub enum SessionAction {
     /// call [`Session::handle_ready`].
     Move {
         /// The options.
-        connect: Box<ConnectInfo>,
+        connect: Rc<ConnectInfo>,
         /// Why.
         why: MoveReason,
     },
@@ -78,12 +79,13 @@ pub struct Session {
     stage: Stage,
     partial: Partial,
     early: Option<Box<Early>>,
-    out: Outbox,
+    /// What goes to the component while there is no trunk.
+    out: Option<Box<Outbox>>,
     headers: bool,
     max_control_line: usize,
     /// What the last INFO said.
     told: Offer,
-    connect: Option<Box<ConnectInfo>>,
+    connect: Option<Rc<ConnectInfo>>,
     action: Option<SessionAction>,
     pings: Pings,
     /// Whether its trunk has ever been ready for it.
@@ -116,7 +118,7 @@ impl Session {
             },
             partial: Partial::default(),
             early: None,
-            out: Outbox::new(Retention::UntilWritten),
+            out: None,
             headers: false,
             max_control_line: settings.limits.max_control_line,
             told: bus.roster.offer(),
@@ -314,12 +316,14 @@ impl Session {
 
     /// What goes to the component while there is no trunk. Attaching takes it along.
     pub fn out(&mut self) -> &mut Outbox {
-        &mut self.out
+        let empty = || Box::new(Outbox::new(Retention::UntilWritten));
+        self.out.get_or_insert_with(empty)
     }
 
     /// Takes the outbox, to be given to the trunk.
     pub fn take_out(&mut self) -> Outbox {
-        std::mem::replace(&mut self.out, Outbox::new(Retention::UntilWritten))
+        let out = self.out.take().map(|out| *out);
+        out.unwrap_or_else(|| Outbox::new(Retention::UntilWritten))
     }
 
     /// Whether what comes now must wait until the trunk is ready.
@@ -342,7 +346,7 @@ impl Session {
             return self.close(CloseReason::Stale);
         }
         self.pings.outstanding += 1;
-        self.out.push(encode::PING);
+        self.out().push(encode::PING);
     }
 
     fn tick_pings(&mut self, home: Home<'_>, now: Instant, bus: &mut Bus) {
@@ -385,7 +389,7 @@ impl Session {
             return;
         }
         if let Some(text) = reason.error_text() {
-            self.out.push_parts(&[b"-ERR '", text, b"'\r\n"]);
+            self.out().push_parts(&[b"-ERR '", text, b"'\r\n"]);
         }
         self.stage = Stage::Over;
         self.action = Some(SessionAction::Close(reason));

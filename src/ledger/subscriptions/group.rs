@@ -146,13 +146,13 @@ impl Subscriptions {
             let Some(one) = self.slots[slot as usize].place.one() else {
                 continue;
             };
-            let owner = (one.session, Box::from(one.sid()));
+            let key = one.key();
             let is_leaving = one.state == State::Leaving;
             if one.session != NOBODY {
-                owners.push(owner.clone());
+                owners.push((one.session, one.sid().into()));
             }
             if is_leaving {
-                self.by_sid.remove(&owner);
+                self.by_sid.remove(&key);
                 self.release(slot);
             }
         }
@@ -239,7 +239,7 @@ impl Subscriptions {
             is_retired: false,
         }));
         first.group = slot;
-        let key = (first.session, Box::from(first.sid()));
+        let key = first.key();
         let own = self.insert(first);
         self.by_sid.insert(key, own.slot);
         self.join(slot, own.slot, 0);
@@ -344,7 +344,7 @@ impl Subscriptions {
     /// A member got all that it wanted.
     fn end_member(&mut self, slot: u32) {
         if let Some(one) = self.slots[slot as usize].place.one() {
-            let key = (one.session, Box::from(one.sid()));
+            let key = one.key();
             self.by_sid.remove(&key);
             self.release(slot);
         }

@@ -144,11 +144,11 @@ impl Trunk {
                 // The next broker is asked for what this one owed.
                 Some(end) if owed && end.reason == CloseReason::ComponentClosed => {
                     let until = now + super::FINISH_WITHIN;
-                    slot.finishing = Some(Finishing {
+                    slot.finishing = Some(Box::new(Finishing {
                         after: None,
                         until,
-                        ..end
-                    });
+                        ..*end
+                    }));
                     self.note_slot_timeout(until);
                     self.arm_pong_hold(session, now, bus);
                 }

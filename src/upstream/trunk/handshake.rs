@@ -129,7 +129,7 @@ impl Trunk {
             .links
             .iter()
             .any(|link| link.oks.owed(OkOwner::Operation) > 0);
-        let mut connect = std::mem::take(&mut self.scratch);
+        let mut connect = Vec::new();
         self.connect.encode(protocol, headers, &mut connect);
         let link = &mut self.links[at];
         link.max_payload = max_payload;
@@ -138,8 +138,6 @@ impl Trunk {
         link.phase = Phase::Authenticating;
         link.deadline = Some(now + 2 * bus.settings.timings.link_timeout);
         link.out.push(&connect);
-        connect.clear();
-        self.scratch = connect;
         link.verbose = self.connect.verbose;
         if link.verbose {
             let owner = match self.connect_ok_owed && !asked {

@@ -302,7 +302,7 @@ impl Trunk {
             let slot = &mut self.slots[session.0 as usize];
             let owed = slot.owed_pongs > 0 || slot.asked > 0;
             let late = !slot.late.is_empty();
-            let answered = |end: &mut Finishing| match end.after {
+            let answered = |end: &mut Box<Finishing>| match end.after {
                 _ if late => false,
                 Some(seq) => seq <= answered,
                 None => !owed,

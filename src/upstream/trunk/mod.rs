@@ -33,6 +33,7 @@ mod tests;
 mod timers;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -40,7 +41,7 @@ use slab::Slab;
 pub use action::{Action, Report};
 pub use link::LinkId;
 pub use sharing::{MoveReason, Moved};
-pub use slot::{CloseReason, Label, Traffic};
+pub use slot::{CloseReason, Traffic};
 
 use crate::config::Delivery;
 use crate::ledger::{Held, Ping, SessionId, Subscriptions};
@@ -131,7 +132,7 @@ struct Move {
 #[derive(Debug)]
 pub struct Trunk {
     id: TrunkId,
-    connect: ConnectInfo,
+    connect: Rc<ConnectInfo>,
     /// Whether there is a link to each of several brokers (R26-R32).
     independent: bool,
     /// Whether sessions of the same identity may join (R22).
@@ -186,10 +187,8 @@ pub struct Trunk {
 /// One session for monitoring.
 #[derive(Debug)]
 pub struct View<'a> {
-    /// Its CONNECT, or that of the trunk that it shares.
+    /// What it said in CONNECT.
     pub connect: &'a ConnectInfo,
-    /// What it says of itself there.
-    pub label: Option<&'a Label>,
     /// What it sent and got.
     pub traffic: Traffic,
     /// Bytes that it has not taken yet.
@@ -221,7 +220,7 @@ pub struct Gauges {
 
 impl Trunk {
     /// A trunk for sessions that connect as `connect`. It dials once a session is attached.
-    pub fn new(id: TrunkId, connect: ConnectInfo) -> Self {
+    pub fn new(id: TrunkId, connect: Rc<ConnectInfo>) -> Self {
         Self {
             id,
             connect,
@@ -252,8 +251,8 @@ impl Trunk {
             slots_timeout: None,
             any_parked: false,
             awaiting: BTreeSet::new(),
-            touched: VecDeque::new(),
-            actions: VecDeque::new(),
+            touched: VecDeque::with_capacity(1),
+            actions: VecDeque::with_capacity(1),
             scratch: Vec::new(),
             refused: false,
             done: false,
@@ -272,7 +271,7 @@ impl Trunk {
 
     /// A trunk that sessions of the same identity share, and that brokers know by `name`.
     pub fn shared(id: TrunkId, connect: &ConnectInfo, name: String) -> Self {
-        let mut trunk = Self::new(id, sharing::as_shared(connect, name));
+        let mut trunk = Self::new(id, Rc::new(sharing::as_shared(connect, name)));
         trunk.shared = true;
         trunk.subscriptions.coalesce();
         trunk
@@ -417,8 +416,7 @@ impl Trunk {
     pub fn view(&self, session: SessionId) -> Option<View<'_>> {
         let slot = self.slots.get(session.0 as usize)?;
         Some(View {
-            connect: &self.connect,
-            label: slot.label.as_deref(),
+            connect: slot.label.as_deref().unwrap_or(&self.connect),
             traffic: slot.traffic,
             pending_bytes: slot.out.pending_bytes(),
             held: slot.held.messages(),

@@ -1,5 +1,6 @@
 //! What sessions do: attach, publish, subscribe, ping, and go.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::link::{Link, OkOwner, Phase};
@@ -325,7 +326,7 @@ impl Trunk {
     pub fn reconnect(
         &mut self,
         session: SessionId,
-        connect: ConnectInfo,
+        connect: Rc<ConnectInfo>,
         drop: bool,
         now: Instant,
         bus: &mut Bus,
@@ -395,11 +396,11 @@ impl Trunk {
             _ => return self.close(session, reason),
         };
         let until = now + super::FINISH_WITHIN;
-        self.slots[session.0 as usize].finishing = Some(Finishing {
+        self.slots[session.0 as usize].finishing = Some(Box::new(Finishing {
             reason,
             after,
             until,
-        });
+        }));
         self.awaiting.insert(session);
         self.note_slot_timeout(until);
         self.retire_subscriptions(session, now, bus);

@@ -1,11 +1,12 @@
 //! A trunk that several sessions share (R20, R22-R25): who may, how one goes to another trunk,
 //! and how long a trunk without sessions stays.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::link::Link;
 use super::owners::Wanted;
-use super::slot::{Label, Leaving, Slot};
+use super::slot::{Leaving, Slot};
 use super::{CloseReason, Trunk};
 use crate::ledger::{Carried, SessionId, UpstreamSid};
 use crate::net::Outbox;
@@ -68,16 +69,16 @@ impl Trunk {
     pub fn join(
         &mut self,
         out: Outbox,
-        connect: &ConnectInfo,
+        connect: &Rc<ConnectInfo>,
         now: Instant,
         bus: &mut Bus,
     ) -> SessionId {
         let session = self.attach(out, false, now, bus);
-        self.settle_in(session, Some(Label::of(connect)), bus);
+        self.settle_in(session, Some(Rc::clone(connect)), bus);
         session
     }
 
-    fn settle_in(&mut self, session: SessionId, label: Option<Label>, bus: &Bus) {
+    fn settle_in(&mut self, session: SessionId, label: Option<Rc<ConnectInfo>>, bus: &Bus) {
         self.idle_since = None;
         // Its CONNECT was accepted here before; without a broker, R16 says who may go on.
         let live = self.links.iter().any(Link::is_attached);
@@ -89,7 +90,7 @@ impl Trunk {
         let unverified = self.ready && !live && !admitted();
         if let Some(slot) = self.slots.get_mut(session.0 as usize) {
             slot.unverified = unverified;
-            slot.label = label.map(Box::new);
+            slot.label = label;
         }
         // Each hears for itself what its options lack, whoever came first.
         if self.ready
@@ -190,7 +191,7 @@ impl Trunk {
     pub fn take_in(
         &mut self,
         moved: Moved,
-        connect: &ConnectInfo,
+        connect: &Rc<ConnectInfo>,
         keeps: bool,
         now: Instant,
         bus: &mut Bus,
@@ -203,7 +204,7 @@ impl Trunk {
         if let Some(at) = timeout {
             self.note_slot_timeout(at);
         }
-        let label = self.shared.then(|| Label::of(connect));
+        let label = self.shared.then(|| Rc::clone(connect));
         self.settle_in(session, label, bus);
         if self.slots[session.0 as usize].owed_pongs > 0 {
             self.arm_pong_hold(session, now, bus);

@@ -1,6 +1,7 @@
 //! A session as its trunk sees it.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Instant;
 
 use crate::ledger::Held;
@@ -150,7 +151,7 @@ pub(super) struct Slot {
     /// It need not wait any more, and the driver doesn't know yet.
     pub(super) released: bool,
     /// It ends once it has its answers.
-    pub(super) finishing: Option<Finishing>,
+    pub(super) finishing: Option<Box<Finishing>>,
     /// Decided; the driver flushes and closes.
     pub(super) closing: Option<CloseReason>,
     /// Whether it is in the list of touched slots.
@@ -159,8 +160,8 @@ pub(super) struct Slot {
     pub(super) unverified: bool,
     /// Where it is about to go, from a trunk that it shares.
     pub(super) leaving: Option<Leaving>,
-    /// What it says of itself, where the trunk says something else to brokers.
-    pub(super) label: Option<Box<Label>>,
+    /// What it said in CONNECT, where the trunk says something else to brokers.
+    pub(super) label: Option<Rc<ConnectInfo>>,
 }
 
 /// Bytes of publishes that no PONG has proven, never too few: those that the next PING covers,
@@ -203,31 +204,6 @@ pub(super) enum Leaving {
     Reconnects,
     /// The broker takes no more subscriptions on this connection.
     Crowded,
-}
-
-/// What a component says of itself in CONNECT, and no broker hears.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Label {
-    /// Name of the connection.
-    pub name: Option<String>,
-    /// Language of the client library.
-    pub lang: Option<String>,
-    /// Version of the client library.
-    pub version: Option<String>,
-    /// 0 or 1.
-    pub protocol: i64,
-}
-
-impl Label {
-    /// Of these options.
-    pub fn of(connect: &ConnectInfo) -> Self {
-        Self {
-            name: connect.name.clone(),
-            lang: connect.lang.clone(),
-            version: connect.version.clone(),
-            protocol: connect.protocol,
-        }
-    }
 }
 
 impl Slot {

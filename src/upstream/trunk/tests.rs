@@ -61,7 +61,7 @@ impl Bench {
         let admission = Admission::new(RandomState::new());
         let mut bus = Bus::new(settings, roster, admission, budgets, now);
         let connect = ConnectInfo::parse(options.as_bytes()).expect("options");
-        let mut trunk = Trunk::new(TrunkId(0), connect);
+        let mut trunk = Trunk::new(TrunkId(0), Rc::new(connect));
         let out = Outbox::new(Retention::UntilWritten);
         let session = trunk.attach(out, true, now, &mut bus);
         let mut bench = Self {
@@ -137,7 +137,7 @@ impl Bench {
         let connect = ConnectInfo::parse(options.as_bytes()).expect("options");
         let (session, now) = (self.session, self.now);
         self.trunk
-            .reconnect(session, connect, false, now, &mut self.bus);
+            .reconnect(session, Rc::new(connect), false, now, &mut self.bus);
         self.take_dial();
     }
 

@@ -272,7 +272,7 @@ impl Trunk {
                 self.release(session);
             }
             let finishing = &mut self.slots[session.0 as usize].finishing;
-            let ended = |end: &mut Finishing| end.after.is_none() && end.until <= now;
+            let ended = |end: &mut Box<Finishing>| end.after.is_none() && end.until <= now;
             if let Some(end) = finishing.take_if(ended) {
                 self.close(session, end.reason);
             }
