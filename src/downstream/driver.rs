@@ -37,6 +37,8 @@ struct Connection {
     home: Option<(Rc<TrunkCell>, SessionId)>,
     sleep: Option<Pin<Box<Sleep>>>,
     armed: Option<Instant>,
+    /// When the present pass, or its last read, began.
+    now: Instant,
     /// The component has closed its side.
     eof: bool,
     drained: bool,
@@ -64,6 +66,7 @@ pub(super) fn run(
         home: None,
         sleep: None,
         armed: None,
+        now: now(),
         eof: false,
         drained: false,
         closing: None,
@@ -135,17 +138,16 @@ impl Connection {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         self.port.register(cx);
-        if self.shared.draining.get() && !std::mem::replace(&mut self.drained, true) {
-            self.with_session(|session, home, now, bus| session.handle_drain(home, now, bus));
-        }
         let mut reads = 0;
         loop {
+            // Once for all that a read brings: asking the clock costs as much as a frame.
+            self.now = now();
             self.tick();
             self.go_on();
             let more = self.read(cx);
             self.note_closing();
             if let Poll::Ready(reason) = self.flush(cx) {
-                self.shared.pool.settle();
+                self.shared.pool.settle(self.now);
                 return Poll::Ready(reason);
             }
             reads += 1;
@@ -159,12 +161,15 @@ impl Connection {
                 break;
             }
         }
-        self.shared.pool.settle();
+        self.shared.pool.settle(self.now);
         Poll::Pending
     }
 
     fn tick(&mut self) {
-        let now = now();
+        if self.shared.draining.get() && !std::mem::replace(&mut self.drained, true) {
+            self.with_session(|session, home, now, bus| session.handle_drain(home, now, bus));
+        }
+        let now = self.now;
         if self.session.poll_timeout().is_some_and(|at| at <= now) {
             self.with_session(|session, home, now, bus| session.handle_timeout(home, now, bus));
             self.act(now);
@@ -189,7 +194,7 @@ impl Connection {
                 session.handle_offer(&home, bus);
             }
         });
-        self.act(now());
+        self.act(self.now);
     }
 
     /// Reads what the component has sent, where the trunk has room for it. Returns whether
@@ -204,9 +209,11 @@ impl Connection {
         let buffer = Rc::clone(&self.shared.pool.buffer);
         let mut buffer = buffer.borrow_mut();
         let most = match &self.home {
-            Some((cell, _)) if cell.machine.borrow().is_shared() => {
-                cell.machine.borrow().read_at_most(now()).min(buffer.len())
-            }
+            Some((cell, _)) if cell.machine.borrow().is_shared() => cell
+                .machine
+                .borrow()
+                .read_at_most(self.now)
+                .min(buffer.len()),
             _ => buffer.len(),
         };
         match socket::poll_read(&mut self.read, cx, &mut buffer[..most]) {
@@ -214,7 +221,7 @@ impl Connection {
             Poll::Ready(Ok(0)) => {
                 self.eof = true;
                 self.with_session(|session, home, now, bus| session.handle_eof(home, now, bus));
-                self.act(now());
+                self.act(self.now);
                 self.wake_trunk();
                 false
             }
@@ -223,21 +230,21 @@ impl Connection {
                 true
             }
             Poll::Ready(Err(_)) => {
-                self.closing = Some((CloseReason::ComponentLost, now()));
+                self.closing = Some((CloseReason::ComponentLost, self.now));
                 false
             }
         }
     }
 
     fn handle_bytes(&mut self, mut bytes: &[u8]) {
-        self.card.read_at.set(now());
+        self.card.read_at.set(self.now);
         while !bytes.is_empty() {
             let mut used = 0;
             self.with_session(|session, home, now, bus| {
                 used = session.handle_bytes(bytes, home, now, bus);
             });
             bytes = &bytes[used..];
-            if !self.act(now()) {
+            if !self.act(self.now) {
                 break;
             }
         }
@@ -311,13 +318,13 @@ impl Connection {
         if let Some((cell, _)) = &self.home
             && cell.has_failed()
         {
-            self.closing = Some((CloseReason::Internal, now()));
+            self.closing = Some((CloseReason::Internal, self.now));
         }
         if self.closing.is_none()
             && let Some((cell, id)) = &self.home
             && let Some(reason) = cell.machine.borrow().closing(*id)
         {
-            self.closing = Some((reason.clone(), now() + LAST_WORDS));
+            self.closing = Some((reason.clone(), self.now + LAST_WORDS));
         }
     }
 
@@ -333,7 +340,7 @@ impl Connection {
                 break flushed;
             }
         };
-        let now = now();
+        let now = self.now;
         match (flushed, &self.closing) {
             (Flush::Dead(_), Some((reason, _))) => Poll::Ready(reason.clone()),
             (Flush::Dead(_), None) => Poll::Ready(CloseReason::ComponentLost),
@@ -405,7 +412,10 @@ impl Connection {
         let sleep = self
             .sleep
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if self.armed.is_none_or(|armed| due < armed || armed <= now()) {
+        if self
+            .armed
+            .is_none_or(|armed| due < armed || armed <= self.now)
+        {
             sleep.as_mut().reset(deadline);
             self.armed = Some(due);
         }
@@ -423,7 +433,7 @@ impl Connection {
         let wants = {
             let bus = self.shared.pool.bus.borrow();
             let mut trunk = cell.machine.borrow_mut();
-            let wants = trunk.wants_read(*id, now(), &bus);
+            let wants = trunk.wants_read(*id, self.now, &bus);
             let waits = !trunk.is_ready(*id) && !trunk.is_ending(*id);
             wants || (waits && self.session.may_wait_for_more(&bus))
         };
@@ -445,7 +455,7 @@ impl Connection {
         input: impl FnOnce(&mut Session, Option<Home<'_>>, Instant, &mut crate::upstream::Bus),
     ) {
         let mut bus = self.shared.pool.bus.borrow_mut();
-        let now = now();
+        let now = self.now;
         match &self.home {
             Some((cell, id)) => {
                 let mut trunk = cell.machine.borrow_mut();

@@ -124,7 +124,11 @@ pub async fn read(half: &mut ReadHalf, buffer: &mut [u8]) -> io::Result<usize> {
 /// # Errors
 /// The socket's, `WouldBlock` where it is full.
 pub fn try_write(half: &WriteHalf, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-    half.try_write_vectored(slices)
+    match slices {
+        // What most writes are, and a little less work for the kernel.
+        [slice] => half.try_write(slice),
+        _ => half.try_write_vectored(slices),
+    }
 }
 
 /// Ready once there is room for a write, or an error, which the write finds.

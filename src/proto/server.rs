@@ -71,6 +71,8 @@ pub struct Msg<'a> {
     pub header_len: usize,
     /// Bytes of payload, headers included.
     pub size: usize,
+    /// From the verb to the blank before the sid, as received.
+    pub before_sid: &'a [u8],
     /// From the blank behind the sid to the end of the frame: what is copied when the sid is rewritten.
     pub after_sid: &'a [u8],
     /// Headers and body, without the final CRLF.
@@ -131,13 +133,13 @@ pub enum ServerFault {
 
 /// Says what stands at the start of `input`, which must be where an operation starts.
 pub fn scan<'a>(input: &'a [u8], limits: &ServerLimits) -> ServerScan<'a> {
-    let (verb, verb_len) = match input.first_chunk::<4>() {
-        Some(b"MSG ") => (ServerVerb::Msg, 3),
-        _ => match line::verb(input, VERBS) {
-            Verb::Is(verb, verb_len) => (verb, verb_len),
-            Verb::Partial => return ServerScan::Incomplete { need: None },
-            Verb::Unknown => return ServerScan::Fault(ServerFault::UnknownOperation),
-        },
+    if let Some((head, len)) = Head::short(input, limits.max_control_line) {
+        return message(input, &head, len, limits);
+    }
+    let (verb, verb_len) = match line::verb(input, VERBS) {
+        Verb::Is(verb, verb_len) => (verb, verb_len),
+        Verb::Partial => return ServerScan::Incomplete { need: None },
+        Verb::Unknown => return ServerScan::Fault(ServerFault::UnknownOperation),
     };
     let window = &input[..input.len().min(limits.max_control_line)];
     let Some(line_feed) = memchr(b'\n', &window[verb_len.min(window.len())..]) else {
@@ -153,8 +155,8 @@ pub fn scan<'a>(input: &'a [u8], limits: &ServerLimits) -> ServerScan<'a> {
     let arg = arg.strip_suffix(b"\r").unwrap_or(arg);
     let op = match verb {
         ServerVerb::Msg | ServerVerb::Hmsg => {
-            return match Head::parse(arg, verb == ServerVerb::Hmsg) {
-                Some(head) => message(input, &head, verb_len, len, limits),
+            return match Head::parse(arg, verb_len, verb == ServerVerb::Hmsg) {
+                Some(head) => message(input, &head, len, limits),
                 None => ServerScan::Fault(ServerFault::BadArguments),
             };
         }
@@ -198,7 +200,7 @@ struct Head<'a> {
     headers: bool,
     subject: &'a [u8],
     sid: &'a [u8],
-    /// Where the sid ends, from the start of the argument.
+    /// Where the sid ends, from the start of the line.
     sid_end: usize,
     reply: Option<&'a [u8]>,
     header_len: usize,
@@ -206,14 +208,45 @@ struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    fn parse(arg: &'a [u8], headers: bool) -> Option<Self> {
+    /// The short way for a `MSG` as brokers write it, word by word, and the length of its line. `None`
+    /// says nothing about the input.
+    #[inline]
+    fn short(input: &'a [u8], max_control_line: usize) -> Option<(Self, usize)> {
+        if input.first_chunk::<4>() != Some(b"MSG ") {
+            return None;
+        }
+        let line = &input[..input.len().min(max_control_line)];
+        let (subject, at) = short_word(line, 4)?;
+        let (sid, sid_end) = short_word(line, at + 1)?;
+        let (mut last, mut at) = short_word(line, sid_end + 1)?;
+        let mut reply = None;
+        if line[at] == b' ' {
+            let (next, end) = short_word(line, at + 1)?;
+            (reply, last, at) = (Some(last), next, end);
+        }
+        if line[at] != b'\r' || line.get(at + 1) != Some(&b'\n') {
+            return None;
+        }
+        let head = Self {
+            headers: false,
+            subject,
+            sid,
+            sid_end,
+            reply,
+            header_len: 0,
+            size: line::number(last)?,
+        };
+        Some((head, at + 2))
+    }
+
+    fn parse(arg: &'a [u8], verb_len: usize, headers: bool) -> Option<Self> {
         if !line::is_blank(*arg.first()?) {
             return None;
         }
         let mut at = 0;
         let subject = word(arg, &mut at);
         let sid = word(arg, &mut at);
-        let sid_end = at;
+        let sid_end = verb_len + at;
         let numbers = if headers { 2 } else { 1 };
         let mut words: [&[u8]; 3] = [&[]; 3];
         let mut count = 0;
@@ -248,6 +281,14 @@ impl<'a> Head<'a> {
     }
 }
 
+/// The word at `at`, and where it ends: before a blank or a carriage return.
+#[inline]
+fn short_word(line: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let end = line::word_end(line.get(at..)?, 0)? + at;
+    let ends = end > at && matches!(line[end], b' ' | b'\r');
+    ends.then(|| (&line[at..end], end))
+}
+
 /// The next word of `arg` from `at` on, which moves behind it. Empty at the end.
 #[inline]
 fn word<'a>(arg: &'a [u8], at: &mut usize) -> &'a [u8] {
@@ -265,10 +306,10 @@ fn word<'a>(arg: &'a [u8], at: &mut usize) -> &'a [u8] {
 }
 
 /// Payload and line end behind a head.
+#[inline]
 fn message<'a>(
     input: &'a [u8],
     head: &Head<'a>,
-    verb_len: usize,
     head_len: usize,
     limits: &ServerLimits,
 ) -> ServerScan<'a> {
@@ -291,7 +332,8 @@ fn message<'a>(
         reply: head.reply,
         header_len: head.header_len,
         size: head.size,
-        after_sid: &frame[verb_len + head.sid_end..],
+        before_sid: &frame[..head.sid_end - head.sid.len()],
+        after_sid: &frame[head.sid_end..],
         payload: &frame[head_len..end],
     });
     ServerScan::Op { op, len }

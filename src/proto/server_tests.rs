@@ -215,3 +215,46 @@ fn only_blanks_end_a_word() {
     assert_eq!((msg.sid, msg.payload), (&b"s\x1fid"[..], &b"hi"[..]));
     assert_eq!(msg.reply, Some(&b"re\x7fply\x00"[..]));
 }
+
+/// Lines as brokers write them take a short way, whose verb is upper-case; the long one reads the same.
+#[test]
+fn the_short_way_reads_what_the_long_one_does() {
+    for args in [
+        "a 1 0",
+        "a.b.c Z9-4 3",
+        "a 1 reply.to 3",
+        "a 1  3",
+        "a  1 3",
+        "a 1 3 ",
+        "a\t1 3",
+        "a\u{1}b 1 3",
+        "a 1 b 3 4",
+        "a 1",
+        "a 1 x",
+        "a 1 0000000003",
+        " a 1 3",
+        "a 1 3\r",
+        "",
+    ] {
+        let size = args
+            .split_ascii_whitespace()
+            .last()
+            .and_then(|last| last.parse().ok());
+        let payload = "x".repeat(size.unwrap_or(0));
+        let [short, long] = ["MSG", "msg"].map(|verb| format!("{verb} {args}\r\n{payload}\r\n"));
+        for cut in 0..=short.len() {
+            let (short, long) = (&short.as_bytes()[..cut], &long.as_bytes()[..cut]);
+            let parts = |input| match scan(input, &limits()) {
+                ServerScan::Op {
+                    op: ServerOp::Msg(msg),
+                    len,
+                } => {
+                    let names = (msg.subject, msg.sid, msg.reply, msg.size);
+                    Ok((names, msg.before_sid.len(), msg.after_sid, msg.payload, len))
+                }
+                other => Err(other),
+            };
+            assert_eq!(parts(short), parts(long), "{args:?} cut at {cut}");
+        }
+    }
+}

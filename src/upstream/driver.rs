@@ -42,6 +42,8 @@ struct Driver {
     links: Vec<LinkIo>,
     sleep: Option<Pin<Box<Sleep>>>,
     armed: Option<Instant>,
+    /// When the present round began.
+    now: Instant,
     done: bool,
 }
 
@@ -53,6 +55,7 @@ pub(super) async fn run(pool: Rc<Pool>, cell: Rc<TrunkCell>) {
         links: Vec::with_capacity(1),
         sleep: None,
         armed: None,
+        now: now(),
         done: false,
     };
     let _guard = Guard(Rc::clone(&driver.cell));
@@ -75,6 +78,8 @@ impl Driver {
         self.cell.register(cx);
         let mut rounds = 0;
         loop {
+            // Once: asking the clock costs as much as a frame.
+            self.now = now();
             let mut busy = self.poll_links(cx);
             self.tick();
             busy |= self.act();
@@ -92,7 +97,7 @@ impl Driver {
                 break;
             }
         }
-        self.pool.settle();
+        self.pool.settle(self.now);
         if self.done {
             self.pool.remove(self.cell.machine.borrow().id());
             return Poll::Ready(());
@@ -154,7 +159,7 @@ impl Driver {
     }
 
     fn tick(&mut self) {
-        let now = now();
+        let now = self.now;
         if self.cell.take_woken() {
             self.with_machine(|trunk, now, bus| trunk.handle_wake(now, bus));
         }
@@ -244,7 +249,7 @@ impl Driver {
             }
         }
         let mut trunk = self.cell.machine.borrow_mut();
-        trunk.unpark(now(), &self.pool.bus.borrow());
+        trunk.unpark(self.now, &self.pool.bus.borrow());
         busy
     }
 
@@ -311,7 +316,10 @@ impl Driver {
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if self.armed != Some(due) {
             // A timer that fires too early costs less than moving it for every message.
-            if self.armed.is_none_or(|armed| due < armed || armed <= now()) {
+            if self
+                .armed
+                .is_none_or(|armed| due < armed || armed <= self.now)
+            {
                 sleep.as_mut().reset(deadline);
                 self.armed = Some(due);
             }
@@ -332,7 +340,7 @@ impl Driver {
         input: impl FnOnce(&mut super::trunk::Trunk, Instant, &mut super::bus::Bus),
     ) {
         let mut bus = self.pool.bus.borrow_mut();
-        input(&mut self.cell.machine.borrow_mut(), now(), &mut bus);
+        input(&mut self.cell.machine.borrow_mut(), self.now, &mut bus);
     }
 
     fn log(&self, report: &Report) {
@@ -378,7 +386,7 @@ impl Driver {
                 "dial failed"
             ),
             Report::BrokerError { broker, text } => {
-                let repeated = self.pool.repeats.borrow_mut().note(*broker, text, now());
+                let repeated = self.pool.repeats.borrow_mut().note(*broker, text, self.now);
                 let broker = addr(*broker);
                 let text = String::from_utf8_lossy(text);
                 let text = text.escape_debug();

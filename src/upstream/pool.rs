@@ -21,7 +21,7 @@ use super::trunk::{Gauges, MoveReason, Trunk};
 use super::watch::TrunkId;
 use crate::config::Sharing;
 use crate::ledger::SessionId;
-use crate::net::{Names, Outbox, Port, now};
+use crate::net::{Names, Outbox, Port};
 use crate::proto::connect::ConnectInfo;
 
 /// The buffer that a readable socket borrows: one per worker.
@@ -259,7 +259,7 @@ impl Pool {
 
     /// Wakes what the last pass set free: trunks that waited for a broker, a turn to dial or
     /// the barrier, and the prober.
-    pub fn settle(&self) {
+    pub fn settle(&self, now: Instant) {
         let (woken, probe_at, news) = {
             let mut bus = self.bus.borrow_mut();
             let news = bus.roster.take_offer_changed();
@@ -269,7 +269,7 @@ impl Pool {
             self.wake_sessions();
         }
         self.shed();
-        self.report();
+        self.report(now);
         if probe_at != self.probe_at.get() {
             self.wake_prober();
         }
@@ -334,10 +334,10 @@ impl Pool {
     }
 
     /// Tells the operator what concerns the whole bus.
-    fn report(&self) {
+    fn report(&self, now: Instant) {
         let mut bus = self.bus.borrow_mut();
         let addr = |bus: &Bus, id| bus.roster.broker(id).addr().to_string();
-        if let Some(failover) = bus.poll_failover(now()) {
+        if let Some(failover) = bus.poll_failover(now) {
             info!(
                 bus = self.name,
                 from = addr(&bus, failover.from),

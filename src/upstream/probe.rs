@@ -77,7 +77,7 @@ impl Pool {
             }
         }
         drop(bus);
-        self.settle();
+        self.settle(now);
         self.wake_prober();
     }
 

@@ -130,7 +130,6 @@ impl Trunk {
         if independent && counts {
             self.links[at].received.note(upstream);
         }
-        let verb: &[u8] = if msg.headers { b"HMSG " } else { b"MSG " };
         let (slots, touched) = (&mut self.slots, &mut self.touched);
         let max_pending = bus.settings.limits.max_pending;
         let (mut copies, mut slow) = (0, Vec::new());
@@ -145,8 +144,7 @@ impl Trunk {
             copies += 1;
             slot.traffic.out_msgs += 1;
             slot.traffic.out_bytes += msg.size as u64;
-            slot.out
-                .push_parts(&[verb, msg.subject, b" ", sid, msg.after_sid]);
+            slot.out.push_parts(&[msg.before_sid, sid, msg.after_sid]);
             if slot.out.pending_bytes() > max_pending {
                 slow.push(session);
             } else if !slot.touched {
