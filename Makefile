@@ -1,7 +1,7 @@
 # natsmux: `make help` lists what can be made.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test-deps bench-deps check test sim turmoil prove fuzz mutants deny failover soak bench
+.PHONY: help run build test-deps bench-deps check test sim turmoil prove fuzz mutants deny failover soak bench instructions
 
 export PORT HTTP KILL NATS_SERVER SEED SEEDS FIRST SECONDS_EACH RUNS MAX_LEN
 
@@ -55,6 +55,10 @@ deny: ## bans, licences and sources of all dependencies
 
 failover: test-deps ## brokers that go away in every way, in full: about 15 min of figures
 	FAILOVER=full cargo test --release --test failover --test clients -- --test-threads=1
+
+instructions: ## instructions of the hot paths under callgrind, none more than 3 % above its bound
+	@tests/tools/install-test-deps valgrind
+	tests/tools/count-instructions
 
 bench-deps:
 	@tests/tools/install-test-deps haproxy

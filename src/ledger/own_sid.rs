@@ -45,9 +45,19 @@ impl From<&[u8]> for OwnSid {
     }
 }
 
+impl OwnSid {
+    /// Of a short one, a number in the order of the bytes: zeros behind them, then their count.
+    fn rank(bytes: &[u8; SHORT], len: u8) -> u128 {
+        let mut rank = [0; 16];
+        rank[..SHORT].copy_from_slice(bytes);
+        rank[SHORT] = len;
+        u128::from_be_bytes(rank)
+    }
+}
+
 impl PartialEq for OwnSid {
     fn eq(&self, other: &Self) -> bool {
-        self.as_bytes() == other.as_bytes()
+        self.cmp(other).is_eq()
     }
 }
 
@@ -61,7 +71,12 @@ impl PartialOrd for OwnSid {
 
 impl Ord for OwnSid {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.as_bytes().cmp(other.as_bytes())
+        match (self, other) {
+            (Self::Short { len, bytes }, Self::Short { len: n, bytes: b }) => {
+                Self::rank(bytes, *len).cmp(&Self::rank(b, *n))
+            }
+            _ => self.as_bytes().cmp(other.as_bytes()),
+        }
     }
 }
 
@@ -73,7 +88,14 @@ mod tests {
     fn sids_of_every_length_are_ordered_as_their_bytes() {
         let text = b"0123456789abcdefghij";
         let mut all: Vec<&[u8]> = (0..=text.len()).map(|len| &text[..len]).collect();
-        all.extend([&b"0"[..], b"00", b"9", b"zzzzzzzzzzzzzzzzzzzz"]);
+        all.extend([
+            &b"0"[..],
+            b"00",
+            b"0\0",
+            b"0\0\0",
+            b"9",
+            b"zzzzzzzzzzzzzzzzzzzz",
+        ]);
         let mut sids: Vec<OwnSid> = all.iter().map(|sid| OwnSid::from(*sid)).collect();
         sids.sort();
         all.sort_unstable();

@@ -6,6 +6,18 @@
 
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
+/// What each byte is worth as a digit.
+const VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < DIGITS.len() {
+        values[DIGITS[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+const NO_DIGIT: u8 = u8::MAX;
+
 /// Slot and generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UpstreamSid {
@@ -39,11 +51,21 @@ impl UpstreamSid {
 
     /// Reads the text that a broker sent. `None` where natsmux can't have written it.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let (slot, generation) = match memchr::memchr(b'-', text) {
-            Some(at) => (number(&text[..at])?, number(&text[at + 1..])?),
-            None => (number(text)?, 0),
-        };
-        Some(Self { slot, generation })
+        let mut numbers = [0u32; 2];
+        let (mut at, mut is_empty) = (0, true);
+        for &byte in text {
+            let digit = VALUES[usize::from(byte)];
+            if digit != NO_DIGIT {
+                numbers[at] = numbers[at].checked_mul(62)?.checked_add(u32::from(digit))?;
+                is_empty = false;
+            } else if byte == b'-' && at == 0 && !is_empty {
+                (at, is_empty) = (1, true);
+            } else {
+                return None;
+            }
+        }
+        let [slot, generation] = numbers;
+        (!is_empty).then_some(Self { slot, generation })
     }
 }
 
@@ -69,21 +91,6 @@ impl SidText {
         }
         self.bytes[start..usize::from(self.len)].reverse();
     }
-}
-
-fn number(text: &[u8]) -> Option<u32> {
-    if text.is_empty() {
-        return None;
-    }
-    text.iter().try_fold(0u32, |number, &byte| {
-        let digit = match byte {
-            b'0'..=b'9' => byte - b'0',
-            b'A'..=b'Z' => byte - b'A' + 10,
-            b'a'..=b'z' => byte - b'a' + 36,
-            _ => return None,
-        };
-        number.checked_mul(62)?.checked_add(u32::from(digit))
-    })
 }
 
 #[cfg(test)]
