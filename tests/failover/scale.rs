@@ -11,7 +11,7 @@ use crate::part::Part;
 use crate::process::{cpu_hundredths, resident_kilobytes};
 use crate::rig::{Delivery, KNOWN, config, natsmux};
 use crate::size::{figures, number, turn};
-use crate::support::{Cluster, Natsmux, PATIENCE, Version, sharing, wait_for};
+use crate::support::{Broker, Cluster, Natsmux, PATIENCE, RawClient, Version, sharing, wait_for};
 
 #[test]
 fn many_subscriptions_are_replayed_and_fenced_within_1_s() {
@@ -33,6 +33,67 @@ fn many_subscriptions_are_replayed_and_fenced_within_1_s() {
         took.as_millis()
     ));
     assert!(took < Duration::from_secs(1), "back after {took:?}");
+}
+
+/// Two brokers that aren't clustered, so that the time is theirs and natsmux's, and not that of
+/// what brokers tell each other; beside it, the same SUBs from a client at the one that is left.
+#[test]
+fn a_hundred_thousand_subscriptions_of_one_session_are_back_within_half_a_second() {
+    let _turn = turn();
+    let count = number("replay_of_one", [100_000, 100_000, 100_000]);
+    let mut brokers = [(); 2].map(|()| Broker::start(Version::V215));
+    let urls = brokers.each_ref().map(Broker::url);
+    let natsmux = natsmux(config(&urls, Delivery::AtMostOnce, "", ""));
+    let subscribe = |client: &mut RawClient| {
+        client.set_patience(Duration::from_secs(60));
+        let sids = (0..count).collect::<Vec<_>>();
+        for sids in sids.chunks(1_000) {
+            let subs = sids
+                .iter()
+                .map(|sid| format!("SUB s{}.{} {sid}\r\n", sid / 100, sid % 100));
+            client.send(subs.collect::<String>());
+        }
+        client.flush();
+    };
+    let mut component = RawClient::ready(&natsmux.address());
+    subscribe(&mut component);
+    let current = natsmux.current_broker().expect("a broker in use");
+    let victim = brokers
+        .iter()
+        .position(|broker| broker.address() == current);
+    let victim = victim.expect("one of these");
+    brokers[victim].kill();
+    let killed = Instant::now();
+    wait_for("the replay to be fenced", PATIENCE, || {
+        let varz = natsmux.varz();
+        (varz["replayed_subscriptions"] == count && varz["links"] == 1).then_some(())
+    });
+    let took = killed.elapsed();
+    // Nothing of it is missing: the last one is there, and what it gets has its sid.
+    let mut publisher = RawClient::ready(&brokers[1 - victim].address());
+    publisher.send(format!(
+        "PUB s{}.{} 1\r\nx\r\n",
+        (count - 1) / 100,
+        (count - 1) % 100
+    ));
+    publisher.flush();
+    let message = component.line();
+    assert!(message.contains(&format!(" {} 1", count - 1)), "{message}");
+    assert_eq!(component.line(), "x");
+    component.send("PING\r\n");
+    assert_eq!(component.line(), "PONG", "and nothing else");
+    let mut direct = RawClient::ready(&brokers[1 - victim].address());
+    let begun = Instant::now();
+    subscribe(&mut direct);
+    let floor = begun.elapsed();
+    figures(&format!(
+        "{count} subscriptions of one session back {} ms after SIGKILL; a client at the broker \
+         needs {} ms for them",
+        took.as_millis(),
+        floor.as_millis()
+    ));
+    let most = if cfg!(debug_assertions) { 5_000 } else { 500 };
+    assert!(took < Duration::from_millis(most), "back after {took:?}");
 }
 
 #[test]
