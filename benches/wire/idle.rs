@@ -15,16 +15,26 @@ const TRAFFIC: usize = 16 * 1024;
 
 /// Bytes for each session in the proxy, or in the broker where there is none.
 pub(crate) fn play(site: &Site, traffic: bool) -> Sample {
+    measure(site, SESSIONS, SUBSCRIPTIONS, traffic)
+}
+
+/// The same for other numbers.
+pub(crate) fn grow(site: &Site, sessions: usize, subscriptions: usize) -> Sample {
+    measure(site, sessions, subscriptions, false)
+}
+
+fn measure(site: &Site, sessions: usize, subscriptions: usize, traffic: bool) -> Sample {
+    let session = |number| session(site, number, subscriptions);
     let pid = site.proxy_pid().unwrap_or(site.broker_pid());
     // What the first sessions cost once is no session's.
-    let mut clients: Vec<Client> = (0..50).map(|number| session(site, number)).collect();
+    let mut clients: Vec<Client> = (0..50).map(session).collect();
     thread::sleep(Duration::from_millis(500));
     let before = cpu::resident(pid);
-    clients.extend((50..50 + SESSIONS).map(|number| session(site, number)));
+    clients.extend((50..50 + sessions).map(session));
     if traffic {
         let mut publisher = Client::connect(&site.far());
         let payload = "x".repeat(TRAFFIC);
-        for number in 0..50 + SESSIONS {
+        for number in 0..50 + sessions {
             let frame = format!("PUB idle.{number}.0 {TRAFFIC}\r\n{payload}\r\n");
             publisher.send(frame.as_bytes());
         }
@@ -35,12 +45,12 @@ pub(crate) fn play(site: &Site, traffic: bool) -> Sample {
     }
     thread::sleep(Duration::from_millis(1_000));
     let grown = cpu::resident(pid).saturating_sub(before);
-    Sample::bytes(grown as f64 / SESSIONS as f64, Used::default())
+    Sample::bytes(grown as f64 / sessions as f64, Used::default())
 }
 
-fn session(site: &Site, number: usize) -> Client {
+fn session(site: &Site, number: usize, subscriptions: usize) -> Client {
     let mut client = Client::connect(&site.near());
-    for subscription in 0..SUBSCRIPTIONS {
+    for subscription in 0..subscriptions {
         let sid = 100 + subscription as u64;
         client.subscribe(&format!("idle.{number}.{subscription}"), sid);
     }

@@ -5,12 +5,15 @@
 //! the same round*, since machines are noisy. The load generator is part of this process; how
 //! busy it was is in the table, since it shares the cores with what it measures.
 //!
-//! Arguments: `--rounds 5`, `--only SUBSTRING` (of a scenario's name), `--ways direct,natsmux`.
-//! Results: a table on stdout; `bench.json` and `bench.svg` in cargo's target folder.
+//! Arguments: `--rounds 5`, `--only SUBSTRING` (of a scenario's name), `--ways direct,natsmux`,
+//! `--growth yes` (curves over the numbers of sessions, subscriptions and subscribers, instead).
+//! Results: a table on stdout; `bench.json` and `bench.svg`, or `growth.json` and `growth.svg`, in
+//! cargo's target folder.
 
 mod client;
 mod connect;
 mod cpu;
+mod growth;
 mod idle;
 mod messages;
 mod plot;
@@ -25,7 +28,10 @@ use std::env;
 use std::fs;
 use std::process::ExitCode;
 
+use growth::Curve;
 use results::Results;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use scenarios::Scenario;
 use ways::Way;
 
 const ROUNDS: usize = 5;
@@ -34,7 +40,8 @@ const ROUNDS: usize = 5;
 struct Arguments {
     rounds: usize,
     only: String,
-    ways: Vec<Way>,
+    ways: Option<Vec<Way>>,
+    growth: bool,
 }
 
 impl Arguments {
@@ -42,7 +49,8 @@ impl Arguments {
         let mut parsed = Self {
             rounds: ROUNDS,
             only: String::new(),
-            ways: Way::ALL.to_vec(),
+            ways: None,
+            growth: false,
         };
         let mut arguments = env::args().skip(1);
         while let Some(name) = arguments.next() {
@@ -56,12 +64,14 @@ impl Arguments {
                     let rounds = value.parse().ok().filter(|rounds| *rounds > 0);
                     parsed.rounds = rounds.ok_or(format!("--rounds {value}: not a count"))?;
                 }
+                "--growth" => parsed.growth = value == "yes",
                 "--only" => parsed.only = value,
                 "--ways" => {
                     let ways = value.split(',').map(Way::parse);
-                    parsed.ways = ways.collect::<Option<_>>().ok_or(format!(
+                    let ways = ways.collect::<Option<_>>().ok_or(format!(
                         "--ways {value}: known are direct, natsmux, shared, haproxy and leaf"
                     ))?;
+                    parsed.ways = Some(ways);
                 }
                 _ => return Err(format!("unknown argument {name}")),
             }
@@ -78,16 +88,45 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let scenarios = scenarios::all();
-    let chosen: Vec<_> = scenarios
+    raise_open_files();
+    let (scenarios, curves) = match arguments.growth {
+        false => (scenarios::all(), Vec::new()),
+        true => (Vec::new(), growth::all()),
+    };
+    let all = scenarios
         .iter()
+        .chain(curves.iter().flat_map(Curve::scenarios));
+    let chosen: Vec<_> = all
         .filter(|scenario| scenario.name.contains(&arguments.only))
         .collect();
+    let default = match arguments.growth {
+        false => Way::ALL.to_vec(),
+        true => growth::WAYS.to_vec(),
+    };
+    let ways = arguments.ways.unwrap_or(default);
+    let results = play(&chosen, &ways, arguments.rounds);
+    println!("{}", results.table(&chosen));
+    let (name, drawn) = match arguments.growth {
+        false => ("bench", plot::draw(&results, &chosen)),
+        true => ("growth", growth::draw(&results, &curves)),
+    };
+    let folder = support::target_dir();
+    for (kind, text) in [("json", results.json(&chosen)), ("svg", drawn)] {
+        let path = folder.join(format!("{name}.{kind}"));
+        if let Err(error) = fs::write(&path, text) {
+            eprintln!("bench: {}: {error}", path.display());
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn play(chosen: &[&Scenario], ways: &[Way], rounds: usize) -> Results {
     let mut results = Results::default();
-    for round in 0..arguments.rounds {
-        for scenario in &chosen {
-            for turn in 0..arguments.ways.len() {
-                let way = arguments.ways[(round + turn) % arguments.ways.len()];
+    for round in 0..rounds {
+        for scenario in chosen {
+            for turn in 0..ways.len() {
+                let way = ways[(round + turn) % ways.len()];
                 // Fresh processes: what one scenario leaves behind is no other's cost.
                 let site = ways::Site::start(way);
                 let sample = (scenario.play)(&site);
@@ -96,18 +135,14 @@ fn main() -> ExitCode {
             }
         }
     }
-    println!("{}", results.table(&chosen));
-    let folder = support::target_dir();
-    let files = [
-        ("bench.json", results.json(&chosen)),
-        ("bench.svg", plot::draw(&results, &chosen)),
-    ];
-    for (name, text) in files {
-        let path = folder.join(name);
-        if let Err(error) = fs::write(&path, text) {
-            eprintln!("bench: {}: {error}", path.display());
-            return ExitCode::FAILURE;
-        }
+    results
+}
+
+/// For 9,000 clients, and for what is started from here.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        eprintln!("bench: the limit of open files stays: {error}");
     }
-    ExitCode::SUCCESS
 }

@@ -12,8 +12,10 @@ use crate::ways::Site;
 
 /// How long publishers write.
 const DURATION: Duration = Duration::from_millis(1_000);
-/// What may be on its way: less than a broker calls a slow consumer for.
+/// What may be on its way to one receiver: less than a broker calls a slow consumer for. And to
+/// all of them: no more than fits into the memory of a broker, and of natsmux (`max_pending_total`).
 const IN_FLIGHT_BYTES: u64 = 8 * 1024 * 1024;
+const ALL_IN_FLIGHT_BYTES: u64 = 256 * 1024 * 1024;
 /// Bytes of one write, where messages are smaller.
 const WRITE: usize = 64 * 1024;
 /// Subjects of a publisher, and subscriptions of a receiver for them.
@@ -160,7 +162,8 @@ pub(crate) fn play(site: &Site, publish_at: &str, receive_at: &str, shape: &Shap
         1
     };
     let bytes = shape.payload as u64 + 40;
-    let credit = (IN_FLIGHT_BYTES / bytes).max(4);
+    let credit = IN_FLIGHT_BYTES.min(ALL_IN_FLIGHT_BYTES / copies) / bytes;
+    let credit = credit.max(4);
     let stage = Stage::default();
     let meter = Meter::start(site);
     let start = Instant::now();

@@ -16,7 +16,7 @@ const ONE: f64 = 220.0;
 const MOST: f64 = 2.2;
 const WIDTH: usize = LABEL + (ONE * MOST) as usize + 60;
 
-fn colour(way: Way) -> &'static str {
+pub(crate) fn colour(way: Way) -> &'static str {
     match way {
         Way::Direct => "#999999",
         Way::Natsmux => "#0b6e4f",

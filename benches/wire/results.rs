@@ -109,6 +109,18 @@ impl Results {
         median(self.of(scenario, way).iter().map(figure))
     }
 
+    /// The median of what a scenario is about.
+    pub(crate) fn median_value(&self, scenario: &'static str, way: Way) -> Option<f64> {
+        self.median(scenario, way, |sample| sample.value)
+    }
+
+    /// The median of what the proxy needed for a message, in microseconds of processor time.
+    pub(crate) fn proxy_microseconds(&self, scenario: &'static str, way: Way) -> Option<f64> {
+        self.median(scenario, way, |sample| {
+            sample.per_million(sample.used.proxy)
+        })
+    }
+
     /// The median of the ratios to `base` within each round, and the least and the most.
     pub(crate) fn ratio(
         &self,

@@ -22,7 +22,7 @@ pub(crate) struct Scenario {
     pub(crate) play: Box<dyn Fn(&Site) -> Sample>,
 }
 
-const ONE_TO_ONE: Shape = Shape {
+pub(crate) const ONE_TO_ONE: Shape = Shape {
     publishers: 1,
     receivers: 1,
     to_all: false,
