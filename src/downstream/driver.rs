@@ -10,6 +10,7 @@ use tokio::time::{Sleep, timeout};
 use tracing::{debug, warn};
 
 use super::card::{Card, Entry};
+use super::read_size::ReadSize;
 use super::session::{Home, Session, SessionAction};
 use super::shared::{self, Counted, Shared};
 use crate::ledger::SessionId;
@@ -32,6 +33,7 @@ struct Connection {
     shared: Rc<Shared>,
     session: Session,
     read: ReadHalf,
+    read_size: ReadSize,
     port: Rc<Port>,
     card: Rc<Card>,
     home: Option<(Rc<TrunkCell>, SessionId)>,
@@ -61,6 +63,7 @@ pub(super) fn run(
         shared,
         session,
         read,
+        read_size: ReadSize::default(),
         port,
         card: Rc::clone(&entry.card),
         home: None,
@@ -209,13 +212,10 @@ impl Connection {
         let buffer = Rc::clone(&self.shared.pool.buffer);
         let mut buffer = buffer.borrow_mut();
         let most = match &self.home {
-            Some((cell, _)) if cell.machine.borrow().is_shared() => cell
-                .machine
-                .borrow()
-                .read_at_most(self.now)
-                .min(buffer.len()),
-            _ => buffer.len(),
+            Some((cell, _)) => cell.machine.borrow().read_at_most(self.now),
+            None => usize::MAX,
         };
+        let most = most.min(self.read_size.most()).min(buffer.len());
         match socket::poll_read(&mut self.read, cx, &mut buffer[..most]) {
             Poll::Pending => false,
             Poll::Ready(Ok(0)) => {
@@ -227,6 +227,7 @@ impl Connection {
             }
             Poll::Ready(Ok(count)) => {
                 self.handle_bytes(&buffer[..count]);
+                self.read_size.note(count, self.session.take_operations());
                 true
             }
             Poll::Ready(Err(_)) => {

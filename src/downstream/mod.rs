@@ -4,6 +4,7 @@ pub mod card;
 pub mod driver;
 pub mod early;
 pub mod listener;
+mod read_size;
 pub mod session;
 pub mod shared;
 

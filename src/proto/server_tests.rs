@@ -252,7 +252,7 @@ fn the_short_way_reads_what_the_long_one_does() {
                     let names = (msg.subject, msg.sid, msg.reply, msg.size);
                     Ok((names, msg.before_sid.len(), msg.after_sid, msg.payload, len))
                 }
-                other => Err(other),
+                other => Err(format!("{other:?}")),
             };
             assert_eq!(parts(short), parts(long), "{args:?} cut at {cut}");
         }

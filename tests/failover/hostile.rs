@@ -17,7 +17,7 @@ use crate::support::{
     Cluster, Natsmux, NatsmuxOptions, PATIENCE, RawClient, Version, sharing, wait_for,
 };
 
-const CONNECT: &[u8] = b"CONNECT {\"verbose\":false,\"protocol\":1}\r\n";
+const CONNECT: &[u8] = b"CONNECT {\"verbose\":false,\"pedantic\":false,\"protocol\":1}\r\n";
 /// Between two messages of the neighbour.
 const PERIOD: Duration = Duration::from_millis(2);
 /// Written at once by one that floods.

@@ -82,6 +82,8 @@ pub struct Session {
     /// What goes to the component while there is no trunk.
     out: Option<Box<Outbox>>,
     headers: bool,
+    /// Operations handled, runs of publishes apart, since it was last asked.
+    operations: u32,
     max_control_line: usize,
     /// What the last INFO said.
     told: Offer,
@@ -120,6 +122,7 @@ impl Session {
             early: None,
             out: None,
             headers: false,
+            operations: 0,
             max_control_line: settings.limits.max_control_line,
             told: bus.roster.offer(),
             connect: None,
@@ -259,6 +262,11 @@ impl Session {
             false => bus.settings.limits.lenient_buffer,
         };
         kept < limit && !bus.budgets.early.is_spent()
+    }
+
+    /// Operations that were handled since the last call, but for publishes that went on in runs.
+    pub fn take_operations(&mut self) -> u32 {
+        std::mem::take(&mut self.operations)
     }
 
     /// Whether something waits for [`Session::handle_ready`].

@@ -59,6 +59,7 @@ impl Session {
                     used += len;
                     run.start = used;
                     self.pings.active = true;
+                    self.operations = self.operations.saturating_add(1);
                     self.handle_op(op, frame, home, now, bus);
                     if self.action.is_some() || self.must_wait(home) || !self.is_open(home) {
                         return (used, Then::Later);

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::owners::Owners;
+use super::{FAIR_BYTES, OPERATION_BYTES};
 use crate::ledger::{Account, Ping, Pings, Received, Seen, SessionId, UpstreamSid};
 use crate::net::{Outbox, Partial, Retention};
 use crate::proto::encode;
@@ -281,6 +282,21 @@ impl Link {
         owners.is_some_and(|owners| owners.is_contended(now))
     }
 
+    /// What a session may have unproven beside others, in bytes: more where the broker is far, since
+    /// it is the broker's time that they share, not the way there.
+    pub(super) fn fair_bytes(&self) -> usize {
+        let way = self.shortest_round_trip.unwrap_or_default().as_millis();
+        let way = usize::try_from(way).unwrap_or(usize::MAX);
+        FAIR_BYTES.saturating_mul(way.saturating_add(1))
+    }
+
+    /// Whether a session that floods isn't read until the next fence is answered.
+    pub(super) fn must_prove_soon(&self, now: Instant) -> bool {
+        let owners = self.owners.as_ref();
+        let bounds = |owners: &Owners| owners.is_contended(now) || owners.operates();
+        self.unfenced_bytes >= FAIR_BYTES && owners.is_some_and(|owners| bounds(owners))
+    }
+
     /// Whether a broker has accepted it, so that its end is the end of a link and not a
     /// failed dial.
     pub(super) fn is_attached(&self) -> bool {
@@ -338,7 +354,11 @@ impl Link {
         }
         self.operations_covered_by = covered_by;
         self.out.push(frame);
-        self.note_unfenced(frame.len(), 0, now);
+        let weight = match self.owners {
+            Some(_) => frame.len().max(OPERATION_BYTES),
+            None => frame.len(),
+        };
+        self.note_unfenced(weight, 0, now);
     }
 
     /// Appends `count` UNSUBs, whose answers are nobody's.
@@ -394,6 +414,18 @@ mod tests {
         assert_eq!(link.window, WINDOW_LEAST);
         answer(&mut link, 52);
         assert_eq!(link.window, WINDOW_LEAST, "the least");
+    }
+
+    #[test]
+    fn the_share_of_a_session_grows_with_the_way_to_the_broker() {
+        let now = Instant::now();
+        let retention = Retention::UntilConfirmed;
+        let mut link = Link::new(LinkId(0), BrokerId(0), retention, now, now);
+        assert_eq!(link.fair_bytes(), FAIR_BYTES);
+        link.shortest_round_trip = Some(Duration::from_micros(900));
+        assert_eq!(link.fair_bytes(), FAIR_BYTES);
+        link.shortest_round_trip = Some(Duration::from_millis(40));
+        assert_eq!(link.fair_bytes(), 41 * FAIR_BYTES);
     }
 
     #[test]

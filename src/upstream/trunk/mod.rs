@@ -61,6 +61,10 @@ const LINK_FULL_BYTES: usize = 512 * 1024;
 /// ahead of theirs for each that floods, in bytes.
 const FAIR_BYTES: usize = 32 * 1024;
 
+/// What a SUB or UNSUB counts as there, in bytes, where it is shorter: it costs natsmux and a
+/// broker as much as a publish of this size.
+const OPERATION_BYTES: usize = 256;
+
 /// What the brokers think of the trunk's credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -458,6 +462,13 @@ impl Trunk {
         }
     }
 
+    /// Whether a session subscribes or unsubscribes where others may publish at any time. A broker
+    /// takes so long for a window full of that (`Link::is_overrun`) that nobody should begin
+    /// behind it.
+    fn operates_beside_others(&self, slot: &Slot) -> bool {
+        self.shared && slot.operates && self.slots.len() > 1
+    }
+
     fn has_room(&self, session: SessionId, now: Instant, bus: &Bus) -> bool {
         let Some(slot) = self.slots.get(session.0 as usize) else {
             return false;
@@ -469,7 +480,8 @@ impl Trunk {
             Some(at) => {
                 let link = &self.links[at];
                 let out = &link.out;
-                if link.is_contended(now) && slot.unproven.bytes(self.answered) > FAIR_BYTES {
+                let is_bounded = link.is_contended(now) || self.operates_beside_others(slot);
+                if is_bounded && slot.unproven.bytes(self.answered) > link.fair_bytes() {
                     return false;
                 }
                 // With at-least-once, what was written stays in memory until it is proven.

@@ -95,6 +95,7 @@ impl Trunk {
         match open {
             Some(at) if slot.held.is_empty() => {
                 slot.publishes_covered_by = covered_by;
+                slot.operates = false;
                 let link = &mut self.links[at];
                 let bytes = link.push_publishes(frames, messages, &mut bus.counters);
                 link.note_owner(Some(session));
@@ -125,6 +126,17 @@ impl Trunk {
         owners.note_turn(session, now);
         if let Some(slot) = self.slots.get_mut(session.0 as usize) {
             slot.unproven.add(bytes, self.next_ping, self.answered);
+        }
+    }
+
+    /// The same for a SUB or UNSUB of this length.
+    fn note_operation_bytes(&mut self, session: SessionId, at: usize, len: usize, now: Instant) {
+        self.note_bytes(session, at, len.max(super::OPERATION_BYTES), now);
+        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+            slot.operates = true;
+        }
+        if let Some(owners) = &mut self.links[at].owners {
+            owners.note_operation();
         }
     }
 
@@ -217,7 +229,11 @@ impl Trunk {
         bus: &mut Bus,
     ) {
         let covered_by = self.next_ping;
-        let is_sent = self.note_operation(session).is_some();
+        let owner = self.note_operation(session);
+        let is_sent = owner.is_some();
+        if let Some(at) = owner {
+            self.note_operation_bytes(session, at, 0, now);
+        }
         if let Some(left) = left {
             match is_sent {
                 true => self.retire_on_links(left, covered_by),
@@ -504,7 +520,7 @@ impl Trunk {
         let Some(owner) = self.note_operation(session) else {
             return false;
         };
-        self.note_bytes(session, owner, frame.len(), now);
+        self.note_operation_bytes(session, owner, frame.len(), now);
         let covered_by = self.next_ping;
         for (at, link) in self.links.iter_mut().enumerate() {
             if !link.takes_subscriptions() {
@@ -611,9 +627,7 @@ impl Trunk {
         bus.note_publish(link.broker, now);
         link.note_unfenced(bytes, messages, now);
         let limits = &bus.settings.limits;
-        // One that floods isn't read until this is answered.
-        let crowded = link.unfenced_bytes >= super::FAIR_BYTES && link.is_contended(now);
-        let due = crowded
+        let due = link.must_prove_soon(now)
             || link.unfenced_bytes >= limits.fence_bytes
             || link.unfenced_messages >= limits.fence_messages as u64;
         if due && bus.may_fence(now) {

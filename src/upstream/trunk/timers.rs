@@ -145,9 +145,8 @@ impl Trunk {
         let interval = bus.settings.timings.fence_interval;
         let regular = self.regular_fence_due(link, bus);
         let asked = link.unfenced_since.map(|since| {
-            // One that floods isn't read until this is answered.
-            let crowded = link.unfenced_bytes >= super::FAIR_BYTES && link.is_contended(since);
-            let full = crowded || link.unfenced_bytes >= bus.settings.limits.fence_bytes;
+            let full = link.must_prove_soon(since)
+                || link.unfenced_bytes >= bus.settings.limits.fence_bytes;
             since + if full { Duration::ZERO } else { interval }
         });
         Some(asked.map_or(regular, |asked| asked.min(regular)))
