@@ -1,7 +1,7 @@
 # natsmux: `make help` lists what can be made.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test-deps bench-deps check test sim turmoil prove fuzz mutants deny failover soak bench instructions
+.PHONY: help run build test-deps bench-deps check test sim turmoil prove fuzz mutants deny failover soak bench growth instructions
 
 export PORT HTTP KILL NATS_SERVER SEED SEEDS FIRST SECONDS_EACH RUNS MAX_LEN
 
@@ -65,6 +65,9 @@ bench-deps:
 
 bench: bench-deps ## beside a direct connection, HAProxy and a leaf node: about 12 min (ROUNDS=5 ONLY=fan-in)
 	cargo bench --bench wire -- --rounds $(ROUNDS) --only "$(ONLY)"
+
+growth: bench-deps ## the same as curves over sessions, subscriptions, subscribers: about 6 min a round (ROUNDS=5)
+	cargo bench --bench wire -- --growth yes --rounds $(ROUNDS) --only "$(ONLY)"
 
 soak: test-deps ## the same for hours' sake: 10 min without a broker, 10 min of load, 1,000 failovers
 	FAILOVER=soak cargo test --release --test failover -- --test-threads=1

@@ -218,6 +218,9 @@ impl<'a> Head<'a> {
         let line = &input[..input.len().min(max_control_line)];
         let (subject, at) = short_word(line, 4)?;
         let (sid, sid_end) = short_word(line, at + 1)?;
+        if line[at] != b' ' || line[sid_end] != b' ' {
+            return None;
+        }
         let (mut last, mut at) = short_word(line, sid_end + 1)?;
         let mut reply = None;
         if line[at] == b' ' {

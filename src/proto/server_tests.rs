@@ -234,6 +234,9 @@ fn the_short_way_reads_what_the_long_one_does() {
         "a 1 0000000003",
         " a 1 3",
         "a 1 3\r",
+        "a\rb 1 3",
+        "a 1\r2 3",
+        "a 1 b\rc 3",
         "",
     ] {
         let size = args

@@ -292,9 +292,13 @@ impl Link {
 
     /// Whether a session that floods isn't read until the next fence is answered.
     pub(super) fn must_prove_soon(&self, now: Instant) -> bool {
-        let owners = self.owners.as_ref();
-        let bounds = |owners: &Owners| owners.is_contended(now) || owners.operates();
-        self.unfenced_bytes >= FAIR_BYTES && owners.is_some_and(|owners| bounds(owners))
+        let is_bounded = self.is_contended(now) || !self.has_proven_operations();
+        self.owners.is_some() && self.unfenced_bytes >= FAIR_BYTES && is_bounded
+    }
+
+    /// Whether a PONG is to come that proves what was written.
+    pub(super) fn awaits_proof(&self) -> bool {
+        !self.pings.is_empty() || self.unfenced_since.is_some()
     }
 
     /// Whether a broker has accepted it, so that its end is the end of a link and not a

@@ -57,8 +57,9 @@ use slot::Slot;
 /// A link's buffer beyond this stops the reads of the sessions that feed it, in bytes.
 const LINK_FULL_BYTES: usize = 512 * 1024;
 
-/// What one session may have unproven on a link on which others publish too: so much may be
-/// ahead of theirs for each that floods, in bytes.
+/// What one session may have unproven on a link on which others publish too, where the broker is
+/// near (`Link::fair_bytes`): so much, and what one more read brings, may be ahead of theirs for
+/// each that floods, in bytes.
 const FAIR_BYTES: usize = 32 * 1024;
 
 /// What a SUB or UNSUB counts as there, in bytes, where it is shorter: it costs natsmux and a
@@ -462,11 +463,11 @@ impl Trunk {
         }
     }
 
-    /// Whether a session subscribes or unsubscribes where others may publish at any time. A broker
-    /// takes so long for a window full of that (`Link::is_overrun`) that nobody should begin
+    /// Whether a session has subscribed or unsubscribed where others may publish at any time. A
+    /// broker takes so long for a window full of that (`Link::is_overrun`) that nobody should begin
     /// behind it.
     fn operates_beside_others(&self, slot: &Slot) -> bool {
-        self.shared && slot.operates && self.slots.len() > 1
+        self.shared && self.slots.len() > 1 && slot.subs_covered_by > self.answered
     }
 
     fn has_room(&self, session: SessionId, now: Instant, bus: &Bus) -> bool {
@@ -481,7 +482,11 @@ impl Trunk {
                 let link = &self.links[at];
                 let out = &link.out;
                 let is_bounded = link.is_contended(now) || self.operates_beside_others(slot);
-                if is_bounded && slot.unproven.bytes(self.answered) > link.fair_bytes() {
+                // Where nothing more is to come, what was counted is settled, wherever that was.
+                if is_bounded
+                    && link.awaits_proof()
+                    && slot.unproven.bytes(self.answered) > link.fair_bytes()
+                {
                     return false;
                 }
                 // With at-least-once, what was written stays in memory until it is proven.

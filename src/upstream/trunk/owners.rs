@@ -29,8 +29,6 @@ pub(super) struct Owners {
     /// Who wrote last, and when that was last somebody else.
     last: Option<SessionId>,
     changed_at: Option<Instant>,
-    /// Whether the last that was written was a SUB or UNSUB.
-    operates: bool,
 }
 
 /// Two sessions that write within this time are in each other's way.
@@ -75,21 +73,10 @@ impl Owners {
 
     /// Notes that a session has written something.
     pub(super) fn note_turn(&mut self, session: SessionId, now: Instant) {
-        self.operates = false;
         let last = self.last.replace(session);
         if last.is_some_and(|last| last != session) {
             self.changed_at = Some(now);
         }
-    }
-
-    /// Notes that it was a SUB or UNSUB.
-    pub(super) fn note_operation(&mut self) {
-        self.operates = true;
-    }
-
-    /// Whether what was written last was one.
-    pub(super) fn operates(&self) -> bool {
-        self.operates
     }
 
     /// Whether more than one session has written of late.

@@ -95,7 +95,6 @@ impl Trunk {
         match open {
             Some(at) if slot.held.is_empty() => {
                 slot.publishes_covered_by = covered_by;
-                slot.operates = false;
                 let link = &mut self.links[at];
                 let bytes = link.push_publishes(frames, messages, &mut bus.counters);
                 link.note_owner(Some(session));
@@ -132,12 +131,6 @@ impl Trunk {
     /// The same for a SUB or UNSUB of this length.
     fn note_operation_bytes(&mut self, session: SessionId, at: usize, len: usize, now: Instant) {
         self.note_bytes(session, at, len.max(super::OPERATION_BYTES), now);
-        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
-            slot.operates = true;
-        }
-        if let Some(owners) = &mut self.links[at].owners {
-            owners.note_operation();
-        }
     }
 
     /// Counts publishes of a session, and the bytes of their payloads.
@@ -538,6 +531,7 @@ impl Trunk {
         let Some(owner) = self.note_operation(session) else {
             return false;
         };
+        self.note_operation_bytes(session, owner, frame.len(), now);
         let covered_by = self.next_ping;
         self.links[owner].push_operation(frame, OkOwner::Operation, covered_by, now);
         true

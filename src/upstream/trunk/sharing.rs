@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::link::Link;
 use super::owners::Wanted;
-use super::slot::{Leaving, Slot};
+use super::slot::{Leaving, Slot, Unproven};
 use super::{CloseReason, Trunk};
 use crate::ledger::{Carried, SessionId, UpstreamSid};
 use crate::net::Outbox;
@@ -177,6 +177,8 @@ impl Trunk {
         slot.owed_pongs += std::mem::take(&mut slot.asked) + slot.late.len() as u32;
         slot.late.clear();
         (slot.subs_covered_by, slot.publishes_covered_by) = (0, 0);
+        // PINGs of this trunk: the next one counts anew.
+        slot.unproven = Unproven::default();
         (slot.gate, slot.leaving, slot.touched) = (None, None, false);
         (slot.gate_passed, slot.unverified) = (false, false);
         self.note_departure(now, bus);

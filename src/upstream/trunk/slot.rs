@@ -128,10 +128,8 @@ pub(super) struct Slot {
     pub(super) subs_covered_by: u64,
     /// The same for its last publish.
     pub(super) publishes_covered_by: u64,
-    /// What it has on a link that it shares.
+    /// What it has on a link that it shares: publishes, and operations by their weight.
     pub(super) unproven: Unproven,
-    /// Whether the last that it sent was a SUB or UNSUB.
-    pub(super) operates: bool,
     /// Whether it has ever got a PONG.
     pub(super) had_pong: bool,
     /// PONGs that brokers still owe it on a live link.
@@ -221,7 +219,6 @@ impl Slot {
             subs_covered_by: 0,
             publishes_covered_by: 0,
             unproven: Unproven::default(),
-            operates: false,
             had_pong: false,
             asked: 0,
             late: VecDeque::new(),

@@ -766,3 +766,46 @@ fn what_a_frozen_brokers_kernel_takes_is_no_sign_of_life() {
         "a slow way, not a dead one"
     );
 }
+
+#[test]
+fn one_that_floods_beside_others_waits_for_its_pong_and_no_longer() {
+    const PLENTY: usize = 2 * FAIR_BYTES / OPERATION_BYTES;
+    let mut bench = Bench::new(r#"{"verbose":false,"pedantic":false}"#);
+    let connect = Rc::clone(&bench.trunk.connect);
+    bench.trunk = Trunk::shared(TrunkId(0), &connect, "shared".to_owned());
+    let sessions = [(); 2].map(|()| {
+        let out = Outbox::new(Retention::UntilWritten);
+        let (now, bus) = (bench.now, &mut bench.bus);
+        bench.trunk.join(out, &connect, now, bus)
+    });
+    bench.session = sessions[0];
+    bench.take_dial();
+    bench.join();
+    let reads = |bench: &mut Bench| {
+        sessions.map(|session| bench.trunk.wants_read(session, bench.now, &bench.bus))
+    };
+    let flood = |bench: &mut Bench| {
+        for sid in 0..PLENTY {
+            bench.subscribe(b"flood", format!("{}", 1 + sid).as_bytes());
+        }
+    };
+    assert_eq!(reads(&mut bench), [true, true]);
+    flood(&mut bench);
+    assert_eq!(reads(&mut bench), [false, true]);
+    bench.pass(Duration::ZERO);
+    assert!(bench.told().ends_with("PING\r\n"), "at once");
+    bench.broker(b"PONG\r\n");
+    assert_eq!(reads(&mut bench), [true, true]);
+
+    // Elsewhere, nothing of it is left: the PINGs there have other numbers.
+    flood(&mut bench);
+    let (now, bus) = (bench.now, &mut bench.bus);
+    let moved = bench
+        .trunk
+        .take_out(sessions[0], now, bus)
+        .expect("its place");
+    let mut next = Trunk::shared(TrunkId(1), &connect, "next".to_owned());
+    let session = next.take_in(moved, &connect, false, now, bus);
+    let unproven = next.slots[session.0 as usize].unproven;
+    assert_eq!(unproven.bytes(0), 0);
+}
