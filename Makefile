@@ -63,7 +63,7 @@ instructions: ## instructions of the hot paths under callgrind, none more than 3
 bench-deps:
 	@tests/tools/install-test-deps haproxy
 
-bench: bench-deps ## beside a direct connection, HAProxy and a leaf node: about 12 min (ROUNDS=5 ONLY=fan-in)
+bench: bench-deps ## beside a direct connection, HAProxy and a leaf node: about 10 min (ROUNDS=5 ONLY=fan-in)
 	cargo bench --bench wire -- --rounds $(ROUNDS) --only "$(ONLY)"
 
 growth: bench-deps ## the same as curves over sessions, subscriptions, subscribers: about 6 min a round (ROUNDS=5)

@@ -38,7 +38,7 @@ fn scan_request(input: Vec<u8>) -> Vec<u8> {
     input
 }
 
-#[library_benchmark(config = bound!(335_982))]
+#[library_benchmark(config = bound!(341_982))]
 #[bench::run(cost::messages(100))]
 fn scan_message(input: Vec<u8>) -> Vec<u8> {
     cost::scan_server(black_box(&input));
@@ -86,7 +86,7 @@ fn publish(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // From a link's bytes to a component's, for one session with 100 subscriptions.
-#[library_benchmark(config = bound!(800_137))]
+#[library_benchmark(config = bound!(806_137))]
 #[bench::run(Site::own(100), cost::messages(100))]
 fn deliver(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     site.answer(black_box(&input));

@@ -284,12 +284,11 @@ impl<'a> Head<'a> {
     }
 }
 
-/// The word at `at`, and where it ends: before a blank or a carriage return.
+/// The word at `at`, and where it ends: before a blank or a control character.
 #[inline]
 fn short_word(line: &[u8], at: usize) -> Option<(&[u8], usize)> {
     let end = line::word_end(line.get(at..)?, 0)? + at;
-    let ends = end > at && matches!(line[end], b' ' | b'\r');
-    ends.then(|| (&line[at..end], end))
+    (end > at).then(|| (&line[at..end], end))
 }
 
 /// The next word of `arg` from `at` on, which moves behind it. Empty at the end.
