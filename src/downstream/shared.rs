@@ -25,7 +25,8 @@ pub struct Shared {
     pub identity: Rc<Identity>,
     /// Ends the listeners.
     pub(super) closed: CancellationToken,
-    /// Connections end once what they sent is carried out.
+    /// Connections end once what they sent is carried out. `closed` says the same behind a lock,
+    /// and each pass looks here.
     pub(super) draining: Cell<bool>,
     /// The bus's listeners and connections.
     pub tasks: TaskTracker,

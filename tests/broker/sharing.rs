@@ -303,15 +303,20 @@ fn where_every_link_has_its_limit_a_third_one_is_opened() {
     assert!(brokers.link_within(MOMENT).is_none(), "and all is well");
 }
 
+/// Takes all upstream sids of one letter: the next one is longer.
+fn take_short_sids(client: &mut RawClient, link: &mut BrokerLink) {
+    for no in 0..62 {
+        client.send(format!("SUB s.{no} {no}\r\n"));
+        link.sub(&format!("s.{no}"));
+    }
+}
+
 #[test]
 fn a_line_that_is_too_long_with_the_sid_upstream_ends_its_session_alone() {
     let brokers = Brokers::start(1);
     let natsmux = setup(&brokers).start();
     let (mut first, mut second, mut link) = pair(&natsmux, &brokers);
-    for no in 0..62 {
-        first.send(format!("SUB s.{no} {no}\r\n"));
-        link.sub(&format!("s.{no}"));
-    }
+    take_short_sids(&mut first, &mut link);
     // 4096 bytes with a sid of one, and one more with natsmux's.
     let subject = "s".repeat(4096 - 2);
     second.send(format!("SUB {subject} 1\r\n"));
@@ -326,10 +331,7 @@ fn a_line_too_long_for_a_sid_in_use_leaves_nothing_at_the_broker() {
     let brokers = Brokers::start(1);
     let natsmux = setup(&brokers).start();
     let (mut first, mut second, mut link) = pair(&natsmux, &brokers);
-    for no in 0..62 {
-        first.send(format!("SUB s.{no} {no}\r\n"));
-        link.sub(&format!("s.{no}"));
-    }
+    take_short_sids(&mut first, &mut link);
     let own = subscribe(&mut second, &mut link, "own", "1");
     second.send(format!("SUB {} 1\r\n", "s".repeat(4096 - 2)));
     // What it had before is ended where it is, and its last words come behind the proof.
