@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -168,7 +169,11 @@ pub(super) fn spawn(start: Start) -> io::Result<(JoinHandle<()>, Handle)> {
         .name("natsmux-worker".to_owned())
         .spawn(move || {
             let local = LocalSet::new();
-            local.block_on(&runtime, run(start, queue, stop));
+            // A task of its own: what `block_on` is given is polled with every other task.
+            let worker = async { spawn_local(run(start, queue, stop)).await };
+            if let Err(error) = local.block_on(&runtime, worker) {
+                resume_unwind(error.into_panic());
+            }
         })?;
     Ok((thread, handle))
 }

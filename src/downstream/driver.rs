@@ -1,24 +1,24 @@
-//! The task of one component's connection: owns the socket and its timer, decides nothing.
+//! The task of one component's connection: owns the socket and its timer, decides nothing. It
+//! also drives a trunk that is its session's alone.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::time::{Sleep, timeout};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::card::{Card, Entry};
 use super::read_size::ReadSize;
-use super::session::{Home, Session, SessionAction};
+use super::session::{self, Session, SessionAction};
 use super::shared::{self, Counted, Shared};
-use crate::ledger::SessionId;
 use crate::net::socket::{self, ReadHalf};
-use crate::net::{Flush, Port, now, wake_after_io};
+use crate::net::{Flush, Port, Timer, now, wake_after_io};
 use crate::proto::connect::ConnectInfo;
 use crate::upstream::CloseReason;
-use crate::upstream::pool::{Pool, TrunkCell};
+use crate::upstream::driver::Driver;
+use crate::upstream::pool::{Home, Pool};
 use crate::upstream::trunk::MoveReason;
 
 /// Reads of one component in a pass, so that a flood doesn't keep the worker.
@@ -36,11 +36,16 @@ struct Connection {
     read_size: ReadSize,
     port: Rc<Port>,
     card: Rc<Card>,
-    home: Option<(Rc<TrunkCell>, SessionId)>,
-    sleep: Option<Pin<Box<Sleep>>>,
-    armed: Option<Instant>,
+    home: Option<Home>,
+    /// Of a trunk that is the session's alone.
+    trunk: Option<Driver>,
+    timer: Timer,
+    /// When the connection wants another pass, whatever happens until then.
+    due: Option<Instant>,
     /// When the present pass, or its last read, began.
     now: Instant,
+    /// Not to be read until it is woken.
+    parked: bool,
     /// The component has closed its side.
     eof: bool,
     drained: bool,
@@ -67,9 +72,11 @@ pub(super) fn run(
         port,
         card: Rc::clone(&entry.card),
         home: None,
-        sleep: None,
-        armed: None,
+        trunk: None,
+        timer: Timer::default(),
+        due: None,
         now: now(),
+        parked: false,
         eof: false,
         drained: false,
         closing: None,
@@ -108,6 +115,8 @@ impl Connection {
         if let Some((cell, id)) = self.home.take() {
             pool.detach(&cell, id, now());
         }
+        // What the component left behind still has a way to go.
+        self.trunk.take().into_iter().for_each(Driver::spawn);
         self.session.abandon(&mut pool.bus.borrow_mut());
         count(pool, reason);
         let (bus, cid) = (&pool.name, self.card.cid);
@@ -141,31 +150,64 @@ impl Connection {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         self.port.register(cx);
-        let mut reads = 0;
-        loop {
-            // Once for all that a read brings: asking the clock costs as much as a frame.
-            self.now = now();
+        self.now = now();
+        let passes = self.has_work(cx);
+        let ended = match passes {
+            true => self.pass(cx),
+            false => Poll::Pending,
+        };
+        if ended.is_pending() {
+            let trunk_due = self.drive_trunk(passes, cx);
+            let due = [self.due, trunk_due].into_iter().flatten().min();
+            if self.timer.arm(due, self.now, cx) {
+                wake_after_io(cx);
+            }
+        }
+        self.shared.pool.settle(self.now);
+        ended
+    }
+
+    /// Whether it was woken for the connection, and not for the trunk that it drives as well.
+    fn has_work(&self, cx: &mut Context<'_>) -> bool {
+        self.trunk.is_none()
+            || self.port.take_woken()
+            || self.port.is_full()
+            || self.due.is_some_and(|due| due <= self.now)
+            || !self.parked && socket::poll_readable(&self.read, cx).is_ready()
+    }
+
+    fn pass(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        for _ in 0..READS_PER_PASS {
             self.tick();
             self.go_on();
             let more = self.read(cx);
             self.note_closing();
             if let Poll::Ready(reason) = self.flush(cx) {
-                self.shared.pool.settle(self.now);
                 return Poll::Ready(reason);
             }
-            reads += 1;
-            if more && reads < READS_PER_PASS {
-                continue;
+            self.due = self.next_due();
+            if !more && self.due.is_none_or(|due| due > self.now) {
+                return Poll::Pending;
             }
-            if more {
-                wake_after_io(cx);
-            }
-            if !self.arm(cx) {
-                break;
-            }
+            // Once for all that a read brings: asking the clock costs as much as a frame.
+            self.now = now();
         }
-        self.shared.pool.settle(self.now);
+        wake_after_io(cx);
         Poll::Pending
+    }
+
+    /// Has the trunk write what the pass gave it, and read what its broker has sent. Returns
+    /// when it wants to be driven again.
+    fn drive_trunk(&mut self, passed: bool, cx: &mut Context<'_>) -> Option<Instant> {
+        let driver = self.trunk.as_mut()?;
+        if passed {
+            self.now = now();
+        }
+        if driver.pass(self.now, cx).is_ready() {
+            self.trunk = None;
+            return None;
+        }
+        driver.due()
     }
 
     fn tick(&mut self) {
@@ -182,7 +224,7 @@ impl Connection {
 
     /// Lets what waited for the trunk go on.
     fn go_on(&mut self) {
-        let ready = |(cell, id): &(Rc<TrunkCell>, _)| cell.machine.borrow().is_ready(*id);
+        let ready = |(cell, id): &Home| cell.machine.borrow().is_ready(*id);
         if self.session.has_early() && self.home.as_ref().is_some_and(ready) {
             self.with_session(|session, home, now, bus| {
                 if let Some(home) = home {
@@ -203,7 +245,8 @@ impl Connection {
     /// Reads what the component has sent, where the trunk has room for it. Returns whether
     /// there may be more.
     fn read(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.eof || self.closing.is_some() || !self.wants_read() {
+        self.parked = self.eof || self.closing.is_some() || !self.wants_read();
+        if self.parked {
             return false;
         }
         if socket::poll_readable(&self.read, cx).is_pending() {
@@ -226,9 +269,12 @@ impl Connection {
                 false
             }
             Poll::Ready(Ok(count)) => {
+                // Mostly that was all: asking costs less than another pass.
+                let more = socket::poll_readable(&self.read, cx).is_ready();
                 self.handle_bytes(&buffer[..count]);
                 self.read_size.note(count, self.session.take_operations());
-                true
+                // What waits for the trunk is let go on, or parked, before the task sleeps.
+                more || self.session.has_early()
             }
             Poll::Ready(Err(_)) => {
                 self.closing = Some((CloseReason::ComponentLost, self.now));
@@ -271,9 +317,9 @@ impl Connection {
             Some(SessionAction::Attach { connect, sent }) => {
                 let out = self.session.take_out();
                 let pool = &self.shared.pool;
-                let home = pool.attach(connect, sent, out, &self.port, now);
-                *self.card.home.borrow_mut() = Some((Rc::clone(&home.0), home.1));
-                self.home = Some(home);
+                let (home, trunk) = pool.attach(connect, sent, out, &self.port, now);
+                *self.card.home.borrow_mut() = Some(home.clone());
+                (self.home, self.trunk) = (Some(home), trunk);
                 self.with_session(|session, home, now, bus| {
                     if let Some(home) = home {
                         session.handle_attached(home, now, bus);
@@ -285,18 +331,15 @@ impl Connection {
     }
 
     fn move_home(&mut self, connect: Rc<ConnectInfo>, why: MoveReason, now: Instant) {
-        let Some((cell, id)) = self.home.take() else {
+        let Some(old) = self.home.take() else {
             return;
         };
-        let home = self
-            .shared
-            .pool
-            .move_session((&cell, id), connect, why, now);
-        if home.is_none() {
-            self.closing = Some((CloseReason::Internal, now));
+        self.trunk.take().into_iter().for_each(Driver::spawn);
+        match self.shared.pool.move_session(old, connect, why, now) {
+            Some((home, trunk)) => (self.home, self.trunk) = (Some(home), trunk),
+            None => self.closing = Some((CloseReason::Internal, now)),
         }
-        *self.card.home.borrow_mut() = home.clone();
-        self.home = home;
+        self.card.home.borrow_mut().clone_from(&self.home);
         self.with_session(|session, home, now, bus| {
             if let Some(home) = home {
                 session.handle_ready(home, now, bus);
@@ -349,15 +392,7 @@ impl Connection {
             (Flush::Full, Some((reason, until))) if *until <= now => Poll::Ready(reason.clone()),
             (Flush::Full, None) => {
                 let since = *self.full_since.get_or_insert(now);
-                let deadline = self
-                    .shared
-                    .pool
-                    .bus
-                    .borrow()
-                    .settings
-                    .timings
-                    .write_deadline;
-                if now >= since + deadline {
+                if now >= since + self.write_deadline() {
                     return Poll::Ready(CloseReason::SlowConsumer);
                 }
                 Poll::Pending
@@ -389,42 +424,23 @@ impl Connection {
         }
     }
 
-    /// Sets the timer. Returns whether it is due already.
-    fn arm(&mut self, cx: &mut Context<'_>) -> bool {
+    fn next_due(&self) -> Option<Instant> {
         let closing = self.closing.as_ref().map(|(_, until)| *until);
         // Once it closes, that has a deadline of its own.
         let full = self.full_since.filter(|_| closing.is_none());
-        let full = full.map(|since| {
-            since
-                + self
-                    .shared
-                    .pool
-                    .bus
-                    .borrow()
-                    .settings
-                    .timings
-                    .write_deadline
-        });
+        let full = full.map(|since| since + self.write_deadline());
         let due = [self.session.poll_timeout(), closing, full];
-        let Some(due) = due.into_iter().flatten().min() else {
-            return false;
-        };
-        let deadline = tokio::time::Instant::from_std(due);
-        let sleep = self
-            .sleep
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if self
-            .armed
-            .is_none_or(|armed| due < armed || armed <= self.now)
-        {
-            sleep.as_mut().reset(deadline);
-            self.armed = Some(due);
-        }
-        if sleep.as_mut().poll(cx).is_ready() {
-            self.armed = None;
-            return true;
-        }
-        false
+        due.into_iter().flatten().min()
+    }
+
+    fn write_deadline(&self) -> Duration {
+        self.shared
+            .pool
+            .bus
+            .borrow()
+            .settings
+            .timings
+            .write_deadline
     }
 
     fn wants_read(&self) -> bool {
@@ -440,27 +456,30 @@ impl Connection {
         };
         if !wants {
             // Its timer may have to be set for the time that this may last.
-            cell.wake();
+            self.wake_trunk();
         }
         wants
     }
 
+    /// Lets the trunk do what it was given; where this task drives it, it does so anyway.
     fn wake_trunk(&self) {
-        if let Some((cell, _)) = &self.home {
+        if let Some((cell, _)) = &self.home
+            && self.trunk.is_none()
+        {
             cell.wake();
         }
     }
 
     fn with_session(
         &mut self,
-        input: impl FnOnce(&mut Session, Option<Home<'_>>, Instant, &mut crate::upstream::Bus),
+        input: impl FnOnce(&mut Session, Option<session::Home<'_>>, Instant, &mut crate::upstream::Bus),
     ) {
         let mut bus = self.shared.pool.bus.borrow_mut();
         let now = self.now;
         match &self.home {
             Some((cell, id)) => {
                 let mut trunk = cell.machine.borrow_mut();
-                let home = Home {
+                let home = session::Home {
                     trunk: &mut trunk,
                     id: *id,
                 };

@@ -14,6 +14,7 @@ mod partial;
 mod port;
 #[cfg_attr(feature = "turmoil", path = "simulated.rs")]
 pub mod socket;
+mod timer;
 #[cfg(not(feature = "turmoil"))]
 mod unacked;
 
@@ -24,3 +25,4 @@ pub use names::Names;
 pub use outbox::{Outbox, Retention, Unproven};
 pub use partial::Partial;
 pub use port::{Flush, Port};
+pub use timer::Timer;

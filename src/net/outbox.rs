@@ -114,6 +114,12 @@ impl Outbox {
         self.end
     }
 
+    /// The bytes to write next, where they are in one piece.
+    pub fn only_slice(&self) -> Option<&[u8]> {
+        let last = self.chunks.len().checked_sub(1)?;
+        (self.next == last).then(|| &self.chunks[last][self.written_in_next()..])
+    }
+
     /// Fills `slices` with the bytes to write next and returns how many were filled.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut filled = 0;

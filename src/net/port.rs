@@ -30,6 +30,7 @@ pub enum Flush {
 pub struct Port {
     write: WriteHalf,
     waker: RefCell<Option<Waker>>,
+    woken: Cell<bool>,
     full: Cell<bool>,
 }
 
@@ -39,6 +40,7 @@ impl Port {
         Self {
             write,
             waker: RefCell::new(None),
+            woken: Cell::new(false),
             full: Cell::new(false),
         }
     }
@@ -56,9 +58,15 @@ impl Port {
 
     /// Wakes the task that owns the connection.
     pub fn wake(&self) {
+        self.woken.set(true);
         if let Some(waker) = self.waker.borrow().as_ref() {
             waker.wake_by_ref();
         }
+    }
+
+    /// Whether [`Port::wake`] was called since this was asked.
+    pub fn take_woken(&self) -> bool {
+        self.woken.take()
     }
 
     /// Whether the last flush found the socket full and it wasn't seen writable since.
@@ -72,9 +80,7 @@ impl Port {
             return Flush::Full;
         }
         while !outbox.is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let filled = outbox.slices(&mut slices);
-            match socket::try_write(&self.write, &slices[..filled]) {
+            match self.write_once(outbox) {
                 Ok(count) => outbox.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.full.set(true);
@@ -85,6 +91,16 @@ impl Port {
             }
         }
         Flush::Done
+    }
+
+    fn write_once(&self, outbox: &Outbox) -> io::Result<usize> {
+        if let Some(slice) = outbox.only_slice() {
+            // Mostly: an array for all of them would be a kilobyte to fill.
+            return socket::try_write(&self.write, &[IoSlice::new(slice)]);
+        }
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let filled = outbox.slices(&mut slices);
+        socket::try_write(&self.write, &slices[..filled])
     }
 
     /// Ready once a full socket can be written again. Called by the owning task only.

@@ -1,4 +1,7 @@
-//! The task of one trunk: owns its links' sockets and its timer, and decides nothing.
+//! What drives one trunk: owns its links' sockets, and decides nothing.
+//!
+//! A trunk that sessions may share has a task of its own; one that is a single session's is
+//! driven by that session's task, so that a message doesn't wait for another task's turn.
 //!
 //! One pass: let links read, let the clock tick, do what the machine asks, write to brokers
 //! and to the sessions that were touched. Everything that is readable is read before
@@ -11,14 +14,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::time::Sleep;
+use tokio::task::spawn_local;
 use tracing::{debug, error, warn};
 
 use super::pool::{Pool, TrunkCell};
 use super::roster::{BrokerId, Failure};
 use super::trunk::{Action, LinkId, Report};
 use crate::net::socket::{self, ReadHalf, Stream};
-use crate::net::{Flush, Port, now, wake_after_io};
+use crate::net::{Flush, Port, Timer, now, wake_after_io};
 
 /// Rounds of one pass, each with one read of every link, before the worker's other tasks get
 /// a turn.
@@ -36,72 +39,78 @@ struct LinkIo {
     socket: Socket,
 }
 
-struct Driver {
+/// The driver of one trunk.
+pub struct Driver {
     pool: Rc<Pool>,
     cell: Rc<TrunkCell>,
     links: Vec<LinkIo>,
-    sleep: Option<Pin<Box<Sleep>>>,
-    armed: Option<Instant>,
     /// When the present round began.
     now: Instant,
+    /// What the machine waits for.
+    due: Option<Instant>,
     done: bool,
 }
 
-/// Runs a trunk until it is done.
-pub(super) async fn run(pool: Rc<Pool>, cell: Rc<TrunkCell>) {
-    let mut driver = Driver {
-        pool,
-        cell,
-        links: Vec::with_capacity(1),
-        sleep: None,
-        armed: None,
-        now: now(),
-        done: false,
-    };
-    let _guard = Guard(Rc::clone(&driver.cell));
-    poll_fn(|cx| driver.poll(cx)).await;
-}
-
-/// A trunk whose task panics takes its sessions along: they mustn't wait for it for ever.
-struct Guard(Rc<TrunkCell>);
-
-impl Drop for Guard {
+/// A trunk whose driver panics takes its sessions along: they mustn't wait for it for ever.
+impl Drop for Driver {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.fail();
+            self.cell.fail();
         }
     }
 }
 
 impl Driver {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn new(pool: Rc<Pool>, cell: Rc<TrunkCell>) -> Self {
+        Self {
+            pool,
+            cell,
+            links: Vec::with_capacity(1),
+            now: now(),
+            due: None,
+            done: false,
+        }
+    }
+
+    /// Gives the trunk a task of its own.
+    pub fn spawn(mut self) {
+        let mut timer = Timer::default();
+        spawn_local(poll_fn(move |cx| {
+            let passed = self.pass(now(), cx);
+            if passed.is_pending() && timer.arm(self.due, self.now, cx) {
+                wake_after_io(cx);
+            }
+            self.pool.settle(self.now);
+            passed
+        }));
+    }
+
+    /// When the trunk wants another pass, whatever happens until then.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// One pass, by the task that is to be woken for the next; ready once the trunk is done.
+    pub fn pass(&mut self, began: Instant, cx: &mut Context<'_>) -> Poll<()> {
         self.cell.register(cx);
-        let mut rounds = 0;
-        loop {
-            // Once: asking the clock costs as much as a frame.
-            self.now = now();
+        self.now = began;
+        for _ in 0..ROUNDS_PER_PASS {
             let mut busy = self.poll_links(cx);
             self.tick();
             busy |= self.act();
             busy |= self.flush_links(cx);
             self.flush_sessions();
-            rounds += 1;
             if self.done {
-                break;
+                self.pool.remove(self.cell.machine.borrow().id());
+                return Poll::Ready(());
             }
-            if !busy && !self.arm(cx) {
-                break;
+            if !busy && self.due.is_none_or(|due| due > self.now) {
+                return Poll::Pending;
             }
-            if rounds == ROUNDS_PER_PASS {
-                wake_after_io(cx);
-                break;
-            }
+            // Once a round: asking the clock costs as much as a frame.
+            self.now = now();
         }
-        self.pool.settle(self.now);
-        if self.done {
-            self.pool.remove(self.cell.machine.borrow().id());
-            return Poll::Ready(());
-        }
+        wake_after_io(cx);
         Poll::Pending
     }
 
@@ -150,8 +159,11 @@ impl Driver {
             Poll::Pending => return false,
             Poll::Ready(Ok(0)) => self.fail(id, Failure::Closed),
             Poll::Ready(Ok(count)) => {
+                // Mostly that was all: asking costs less than another round.
+                let more = socket::poll_readable(read, cx).is_ready();
                 let bytes = &buffer[..count];
                 self.with_machine(|trunk, now, bus| trunk.handle_link_bytes(id, bytes, now, bus));
+                return more;
             }
             Poll::Ready(Err(_)) => self.fail(id, Failure::Reset),
         }
@@ -165,9 +177,12 @@ impl Driver {
         }
         let mut bus = self.pool.bus.borrow_mut();
         let mut trunk = self.cell.machine.borrow_mut();
-        if trunk.timeout(&bus).is_some_and(|at| at <= now) {
+        self.due = trunk.poll_timeout(&bus);
+        if self.due.is_some_and(|due| due <= now) {
             trunk.handle_timeout(now, &mut bus);
+            self.due = trunk.poll_timeout(&bus);
         }
+        trunk.note_timer(self.due);
     }
 
     /// Does what the machine asks for. Returns whether it asked for anything.
@@ -297,38 +312,6 @@ impl Driver {
                 port.wake();
             }
         }
-    }
-
-    /// Sets the timer. Returns whether it is due already.
-    fn arm(&mut self, cx: &mut Context<'_>) -> bool {
-        let due = {
-            let bus = self.pool.bus.borrow();
-            self.cell.machine.borrow_mut().poll_timeout(&bus)
-        };
-        let Some(due) = due else {
-            self.armed = None;
-            self.sleep = None;
-            return false;
-        };
-        let deadline = tokio::time::Instant::from_std(due);
-        let sleep = self
-            .sleep
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if self.armed != Some(due) {
-            // A timer that fires too early costs less than moving it for every message.
-            if self
-                .armed
-                .is_none_or(|armed| due < armed || armed <= self.now)
-            {
-                sleep.as_mut().reset(deadline);
-                self.armed = Some(due);
-            }
-        }
-        if sleep.as_mut().poll(cx).is_ready() {
-            self.armed = None;
-            return true;
-        }
-        false
     }
 
     fn fail(&mut self, id: LinkId, failure: Failure) {

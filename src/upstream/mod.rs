@@ -10,7 +10,7 @@ pub mod barrier;
 mod broker;
 pub mod bus;
 mod dial_queue;
-mod driver;
+pub mod driver;
 pub mod failover;
 pub mod pool;
 pub mod presence;

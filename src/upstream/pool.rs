@@ -1,8 +1,9 @@
 //! The trunks of one bus on one worker, and the handles by which sessions reach them.
 //!
 //! Everything here lives on one thread. A session's task borrows its trunk's machine,
-//! hands it what it read, and wakes the trunk's task, which writes to the broker once all
-//! sessions that were readable have had their turn.
+//! hands it what it read, and lets the trunk's driver run, which writes to the broker: at once,
+//! where the trunk is this session's alone; else in a task of its own, once all sessions that
+//! were readable have had their turn.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -10,11 +11,10 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use tokio::task::spawn_local;
 use tracing::{error, info, warn};
 
 use super::bus::Bus;
-use super::driver;
+use super::driver::Driver;
 use super::repeats::Repeats;
 use super::sharers::{Sharers, sharing_key};
 use super::trunk::{Gauges, MoveReason, Trunk};
@@ -27,7 +27,10 @@ use crate::proto::connect::ConnectInfo;
 /// The buffer that a readable socket borrows: one per worker.
 pub type ReadBuffer = Rc<RefCell<Vec<u8>>>;
 
-/// A trunk and what its tasks share.
+/// A session's trunk, and its number there.
+pub type Home = (Rc<TrunkCell>, SessionId);
+
+/// A trunk, and what its driver and its sessions share.
 #[derive(Debug)]
 pub struct TrunkCell {
     /// The machine.
@@ -39,7 +42,7 @@ pub struct TrunkCell {
 }
 
 impl TrunkCell {
-    /// Its task is dead: its sessions must close.
+    /// Its driver is dead: its sessions must close.
     pub(super) fn fail(&self) {
         self.failed.set(true);
         for port in self.ports.borrow().iter().flatten() {
@@ -47,12 +50,12 @@ impl TrunkCell {
         }
     }
 
-    /// Whether its task is dead.
+    /// Whether its driver is dead.
     pub fn has_failed(&self) -> bool {
         self.failed.get()
     }
 
-    /// Lets the trunk's task run: its machine has something to do.
+    /// Lets the trunk's driver run: its machine has something to do.
     pub fn wake(&self) {
         if let Some(waker) = self.waker.borrow().as_ref() {
             waker.wake_by_ref();
@@ -60,7 +63,13 @@ impl TrunkCell {
     }
 
     pub(super) fn register(&self, cx: &Context<'_>) {
-        *self.waker.borrow_mut() = Some(cx.waker().clone());
+        let mut waker = self.waker.borrow_mut();
+        if !waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            *waker = Some(cx.waker().clone());
+        }
     }
 
     pub(super) fn take_woken(&self) -> bool {
@@ -128,7 +137,8 @@ impl Pool {
     }
 
     /// Finds or makes the trunk for a session and attaches it. `out` holds what the
-    /// component has not been sent yet.
+    /// component has not been sent yet. A trunk that is the session's alone comes with its
+    /// driver, for the session's task.
     pub fn attach(
         self: &Rc<Self>,
         connect: Rc<ConnectInfo>,
@@ -136,36 +146,35 @@ impl Pool {
         out: Outbox,
         port: &Rc<Port>,
         now: Instant,
-    ) -> (Rc<TrunkCell>, SessionId) {
-        let (cell, session) = match self.sharing_key(&connect) {
+    ) -> (Home, Option<Driver>) {
+        let (cell, session, driver) = match self.sharing_key(&connect) {
             Some(key) => {
                 let cell = self.shared_trunk(key, &connect, None);
                 let mut bus = self.bus.borrow_mut();
                 let session = cell.machine.borrow_mut().join(out, &connect, now, &mut bus);
-                (cell, session)
+                (cell, session, None)
             }
             None => {
-                let cell = self.enter(Trunk::new(self.next_id(), connect));
+                let (cell, driver) = self.enter(Trunk::new(self.next_id(), connect));
                 let mut bus = self.bus.borrow_mut();
                 let session = cell.machine.borrow_mut().attach(out, sent, now, &mut bus);
-                (cell, session)
+                (cell, session, Some(driver))
             }
         };
         cell.set_port(session, Some(Rc::clone(port)));
         cell.wake();
-        (cell, session)
+        ((cell, session), driver)
     }
 
     /// A session leaves a trunk that it shares: for one of its own under new options, or, where
     /// the broker takes no more subscriptions there, for another of its identity.
     pub fn move_session(
         self: &Rc<Self>,
-        from: (&Rc<TrunkCell>, SessionId),
+        (old, session): Home,
         connect: Rc<ConnectInfo>,
         why: MoveReason,
         now: Instant,
-    ) -> Option<(Rc<TrunkCell>, SessionId)> {
-        let (old, session) = from;
+    ) -> Option<(Home, Option<Driver>)> {
         let port = old.port(session)?;
         old.set_port(session, None);
         let moved = {
@@ -175,9 +184,12 @@ impl Pool {
         };
         let not = old.machine.borrow().id();
         let key = self.sharing_key(&connect);
-        let cell = match key.filter(|_| why == MoveReason::Crowded) {
-            Some(key) => self.shared_trunk(key, &connect, Some(not)),
-            None => self.enter(Trunk::new(self.next_id(), connect.clone())),
+        let (cell, driver) = match key.filter(|_| why == MoveReason::Crowded) {
+            Some(key) => (self.shared_trunk(key, &connect, Some(not)), None),
+            None => {
+                let (cell, driver) = self.enter(Trunk::new(self.next_id(), connect.clone()));
+                (cell, Some(driver))
+            }
         };
         let keeps = why != MoveReason::Reconnect { keeps: false };
         let session = {
@@ -188,7 +200,7 @@ impl Pool {
         cell.set_port(session, Some(port));
         old.wake();
         cell.wake();
-        Some((cell, session))
+        Some(((cell, session), driver))
     }
 
     /// R22: what a session shares with others, where it may.
@@ -216,7 +228,9 @@ impl Pool {
             let id = self.next_id();
             self.sharers.borrow_mut().enter(key, id);
             let name = format!("{}:{}", self.label, id.0);
-            self.enter(Trunk::shared(id, connect, name))
+            let (cell, driver) = self.enter(Trunk::shared(id, connect, name));
+            driver.spawn();
+            cell
         })
     }
 
@@ -226,8 +240,8 @@ impl Pool {
         id
     }
 
-    /// Runs a trunk.
-    fn enter(self: &Rc<Self>, machine: Trunk) -> Rc<TrunkCell> {
+    /// Enters a trunk, which its driver runs.
+    fn enter(self: &Rc<Self>, machine: Trunk) -> (Rc<TrunkCell>, Driver) {
         let id = machine.id();
         let cell = Rc::new(TrunkCell {
             machine: RefCell::new(machine),
@@ -237,8 +251,8 @@ impl Pool {
             failed: Cell::new(false),
         });
         self.trunks.borrow_mut().insert(id, Rc::clone(&cell));
-        spawn_local(driver::run(Rc::clone(self), Rc::clone(&cell)));
-        cell
+        let driver = Driver::new(Rc::clone(self), Rc::clone(&cell));
+        (cell, driver)
     }
 
     /// The bus is no longer configured: trunks end with their last sessions.

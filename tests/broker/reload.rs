@@ -114,8 +114,8 @@ fn a_verbose_session_hears_no_ok_of_a_move() {
     client.send("PUB a 0\r\n\r\nPING\r\n");
     new.until(|op| op.verb() == "PUB");
     new.send("+OK\r\n");
-    new.answer_ping();
-    client.expect("+OK\r\nPONG\r\n");
+    // More than one, where the publish came before natsmux had read the last PONG.
+    new.answering(|| client.expect("+OK\r\nPONG\r\n"));
 }
 
 #[test]

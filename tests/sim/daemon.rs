@@ -219,7 +219,9 @@ impl World {
             self.trace(|| {
                 format!(
                     "{:?}",
-                    io.machine.timeout(&self.daemon.bus).map(|at| self.time(at))
+                    io.machine
+                        .poll_timeout(&self.daemon.bus)
+                        .map(|at| self.time(at))
                 )
             });
         }
@@ -414,7 +416,7 @@ impl World {
             let bus = &self.daemon.bus;
             if self.daemon.trunks[&id]
                 .machine
-                .timeout(bus)
+                .poll_timeout(bus)
                 .is_some_and(|at| at <= now)
             {
                 self.with_trunk(id, |machine, now, bus| machine.handle_timeout(now, bus));
@@ -1275,11 +1277,11 @@ impl World {
     fn arm(&mut self) {
         let deadline = self.daemon.bus.settings.timings.write_deadline;
         let bus = &self.daemon.bus;
-        let trunks = self
-            .daemon
-            .trunks
-            .values_mut()
-            .filter_map(|io| io.machine.poll_timeout(bus));
+        let trunks = self.daemon.trunks.values_mut().filter_map(|io| {
+            let due = io.machine.poll_timeout(bus);
+            io.machine.note_timer(due);
+            due
+        });
         let sessions = self.daemon.sessions.values().flat_map(|io| {
             let closing = io.closing.as_ref().map(|(_, until)| *until);
             let full = io.full_since.map(|since| since + deadline);

@@ -319,7 +319,7 @@ fn a_sentinel_fences_although_the_rate_is_used_up() {
     bench.told();
     bench.pass(Duration::from_millis(60));
     assert_eq!(bench.told(), "PING\r\n");
-    let due = bench.trunk.timeout(&bench.bus).expect("a timer");
+    let due = bench.trunk.poll_timeout(&bench.bus).expect("a timer");
     assert!(due > bench.now, "it is not asked for again at once");
 }
 

@@ -18,37 +18,44 @@ const MEASURE_EVERY: Duration = Duration::from_millis(500);
 /// Pause before a fence that the bus's rate didn't allow.
 const FENCE_PAUSE: Duration = Duration::from_millis(10);
 
+/// The earliest of some times.
+struct Earliest(Option<Instant>);
+
+impl Earliest {
+    fn note(&mut self, other: Option<Instant>) {
+        if let Some(other) = other
+            && self.0.is_none_or(|earliest| other < earliest)
+        {
+            self.0 = Some(other);
+        }
+    }
+}
+
 impl Trunk {
     /// When [`Trunk::handle_timeout`] wants to be called. May be too early, never too late.
-    /// The driver sets its timer for this; a call that comes much later than it shows that
-    /// the process didn't run (R9).
-    pub fn poll_timeout(&mut self, bus: &Bus) -> Option<Instant> {
-        self.timer = self.timeout(bus);
-        self.timer
+    pub fn poll_timeout(&self, bus: &Bus) -> Option<Instant> {
+        let mut due = Earliest(self.round.retry_at);
+        for link in &self.links {
+            due.note(link.deadline);
+            due.note(self.fence_due(link, bus));
+            if !link.pings.is_empty() {
+                due.note(self.suspect_due(link, bus));
+                due.note(self.witness_due(link, bus));
+                due.note(self.measure_due(link));
+                due.note(self.silent_at(link, bus));
+            }
+        }
+        due.note(self.refusal_due(bus));
+        due.note(self.slots_timeout);
+        due.note(self.target_due(bus));
+        due.note(self.idle_until(bus));
+        due.0
     }
 
-    /// The same, for a look at the clock between two timers.
-    pub fn timeout(&self, bus: &Bus) -> Option<Instant> {
-        let links = self.links.iter().flat_map(|link| {
-            [
-                link.deadline,
-                self.fence_due(link, bus),
-                self.suspect_due(link, bus),
-                self.witness_due(link, bus),
-                self.measure_due(link),
-                self.silent_at(link, bus),
-            ]
-        });
-        links
-            .chain([
-                self.round.retry_at,
-                self.refusal_due(bus),
-                self.slots_timeout,
-                self.target_due(bus),
-                self.idle_until(bus),
-            ])
-            .flatten()
-            .min()
+    /// The driver's timer is set for this, or will be: a call of [`Trunk::handle_timeout`] that
+    /// comes much later shows that the process didn't run (R9).
+    pub fn note_timer(&mut self, due: Option<Instant>) {
+        self.timer = due;
     }
 
     /// Does what is due.
@@ -154,12 +161,14 @@ impl Trunk {
 
     /// The same, whatever was written: the sentinel's pace, or an idle link's.
     fn regular_fence_due(&self, link: &Link, bus: &Bus) -> Instant {
-        let idle = bus.settings.timings.idle_fence_interval;
-        let jitter = idle.mul_f64(0.2 * unit(self.id.0 ^ (self.next_ping << 20)));
         let sentinel_due = bus
             .watches
             .fence_due(link.broker, self.id, link.last_ping_at);
-        sentinel_due.unwrap_or(link.last_ping_at + idle - jitter)
+        sentinel_due.unwrap_or_else(|| {
+            let idle = bus.settings.timings.idle_fence_interval;
+            let jitter = idle.mul_f64(0.2 * unit(self.id.0 ^ (self.next_ping << 20)));
+            link.last_ping_at + idle - jitter
+        })
     }
 
     /// R8: when the sentinel's oldest fence makes its broker suspect.
