@@ -5,6 +5,7 @@
 //!
 //! | layer | module | what it is |
 //! |---|---|---|
+//! | 0 | [`clock`] | points in time |
 //! | 0 | [`proto`] | the NATS protocol as bytes (pure) |
 //! | 0 | [`config`] | what was written, and what it means |
 //! | 0 | [`telemetry`] | logging, counters, snapshots |
@@ -16,6 +17,7 @@
 //! | 5 | [`daemon`] | builds, runs, reloads, drains |
 
 pub mod admin;
+pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod downstream;

@@ -4,7 +4,9 @@
 use std::hash::RandomState;
 use std::hint::black_box;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use natsmux::clock::Instant;
 
 use natsmux::config::{Admit, BrokerAddr, BusLimits, Delivery, Sharing, Timings, Topology};
 use natsmux::downstream::session::{Home, Session, SessionAction};

@@ -1,6 +1,6 @@
 //! What the worker knows, as a picture for monitoring: each function copies, and holds nothing.
 
-use std::time::Instant;
+use crate::clock::Instant;
 
 use super::worker::{SubscriptionList, SubscriptionPage};
 use crate::downstream::card::Card;

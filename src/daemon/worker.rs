@@ -11,7 +11,9 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
+
+use crate::clock::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
@@ -407,7 +409,7 @@ impl Worker {
             name: self.identity.server_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             start: self.started.1,
-            now: self.started.1 + self.started.0.elapsed(),
+            now: self.started.1 + (now() - self.started.0),
             max_connections: self.identity.max_connections.get() as u64,
             connections: self.identity.connections.get() as u64,
             total_connections: self.identity.next_cid.get(),

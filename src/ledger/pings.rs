@@ -3,8 +3,8 @@
 //! PONGs carry no name: they answer PINGs in order. So one queue serves natsmux's own
 //! fences and the components' PINGs alike, and every PONG is a fence.
 
+use crate::clock::Instant;
 use std::collections::VecDeque;
-use std::time::Instant;
 
 use super::SessionId;
 

@@ -1,9 +1,9 @@
 //! The one timer of a task.
 
+use crate::clock::Instant;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::Context;
-use std::time::Instant;
 
 use tokio::time::Sleep;
 
@@ -22,7 +22,7 @@ impl Timer {
             *self = Self::default();
             return false;
         };
-        let deadline = tokio::time::Instant::from_std(due);
+        let deadline = tokio::time::Instant::from_std(due.into());
         let sleep = self
             .sleep
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
@@ -47,8 +47,8 @@ mod tests {
     use super::*;
     use crate::net::now;
 
-    /// How long a task sleeps that arms its timer for each of these, in ms.
-    async fn slept(dues: &[Option<u64>]) -> u128 {
+    /// Sleeps as a task does that arms its timer for each of these, in ms.
+    async fn sleep(dues: &[Option<u64>]) {
         let start = now();
         let mut timer = Timer::default();
         let mut polls = 0;
@@ -64,19 +64,18 @@ mod tests {
             Poll::Pending
         })
         .await;
-        start.elapsed().as_millis()
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_earliest_wakes_unless_there_is_none_any_more() {
         let start = now();
-        slept(&[Some(50)]).await;
+        sleep(&[Some(50)]).await;
         assert_eq!((now() - start).as_millis(), 50);
         let start = now();
-        slept(&[Some(50), Some(20), Some(70)]).await;
+        sleep(&[Some(50), Some(20), Some(70)]).await;
         assert_eq!((now() - start).as_millis(), 20, "too early, not too late");
         let start = now();
-        slept(&[Some(20), None, Some(70)]).await;
+        sleep(&[Some(20), None, Some(70)]).await;
         assert_eq!((now() - start).as_millis(), 70);
     }
 

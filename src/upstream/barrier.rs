@@ -7,7 +7,9 @@
 //! open while there is neither, and at the latest `replay_barrier` after the first replay
 //! was fenced.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 /// Counts the trunks of a bus that are replaying.
 #[derive(Debug, Default)]

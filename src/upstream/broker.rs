@@ -1,6 +1,8 @@
 //! One broker of a bus: what is known of its life, and why a link or a dial to it failed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 use crate::config::BrokerAddr;
 use crate::proto::info::ServerInfo;

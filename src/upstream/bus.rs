@@ -7,10 +7,13 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 use super::admission::Admission;
 use super::barrier::Barrier;
+use super::connects::Connects;
 use super::dial_queue::DialQueue;
 use super::failover::{Failover, Failovers, LostLink, TOGETHER};
 use super::presence::{Heard, Presence};
@@ -116,6 +119,8 @@ pub struct Bus {
     pub barrier: Barrier,
     /// R16.
     pub admission: Admission,
+    /// What sessions said in CONNECT.
+    pub connects: Connects,
     /// R7, R8.
     pub watches: Watches,
     /// R29.
@@ -151,6 +156,7 @@ impl Bus {
             roster,
             barrier: Barrier::default(),
             admission,
+            connects: Connects::default(),
             watches: Watches::default(),
             presence: Presence::new("", ""),
             failovers: Failovers::default(),

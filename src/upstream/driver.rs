@@ -7,12 +7,12 @@
 //! and to the sessions that were touched. Everything that is readable is read before
 //! anything is written, so that a broker gets few large writes.
 
+use crate::clock::Instant;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use tokio::task::spawn_local;
 use tracing::{debug, error, warn};

@@ -5,7 +5,9 @@
 //! everyone is attached again, and as it stands once it has taken [`REPORT_AFTER`]. A lame
 //! duck or removed broker is left trunk by trunk, and reported when the last one is gone.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 use super::roster::{BrokerId, Failure};
 

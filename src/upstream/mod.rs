@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod barrier;
 mod broker;
 pub mod bus;
+mod connects;
 mod dial_queue;
 pub mod driver;
 pub mod failover;

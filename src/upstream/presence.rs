@@ -4,7 +4,9 @@
 //! One trunk of a bus, the *carrier*, announces on all its links and hears the others.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 use crate::proto::announcement::Announcement;
 

@@ -1,10 +1,10 @@
 //! R11: asks brokers without a link how they are: connect, read the INFO, close.
 
+use crate::clock::Instant;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Instant;
 
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
@@ -37,7 +37,8 @@ impl Pool {
     /// Waits until `due`, or until the roster has changed.
     async fn wait(&self, due: Option<Instant>) {
         let far = now() + std::time::Duration::from_secs(3600);
-        let mut sleep = pin!(sleep_until(due.unwrap_or(far).into()));
+        let due = std::time::Instant::from(due.unwrap_or(far));
+        let mut sleep = pin!(sleep_until(due.into()));
         let mut first = true;
         poll_fn(|cx| {
             self.register_prober(cx);

@@ -1,7 +1,9 @@
 //! What brokers say to many trunks at once is logged once, and then how often.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 use super::roster::BrokerId;
 

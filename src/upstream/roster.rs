@@ -5,7 +5,9 @@
 //! together and choose the next together. A broker that is down is tried by the roster's
 //! own probe only; the trunks wait for its answer instead of dialling, each by itself.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 use super::backoff::Backoff;
 pub use super::broker::{Broker, BrokerId, Failure, Health};
@@ -568,7 +570,7 @@ impl Roster {
         if broker.health == Health::Down {
             return;
         }
-        if broker.health == Health::Up && now.duration_since(broker.since) < STABLE_AFTER {
+        if broker.health == Health::Up && now - broker.since < STABLE_AFTER {
             broker.flaps = broker.flaps.saturating_add(1);
             broker.held_until = Some(now + HOLD_DOWN.delay(broker.flaps, seed));
         } else {

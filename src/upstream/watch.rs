@@ -10,7 +10,9 @@
 //! broker alive and is the sentinel from then on.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 use super::roster::BrokerId;
 

@@ -6,23 +6,33 @@ use std::path::{Path, PathBuf};
 
 /// Module, and the modules of this crate that it may import.
 const LAYERS: &[(&str, &[&str])] = &[
+    ("clock", &[]),
     ("proto", &[]),
     ("config", &[]),
     ("telemetry", &[]),
-    ("ledger", &["proto"]),
-    ("net", &["config", "telemetry"]),
+    ("ledger", &["clock", "proto"]),
+    ("net", &["clock", "config", "telemetry"]),
     (
         "upstream",
-        &["proto", "config", "telemetry", "ledger", "net"],
+        &["clock", "proto", "config", "telemetry", "ledger", "net"],
     ),
     (
         "downstream",
-        &["proto", "config", "telemetry", "ledger", "net", "upstream"],
+        &[
+            "clock",
+            "proto",
+            "config",
+            "telemetry",
+            "ledger",
+            "net",
+            "upstream",
+        ],
     ),
     ("admin", &["config", "telemetry"]),
     (
         "daemon",
         &[
+            "clock",
             "proto",
             "config",
             "telemetry",
@@ -46,6 +56,7 @@ const PURE: &[&str] = &[
     "upstream/barrier.rs",
     "upstream/broker.rs",
     "upstream/bus.rs",
+    "upstream/connects.rs",
     "upstream/failover.rs",
     "upstream/roster.rs",
     "upstream/trunk",

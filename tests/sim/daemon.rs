@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::RandomState;
 use std::io::IoSlice;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use natsmux::clock::Instant;
 
 use natsmux::config::BrokerAddr;
 use natsmux::downstream::session::{Home, Session, SessionAction};

@@ -4,7 +4,9 @@
 //! comes from the seed, so a seed is a run.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use natsmux::clock::Instant;
 
 use super::broker::{Broker, Flavour, Life, Routed};
 use super::component::Component;

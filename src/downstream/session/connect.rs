@@ -1,7 +1,7 @@
 //! CONNECT, what comes before it (R21), and what waits for its verdict.
 
+use crate::clock::Instant;
 use std::rc::Rc;
-use std::time::Instant;
 
 use super::{Home, Session, SessionAction, Stage};
 use crate::downstream::early::Early;
@@ -37,7 +37,7 @@ impl Session {
             };
         }
         self.headers = connect.headers;
-        let connect = Rc::new(connect);
+        let connect = bus.connects.share(connect);
         self.connect = Some(Rc::clone(&connect));
         match home {
             Some(home) if home.trunk.is_shared() => {
@@ -76,7 +76,7 @@ impl Session {
             }
             self.stage = Stage::Attaching;
             self.action = Some(SessionAction::Attach {
-                connect: Rc::default(),
+                connect: bus.connects.share(ConnectInfo::default()),
                 sent: false,
             });
             return;

@@ -9,7 +9,9 @@ mod connect;
 mod operations;
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 use self::operations::Then;
 use super::early::Early;

@@ -1,6 +1,6 @@
 //! What a component sends once it has a trunk: frames become operations of the trunk.
 
-use std::time::Instant;
+use crate::clock::Instant;
 
 use super::{Home, Session};
 use crate::proto::client::{self, ClientFault, ClientLimits, ClientOp, Publish, Scan};

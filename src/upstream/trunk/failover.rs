@@ -1,6 +1,6 @@
 //! The end of links: by failure, by plan (R19), and of the trunk itself.
 
-use std::time::Instant;
+use crate::clock::Instant;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};

@@ -1,7 +1,7 @@
 //! A link's way from dial to live:
 //! INFO → CONNECT, PING → PONG → every SUB, PING → PONG → waiting publishes → owed PINGs.
 
-use std::time::Instant;
+use crate::clock::Instant;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};

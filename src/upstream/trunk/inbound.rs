@@ -1,6 +1,6 @@
 //! What brokers send: messages to sessions, PONGs that prove, errors to whom they concern.
 
-use std::time::Instant;
+use crate::clock::Instant;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};

@@ -1,7 +1,9 @@
 //! One connection to one broker, as the trunk sees it. It is never repaired.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 use super::owners::Owners;
 use super::{FAIR_BYTES, OPERATION_BYTES};

@@ -7,7 +7,9 @@
 //! the order in which it was written, as a broker answers in that order.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 use crate::ledger::SessionId;
 use crate::net::Outbox;

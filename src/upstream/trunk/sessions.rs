@@ -1,7 +1,7 @@
 //! What sessions do: attach, publish, subscribe, ping, and go.
 
+use crate::clock::Instant;
 use std::rc::Rc;
-use std::time::Instant;
 
 use super::link::{Link, OkOwner, Phase};
 use super::slot::{Finishing, Leaving, Slot};

@@ -1,8 +1,8 @@
 //! A trunk that several sessions share (R20, R22-R25): who may, how one goes to another trunk,
 //! and how long a trunk without sessions stays.
 
+use crate::clock::Instant;
 use std::rc::Rc;
-use std::time::Instant;
 
 use super::link::Link;
 use super::owners::Wanted;

@@ -1,8 +1,8 @@
 //! A session as its trunk sees it.
 
+use crate::clock::Instant;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::Instant;
 
 use crate::ledger::Held;
 use crate::net::{Outbox, Retention};

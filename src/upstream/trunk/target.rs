@@ -4,7 +4,9 @@
 //! there, and it judges (R28). The others stand by. Where the live one dies, the next takes
 //! over as it is: nothing has to be replayed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 use super::Trunk;
 use super::action::{Action, Report};

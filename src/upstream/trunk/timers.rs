@@ -1,6 +1,8 @@
 //! The clock: deadlines of links, fences, silence, and what slots wait for.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 use super::Trunk;
 use super::action::{Action, Report};
@@ -134,7 +136,7 @@ impl Trunk {
         let regular = self.regular_fence_due(&self.links[at], bus) <= now;
         if !regular && !bus.may_fence(now) {
             let interval = bus.settings.timings.fence_interval;
-            let since = (now + FENCE_PAUSE).checked_sub(interval).unwrap_or(now);
+            let since = now + FENCE_PAUSE - interval;
             let link = &mut self.links[at];
             link.unfenced_since = Some(since);
             // Not asked for again before that.
