@@ -11,7 +11,7 @@ use crate::clock::Instant;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::card::{Card, Entry};
+use super::card::Entry;
 use super::read_size::ReadSize;
 use super::session::{self, Session, SessionAction};
 use super::shared::{self, Counted, Shared};
@@ -37,7 +37,8 @@ struct Connection {
     read: ReadHalf,
     read_size: ReadSize,
     port: Rc<Port>,
-    card: Rc<Card>,
+    entry: Entry,
+    _counted: Counted,
     home: Option<Home>,
     /// Of a trunk that is the session's alone.
     trunk: Option<Driver>,
@@ -51,7 +52,8 @@ struct Connection {
     /// The component has closed its side.
     eof: bool,
     drained: bool,
-    closing: Option<(CloseReason, Instant)>,
+    /// Why it is being closed, and until when at most.
+    closing: Option<Box<(CloseReason, Instant)>>,
     /// When the outbox last got shorter, while the socket is full (`write_deadline`).
     full_since: Option<Instant>,
 }
@@ -72,7 +74,8 @@ pub(super) fn run(
         read,
         read_size: ReadSize::default(),
         port,
-        card: Rc::clone(&entry.card),
+        entry,
+        _counted: counted,
         home: None,
         trunk: None,
         timer: Timer::default(),
@@ -86,11 +89,12 @@ pub(super) fn run(
     };
     // A block, not an `async fn`: that would hold room for its arguments twice.
     async move {
-        let _while_it_runs = (entry, counted);
-        let _guard = Guard(Rc::clone(&connection.port));
-        let reason = poll_fn(|cx| connection.poll(cx)).await;
-        connection.end(&reason);
-        if reason.error_text().is_some() {
+        let has_last_words = {
+            let reason = poll_fn(|cx| connection.poll(cx)).await;
+            connection.end(&reason);
+            reason.error_text().is_some()
+        };
+        if has_last_words {
             socket::shutdown(connection.port.socket());
             // Few connections come here: the others needn't have room for it.
             let _ = Box::pin(timeout(LAST_WORDS, connection.discard())).await;
@@ -99,12 +103,10 @@ pub(super) fn run(
 }
 
 /// A connection whose task panics is closed: its component mustn't wait for it for ever.
-struct Guard(Rc<Port>);
-
-impl Drop for Guard {
+impl Drop for Connection {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            socket::shutdown_both(self.0.socket());
+            socket::shutdown_both(self.port.socket());
         }
     }
 }
@@ -112,7 +114,7 @@ impl Drop for Guard {
 impl Connection {
     /// Leaves the trunk, and says why.
     fn end(&mut self, reason: &CloseReason) {
-        *self.card.home.borrow_mut() = None;
+        *self.entry.card.home.borrow_mut() = None;
         let pool = &self.shared.pool;
         if let Some((cell, id)) = self.home.take() {
             pool.detach(&cell, id, now());
@@ -121,9 +123,9 @@ impl Connection {
         self.trunk.take().into_iter().for_each(Driver::spawn);
         self.session.abandon(&mut pool.bus.borrow_mut());
         count(pool, reason);
-        let (bus, cid) = (&pool.name, self.card.cid);
+        let (bus, cid) = (&pool.name, self.entry.card.cid);
         if *reason == CloseReason::SlowConsumer {
-            let peer = self.card.peer;
+            let peer = self.entry.card.peer;
             warn!(bus, cid, %peer, "slow consumer closed");
         }
         if *reason == CloseReason::Signed {
@@ -279,14 +281,14 @@ impl Connection {
                 more || self.session.has_early()
             }
             Poll::Ready(Err(_)) => {
-                self.closing = Some((CloseReason::ComponentLost, self.now));
+                self.close(CloseReason::ComponentLost, self.now);
                 false
             }
         }
     }
 
     fn handle_bytes(&mut self, mut bytes: &[u8]) {
-        self.card.read_at.set(self.now);
+        self.entry.card.read_at.set(self.now);
         while !bytes.is_empty() {
             let mut used = 0;
             self.with_session(|session, home, now, bus| {
@@ -305,7 +307,7 @@ impl Connection {
         match self.session.poll_action() {
             None => false,
             Some(SessionAction::Close(reason)) => {
-                self.closing = Some((reason, now + LAST_WORDS));
+                self.close(reason, now + LAST_WORDS);
                 true
             }
             Some(SessionAction::SayInfo) => {
@@ -320,7 +322,7 @@ impl Connection {
                 let out = self.session.take_out();
                 let pool = &self.shared.pool;
                 let (home, trunk) = pool.attach(connect, sent, out, &self.port, now);
-                *self.card.home.borrow_mut() = Some(home.clone());
+                *self.entry.card.home.borrow_mut() = Some(home.clone());
                 (self.home, self.trunk) = (Some(home), trunk);
                 self.with_session(|session, home, now, bus| {
                     if let Some(home) = home {
@@ -339,9 +341,9 @@ impl Connection {
         self.trunk.take().into_iter().for_each(Driver::spawn);
         match self.shared.pool.move_session(old, connect, why, now) {
             Some((home, trunk)) => (self.home, self.trunk) = (Some(home), trunk),
-            None => self.closing = Some((CloseReason::Internal, now)),
+            None => self.close(CloseReason::Internal, now),
         }
-        self.card.home.borrow_mut().clone_from(&self.home);
+        self.entry.card.home.borrow_mut().clone_from(&self.home);
         self.with_session(|session, home, now, bus| {
             if let Some(home) = home {
                 session.handle_ready(home, now, bus);
@@ -352,7 +354,7 @@ impl Connection {
     fn say_info(&self) {
         let socket = self.port.socket();
         let ends = (socket.local_addr(), socket.peer_addr());
-        let info = shared::info(ends, self.card.cid, &self.shared);
+        let info = shared::info(ends, self.entry.card.cid, &self.shared);
         if let Some((cell, id)) = &self.home
             && let Some(out) = cell.machine.borrow_mut().out(*id)
         {
@@ -361,17 +363,22 @@ impl Connection {
     }
 
     fn note_closing(&mut self) {
-        if let Some((cell, _)) = &self.home
-            && cell.has_failed()
-        {
-            self.closing = Some((CloseReason::Internal, self.now));
+        let Some((cell, id)) = &self.home else {
+            return;
+        };
+        if cell.has_failed() {
+            return self.close(CloseReason::Internal, self.now);
         }
-        if self.closing.is_none()
-            && let Some((cell, id)) = &self.home
-            && let Some(reason) = cell.machine.borrow().closing(*id)
-        {
-            self.closing = Some((reason.clone(), self.now + LAST_WORDS));
+        if self.closing.is_none() {
+            let reason = cell.machine.borrow().closing(*id).cloned();
+            if let Some(reason) = reason {
+                self.close(reason, self.now + LAST_WORDS);
+            }
         }
+    }
+
+    fn close(&mut self, reason: CloseReason, until: Instant) {
+        self.closing = Some(Box::new((reason, until)));
     }
 
     /// Writes what waits; ready once the connection is over.
@@ -387,7 +394,7 @@ impl Connection {
             }
         };
         let now = self.now;
-        match (flushed, &self.closing) {
+        match (flushed, self.closing.as_deref()) {
             (Flush::Dead(_), Some((reason, _))) => Poll::Ready(reason.clone()),
             (Flush::Dead(_), None) => Poll::Ready(CloseReason::ComponentLost),
             (Flush::Done, Some((reason, _))) => Poll::Ready(reason.clone()),
@@ -427,7 +434,7 @@ impl Connection {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let closing = self.closing.as_ref().map(|(_, until)| *until);
+        let closing = self.closing.as_ref().map(|closing| closing.1);
         // Once it closes, that has a deadline of its own.
         let full = self.full_since.filter(|_| closing.is_none());
         let full = full.map(|since| since + self.write_deadline());

@@ -259,7 +259,7 @@ impl Trunk {
             any_parked: false,
             awaiting: BTreeSet::new(),
             touched: VecDeque::with_capacity(1),
-            actions: VecDeque::with_capacity(1),
+            actions: VecDeque::new(),
             scratch: Vec::new(),
             refused: false,
             done: false,
@@ -286,7 +286,12 @@ impl Trunk {
 
     /// The next thing that the driver must do.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if action.is_none() && self.actions.capacity() > 0 {
+            // It has long to wait for the next ones.
+            self.actions = VecDeque::new();
+        }
+        action
     }
 
     /// The next session that was touched since the last call: the driver flushes its
