@@ -10,6 +10,7 @@ mod publishes;
 mod received;
 mod sid;
 mod subscriptions;
+mod text;
 
 pub use pings::{Ping, Pings};
 pub use publishes::{Account, Held, Settled, settle};

@@ -18,17 +18,17 @@ use group::{Group, Joinable};
 pub use group::{Seen, Spent};
 
 use super::own_sid::OwnSid;
+use super::text::Text;
 use super::{SessionId, UpstreamSid};
 use crate::proto::subject;
 
 /// One subscription of one session.
 #[derive(Debug)]
 pub struct Subscription {
+    /// Of its place.
+    generation: u32,
     session: SessionId,
-    /// Subject, queue group and the component's sid, back to back in one allocation.
-    text: Box<[u8]>,
-    subject_len: u32,
-    queue_group_len: u32,
+    text: Text,
     /// Messages delivered since the SUB, over all links.
     delivered: u64,
     /// `delivered` when the SUB was sent on the present link, where the broker counts anew.
@@ -38,7 +38,7 @@ pub struct Subscription {
     /// Number of the first PING that covers its SUB; 0 once a replay has proven it.
     covered_by: u64,
     /// Of a retired one: links that may still deliver, besides the one that is forgotten next.
-    holders: u32,
+    holders: u16,
     /// The slot of the group that it is a member of; [`NO_GROUP`].
     group: u32,
     state: State,
@@ -63,19 +63,17 @@ impl Subscription {
 
     /// The subject, wildcards included.
     pub fn subject(&self) -> &[u8] {
-        &self.text[..self.subject_len as usize]
+        self.text.subject()
     }
 
     /// The queue group, if it is a member of one.
     pub fn queue_group(&self) -> Option<&[u8]> {
-        let start = self.subject_len as usize;
-        let group = &self.text[start..start + self.queue_group_len as usize];
-        (!group.is_empty()).then_some(group)
+        Some(self.text.queue_group()).filter(|group| !group.is_empty())
     }
 
     /// The sid exactly as the component sent it.
     pub fn sid(&self) -> &[u8] {
-        &self.text[(self.subject_len + self.queue_group_len) as usize..]
+        self.text.sid()
     }
 
     /// Messages delivered since the SUB, over all links.
@@ -177,7 +175,7 @@ type Key = (SessionId, OwnSid);
 /// The table of a trunk.
 #[derive(Debug, Default)]
 pub struct Subscriptions {
-    slots: Vec<Slot>,
+    slots: Vec<Place>,
     free: Vec<u32>,
     /// Live subscriptions by session and the component's sid.
     by_sid: BTreeMap<Key, u32>,
@@ -190,22 +188,31 @@ pub struct Subscriptions {
     joinable: Option<Joinable>,
 }
 
-#[derive(Debug, Default)]
-struct Slot {
-    generation: u32,
-    place: Place,
-}
-
-#[derive(Debug, Default)]
+/// What has a number, and with its generation a name upstream.
+#[derive(Debug)]
 enum Place {
-    #[default]
-    Free,
+    /// Nothing, and the next generation.
+    Free(u32),
     /// A subscription. A member of a group has a place of its own, whose name no broker gets.
     One(Subscription),
     Group(Box<Group>),
 }
 
 impl Place {
+    fn generation(&self) -> u32 {
+        match self {
+            Self::Free(generation) => *generation,
+            Self::One(one) => one.generation,
+            Self::Group(group) => group.generation,
+        }
+    }
+
+    /// Takes what is here.
+    fn take(&mut self) -> Self {
+        let free = Self::Free(self.generation());
+        std::mem::replace(self, free)
+    }
+
     fn one(&self) -> Option<&Subscription> {
         match self {
             Self::One(subscription) => Some(subscription),
@@ -294,10 +301,9 @@ impl Subscriptions {
         }
         let queue_group = queue_group.unwrap_or_default();
         let subscription = Subscription {
+            generation: 0,
             session,
-            text: [subject, queue_group, sid].concat().into(),
-            subject_len: subject.len() as u32,
-            queue_group_len: queue_group.len() as u32,
+            text: Text::new(subject, queue_group, sid),
             delivered: 0,
             base: 0,
             max: 0,
@@ -325,7 +331,7 @@ impl Subscriptions {
     pub fn note_delivered(&mut self, session: SessionId, sid: &[u8], delivered: u64) {
         let slot = self.by_sid.get(&(session, OwnSid::from(sid)));
         if let Some(&slot) = slot
-            && let Some(one) = self.slots[slot as usize].place.one_mut()
+            && let Some(one) = self.slots[slot as usize].one_mut()
         {
             (one.delivered, one.base) = (delivered, delivered);
         }
@@ -345,7 +351,7 @@ impl Subscriptions {
             return Unsubscribed::Unknown;
         };
         let upstream = self.upstream(slot);
-        let Some(one) = self.slots[slot as usize].place.one_mut() else {
+        let Some(one) = self.slots[slot as usize].one_mut() else {
             return Unsubscribed::Unknown;
         };
         let max = max.unwrap_or(0);
@@ -378,11 +384,11 @@ impl Subscriptions {
         mut to: impl FnMut(SessionId, &[u8]),
     ) -> Option<Spent> {
         let slot = self.slots.get_mut(upstream.slot as usize)?;
-        if slot.generation != upstream.generation {
+        if slot.generation() != upstream.generation {
             return None;
         }
-        let one = match &mut slot.place {
-            Place::Free => return None,
+        let one = match slot {
+            Place::Free(_) => return None,
             Place::Group(_) => return Some(self.deliver_to_group(upstream, counts, seen, to)),
             Place::One(one) => one,
         };
@@ -437,7 +443,7 @@ impl Subscriptions {
         for (_, slot) in self.owned(session) {
             self.unlist(slot);
             let group = self.group_of(slot);
-            if let Some(one) = self.slots[slot as usize].place.one_mut() {
+            if let Some(one) = self.slots[slot as usize].one_mut() {
                 one.state = State::Leaving;
             }
             if group == NO_GROUP {
@@ -454,7 +460,7 @@ impl Subscriptions {
         let mut carried = Vec::new();
         for (key, slot) in self.owned(session) {
             self.by_sid.remove(&key);
-            if let Some(one) = self.slots[slot as usize].place.one()
+            if let Some(one) = self.slots[slot as usize].one()
                 && (one.max == 0 || one.delivered < one.max)
             {
                 carried.push(Carried {
@@ -553,7 +559,7 @@ impl Subscriptions {
 
     fn is_current(&self, sid: UpstreamSid) -> bool {
         let slot = self.slots.get(sid.slot as usize);
-        slot.is_some_and(|slot| slot.generation == sid.generation)
+        slot.is_some_and(|slot| slot.generation() == sid.generation)
     }
 
     /// Removes the subscription that a broker named by its sid.
@@ -570,11 +576,11 @@ impl Subscriptions {
         if !self.is_current(upstream) {
             return;
         }
-        let holders = links.saturating_sub(1);
-        match &mut self.slots[upstream.slot as usize].place {
+        let holders = u16::try_from(links.saturating_sub(1)).unwrap_or(u16::MAX);
+        match &mut self.slots[upstream.slot as usize] {
             Place::One(one) => one.holders = holders,
             Place::Group(group) => group.holders = holders,
-            Place::Free => {}
+            Place::Free(_) => {}
         }
     }
 
@@ -598,14 +604,14 @@ impl Subscriptions {
     pub fn is_over(&self, upstream: UpstreamSid) -> bool {
         let known = self.is_current(upstream);
         let slot = self.slots.get(upstream.slot as usize).filter(|_| known);
-        slot.and_then(|slot| slot.place.one())
+        slot.and_then(|slot| slot.one())
             .is_some_and(|found| found.max > 0 && found.delivered >= found.max)
     }
 
     /// The session's plain subscription that a broker would choose for a status on `reply`: its
     /// list has full wildcards before partial ones, and those before literals. Gives its sid.
     pub fn answered_by(&self, session: SessionId, reply: &[u8]) -> Option<&[u8]> {
-        let one = |(_, slot): (&Key, &u32)| self.slots[*slot as usize].place.one();
+        let one = |(_, slot): (&Key, &u32)| self.slots[*slot as usize].one();
         let own = entries(&self.by_sid, session).filter_map(one);
         let retired = entries(&self.retired, session).filter_map(one);
         // One that was ended, and perhaps not yet at the broker, may be what it chose.
@@ -636,21 +642,21 @@ impl Subscriptions {
         if !self.is_current(upstream) {
             return;
         }
-        match &mut self.slots[upstream.slot as usize].place {
+        match &mut self.slots[upstream.slot as usize] {
             Place::One(one) if matches!(one.state, State::Live | State::Leaving) => {}
             Place::One(one) if one.holders > 0 => one.holders -= 1,
             Place::One(_) => self.release(upstream.slot),
             Place::Group(group) if !group.is_retired => {}
             Place::Group(group) if group.holders > 0 => group.holders -= 1,
             Place::Group(_) => self.release_group(upstream.slot),
-            Place::Free => {}
+            Place::Free(_) => {}
         }
     }
 
     /// Frees everything that is retired: its link is gone.
     pub fn forget_retired(&mut self) {
         for slot in 0..self.slots.len() as u32 {
-            match &self.slots[slot as usize].place {
+            match &self.slots[slot as usize] {
                 Place::One(one) if matches!(one.state, State::Retired | State::Mute) => {
                     self.release(slot);
                 }
@@ -664,7 +670,7 @@ impl Subscriptions {
     /// what was delivered so far becomes the base of all live subscriptions.
     pub fn rebase(&mut self) {
         for slot in &mut self.slots {
-            match &mut slot.place {
+            match slot {
                 Place::One(one) if one.state == State::Live => {
                     one.base = one.delivered;
                     one.covered_by = 0;
@@ -685,13 +691,13 @@ impl Subscriptions {
     }
 
     fn live(&self, slot: u32) -> Option<&Subscription> {
-        let one = self.slots.get(slot as usize)?.place.one()?;
+        let one = self.slots.get(slot as usize)?.one()?;
         (one.state == State::Live).then_some(one)
     }
 
     /// What a broker must know of a slot.
     fn interest(&self, slot: u32) -> Option<Interest<'_>> {
-        match &self.slots.get(slot as usize)?.place {
+        match &self.slots.get(slot as usize)? {
             Place::One(one) if one.state == State::Live && one.group == NO_GROUP => {
                 Some(Interest {
                     subject: one.subject(),
@@ -710,15 +716,15 @@ impl Subscriptions {
 
     /// The slots of the subscriptions behind an upstream sid.
     fn members(&self, slot: u32) -> Vec<u32> {
-        match &self.slots[slot as usize].place {
+        match &self.slots[slot as usize] {
             Place::One(_) => vec![slot],
             Place::Group(group) => group.members.iter().map(|member| member.slot).collect(),
-            Place::Free => Vec::new(),
+            Place::Free(_) => Vec::new(),
         }
     }
 
     fn group_of(&self, slot: u32) -> u32 {
-        let one = self.slots[slot as usize].place.one();
+        let one = self.slots[slot as usize].one();
         one.map_or(NO_GROUP, |one| one.group)
     }
 
@@ -733,7 +739,7 @@ impl Subscriptions {
     fn upstream(&self, slot: u32) -> UpstreamSid {
         UpstreamSid {
             slot,
-            generation: self.slots[slot as usize].generation,
+            generation: self.slots[slot as usize].generation(),
         }
     }
 
@@ -742,19 +748,24 @@ impl Subscriptions {
             let len = self.slots.len();
             if len == self.slots.capacity() {
                 // Not twice as many: there are thousands of these tables, and most stay small.
-                self.slots.reserve_exact(len / 8 + 2);
+                self.slots.reserve_exact(len / 8 + 1);
             }
-            self.slots.push(Slot::default());
+            self.slots.push(Place::Free(0));
             len as u32
         });
-        self.slots[slot as usize].place = Place::One(subscription);
-        self.upstream(slot)
+        let place = &mut self.slots[slot as usize];
+        let generation = place.generation();
+        *place = Place::One(Subscription {
+            generation,
+            ..subscription
+        });
+        UpstreamSid { slot, generation }
     }
 
     /// Frees the slot of one subscription.
     fn release(&mut self, slot: u32) {
         self.unlist(slot);
-        let place = std::mem::take(&mut self.slots[slot as usize].place);
+        let place = self.slots[slot as usize].take();
         let Place::One(one) = place else {
             return;
         };
@@ -770,9 +781,9 @@ impl Subscriptions {
 
     /// Lets a slot have its next generation. One whose generations are used up stays empty.
     fn free(&mut self, slot: u32) {
-        let entry = &mut self.slots[slot as usize];
-        if let Some(next) = entry.generation.checked_add(1) {
-            entry.generation = next;
+        let place = &mut self.slots[slot as usize];
+        if let Some(next) = place.generation().checked_add(1) {
+            *place = Place::Free(next);
             self.free.push(slot);
         }
     }
@@ -780,7 +791,7 @@ impl Subscriptions {
     /// Nobody may join the subscription in this slot any more.
     fn unlist(&mut self, slot: u32) {
         if let Some(joinable) = &mut self.joinable
-            && let Some(one) = self.slots[slot as usize].place.one()
+            && let Some(one) = self.slots[slot as usize].one()
             && one.group == NO_GROUP
         {
             joinable.unlist(one.subject(), slot);
@@ -791,7 +802,7 @@ impl Subscriptions {
         let upstream = self.slots.get(slot as usize).map(|_| self.upstream(slot))?;
         let mut owners = Vec::new();
         for member in self.members(slot) {
-            let one = self.slots[member as usize].place.one();
+            let one = self.slots[member as usize].one();
             let Some(one) = one.filter(|one| one.state != State::Mute) else {
                 continue;
             };
@@ -803,7 +814,7 @@ impl Subscriptions {
                 self.release(member);
             }
         }
-        match self.slots[slot as usize].place {
+        match self.slots[slot as usize] {
             Place::Group(_) => self.release_group(slot),
             _ => self.release(slot),
         }
@@ -813,7 +824,7 @@ impl Subscriptions {
     fn retire(&mut self, key: Key, slot: u32) {
         self.unlist(slot);
         self.by_sid.remove(&key);
-        if let Some(one) = self.slots[slot as usize].place.one_mut() {
+        if let Some(one) = self.slots[slot as usize].one_mut() {
             one.state = State::Retired;
             self.retired.insert(key, slot);
         }
@@ -821,7 +832,7 @@ impl Subscriptions {
 
     fn mute_retired(&mut self, key: &Key) {
         if let Some(slot) = self.retired.remove(key)
-            && let Some(one) = self.slots[slot as usize].place.one_mut()
+            && let Some(one) = self.slots[slot as usize].one_mut()
         {
             one.state = State::Mute;
         }

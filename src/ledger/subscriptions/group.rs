@@ -28,10 +28,12 @@ const NOBODY: SessionId = SessionId(u32::MAX);
 /// Several subscriptions.
 #[derive(Debug)]
 pub(super) struct Group {
+    /// Of its place.
+    pub(super) generation: u32,
     pub(super) subject: Box<[u8]>,
     pub(super) members: Vec<Member>,
     /// Of a retired one: links that may still deliver, besides the one that is forgotten next.
-    pub(super) holders: u32,
+    pub(super) holders: u16,
     /// It was unsubscribed.
     pub(super) is_retired: bool,
 }
@@ -102,7 +104,7 @@ impl Subscriptions {
     /// The slot of what `session` may join with a plain subscription to `subject`.
     pub(super) fn find_joinable(&self, session: SessionId, subject: &[u8]) -> Option<u32> {
         let slot = self.joinable.as_ref()?.find(subject)?;
-        match &self.slots[slot as usize].place {
+        match &self.slots[slot as usize] {
             Place::One(one) => {
                 let equal = one.subject() == subject && one.queue_group().is_none();
                 let open = one.state == State::Live && one.max == 0;
@@ -112,7 +114,7 @@ impl Subscriptions {
                 let equal = *group.subject == *subject && !group.is_retired;
                 (equal && !Self::has_member(group, session)).then_some(slot)
             }
-            Place::Free => None,
+            Place::Free(_) => None,
         }
     }
 
@@ -130,10 +132,10 @@ impl Subscriptions {
     ) -> Option<Rejected> {
         let is_meant = |sid: &UpstreamSid| {
             self.is_current(*sid)
-                && match &self.slots[sid.slot as usize].place {
+                && match &self.slots[sid.slot as usize] {
                     Place::One(one) => one.subject() == subject && one.queue_group() == queue_group,
                     Place::Group(group) => *group.subject == *subject && queue_group.is_none(),
-                    Place::Free => false,
+                    Place::Free(_) => false,
                 }
         };
         let at = self.unproven.iter().position(|(_, sid)| is_meant(sid))?;
@@ -143,7 +145,7 @@ impl Subscriptions {
         }
         let mut owners = Vec::new();
         for slot in self.members(upstream.slot) {
-            let Some(one) = self.slots[slot as usize].place.one() else {
+            let Some(one) = self.slots[slot as usize].one() else {
                 continue;
             };
             let key = one.key();
@@ -182,7 +184,7 @@ impl Subscriptions {
     }
 
     fn make_nobodys(&mut self, slot: u32, session: SessionId) {
-        if let Some(one) = self.slots[slot as usize].place.one_mut()
+        if let Some(one) = self.slots[slot as usize].one_mut()
             && one.session == session
         {
             one.session = NOBODY;
@@ -224,8 +226,8 @@ impl Subscriptions {
 
     /// Makes a group of the subscription in `slot`, unless it is one: its upstream sid stays.
     pub(super) fn make_group(&mut self, slot: u32) {
-        let place = &mut self.slots[slot as usize].place;
-        let mut first = match std::mem::take(place) {
+        let place = &mut self.slots[slot as usize];
+        let mut first = match place.take() {
             Place::One(first) => first,
             group => {
                 *place = group;
@@ -233,6 +235,7 @@ impl Subscriptions {
             }
         };
         *place = Place::Group(Box::new(Group {
+            generation: first.generation,
             subject: first.subject().into(),
             members: Vec::with_capacity(2),
             holders: 0,
@@ -247,9 +250,9 @@ impl Subscriptions {
 
     /// Enters a member that gets what comes behind the PONG of the PING `joined`.
     pub(super) fn join(&mut self, group: u32, slot: u32, joined: u64) {
-        let one = self.slots[slot as usize].place.one();
+        let one = self.slots[slot as usize].one();
         let session = one.map_or(NOBODY, |one| one.session);
-        if let Some(group) = self.slots[group as usize].place.group_mut() {
+        if let Some(group) = self.slots[group as usize].group_mut() {
             group.members.push(Member {
                 slot,
                 session,
@@ -262,7 +265,7 @@ impl Subscriptions {
     /// A member gets nothing behind the PONG of the PING `left`. Returns whether it was the last
     /// one: then the group is retired.
     pub(super) fn leave(&mut self, group: u32, slot: u32, left: u64) -> bool {
-        let Some(found) = self.slots[group as usize].place.group_mut() else {
+        let Some(found) = self.slots[group as usize].group_mut() else {
             return false;
         };
         let member = found.members.iter_mut().find(|member| member.slot == slot);
@@ -273,7 +276,7 @@ impl Subscriptions {
     }
 
     fn retire_deserted(&mut self, slot: u32) -> bool {
-        let Some(group) = self.slots[slot as usize].place.group_mut() else {
+        let Some(group) = self.slots[slot as usize].group_mut() else {
             return false;
         };
         if group.is_retired || !group.is_deserted() {
@@ -291,7 +294,7 @@ impl Subscriptions {
         if let Some(group) = self
             .slots
             .get_mut(group as usize)
-            .and_then(|found| found.place.group_mut())
+            .and_then(|found| found.group_mut())
             && let Some(at) = group.members.iter().position(|member| member.slot == slot)
         {
             group.members.swap_remove(at);
@@ -306,14 +309,14 @@ impl Subscriptions {
         seen: Seen,
         mut to: impl FnMut(SessionId, &[u8]),
     ) -> Spent {
-        let place = &mut self.slots[upstream.slot as usize].place;
+        let place = &mut self.slots[upstream.slot as usize];
         let Some(group) = place.group_mut() else {
             return Spent::Nothing;
         };
         let members = std::mem::take(&mut group.members);
         let mut spent = Vec::new();
         for member in members.iter().filter(|member| member.hears(seen)) {
-            let Some(one) = self.slots[member.slot as usize].place.one_mut() else {
+            let Some(one) = self.slots[member.slot as usize].one_mut() else {
                 continue;
             };
             let is_over = one.max > 0 && one.delivered >= one.max;
@@ -326,7 +329,7 @@ impl Subscriptions {
                 spent.push(member.slot);
             }
         }
-        if let Some(group) = self.slots[upstream.slot as usize].place.group_mut() {
+        if let Some(group) = self.slots[upstream.slot as usize].group_mut() {
             group.members = members;
         }
         if spent.is_empty() {
@@ -343,7 +346,7 @@ impl Subscriptions {
 
     /// A member got all that it wanted.
     fn end_member(&mut self, slot: u32) {
-        if let Some(one) = self.slots[slot as usize].place.one() {
+        if let Some(one) = self.slots[slot as usize].one() {
             let key = one.key();
             self.by_sid.remove(&key);
             self.release(slot);
@@ -352,7 +355,7 @@ impl Subscriptions {
 
     /// Frees a group and its members, but for those that go on elsewhere.
     pub(super) fn release_group(&mut self, slot: u32) {
-        let place = std::mem::take(&mut self.slots[slot as usize].place);
+        let place = self.slots[slot as usize].take();
         let Place::Group(group) = place else {
             debug_assert!(false, "only groups are released as such");
             return;
@@ -361,7 +364,7 @@ impl Subscriptions {
             joinable.unlist(&group.subject, slot);
         }
         for member in &group.members {
-            match self.slots[member.slot as usize].place.one_mut() {
+            match self.slots[member.slot as usize].one_mut() {
                 Some(one) if one.state == State::Leaving => one.group = super::NO_GROUP,
                 Some(one) => {
                     one.group = super::NO_GROUP;

@@ -1,0 +1,107 @@
+//! What a SUB says, in one piece.
+
+/// Up to so many bytes take no memory of their own.
+const SHORT: usize = 21;
+
+/// A subject, a queue group and a sid, back to back.
+#[derive(Debug)]
+pub(super) enum Text {
+    Short {
+        subject_len: u8,
+        queue_group_len: u8,
+        len: u8,
+        bytes: [u8; SHORT],
+    },
+    Long {
+        subject_len: u32,
+        queue_group_len: u32,
+        bytes: Box<[u8]>,
+    },
+}
+
+impl Text {
+    pub(super) fn new(subject: &[u8], queue_group: &[u8], sid: &[u8]) -> Self {
+        let len = subject.len() + queue_group.len() + sid.len();
+        if len > SHORT {
+            return Self::Long {
+                subject_len: subject.len() as u32,
+                queue_group_len: queue_group.len() as u32,
+                bytes: [subject, queue_group, sid].concat().into(),
+            };
+        }
+        let mut bytes = [0; SHORT];
+        let mut rest = &mut bytes[..];
+        for part in [subject, queue_group, sid] {
+            let (place, behind) = rest.split_at_mut(part.len());
+            place.copy_from_slice(part);
+            rest = behind;
+        }
+        Self::Short {
+            subject_len: subject.len() as u8,
+            queue_group_len: queue_group.len() as u8,
+            len: len as u8,
+            bytes,
+        }
+    }
+
+    pub(super) fn subject(&self) -> &[u8] {
+        let (bytes, subject, _) = self.parts();
+        &bytes[..subject]
+    }
+
+    /// Empty where there is none.
+    pub(super) fn queue_group(&self) -> &[u8] {
+        let (bytes, subject, queue_group) = self.parts();
+        &bytes[subject..subject + queue_group]
+    }
+
+    pub(super) fn sid(&self) -> &[u8] {
+        let (bytes, subject, queue_group) = self.parts();
+        &bytes[subject + queue_group..]
+    }
+
+    /// All of it, and the lengths of subject and queue group.
+    fn parts(&self) -> (&[u8], usize, usize) {
+        match self {
+            Self::Short {
+                subject_len,
+                queue_group_len,
+                len,
+                bytes,
+            } => (
+                &bytes[..usize::from(*len)],
+                usize::from(*subject_len),
+                usize::from(*queue_group_len),
+            ),
+            Self::Long {
+                subject_len,
+                queue_group_len,
+                bytes,
+            } => (bytes, *subject_len as usize, *queue_group_len as usize),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_comes_back_whatever_its_length() {
+        let text = [b'x'; 2 * SHORT];
+        for subject in 0..text.len() {
+            for (queue_group, sid) in [(0, 1), (3, 1), (0, 14), (SHORT, 20)] {
+                let parts = [&text[..subject], &b"yyyyyyyyyyyyyyyyyyyyy"[..queue_group]];
+                let sid = &b"12345678901234567890"[..sid];
+                let all = Text::new(parts[0], parts[1], sid);
+                assert_eq!([all.subject(), all.queue_group()], parts);
+                assert_eq!(all.sid(), sid);
+            }
+        }
+    }
+
+    #[test]
+    fn a_short_one_is_no_larger_than_a_long_one() {
+        assert_eq!(size_of::<Text>(), 32);
+    }
+}
