@@ -14,9 +14,13 @@ use crate::proto::client::{self, ClientLimits, ClientOp, Scan};
 const CHUNK_BYTES: usize = 64 * 1024;
 const CHUNK_MESSAGES: u64 = 256;
 
-/// Publishes that wait for a link, in order.
+/// Publishes that wait for a link, in order. Without any it takes eight bytes.
 #[derive(Debug, Default)]
-pub struct Held {
+pub struct Held(Option<Box<Waiting>>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Whole frames, and how many.
     chunks: VecDeque<(Vec<u8>, u64)>,
     bytes: usize,
     messages: u64,
@@ -25,24 +29,25 @@ pub struct Held {
 impl Held {
     /// Number of waiting messages.
     pub fn messages(&self) -> u64 {
-        self.messages
+        self.0.as_ref().map_or(0, |waiting| waiting.messages)
     }
 
     /// Number of waiting bytes.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.0.as_ref().map_or(0, |waiting| waiting.bytes)
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.messages == 0
+        self.messages() == 0
     }
 
     /// Appends `messages` whole frames.
     pub fn push(&mut self, frames: &[u8], messages: u64) {
-        self.bytes += frames.len();
-        self.messages += messages;
-        match self.chunks.back_mut() {
+        let waiting = self.0.get_or_insert_default();
+        waiting.bytes += frames.len();
+        waiting.messages += messages;
+        match waiting.chunks.back_mut() {
             Some((chunk, count))
                 if chunk.len() + frames.len() <= CHUNK_BYTES
                     && *count + messages <= CHUNK_MESSAGES =>
@@ -50,23 +55,33 @@ impl Held {
                 chunk.extend_from_slice(frames);
                 *count += messages;
             }
-            _ => self.chunks.push_back((frames.to_vec(), messages)),
+            _ => waiting.chunks.push_back((frames.to_vec(), messages)),
         }
     }
 
     /// Takes the oldest chunk: whole frames, and how many.
     pub fn pop(&mut self) -> Option<(Vec<u8>, u64)> {
-        let (chunk, messages) = self.chunks.pop_front()?;
-        self.bytes -= chunk.len();
-        self.messages -= messages;
-        Some((chunk, messages))
+        let waiting = self.0.as_mut()?;
+        let popped = waiting.chunks.pop_front();
+        if let Some((chunk, messages)) = &popped {
+            waiting.bytes -= chunk.len();
+            waiting.messages -= messages;
+        }
+        if waiting.chunks.is_empty() {
+            self.0 = None;
+        }
+        popped
     }
 
     /// Puts `other` behind what is here.
-    pub fn append(&mut self, mut other: Self) {
-        self.bytes += other.bytes;
-        self.messages += other.messages;
-        self.chunks.append(&mut other.chunks);
+    pub fn append(&mut self, other: Self) {
+        let Some(mut other) = other.0 else {
+            return;
+        };
+        let waiting = self.0.get_or_insert_default();
+        waiting.bytes += other.bytes;
+        waiting.messages += other.messages;
+        waiting.chunks.append(&mut other.chunks);
     }
 
     /// Takes out the publishes whose payload is larger than `max_payload`, which a broker

@@ -185,7 +185,7 @@ pub struct Subscriptions {
     /// number of the first PING that covers it: a broker's refusal is about one of these.
     unproven: VecDeque<(u64, UpstreamSid)>,
     /// Of a shared trunk: what others may join.
-    joinable: Option<Joinable>,
+    joinable: Option<Box<Joinable>>,
 }
 
 /// What has a number, and with its generation a name upstream.

@@ -53,7 +53,7 @@ impl Trunk {
     fn note_failed_dial(&mut self, link: &Link, failure: Failure, now: Instant, bus: &mut Bus) {
         bus.counters.dial_failures += 1;
         bus.observed.dial_failures.count(failure.as_str());
-        self.round.failures += 1;
+        let mut avoided = None;
         match link.phase {
             // The broker didn't even introduce itself: dead for all trunks.
             Phase::Connecting | Phase::AwaitingInfo
@@ -65,11 +65,10 @@ impl Trunk {
             _ => {
                 bus.roster.note_failure(link.broker, failure);
                 self.pause(link.broker, now, bus);
-                if !self.independent {
-                    self.round.avoid.push(link.broker);
-                }
+                avoided = (!self.independent).then_some(link.broker);
             }
         }
+        self.round.fail(avoided);
     }
 
     /// A live link to this broker is gone: what that says of the broker.
@@ -111,8 +110,7 @@ impl Trunk {
             self.pause(broker, now, bus);
         }
         if brief || (failure == Failure::Silent && !suspect) {
-            self.round.failures += 1;
-            self.round.avoid.push(broker);
+            self.round.fail(Some(broker));
         }
         self.lost = Some((broker, failure, now));
         if self
@@ -261,7 +259,7 @@ impl Trunk {
         if !independent
             && self.moving.is_none()
             && self.live().is_some()
-            && self.round.retry_at.is_none()
+            && self.round.retry_at().is_none()
         {
             self.round.begin(now);
             self.moving = Some(Move {
@@ -372,7 +370,7 @@ impl Trunk {
         let everywhere = bus.roster.brokers().all(|(id, broker)| {
             let away = now.saturating_duration_since(broker.since());
             let gone = broker.health() == Health::Down && away >= window;
-            gone || self.round.refused_by.contains(&id)
+            gone || self.round.is_refused_by(id)
         });
         if everywhere || now >= due {
             self.refuse_sessions(now, bus);
@@ -381,14 +379,14 @@ impl Trunk {
 
     /// When a refusal reaches the sessions at the latest, if no broker accepts them.
     pub(super) fn refusal_due(&self, bus: &Bus) -> Option<Instant> {
-        let (_, since) = self.round.refusal.as_ref()?;
+        let since = self.round.refused_since()?;
         let attached = self.links.iter().any(Link::is_attached);
-        (!attached).then(|| *since + bus.settings.timings.refusal_window)
+        (!attached).then(|| since + bus.settings.timings.refusal_window)
     }
 
     /// The brokers' refusal reaches the sessions; what they published is refused with them.
     pub(super) fn refuse_sessions(&mut self, now: Instant, bus: &mut Bus) {
-        let Some((text, _)) = self.round.refusal.take() else {
+        let Some(text) = self.round.take_refusal() else {
             return;
         };
         self.abandon_joining(bus);

@@ -34,7 +34,7 @@ impl Trunk {
         }
         match bus.pick(self.id, &self.avoided(), now) {
             Pick::Dial(broker) => {
-                self.round.retry_at = None;
+                self.round.cancel_retry();
                 self.dial(broker, now, bus);
             }
             Pick::Queue => {}
@@ -49,10 +49,9 @@ impl Trunk {
     /// Has brokers that turned the trunk away asked again. Not put off by changes of the
     /// roster that leave nothing to dial.
     pub(super) fn retry_later(&mut self, now: Instant) {
-        if !self.round.avoid.is_empty() && self.round.retry_at.is_none() {
-            let pause = RETRY.delay(self.round.failures, self.id.0);
-            self.round.retry_at = Some(now + pause);
-        }
+        let seed = self.id.0;
+        self.round
+            .retry_later(now, |failures| RETRY.delay(failures, seed));
     }
 
     /// A dial's connection is open.
@@ -106,9 +105,7 @@ impl Trunk {
             .moving
             .filter(|planned| planned.reason != Failure::NewConnect)
             .and_then(|_| self.broker());
-        let refused = &self.round.refused_by;
-        let avoid = self.round.avoid.iter().chain(refused).copied();
-        avoid.chain(leaving).collect()
+        self.round.avoided().chain(leaving).collect()
     }
 
     /// A broker's INFO during the handshake: answer with CONNECT and PING.

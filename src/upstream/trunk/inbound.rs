@@ -525,14 +525,11 @@ impl Trunk {
         if first {
             bus.admission.forget(&self.connect);
         }
-        if !self.round.refused_by.contains(&broker) {
-            self.round.refused_by.push(broker);
-        }
+        self.round.refuse(broker, text, now);
         if !self.independent && self.links.iter().any(super::link::Link::is_attached) {
             // A move of a trunk that lives goes on somewhere else, or later.
-            self.round.avoid.push(broker);
+            self.round.avoid(broker);
         }
-        self.round.refusal.get_or_insert((text.into(), now));
         if first {
             return self.refuse_sessions(now, bus);
         }

@@ -77,43 +77,49 @@ impl OkOwner {
     }
 }
 
-/// The answers that a verbose broker still owes, in order.
+/// The answers that a verbose broker still owes, in order. Few links have any.
 #[derive(Debug, Default)]
-pub(super) struct Oks {
-    runs: VecDeque<(OkOwner, u64)>,
-}
+pub(super) struct Oks(Option<Box<Runs>>);
+
+#[derive(Debug, Default)]
+struct Runs(VecDeque<(OkOwner, u64)>);
 
 impl Oks {
     pub(super) fn push(&mut self, owner: OkOwner, count: u64) {
-        match self.runs.back_mut() {
+        if count == 0 {
+            return;
+        }
+        let Runs(runs) = &mut **self.0.get_or_insert_default();
+        match runs.back_mut() {
             Some((last, run)) if *last == owner => *run += count,
-            _ if count > 0 => self.runs.push_back((owner, count)),
-            _ => {}
+            _ => runs.push_back((owner, count)),
         }
     }
 
     /// The operation that the next `+OK` or `-ERR` answers.
     pub(super) fn pop(&mut self) -> Option<OkOwner> {
-        let (owner, run) = self.runs.front_mut()?;
+        let Runs(runs) = &mut **self.0.as_mut()?;
+        let (owner, run) = runs.front_mut()?;
         let owner = *owner;
         *run -= 1;
         if *run == 0 {
-            self.runs.pop_front();
+            runs.pop_front();
         }
         Some(owner)
     }
 
     /// Nobody is told of what is still to come.
     pub(super) fn disown(&mut self) {
-        for (owner, _) in &mut self.runs {
+        for (owner, _) in self.0.iter_mut().flat_map(|runs| &mut runs.0) {
             *owner = OkOwner::Nobody;
         }
     }
 
     /// Answers of this kind that were still to come.
     pub(super) fn owed(&self, owner: OkOwner) -> u64 {
-        let runs = self.runs.iter().filter(|(owed, _)| *owed == owner);
-        runs.map(|(_, run)| run).sum()
+        let runs = self.0.iter().flat_map(|runs| &runs.0);
+        let owed = runs.filter(|(owed, _)| *owed == owner);
+        owed.map(|(_, run)| run).sum()
     }
 }
 

@@ -165,9 +165,13 @@ pub(super) struct Slot {
 }
 
 /// Bytes of publishes that no PONG has proven, never too few: those that the next PING covers,
-/// and those before, as if the last of them had come at once.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Unproven {
+/// and those before, as if the last of them had come at once. Nothing is counted where a session
+/// has its trunk for itself.
+#[derive(Debug, Default)]
+pub(super) struct Unproven(Option<Box<Counts>>);
+
+#[derive(Debug, Default)]
+struct Counts {
     next: (u64, usize),
     before: (u64, usize),
 }
@@ -176,21 +180,23 @@ impl Unproven {
     /// Counts publishes that the PING with the number `covered_by` will cover, where the last one
     /// that was answered is `answered`.
     pub(super) fn add(&mut self, bytes: usize, covered_by: u64, answered: u64) {
-        if self.next.0 != covered_by {
-            let older = if self.before.0 > answered {
-                self.before.1
+        let counts = self.0.get_or_insert_default();
+        if counts.next.0 != covered_by {
+            let older = if counts.before.0 > answered {
+                counts.before.1
             } else {
                 0
             };
-            self.before = (self.next.0, self.next.1 + older);
-            self.next = (covered_by, 0);
+            counts.before = (counts.next.0, counts.next.1 + older);
+            counts.next = (covered_by, 0);
         }
-        self.next.1 += bytes;
+        counts.next.1 += bytes;
     }
 
     /// How many there are.
     pub(super) fn bytes(&self, answered: u64) -> usize {
-        let open = [self.next, self.before].into_iter();
+        let counts = self.0.iter();
+        let open = counts.flat_map(|counts| [counts.next, counts.before]);
         open.filter(|(by, _)| *by > answered)
             .map(|(_, bytes)| bytes)
             .sum()

@@ -806,6 +806,6 @@ fn one_that_floods_beside_others_waits_for_its_pong_and_no_longer() {
         .expect("its place");
     let mut next = Trunk::shared(TrunkId(1), &connect, "next".to_owned());
     let session = next.take_in(moved, &connect, false, now, bus);
-    let unproven = next.slots[session.0 as usize].unproven;
+    let unproven = &next.slots[session.0 as usize].unproven;
     assert_eq!(unproven.bytes(0), 0);
 }

@@ -36,7 +36,7 @@ impl Earliest {
 impl Trunk {
     /// When [`Trunk::handle_timeout`] wants to be called. May be too early, never too late.
     pub fn poll_timeout(&self, bus: &Bus) -> Option<Instant> {
-        let mut due = Earliest(self.round.retry_at);
+        let mut due = Earliest(self.round.retry_at());
         for link in &self.links {
             due.note(link.deadline);
             due.note(self.fence_due(link, bus));
@@ -85,9 +85,8 @@ impl Trunk {
                 bus.suspect(link.broker, now);
             }
         }
-        if self.round.retry_at.is_some_and(|at| at <= now) {
-            self.round.retry_at = None;
-            self.round.avoid.clear();
+        if self.round.retry_at().is_some_and(|at| at <= now) {
+            self.round.retry();
             self.leave_where_due(now, bus);
             self.next_attempt(now, bus);
         }
