@@ -57,19 +57,19 @@ fn parse_sid(texts: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     texts
 }
 
-#[library_benchmark(config = bound!(3_049_536))]
+#[library_benchmark(config = bound!(2_875_083))]
 fn ledger_subscribe() -> Subscriptions {
     cost::ledger(RUN)
 }
 
-#[library_benchmark(config = bound!(44_055))]
+#[library_benchmark(config = bound!(49_053))]
 #[bench::run(cost::ledger(RUN))]
 fn ledger_deliver(mut table: Subscriptions) -> Subscriptions {
     cost::deliver(&mut table, RUN);
     table
 }
 
-#[library_benchmark(config = bound!(1_678_574))]
+#[library_benchmark(config = bound!(1_657_643))]
 #[bench::run(cost::ledger(RUN))]
 fn ledger_unsubscribe(mut table: Subscriptions) -> Subscriptions {
     cost::unsubscribe(&mut table, RUN);
@@ -77,7 +77,7 @@ fn ledger_unsubscribe(mut table: Subscriptions) -> Subscriptions {
 }
 
 // From a component's bytes to a link's, in one session.
-#[library_benchmark(config = bound!(426_813))]
+#[library_benchmark(config = bound!(426_654))]
 #[bench::run(Site::own(0), cost::publishes())]
 fn publish(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     site.send(0, black_box(&input));
@@ -86,7 +86,7 @@ fn publish(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // From a link's bytes to a component's, for one session with 100 subscriptions.
-#[library_benchmark(config = bound!(806_137))]
+#[library_benchmark(config = bound!(812_392))]
 #[bench::run(Site::own(100), cost::messages(100))]
 fn deliver(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     site.answer(black_box(&input));
@@ -95,7 +95,7 @@ fn deliver(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // The same for 100 sessions that share a subscription.
-#[library_benchmark(config = bound!(16_073_629))]
+#[library_benchmark(config = bound!(16_389_218))]
 #[bench::run(Site::shared(100), cost::messages(1))]
 fn deliver_to_100(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     site.answer(black_box(&input));
@@ -104,7 +104,7 @@ fn deliver_to_100(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // A new link is told of 1,000 subscriptions.
-#[library_benchmark(config = bound!(603_853))]
+#[library_benchmark(config = bound!(587_817))]
 #[bench::run(Site::own(RUN))]
 fn replay(mut site: Site) -> Site {
     site.replay();

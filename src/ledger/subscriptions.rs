@@ -233,6 +233,23 @@ impl Place {
             _ => None,
         }
     }
+
+    /// What a broker must know of it.
+    fn interest(&self) -> Option<Interest<'_>> {
+        match self {
+            Self::One(one) if one.state == State::Live && one.group == NO_GROUP => Some(Interest {
+                subject: one.subject(),
+                queue_group: one.queue_group(),
+                left: one.left(),
+            }),
+            Self::Group(group) if !group.is_retired => Some(Interest {
+                subject: &group.subject,
+                queue_group: None,
+                left: None,
+            }),
+            _ => None,
+        }
+    }
 }
 
 /// What a session has, in the order of its sids.
@@ -383,14 +400,12 @@ impl Subscriptions {
         seen: Seen,
         mut to: impl FnMut(SessionId, &[u8]),
     ) -> Option<Spent> {
-        let slot = self.slots.get_mut(upstream.slot as usize)?;
-        if slot.generation() != upstream.generation {
-            return None;
-        }
-        let one = match slot {
-            Place::Free(_) => return None,
-            Place::Group(_) => return Some(self.deliver_to_group(upstream, counts, seen, to)),
-            Place::One(one) => one,
+        let one = match self.slots.get_mut(upstream.slot as usize)? {
+            Place::One(one) if one.generation == upstream.generation => one,
+            Place::Group(group) if group.generation == upstream.generation => {
+                return Some(self.deliver_to_group(upstream, counts, seen, to));
+            }
+            _ => return None,
         };
         if one.state == State::Mute || one.group != NO_GROUP {
             return None;
@@ -633,8 +648,14 @@ impl Subscriptions {
 
     /// What brokers must know, and the names of it upstream.
     pub fn iter(&self) -> impl Iterator<Item = (UpstreamSid, Interest<'_>)> {
-        (0..self.slots.len() as u32)
-            .filter_map(|slot| Some((self.upstream(slot), self.interest(slot)?)))
+        self.slots.iter().enumerate().filter_map(|(slot, place)| {
+            let interest = place.interest()?;
+            let upstream = UpstreamSid {
+                slot: slot as u32,
+                generation: place.generation(),
+            };
+            Some((upstream, interest))
+        })
     }
 
     /// Frees what is retired: a fence behind its UNSUB was answered, or its link died.
@@ -695,23 +716,8 @@ impl Subscriptions {
         (one.state == State::Live).then_some(one)
     }
 
-    /// What a broker must know of a slot.
     fn interest(&self, slot: u32) -> Option<Interest<'_>> {
-        match &self.slots.get(slot as usize)? {
-            Place::One(one) if one.state == State::Live && one.group == NO_GROUP => {
-                Some(Interest {
-                    subject: one.subject(),
-                    queue_group: one.queue_group(),
-                    left: one.left(),
-                })
-            }
-            Place::Group(group) if !group.is_retired => Some(Interest {
-                subject: &group.subject,
-                queue_group: None,
-                left: None,
-            }),
-            _ => None,
-        }
+        self.slots.get(slot as usize)?.interest()
     }
 
     /// The slots of the subscriptions behind an upstream sid.

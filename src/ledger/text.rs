@@ -8,13 +8,13 @@ const SHORT: usize = 21;
 pub(super) enum Text {
     Short {
         subject_len: u8,
-        queue_group_len: u8,
+        sid_at: u8,
         len: u8,
         bytes: [u8; SHORT],
     },
     Long {
         subject_len: u32,
-        queue_group_len: u32,
+        sid_at: u32,
         bytes: Box<[u8]>,
     },
 }
@@ -25,7 +25,7 @@ impl Text {
         if len > SHORT {
             return Self::Long {
                 subject_len: subject.len() as u32,
-                queue_group_len: queue_group.len() as u32,
+                sid_at: (subject.len() + queue_group.len()) as u32,
                 bytes: [subject, queue_group, sid].concat().into(),
             };
         }
@@ -38,46 +38,46 @@ impl Text {
         }
         Self::Short {
             subject_len: subject.len() as u8,
-            queue_group_len: queue_group.len() as u8,
+            sid_at: (subject.len() + queue_group.len()) as u8,
             len: len as u8,
             bytes,
         }
     }
 
     pub(super) fn subject(&self) -> &[u8] {
-        let (bytes, subject, _) = self.parts();
-        &bytes[..subject]
+        match self {
+            Self::Short {
+                subject_len, bytes, ..
+            } => &bytes[..usize::from(*subject_len)],
+            Self::Long {
+                subject_len, bytes, ..
+            } => &bytes[..*subject_len as usize],
+        }
     }
 
     /// Empty where there is none.
     pub(super) fn queue_group(&self) -> &[u8] {
-        let (bytes, subject, queue_group) = self.parts();
-        &bytes[subject..subject + queue_group]
-    }
-
-    pub(super) fn sid(&self) -> &[u8] {
-        let (bytes, subject, queue_group) = self.parts();
-        &bytes[subject + queue_group..]
-    }
-
-    /// All of it, and the lengths of subject and queue group.
-    fn parts(&self) -> (&[u8], usize, usize) {
         match self {
             Self::Short {
                 subject_len,
-                queue_group_len,
-                len,
+                sid_at,
                 bytes,
-            } => (
-                &bytes[..usize::from(*len)],
-                usize::from(*subject_len),
-                usize::from(*queue_group_len),
-            ),
+                ..
+            } => &bytes[usize::from(*subject_len)..usize::from(*sid_at)],
             Self::Long {
                 subject_len,
-                queue_group_len,
+                sid_at,
                 bytes,
-            } => (bytes, *subject_len as usize, *queue_group_len as usize),
+            } => &bytes[*subject_len as usize..*sid_at as usize],
+        }
+    }
+
+    pub(super) fn sid(&self) -> &[u8] {
+        match self {
+            Self::Short {
+                sid_at, len, bytes, ..
+            } => &bytes[usize::from(*sid_at)..usize::from(*len)],
+            Self::Long { sid_at, bytes, .. } => &bytes[*sid_at as usize..],
         }
     }
 }

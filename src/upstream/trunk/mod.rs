@@ -370,9 +370,10 @@ impl Trunk {
     /// The next thing that the driver must do.
     pub fn poll_action(&mut self) -> Option<Action> {
         let action = self.actions.pop_front();
-        if action.is_none() && self.actions.capacity() > 0 {
-            // It has long to wait for the next ones.
-            self.actions = VecDeque::new();
+        if action.is_none() {
+            // Most trunks have nothing to do for long.
+            self.actions.shrink_to(0);
+            self.scratch.shrink_to(0);
         }
         action
     }
