@@ -2,6 +2,7 @@
 //! also drives a trunk that is its session's alone.
 
 use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -90,7 +91,11 @@ pub(super) fn run(
     // A block, not an `async fn`: that would hold room for its arguments twice.
     async move {
         let has_last_words = {
-            let reason = poll_fn(|cx| connection.poll(cx)).await;
+            let reason = poll_fn(|cx| {
+                let polled = contained(|| connection.poll(cx));
+                polled.unwrap_or(Poll::Ready(CloseReason::Internal))
+            });
+            let reason = reason.await;
             connection.end(&reason);
             reason.error_text().is_some()
         };
@@ -102,13 +107,18 @@ pub(super) fn run(
     }
 }
 
-/// A connection whose task panics is closed: its component mustn't wait for it for ever.
+/// A connection whose task can't even end is closed: its component mustn't wait for it for ever.
 impl Drop for Connection {
     fn drop(&mut self) {
         if std::thread::panicking() {
             socket::shutdown_both(self.port.socket());
         }
     }
+}
+
+/// What `poll` says; `None` where it panics, which ends this session or its trunk alone.
+fn contained<T>(poll: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(poll)).ok()
 }
 
 impl Connection {
@@ -153,9 +163,9 @@ impl Connection {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        self.port.register(cx);
+        let woken = self.port.begin(cx);
         self.now = now();
-        let passes = self.has_work(cx);
+        let passes = woken || self.has_work(cx);
         let ended = match passes {
             true => self.pass(cx),
             false => Poll::Pending,
@@ -168,13 +178,13 @@ impl Connection {
             }
         }
         self.shared.pool.settle(self.now);
+        self.port.rest(cx);
         ended
     }
 
     /// Whether it was woken for the connection, and not for the trunk that it drives as well.
     fn has_work(&self, cx: &mut Context<'_>) -> bool {
         self.trunk.is_none()
-            || self.port.take_woken()
             || self.port.is_full()
             || self.due.is_some_and(|due| due <= self.now)
             || !self.parked && socket::poll_readable(&self.read, cx).is_ready()
@@ -207,11 +217,13 @@ impl Connection {
         if passed {
             self.now = now();
         }
-        if driver.pass(self.now, cx).is_ready() {
-            self.trunk = None;
-            return None;
+        match contained(|| driver.pass(self.now, cx)) {
+            Some(Poll::Pending) => return driver.due(),
+            Some(Poll::Ready(())) => {}
+            None => driver.fail_sessions(),
         }
-        driver.due()
+        self.trunk = None;
+        None
     }
 
     fn tick(&mut self) {

@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll, Waker};
 
 use super::Outbox;
+use super::fair::wake_after_io;
 use super::socket::{self, WriteHalf};
 
 /// Chunks offered to one write.
@@ -31,6 +32,8 @@ pub struct Port {
     write: WriteHalf,
     waker: RefCell<Option<Waker>>,
     woken: Cell<bool>,
+    /// Its task is being polled.
+    awake: Cell<bool>,
     full: Cell<bool>,
 }
 
@@ -41,12 +44,15 @@ impl Port {
             write,
             waker: RefCell::new(None),
             woken: Cell::new(false),
+            awake: Cell::new(false),
             full: Cell::new(false),
         }
     }
 
-    /// Remembers the task to wake with [`Port::wake`].
-    pub fn register(&self, cx: &Context<'_>) {
+    /// Begins a poll of the task that owns the connection, which is the one to wake with
+    /// [`Port::wake`]. Returns whether it was woken so.
+    pub fn begin(&self, cx: &Context<'_>) -> bool {
+        self.awake.set(true);
         let mut waker = self.waker.borrow_mut();
         if !waker
             .as_ref()
@@ -54,19 +60,28 @@ impl Port {
         {
             *waker = Some(cx.waker().clone());
         }
+        self.woken.take()
+    }
+
+    /// Ends a poll. A task that wakes itself would be polled before the runtime looks at its
+    /// sockets: so it isn't woken at once by what it drives, but by
+    /// [`wake_after_io`](super::wake_after_io).
+    pub fn rest(&self, cx: &mut Context<'_>) {
+        self.awake.set(false);
+        if self.woken.get() {
+            wake_after_io(cx);
+        }
     }
 
     /// Wakes the task that owns the connection.
     pub fn wake(&self) {
         self.woken.set(true);
+        if self.awake.get() {
+            return;
+        }
         if let Some(waker) = self.waker.borrow().as_ref() {
             waker.wake_by_ref();
         }
-    }
-
-    /// Whether [`Port::wake`] was called since this was asked.
-    pub fn take_woken(&self) -> bool {
-        self.woken.take()
     }
 
     /// Whether the last flush found the socket full and it wasn't seen writable since.
@@ -115,5 +130,36 @@ impl Port {
     /// The socket itself.
     pub fn socket(&self) -> &WriteHalf {
         &self.write
+    }
+}
+
+#[cfg(all(test, not(feature = "turmoil")))]
+mod tests {
+    use std::future::poll_fn;
+    use std::io;
+    use std::rc::Rc;
+
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_wakes_itself_is_polled_again_and_told_so() -> io::Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let stream = TcpStream::connect(listener.local_addr()?).await?;
+        let port = Rc::new(Port::new(stream.into_split().1));
+        let mut woken = Vec::new();
+        poll_fn(|cx| {
+            woken.push(port.begin(cx));
+            if woken.len() == 2 {
+                return Poll::Ready(());
+            }
+            port.wake();
+            port.rest(cx);
+            Poll::Pending
+        })
+        .await;
+        assert_eq!(woken, [false, true]);
+        Ok(())
     }
 }

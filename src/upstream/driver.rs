@@ -51,11 +51,10 @@ pub struct Driver {
     done: bool,
 }
 
-/// A trunk whose driver panics takes its sessions along: they mustn't wait for it for ever.
 impl Drop for Driver {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.cell.fail();
+            self.fail_sessions();
         }
     }
 }
@@ -83,6 +82,11 @@ impl Driver {
             self.pool.settle(self.now);
             passed
         }));
+    }
+
+    /// A trunk whose driver panics takes its sessions along: they mustn't wait for it for ever.
+    pub fn fail_sessions(&self) {
+        self.cell.fail();
     }
 
     /// When the trunk wants another pass, whatever happens until then.

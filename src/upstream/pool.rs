@@ -270,6 +270,11 @@ impl Pool {
         let mut bus = self.bus.borrow_mut();
         cell.machine.borrow_mut().detach(session, now, &mut bus);
         drop(bus);
+        if cell.has_failed() {
+            // Nobody drives it any more.
+            let id = cell.machine.borrow().id();
+            return self.remove(id);
+        }
         cell.wake();
     }
 
