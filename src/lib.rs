@@ -6,6 +6,7 @@
 //! | layer | module | what it is |
 //! |---|---|---|
 //! | 0 | [`clock`] | points in time |
+//! | 0 | [`queue`] | queues that are mostly empty |
 //! | 0 | [`proto`] | the NATS protocol as bytes (pure) |
 //! | 0 | [`config`] | what was written, and what it means |
 //! | 0 | [`telemetry`] | logging, counters, snapshots |
@@ -24,5 +25,6 @@ pub mod downstream;
 pub mod ledger;
 pub mod net;
 pub mod proto;
+pub mod queue;
 pub mod telemetry;
 pub mod upstream;

@@ -1,8 +1,7 @@
 //! What the worker knows, as a picture for monitoring: each function copies, and holds nothing.
 
-use crate::clock::Instant;
-
 use super::worker::{SubscriptionList, SubscriptionPage};
+use crate::clock::Instant;
 use crate::downstream::card::Card;
 use crate::downstream::shared::Shared;
 use crate::net::now;

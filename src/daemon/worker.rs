@@ -13,14 +13,13 @@ use std::rc::Rc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use crate::clock::Instant;
-
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::picture::{bus_snapshot, session_snapshot, subscription_snapshots};
+use crate::clock::Instant;
 use crate::config::{BusConfig, Config, Failback, Topology};
 use crate::downstream::listener;
 use crate::downstream::shared::{Identity, Shared};

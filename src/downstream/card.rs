@@ -1,11 +1,11 @@
 //! What monitoring sees of a connection while it lives.
 
-use crate::clock::Instant;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::net::Port;
 use crate::upstream::pool::TrunkCell;

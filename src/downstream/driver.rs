@@ -7,8 +7,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::clock::Instant;
-
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -16,6 +14,7 @@ use super::card::Entry;
 use super::read_size::ReadSize;
 use super::session::{self, Session, SessionAction};
 use super::shared::{self, Counted, Shared};
+use crate::clock::Instant;
 use crate::net::socket::{self, ReadHalf};
 use crate::net::{Flush, Port, Timer, now, wake_after_io};
 use crate::proto::connect::ConnectInfo;

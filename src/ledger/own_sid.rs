@@ -1,56 +1,70 @@
-//! A component's sid as the key of a map.
+//! A session and its own name for a subscription, as the key of a map.
 
 use std::cmp::Ordering;
 
-/// Most sids are a few digits: these take no memory of their own.
-const SHORT: usize = 14;
+use super::SessionId;
 
-/// The bytes of a sid, in their order.
+/// Most sids are a few digits: these take no memory of their own.
+const SHORT: usize = 10;
+
+/// A session's number and the bytes of a sid, in their order.
 #[derive(Clone, Debug)]
 pub(super) enum OwnSid {
     Short {
         len: u8,
+        /// Big-endian, so that the key is one number.
+        session: [u8; 4],
         bytes: [u8; SHORT],
     },
-    /// Behind a thin pointer, so that a key is as small as the short ones allow.
-    Long(Box<Box<[u8]>>),
+    Long {
+        session: u32,
+        /// Behind a thin pointer, so that a key is as small as the short ones allow.
+        bytes: Box<Box<[u8]>>,
+    },
 }
 
 impl OwnSid {
-    /// Comes before all others.
-    pub(super) const LEAST: Self = Self::Short {
-        len: 0,
-        bytes: [0; SHORT],
-    };
-
-    pub(super) fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::Short { len, bytes } => &bytes[..usize::from(*len)],
-            Self::Long(bytes) => bytes,
-        }
-    }
-}
-
-impl From<&[u8]> for OwnSid {
-    fn from(sid: &[u8]) -> Self {
+    pub(super) fn new(session: SessionId, sid: &[u8]) -> Self {
         if sid.len() > SHORT {
-            return Self::Long(Box::new(sid.into()));
+            return Self::Long {
+                session: session.0,
+                bytes: Box::new(sid.into()),
+            };
         }
         let mut bytes = [0; SHORT];
         bytes[..sid.len()].copy_from_slice(sid);
         Self::Short {
             len: sid.len() as u8,
+            session: session.0.to_be_bytes(),
             bytes,
         }
     }
-}
 
-impl OwnSid {
-    /// Of a short one, a number in the order of the bytes: zeros behind them, then their count.
-    fn rank(bytes: &[u8; SHORT], len: u8) -> u128 {
+    /// Comes before all others of a session.
+    pub(super) fn least(session: SessionId) -> Self {
+        Self::new(session, &[])
+    }
+
+    pub(super) fn session(&self) -> SessionId {
+        SessionId(match self {
+            Self::Short { session, .. } => u32::from_be_bytes(*session),
+            Self::Long { session, .. } => *session,
+        })
+    }
+
+    fn sid(&self) -> &[u8] {
+        match self {
+            Self::Short { len, bytes, .. } => &bytes[..usize::from(*len)],
+            Self::Long { bytes, .. } => bytes,
+        }
+    }
+
+    /// Of a short one, a number in the order of the keys: zeros behind the sid, then its length.
+    fn rank(session: [u8; 4], sid: &[u8; SHORT], len: u8) -> u128 {
         let mut rank = [0; 16];
-        rank[..SHORT].copy_from_slice(bytes);
-        rank[SHORT] = len;
+        rank[..4].copy_from_slice(&session);
+        rank[4..4 + SHORT].copy_from_slice(sid);
+        rank[4 + SHORT] = len;
         u128::from_be_bytes(rank)
     }
 }
@@ -71,12 +85,22 @@ impl PartialOrd for OwnSid {
 
 impl Ord for OwnSid {
     fn cmp(&self, other: &Self) -> Ordering {
-        match (self, other) {
-            (Self::Short { len, bytes }, Self::Short { len: n, bytes: b }) => {
-                Self::rank(bytes, *len).cmp(&Self::rank(b, *n))
-            }
-            _ => self.as_bytes().cmp(other.as_bytes()),
+        use OwnSid::Short;
+        if let Short {
+            len,
+            session,
+            bytes,
+        } = self
+            && let Short {
+                len: other_len,
+                session: other_session,
+                bytes: other_bytes,
+            } = other
+        {
+            let other = Self::rank(*other_session, other_bytes, *other_len);
+            return Self::rank(*session, bytes, *len).cmp(&other);
         }
+        (self.session(), self.sid()).cmp(&(other.session(), other.sid()))
     }
 }
 
@@ -85,10 +109,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sids_of_every_length_are_ordered_as_their_bytes() {
+    fn keys_are_ordered_by_session_and_then_as_the_bytes_of_sids_of_every_length() {
         let text = b"0123456789abcdefghij";
-        let mut all: Vec<&[u8]> = (0..=text.len()).map(|len| &text[..len]).collect();
-        all.extend([
+        let mut sids: Vec<&[u8]> = (0..=text.len()).map(|len| &text[..len]).collect();
+        sids.extend([
             &b"0"[..],
             b"00",
             b"0\0",
@@ -96,12 +120,17 @@ mod tests {
             b"9",
             b"zzzzzzzzzzzzzzzzzzzz",
         ]);
-        let mut sids: Vec<OwnSid> = all.iter().map(|sid| OwnSid::from(*sid)).collect();
-        sids.sort();
+        let mut all: Vec<(SessionId, &[u8])> = Vec::new();
+        for session in [0, 1, 255, 256, u32::MAX] {
+            all.extend(sids.iter().map(|sid| (SessionId(session), *sid)));
+        }
+        let keys = all.iter().map(|(session, sid)| OwnSid::new(*session, sid));
+        let mut keys: Vec<_> = keys.collect();
+        keys.sort();
         all.sort_unstable();
-        let sorted: Vec<&[u8]> = sids.iter().map(OwnSid::as_bytes).collect();
+        let sorted: Vec<_> = keys.iter().map(|key| (key.session(), key.sid())).collect();
         assert_eq!(sorted, all);
-        assert_eq!(sids[0], OwnSid::LEAST);
+        assert_eq!(keys[0], OwnSid::least(SessionId(0)));
     }
 
     #[test]

@@ -3,10 +3,9 @@
 //! PONGs carry no name: they answer PINGs in order. So one queue serves natsmux's own
 //! fences and the components' PINGs alike, and every PONG is a fence.
 
-use crate::clock::Instant;
-use std::collections::VecDeque;
-
 use super::SessionId;
+use crate::clock::Instant;
+use crate::queue::Queue;
 
 /// One PING that was written to a link's buffer.
 #[derive(Clone, Copy, Debug)]
@@ -26,28 +25,19 @@ pub struct Ping {
 /// The unanswered PINGs of one link, oldest first.
 #[derive(Debug, Default)]
 pub struct Pings {
-    queue: VecDeque<Ping>,
+    queue: Queue<Ping>,
 }
 
 impl Pings {
     /// Notes a PING. `ping.seq` is larger than any before.
     pub fn push(&mut self, ping: Ping) {
         debug_assert!(self.queue.back().is_none_or(|last| last.seq < ping.seq));
-        if self.queue.capacity() == 0 {
-            // Mostly there is one.
-            self.queue.reserve_exact(1);
-        }
         self.queue.push_back(ping);
     }
 
     /// Takes the one that the next PONG answers; `None` means that nobody asked.
     pub fn answer(&mut self) -> Option<Ping> {
-        let ping = self.queue.pop_front();
-        if self.queue.is_empty() {
-            // An idle link has none for half a minute.
-            self.queue.shrink_to(0);
-        }
-        ping
+        self.queue.pop_front()
     }
 
     /// The one that waits longest.
@@ -67,7 +57,7 @@ impl Pings {
 
     /// Forgets a session that is gone: the PONG is then natsmux's own.
     pub fn disown(&mut self, session: SessionId) {
-        for ping in &mut self.queue {
+        for ping in self.queue.iter_mut() {
             if ping.asker == Some(session) {
                 ping.asker = None;
             }
@@ -118,16 +108,5 @@ mod tests {
         assert_eq!(pings.len(), 5, "each PING still has its PONG");
         let askers: Vec<_> = pings.into_askers().collect();
         assert_eq!(askers, [SessionId(2), SessionId(3)]);
-    }
-
-    #[test]
-    fn answered_ones_leave_no_memory() {
-        for count in [1, 1_000] {
-            let mut pings = pings(&vec![None; count]);
-            while pings.answer().is_some() {
-                assert!(pings.is_empty() || pings.queue.capacity() >= count);
-            }
-            assert_eq!(pings.queue.capacity(), 0);
-        }
     }
 }

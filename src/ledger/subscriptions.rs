@@ -11,7 +11,7 @@
 
 mod group;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use group::{Group, Joinable};
@@ -21,6 +21,7 @@ use super::own_sid::OwnSid;
 use super::text::Text;
 use super::{SessionId, UpstreamSid};
 use crate::proto::subject;
+use crate::queue::Queue;
 
 /// One subscription of one session.
 #[derive(Debug)]
@@ -46,6 +47,8 @@ pub struct Subscription {
 
 const NO_GROUP: u32 = u32::MAX;
 
+const NO_SLOT: u32 = u32::MAX;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Live,
@@ -57,8 +60,8 @@ enum State {
 }
 
 impl Subscription {
-    fn key(&self) -> Key {
-        (self.session, OwnSid::from(self.sid()))
+    fn key(&self) -> OwnSid {
+        OwnSid::new(self.session, self.sid())
     }
 
     /// The subject, wildcards included.
@@ -169,21 +172,19 @@ pub struct Carried {
     pub max: u64,
 }
 
-/// A session and its own sid.
-type Key = (SessionId, OwnSid);
-
 /// The table of a trunk.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Subscriptions {
     slots: Vec<Place>,
-    free: Vec<u32>,
+    /// The slot that is used next, and the first of those that are free; [`NO_SLOT`].
+    free: u32,
     /// Live subscriptions by session and the component's sid.
-    by_sid: BTreeMap<Key, u32>,
+    by_sid: BTreeMap<OwnSid, u32>,
     /// Retired subscriptions that still deliver, by session and the component's sid.
-    retired: BTreeMap<Key, u32>,
+    retired: BTreeMap<OwnSid, u32>,
     /// SUBs that no PONG has proven, in the order in which they were sent, each with the
     /// number of the first PING that covers it: a broker's refusal is about one of these.
-    unproven: VecDeque<(u64, UpstreamSid)>,
+    unproven: Queue<(u64, UpstreamSid)>,
     /// Of a shared trunk: what others may join.
     joinable: Option<Box<Joinable>>,
 }
@@ -191,8 +192,13 @@ pub struct Subscriptions {
 /// What has a number, and with its generation a name upstream.
 #[derive(Debug)]
 enum Place {
-    /// Nothing, and the next generation.
-    Free(u32),
+    /// Nothing.
+    Free {
+        /// The next one.
+        generation: u32,
+        /// The slot that is free behind this one; [`NO_SLOT`].
+        next: u32,
+    },
     /// A subscription. A member of a group has a place of its own, whose name no broker gets.
     One(Subscription),
     Group(Box<Group>),
@@ -201,16 +207,23 @@ enum Place {
 impl Place {
     fn generation(&self) -> u32 {
         match self {
-            Self::Free(generation) => *generation,
+            Self::Free { generation, .. } => *generation,
             Self::One(one) => one.generation,
             Self::Group(group) => group.generation,
         }
     }
 
+    fn empty(generation: u32) -> Self {
+        Self::Free {
+            generation,
+            next: NO_SLOT,
+        }
+    }
+
     /// Takes what is here.
     fn take(&mut self) -> Self {
-        let free = Self::Free(self.generation());
-        std::mem::replace(self, free)
+        let generation = self.generation();
+        std::mem::replace(self, Self::empty(generation))
     }
 
     fn one(&self) -> Option<&Subscription> {
@@ -253,9 +266,25 @@ impl Place {
 }
 
 /// What a session has, in the order of its sids.
-fn entries(map: &BTreeMap<Key, u32>, session: SessionId) -> impl Iterator<Item = (&Key, &u32)> {
-    map.range((session, OwnSid::LEAST)..)
-        .take_while(move |((owner, _), _)| *owner == session)
+fn entries(
+    map: &BTreeMap<OwnSid, u32>,
+    session: SessionId,
+) -> impl Iterator<Item = (&OwnSid, &u32)> {
+    map.range(OwnSid::least(session)..)
+        .take_while(move |(key, _)| key.session() == session)
+}
+
+impl Default for Subscriptions {
+    fn default() -> Self {
+        Self {
+            slots: Vec::new(),
+            free: NO_SLOT,
+            by_sid: BTreeMap::new(),
+            retired: BTreeMap::new(),
+            unproven: Queue::default(),
+            joinable: None,
+        }
+    }
 }
 
 impl Subscriptions {
@@ -282,12 +311,12 @@ impl Subscriptions {
         after: Option<&[u8]>,
     ) -> impl Iterator<Item = &Subscription> {
         let from = match after {
-            None => Bound::Included((session, OwnSid::LEAST)),
-            Some(sid) => Bound::Excluded((session, OwnSid::from(sid))),
+            None => Bound::Included(OwnSid::least(session)),
+            Some(sid) => Bound::Excluded(OwnSid::new(session, sid)),
         };
         self.by_sid
             .range((from, Bound::Unbounded))
-            .take_while(move |((owner, _), _)| *owner == session)
+            .take_while(move |(key, _)| key.session() == session)
             .filter_map(|(_, slot)| self.live(*slot))
     }
 
@@ -300,7 +329,7 @@ impl Subscriptions {
         sid: &[u8],
         covered_by: u64,
     ) -> Subscribed {
-        let key = (session, OwnSid::from(sid));
+        let key = OwnSid::new(session, sid);
         if let Some(&slot) = self.by_sid.get(&key) {
             let one = self.live(slot);
             return Subscribed::Duplicate {
@@ -346,7 +375,7 @@ impl Subscriptions {
 
     /// A subscription was delivered this much on another trunk.
     pub fn note_delivered(&mut self, session: SessionId, sid: &[u8], delivered: u64) {
-        let slot = self.by_sid.get(&(session, OwnSid::from(sid)));
+        let slot = self.by_sid.get(&OwnSid::new(session, sid));
         if let Some(&slot) = slot
             && let Some(one) = self.slots[slot as usize].one_mut()
         {
@@ -363,7 +392,7 @@ impl Subscriptions {
         max: Option<u64>,
         covered_by: u64,
     ) -> Unsubscribed {
-        let key = (session, OwnSid::from(sid));
+        let key = OwnSid::new(session, sid);
         let Some(&slot) = self.by_sid.get(&key) else {
             return Unsubscribed::Unknown;
         };
@@ -428,7 +457,7 @@ impl Subscriptions {
     /// but its SUB isn't proven (`answered` is the last PING that was), or its max may be
     /// reached by messages on their way.
     pub fn is_uncertain(&self, session: SessionId, sid: &[u8], answered: u64) -> bool {
-        let slot = self.by_sid.get(&(session, OwnSid::from(sid)));
+        let slot = self.by_sid.get(&OwnSid::new(session, sid));
         let live = slot.and_then(|&slot| self.live(slot));
         live.is_some_and(|live| live.max > 0 || live.covered_by > answered)
     }
@@ -506,7 +535,7 @@ impl Subscriptions {
         sessions
     }
 
-    fn owned(&self, session: SessionId) -> Vec<(Key, u32)> {
+    fn owned(&self, session: SessionId) -> Vec<(OwnSid, u32)> {
         entries(&self.by_sid, session)
             .map(|(key, slot)| (key.clone(), *slot))
             .collect()
@@ -515,13 +544,8 @@ impl Subscriptions {
     /// The PING with the number `answered` is: every SUB before it is in place, or was
     /// refused.
     pub fn prove(&mut self, answered: u64) {
-        while self
-            .unproven
-            .pop_front_if(|(by, _)| *by <= answered)
-            .is_some()
-        {}
-        if self.unproven.is_empty() {
-            self.unproven.shrink_to(0);
+        while self.unproven.front().is_some_and(|(by, _)| *by <= answered) {
+            self.unproven.pop_front();
         }
     }
 
@@ -595,7 +619,7 @@ impl Subscriptions {
         match &mut self.slots[upstream.slot as usize] {
             Place::One(one) => one.holders = holders,
             Place::Group(group) => group.holders = holders,
-            Place::Free(_) => {}
+            Place::Free { .. } => {}
         }
     }
 
@@ -626,7 +650,7 @@ impl Subscriptions {
     /// The session's plain subscription that a broker would choose for a status on `reply`: its
     /// list has full wildcards before partial ones, and those before literals. Gives its sid.
     pub fn answered_by(&self, session: SessionId, reply: &[u8]) -> Option<&[u8]> {
-        let one = |(_, slot): (&Key, &u32)| self.slots[*slot as usize].one();
+        let one = |(_, slot): (&OwnSid, &u32)| self.slots[*slot as usize].one();
         let own = entries(&self.by_sid, session).filter_map(one);
         let retired = entries(&self.retired, session).filter_map(one);
         // One that was ended, and perhaps not yet at the broker, may be what it chose.
@@ -670,7 +694,7 @@ impl Subscriptions {
             Place::Group(group) if !group.is_retired => {}
             Place::Group(group) if group.holders > 0 => group.holders -= 1,
             Place::Group(_) => self.release_group(upstream.slot),
-            Place::Free(_) => {}
+            Place::Free { .. } => {}
         }
     }
 
@@ -725,7 +749,7 @@ impl Subscriptions {
         match &self.slots[slot as usize] {
             Place::One(_) => vec![slot],
             Place::Group(group) => group.members.iter().map(|member| member.slot).collect(),
-            Place::Free(_) => Vec::new(),
+            Place::Free { .. } => Vec::new(),
         }
     }
 
@@ -750,15 +774,7 @@ impl Subscriptions {
     }
 
     fn insert(&mut self, subscription: Subscription) -> UpstreamSid {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            let len = self.slots.len();
-            if len == self.slots.capacity() {
-                // Not twice as many: there are thousands of these tables, and most stay small.
-                self.slots.reserve_exact(len / 8 + 1);
-            }
-            self.slots.push(Place::Free(0));
-            len as u32
-        });
+        let slot = self.free_slot();
         let place = &mut self.slots[slot as usize];
         let generation = place.generation();
         *place = Place::One(Subscription {
@@ -766,6 +782,20 @@ impl Subscriptions {
             ..subscription
         });
         UpstreamSid { slot, generation }
+    }
+
+    /// Takes the slot that was freed last, or a new one.
+    fn free_slot(&mut self) -> u32 {
+        if let Some(Place::Free { next, .. }) = self.slots.get(self.free as usize) {
+            return std::mem::replace(&mut self.free, *next);
+        }
+        let len = self.slots.len();
+        if len == self.slots.capacity() {
+            // Not twice as many: there are thousands of these tables, and most stay small.
+            self.slots.reserve_exact(len / 8 + 1);
+        }
+        self.slots.push(Place::empty(0));
+        len as u32
     }
 
     /// Frees the slot of one subscription.
@@ -788,9 +818,12 @@ impl Subscriptions {
     /// Lets a slot have its next generation. One whose generations are used up stays empty.
     fn free(&mut self, slot: u32) {
         let place = &mut self.slots[slot as usize];
-        if let Some(next) = place.generation().checked_add(1) {
-            *place = Place::Free(next);
-            self.free.push(slot);
+        if let Some(generation) = place.generation().checked_add(1) {
+            *place = Place::Free {
+                generation,
+                next: self.free,
+            };
+            self.free = slot;
         }
     }
 
@@ -827,7 +860,7 @@ impl Subscriptions {
         Some(Rejected { upstream, owners })
     }
 
-    fn retire(&mut self, key: Key, slot: u32) {
+    fn retire(&mut self, key: OwnSid, slot: u32) {
         self.unlist(slot);
         self.by_sid.remove(&key);
         if let Some(one) = self.slots[slot as usize].one_mut() {
@@ -836,7 +869,7 @@ impl Subscriptions {
         }
     }
 
-    fn mute_retired(&mut self, key: &Key) {
+    fn mute_retired(&mut self, key: &OwnSid) {
         if let Some(slot) = self.retired.remove(key)
             && let Some(one) = self.slots[slot as usize].one_mut()
         {

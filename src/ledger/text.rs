@@ -1,7 +1,12 @@
 //! What a SUB says, in one piece.
 
+use std::ops::Range;
+
 /// Up to so many bytes take no memory of their own.
-const SHORT: usize = 21;
+const SHORT: usize = 20;
+
+/// Length of the number behind the text of a long one.
+const SID_LEN: usize = size_of::<u32>();
 
 /// A subject, a queue group and a sid, back to back.
 #[derive(Debug)]
@@ -14,7 +19,7 @@ pub(super) enum Text {
     },
     Long {
         subject_len: u32,
-        sid_at: u32,
+        /// Behind the sid is its length, native-endian.
         bytes: Box<[u8]>,
     },
 }
@@ -23,10 +28,10 @@ impl Text {
     pub(super) fn new(subject: &[u8], queue_group: &[u8], sid: &[u8]) -> Self {
         let len = subject.len() + queue_group.len() + sid.len();
         if len > SHORT {
+            let sid_len = (sid.len() as u32).to_ne_bytes();
             return Self::Long {
                 subject_len: subject.len() as u32,
-                sid_at: (subject.len() + queue_group.len()) as u32,
-                bytes: [subject, queue_group, sid].concat().into(),
+                bytes: [subject, queue_group, sid, &sid_len].concat().into(),
             };
         }
         let mut bytes = [0; SHORT];
@@ -65,10 +70,8 @@ impl Text {
                 ..
             } => &bytes[usize::from(*subject_len)..usize::from(*sid_at)],
             Self::Long {
-                subject_len,
-                sid_at,
-                bytes,
-            } => &bytes[*subject_len as usize..*sid_at as usize],
+                subject_len, bytes, ..
+            } => &bytes[*subject_len as usize..sid_range(bytes).start],
         }
     }
 
@@ -77,9 +80,15 @@ impl Text {
             Self::Short {
                 sid_at, len, bytes, ..
             } => &bytes[usize::from(*sid_at)..usize::from(*len)],
-            Self::Long { sid_at, bytes, .. } => &bytes[*sid_at as usize..],
+            Self::Long { bytes, .. } => &bytes[sid_range(bytes)],
         }
     }
+}
+
+/// Where the sid is in the bytes of a long one.
+fn sid_range(bytes: &[u8]) -> Range<usize> {
+    let (text, len) = bytes.split_last_chunk().unwrap_or((bytes, &[0; SID_LEN]));
+    text.len().saturating_sub(u32::from_ne_bytes(*len) as usize)..text.len()
 }
 
 #[cfg(test)]
@@ -102,6 +111,6 @@ mod tests {
 
     #[test]
     fn a_short_one_is_no_larger_than_a_long_one() {
-        assert_eq!(size_of::<Text>(), 32);
+        assert_eq!(size_of::<Text>(), 24);
     }
 }

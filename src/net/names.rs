@@ -7,13 +7,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::clock::Instant;
-
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use super::now;
 use super::socket::{self, Stream};
+use crate::clock::Instant;
 
 /// An answer is used for this long, so that a thousand trunks ask once.
 const FRESH: Duration = Duration::from_secs(1);

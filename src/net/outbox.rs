@@ -5,8 +5,9 @@
 //! begin, without any book-keeping per frame. With [`Retention::UntilConfirmed`] a
 //! written chunk stays until the peer's answer proves that it was processed.
 
-use std::collections::VecDeque;
 use std::io::IoSlice;
+
+use smallvec::SmallVec;
 
 use super::chunks;
 
@@ -23,11 +24,14 @@ pub enum Retention {
     UntilConfirmed,
 }
 
+/// Mostly there is one, which takes no memory besides its own.
+type Chunks = SmallVec<[Vec<u8>; 1]>;
+
 /// An ordered list of whole frames, partly written.
 #[derive(Debug)]
 pub struct Outbox {
     /// Invariant: no chunk is empty, and each begins at a frame boundary.
-    chunks: VecDeque<Vec<u8>>,
+    chunks: Chunks,
     /// Stream offset of the first byte of the first chunk.
     base: u64,
     /// Stream offset up to which bytes were handed to the socket.
@@ -45,7 +49,7 @@ pub struct Outbox {
 #[derive(Debug)]
 pub struct Unproven {
     /// Chunks that hold at least one byte that is unwritten (or unconfirmed, where kept).
-    pub chunks: VecDeque<Vec<u8>>,
+    pub chunks: Chunks,
     /// Offset in the first chunk of the first frame to look at.
     pub start: usize,
     /// How many bytes, counted from the first byte of the first chunk, were written.
@@ -58,7 +62,7 @@ impl Outbox {
     /// An empty outbox. Allocates nothing.
     pub fn new(retention: Retention) -> Self {
         Self {
-            chunks: VecDeque::new(),
+            chunks: Chunks::new(),
             base: 0,
             written: 0,
             end: 0,
@@ -90,7 +94,7 @@ impl Outbox {
     pub fn push_chunk(&mut self, chunk: Vec<u8>) {
         if !chunk.is_empty() {
             self.end += chunk.len() as u64;
-            self.push_back(chunk);
+            self.chunks.push(chunk);
         }
     }
 
@@ -124,7 +128,7 @@ impl Outbox {
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut filled = 0;
         let mut skip = self.written_in_next();
-        for (slice, chunk) in slices.iter_mut().zip(self.chunks.range(self.next..)) {
+        for (slice, chunk) in slices.iter_mut().zip(&self.chunks[self.next..]) {
             *slice = IoSlice::new(&chunk[skip..]);
             skip = 0;
             filled += 1;
@@ -195,14 +199,14 @@ impl Outbox {
     fn room_for(&mut self, len: usize) -> &mut Vec<u8> {
         let fits = self
             .chunks
-            .back()
+            .last()
             .is_some_and(|chunk| chunk.len() + len <= CHUNK_BYTES);
         // Under `UntilWritten` the last chunk is unwritten or partly written, or it would
         // have been released; under `UntilConfirmed` a written chunk may grow again.
         if !fits {
             let large = !self.chunks.is_empty() || len > chunks::SMALL;
             let busy = large && self.held_bytes() < chunks::BACKLOG;
-            self.push_back(match busy && len <= chunks::CAPACITY {
+            self.chunks.push(match busy && len <= chunks::CAPACITY {
                 true => chunks::take(),
                 false => Vec::with_capacity(len),
             });
@@ -211,7 +215,7 @@ impl Outbox {
         }
         let chunk = self
             .chunks
-            .back_mut()
+            .last_mut()
             .expect("pushed above when there was none");
         let needed = chunk.len() + len;
         if needed > chunk.capacity() && needed > chunks::SMALL {
@@ -222,16 +226,8 @@ impl Outbox {
         chunk
     }
 
-    fn push_back(&mut self, chunk: Vec<u8>) {
-        if self.chunks.capacity() == 0 {
-            // Most never have a second one.
-            self.chunks.reserve_exact(1);
-        }
-        self.chunks.push_back(chunk);
-    }
-
     fn written_in_next(&self) -> usize {
-        let before: usize = self.chunks.range(..self.next).map(Vec::len).sum();
+        let before: usize = self.chunks[..self.next].iter().map(Vec::len).sum();
         (self.written - self.base) as usize - before
     }
 
@@ -240,17 +236,21 @@ impl Outbox {
             Retention::UntilWritten => self.written,
             Retention::UntilConfirmed => self.confirmed.min(self.written),
         };
-        while let Some(chunk) = self.chunks.front() {
+        let mut released = 0;
+        for chunk in &self.chunks[..self.next] {
             let chunk_end = self.base + chunk.len() as u64;
-            if chunk_end > limit || self.next == 0 {
+            if chunk_end > limit {
                 break;
             }
             self.base = chunk_end;
-            self.next -= 1;
-            self.chunks.pop_front().into_iter().for_each(chunks::give);
+            released += 1;
         }
-        if self.chunks.is_empty() && self.chunks.capacity() > 8 {
-            self.chunks.shrink_to(0);
+        if released > 0 {
+            self.next -= released;
+            self.chunks.drain(..released).for_each(chunks::give);
+        }
+        if self.chunks.is_empty() && self.chunks.spilled() {
+            self.chunks = Chunks::new();
         }
     }
 }

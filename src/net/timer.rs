@@ -1,11 +1,12 @@
 //! The one timer of a task.
 
-use crate::clock::Instant;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::Context;
 
 use tokio::time::Sleep;
+
+use crate::clock::Instant;
 
 /// Wakes its task when something is due. It takes memory once it is armed.
 #[derive(Debug, Default)]

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::clock::Instant;
-
 use crate::config::BrokerAddr;
 use crate::proto::info::ServerInfo;
 

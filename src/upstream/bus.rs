@@ -9,8 +9,6 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::clock::Instant;
-
 use super::admission::Admission;
 use super::barrier::Barrier;
 use super::connects::Connects;
@@ -19,6 +17,7 @@ use super::failover::{Failover, Failovers, LostLink, TOGETHER};
 use super::presence::{Heard, Presence};
 use super::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
 use super::watch::{TrunkId, Watches};
+use crate::clock::Instant;
 use crate::config::{Admit, BusLimits, Delivery, Sharing, Timings, Topology};
 use crate::ledger::Settled;
 use crate::telemetry::{Counters, Observed};

@@ -7,7 +7,6 @@
 //! and to the sessions that were touched. Everything that is readable is read before
 //! anything is written, so that a broker gets few large writes.
 
-use crate::clock::Instant;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -20,6 +19,7 @@ use tracing::{debug, error, warn};
 use super::pool::{Pool, TrunkCell};
 use super::roster::{BrokerId, Failure};
 use super::trunk::{Action, LinkId, Report};
+use crate::clock::Instant;
 use crate::net::socket::{self, ReadHalf, Stream};
 use crate::net::{Flush, Port, Timer, now, wake_after_io};
 

@@ -7,9 +7,8 @@
 
 use std::time::Duration;
 
-use crate::clock::Instant;
-
 use super::roster::{BrokerId, Failure};
+use crate::clock::Instant;
 
 /// A failover that takes longer is reported as it stands, and again at its end.
 const REPORT_AFTER: Duration = Duration::from_secs(5);

@@ -11,8 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use crate::clock::Instant;
-
+use smallvec::SmallVec;
 use tracing::{error, info, warn};
 
 use super::bus::Bus;
@@ -21,6 +20,7 @@ use super::repeats::Repeats;
 use super::sharers::{Sharers, sharing_key};
 use super::trunk::{Gauges, MoveReason, Trunk};
 use super::watch::TrunkId;
+use crate::clock::Instant;
 use crate::config::Sharing;
 use crate::ledger::SessionId;
 use crate::net::{Names, Outbox, Port};
@@ -37,7 +37,7 @@ pub type Home = (Rc<TrunkCell>, SessionId);
 pub struct TrunkCell {
     /// The machine.
     pub machine: RefCell<Trunk>,
-    ports: RefCell<Vec<Option<Rc<Port>>>>,
+    ports: RefCell<SmallVec<[Option<Rc<Port>>; 1]>>,
     waker: RefCell<Option<Waker>>,
     woken: Cell<bool>,
     failed: Cell<bool>,
@@ -247,7 +247,7 @@ impl Pool {
         let id = machine.id();
         let cell = Rc::new(TrunkCell {
             machine: RefCell::new(machine),
-            ports: RefCell::new(Vec::with_capacity(1)),
+            ports: RefCell::default(),
             waker: RefCell::new(None),
             woken: Cell::new(false),
             failed: Cell::new(false),

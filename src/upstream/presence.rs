@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::clock::Instant;
-
 use crate::proto::announcement::Announcement;
 
 /// Between two announcements, where few are heard.

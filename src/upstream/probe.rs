@@ -1,6 +1,5 @@
 //! R11: asks brokers without a link how they are: connect, read the INFO, close.
 
-use crate::clock::Instant;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -12,6 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::pool::Pool;
 use super::roster::{BrokerId, Failure};
+use crate::clock::Instant;
 use crate::net::now;
 use crate::net::socket::{self, Stream};
 use crate::proto::info::ServerInfo;

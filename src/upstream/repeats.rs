@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::clock::Instant;
-
 use super::roster::BrokerId;
+use crate::clock::Instant;
 
 /// The same text of the same broker is logged again after this at the earliest.
 const PAUSE: Duration = Duration::from_secs(10);

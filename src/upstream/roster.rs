@@ -7,10 +7,9 @@
 
 use std::time::Duration;
 
-use crate::clock::Instant;
-
 use super::backoff::Backoff;
 pub use super::broker::{Broker, BrokerId, Failure, Health};
+use crate::clock::Instant;
 use crate::config::BrokerAddr;
 use crate::proto::connect::HeaderSupport;
 use crate::proto::info::ServerInfo;

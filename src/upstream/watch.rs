@@ -12,9 +12,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::clock::Instant;
-
 use super::roster::BrokerId;
+use crate::clock::Instant;
 
 /// A trunk's number, never reused while the bus lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -7,14 +7,23 @@ use std::path::{Path, PathBuf};
 /// Module, and the modules of this crate that it may import.
 const LAYERS: &[(&str, &[&str])] = &[
     ("clock", &[]),
+    ("queue", &[]),
     ("proto", &[]),
     ("config", &[]),
     ("telemetry", &[]),
-    ("ledger", &["clock", "proto"]),
+    ("ledger", &["clock", "queue", "proto"]),
     ("net", &["clock", "config", "telemetry"]),
     (
         "upstream",
-        &["clock", "proto", "config", "telemetry", "ledger", "net"],
+        &[
+            "clock",
+            "queue",
+            "proto",
+            "config",
+            "telemetry",
+            "ledger",
+            "net",
+        ],
     ),
     (
         "downstream",
@@ -47,6 +56,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// Files and folders without IO, clock, randomness or logging.
 const PURE: &[&str] = &[
+    "queue.rs",
     "proto",
     "ledger",
     "net/outbox.rs",

@@ -1,9 +1,9 @@
 //! CONNECT, what comes before it (R21), and what waits for its verdict.
 
-use crate::clock::Instant;
 use std::rc::Rc;
 
 use super::{Home, Session, SessionAction, Stage};
+use crate::clock::Instant;
 use crate::downstream::early::Early;
 use crate::proto::client::{self, ClientOp, Scan};
 use crate::proto::connect::ConnectInfo;

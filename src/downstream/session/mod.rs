@@ -11,10 +11,9 @@ mod operations;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::clock::Instant;
-
 use self::operations::Then;
 use super::early::Early;
+use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::net::{Outbox, Partial, Retention};
 use crate::proto::connect::ConnectInfo;

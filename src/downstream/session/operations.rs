@@ -1,8 +1,7 @@
 //! What a component sends once it has a trunk: frames become operations of the trunk.
 
-use crate::clock::Instant;
-
 use super::{Home, Session};
+use crate::clock::Instant;
 use crate::proto::client::{self, ClientFault, ClientLimits, ClientOp, Publish, Scan};
 use crate::upstream::{Bus, CloseReason};
 

@@ -114,7 +114,7 @@ impl Subscriptions {
                 let equal = *group.subject == *subject && !group.is_retired;
                 (equal && !Self::has_member(group, session)).then_some(slot)
             }
-            Place::Free(_) => None,
+            Place::Free { .. } => None,
         }
     }
 
@@ -135,7 +135,7 @@ impl Subscriptions {
                 && match &self.slots[sid.slot as usize] {
                     Place::One(one) => one.subject() == subject && one.queue_group() == queue_group,
                     Place::Group(group) => *group.subject == *subject && queue_group.is_none(),
-                    Place::Free(_) => false,
+                    Place::Free { .. } => false,
                 }
         };
         let at = self.unproven.iter().position(|(_, sid)| is_meant(sid))?;

@@ -1,11 +1,10 @@
 //! The end of links: by failure, by plan (R19), and of the trunk itself.
 
-use crate::clock::Instant;
-
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::slot::Finishing;
 use super::{CloseReason, Move, Trunk};
+use crate::clock::Instant;
 use crate::config::Delivery;
 use crate::ledger::{Held, Settled, settle};
 use crate::proto::encode;

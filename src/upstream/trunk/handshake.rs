@@ -1,11 +1,10 @@
 //! A link's way from dial to live:
 //! INFO → CONNECT, PING → PONG → every SUB, PING → PONG → waiting publishes → owed PINGs.
 
-use crate::clock::Instant;
-
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::{CloseReason, Trunk, Verdict};
+use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::proto::connect::HeaderSupport;
 use crate::proto::encode;
@@ -115,7 +114,8 @@ impl Trunk {
         let broker = self.links[at].broker;
         let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);
         if self.independent {
-            self.links[at].server_id = info.server_id.as_str().into();
+            let independent = self.links[at].independent.get_or_insert_default();
+            independent.server_id = info.server_id.as_str().into();
         }
         bus.roster.handle_info(broker, info, now);
         if !suits {

@@ -1,13 +1,12 @@
 //! What brokers send: messages to sessions, PONGs that prove, errors to whom they concern.
 
-use crate::clock::Instant;
-
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::owners::Wanted;
 use super::slot::{Finishing, Slot};
 use super::target::PRESENCE_SID;
 use super::{CloseReason, Trunk, Verdict};
+use crate::clock::Instant;
 use crate::ledger::{Ping, Rejected, SessionId, Spent, UpstreamSid};
 use crate::proto::encode;
 use crate::proto::error_text::{BrokerError, classify, first_quoted, unquote};
@@ -128,7 +127,8 @@ impl Trunk {
             return;
         }
         if independent && counts {
-            self.links[at].received.note(upstream);
+            let independent = self.links[at].independent.get_or_insert_default();
+            independent.received.note(upstream);
         }
         let (slots, touched) = (&mut self.slots, &mut self.touched);
         let max_pending = bus.settings.limits.max_pending;
@@ -149,7 +149,7 @@ impl Trunk {
                 slow.push(session);
             } else if !slot.touched {
                 slot.touched = true;
-                touched.push_back(session);
+                touched.push(session);
             }
         };
         let spent = self.subscriptions.deliver(upstream, counts, seen, deliver);

@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::clock::Instant;
-
 use super::owners::Owners;
 use super::{FAIR_BYTES, OPERATION_BYTES};
+use crate::clock::Instant;
 use crate::ledger::{Account, Ping, Pings, Received, Seen, SessionId, UpstreamSid};
 use crate::net::{Outbox, Partial, Retention};
 use crate::proto::encode;
+use crate::queue::Queue;
 use crate::telemetry::Counters;
 use crate::upstream::roster::BrokerId;
 
@@ -123,6 +123,26 @@ impl Oks {
     }
 }
 
+/// What the kernel says of a link's unacknowledged bytes.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// How many were acknowledged when it was last asked, and when that was.
+    pub(super) acked: Option<(u64, Instant)>,
+    /// When there were last more of them (R9).
+    pub(super) at: Option<Instant>,
+}
+
+/// What a link to one of independent brokers has besides.
+#[derive(Debug, Default)]
+pub(super) struct Independent {
+    /// What this one introduced itself with.
+    pub(super) server_id: Box<str>,
+    /// Whether it is subscribed to what other hosts announce (R29).
+    pub(super) hears_presence: bool,
+    /// What this one has counted (R31).
+    pub(super) received: Received,
+}
+
 /// One link.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -145,7 +165,7 @@ pub(super) struct Link {
     pub(super) account: Account,
     pub(super) oks: Oks,
     /// Unsubscribed sids and the number of the PING whose PONG frees them.
-    pub(super) retired: VecDeque<(u64, UpstreamSid)>,
+    pub(super) retired: Queue<(u64, UpstreamSid)>,
     /// Number of the first PING that covers its last SUB or UNSUB, and of the last that was
     /// answered.
     operations_covered_by: u64,
@@ -163,18 +183,12 @@ pub(super) struct Link {
     pub(super) shortest_round_trip: Option<Duration>,
     /// Unproven bytes beyond which the link is overrun.
     window: u64,
-    /// When the kernel was last asked for its unacknowledged bytes, and the last answer.
+    /// When the kernel was last asked for its unacknowledged bytes.
     pub(super) measured_at: Option<Instant>,
-    pub(super) acked: Option<(u64, Instant)>,
-    /// When that number last shrank (R9).
-    pub(super) progress_at: Option<Instant>,
+    /// What it said; few links are ever asked.
+    pub(super) progress: Option<Box<Progress>>,
     pub(super) replayed: u64,
-    /// Of independent brokers, the `server_id` that this one introduced itself with.
-    pub(super) server_id: Box<str>,
-    /// Whether it is subscribed to what other hosts announce (R29).
-    pub(super) hears_presence: bool,
-    /// Of independent brokers, what this one has counted (R31).
-    pub(super) received: Received,
+    pub(super) independent: Option<Box<Independent>>,
     pub(super) max_payload: usize,
     /// Whether the broker closes it for a payload that was larger.
     pub(super) too_large: bool,
@@ -243,7 +257,7 @@ impl Link {
             pings: Pings::default(),
             account: Account::default(),
             oks: Oks::default(),
-            retired: VecDeque::new(),
+            retired: Queue::default(),
             operations_covered_by: 0,
             answered: 0,
             unfenced_bytes: 0,
@@ -257,12 +271,9 @@ impl Link {
             shortest_round_trip: None,
             window: WINDOW_LEAST,
             measured_at: None,
-            acked: None,
-            progress_at: None,
+            progress: None,
             replayed: 0,
-            server_id: Box::default(),
-            hears_presence: false,
-            received: Received::default(),
+            independent: None,
             max_payload: usize::MAX,
             too_large: false,
             verbose: false,
@@ -270,6 +281,18 @@ impl Link {
             live_from: 0,
             owners: None,
         }
+    }
+
+    /// Of independent brokers, what this one introduced itself with; else nothing.
+    pub(super) fn server_id(&self) -> &str {
+        let independent = self.independent.as_ref();
+        independent.map_or("", |independent| &independent.server_id)
+    }
+
+    /// Of independent brokers, what this one has counted (R31).
+    pub(super) fn received(&self, upstream: UpstreamSid) -> u64 {
+        let independent = self.independent.as_ref();
+        independent.map_or(0, |independent| independent.received.of(upstream))
     }
 
     /// How far it has come, for those that share a subscription (R23).

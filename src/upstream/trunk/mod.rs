@@ -32,24 +32,25 @@ mod target;
 mod tests;
 mod timers;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::clock::Instant;
-
 use slab::Slab;
+use smallvec::SmallVec;
 
 pub use action::{Action, Report};
 pub use link::LinkId;
 pub use sharing::{MoveReason, Moved};
 pub use slot::{CloseReason, Traffic};
 
+use crate::clock::Instant;
 use crate::config::Delivery;
 use crate::ledger::{Held, Ping, SessionId, Subscriptions};
 use crate::net::{Outbox, Retention};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
+use crate::queue::Queue;
 use crate::upstream::bus::Bus;
 use crate::upstream::roster::{BrokerId, Failure};
 use crate::upstream::watch::TrunkId;
@@ -249,7 +250,7 @@ pub struct Trunk {
     answered: u64,
     round: Round,
     moving: Option<Move>,
-    switch: Option<target::Switch>,
+    switch: Option<Box<target::Switch>>,
     /// When the first target is chosen, whatever is on its way.
     choose_at: Option<Instant>,
     /// Of independent brokers, those that turned the trunk away.
@@ -266,8 +267,8 @@ pub struct Trunk {
     any_parked: bool,
     /// All slots for which something happens once a PING is answered, and perhaps others.
     awaiting: BTreeSet<SessionId>,
-    touched: VecDeque<SessionId>,
-    actions: VecDeque<Action>,
+    touched: SmallVec<[SessionId; 2]>,
+    actions: Queue<Action>,
     scratch: Vec<u8>,
     /// The brokers refused the credentials for good.
     refused: bool,
@@ -341,8 +342,8 @@ impl Trunk {
             slots_timeout: None,
             any_parked: false,
             awaiting: BTreeSet::new(),
-            touched: VecDeque::with_capacity(1),
-            actions: VecDeque::new(),
+            touched: SmallVec::new(),
+            actions: Queue::default(),
             scratch: Vec::new(),
             refused: false,
             done: false,
@@ -372,7 +373,6 @@ impl Trunk {
         let action = self.actions.pop_front();
         if action.is_none() {
             // Most trunks have nothing to do for long.
-            self.actions.shrink_to(0);
             self.scratch.shrink_to(0);
         }
         action
@@ -381,7 +381,7 @@ impl Trunk {
     /// The next session that was touched since the last call: the driver flushes its
     /// [`out`](Trunk::out), and wakes it where it is parked or closing.
     pub fn poll_touched(&mut self) -> Option<SessionId> {
-        let session = self.touched.pop_front()?;
+        let session = self.touched.pop()?;
         if let Some(slot) = self.slots.get_mut(session.0 as usize) {
             slot.touched = false;
         }
@@ -427,7 +427,7 @@ impl Trunk {
 
     /// Why the driver must close a session, once its outbox is flushed.
     pub fn closing(&self, session: SessionId) -> Option<&CloseReason> {
-        self.slots.get(session.0 as usize)?.closing.as_ref()
+        self.slots.get(session.0 as usize)?.closing.as_deref()
     }
 
     /// Whether nothing that a session's component sends is looked at any more.
@@ -636,7 +636,7 @@ impl Trunk {
             && !slot.touched
         {
             slot.touched = true;
-            self.touched.push_back(session);
+            self.touched.push(session);
         }
     }
 
@@ -671,7 +671,7 @@ impl Trunk {
             if let Some(text) = reason.error_text() {
                 slot.out.push_parts(&[b"-ERR '", text, b"'\r\n"]);
             }
-            slot.closing = Some(reason);
+            slot.closing = Some(Box::new(reason));
         }
         self.touch(session);
     }

@@ -10,7 +10,6 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::clock::Instant;
-
 use crate::ledger::SessionId;
 use crate::net::Outbox;
 use crate::proto::client::{self, ClientLimits, ClientOp, Publish, Scan};

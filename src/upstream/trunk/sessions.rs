@@ -1,11 +1,11 @@
 //! What sessions do: attach, publish, subscribe, ping, and go.
 
-use crate::clock::Instant;
 use std::rc::Rc;
 
 use super::link::{Link, OkOwner, Phase};
 use super::slot::{Finishing, Leaving, Slot};
 use super::{CloseReason, Move, Trunk, Verdict};
+use crate::clock::Instant;
 use crate::config::PongHold;
 use crate::ledger::{SessionId, Subscribed, Unsubscribed, UpstreamSid};
 use crate::net::Outbox;

@@ -1,18 +1,19 @@
 //! A trunk that several sessions share (R20, R22-R25): who may, how one goes to another trunk,
 //! and how long a trunk without sessions stays.
 
-use crate::clock::Instant;
 use std::rc::Rc;
 
 use super::link::Link;
 use super::owners::Wanted;
 use super::slot::{Leaving, Slot, Unproven};
 use super::{CloseReason, Trunk};
+use crate::clock::Instant;
 use crate::ledger::{Carried, SessionId, UpstreamSid};
 use crate::net::Outbox;
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
 use crate::proto::server::Msg;
+use crate::queue::Queue;
 use crate::upstream::bus::Bus;
 
 /// What a trunk says of itself in place of a component.
@@ -175,7 +176,7 @@ impl Trunk {
         self.forget_session(session);
         // What its last link owed it, the next one does.
         slot.owed_pongs += std::mem::take(&mut slot.asked) + slot.late.len() as u32;
-        slot.late.clear();
+        slot.late = Queue::default();
         (slot.subs_covered_by, slot.publishes_covered_by) = (0, 0);
         // PINGs of this trunk: the next one counts anew.
         slot.unproven = Unproven::default();

@@ -1,13 +1,13 @@
 //! A session as its trunk sees it.
 
-use crate::clock::Instant;
-use std::collections::VecDeque;
 use std::rc::Rc;
 
+use crate::clock::Instant;
 use crate::ledger::Held;
 use crate::net::{Outbox, Retention};
 use crate::proto::client::ClientFault;
 use crate::proto::connect::ConnectInfo;
+use crate::queue::Queue;
 
 /// Why a session ends. A closed set: it labels a metric and says what the component hears.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +135,7 @@ pub(super) struct Slot {
     /// PONGs that brokers still owe it on a live link.
     pub(super) asked: u32,
     /// PINGs that the live link has answered, and one that stands by has not yet (R27).
-    pub(super) late: VecDeque<u64>,
+    pub(super) late: Queue<u64>,
     /// When owed PONGs are released unproven (R3).
     pub(super) pongs_until: Option<Instant>,
     /// When a full buffer stops blocking the component (R6).
@@ -153,7 +153,7 @@ pub(super) struct Slot {
     /// It ends once it has its answers.
     pub(super) finishing: Option<Box<Finishing>>,
     /// Decided; the driver flushes and closes.
-    pub(super) closing: Option<CloseReason>,
+    pub(super) closing: Option<Box<CloseReason>>,
     /// Whether it is in the list of touched slots.
     pub(super) touched: bool,
     /// It joined a trunk without a link, whose identity only a link may let in (R16).
@@ -227,7 +227,7 @@ impl Slot {
             unproven: Unproven::default(),
             had_pong: false,
             asked: 0,
-            late: VecDeque::new(),
+            late: Queue::default(),
             pongs_until: None,
             blocked_until: None,
             dropping: false,

@@ -6,13 +6,12 @@
 
 use std::time::Duration;
 
-use crate::clock::Instant;
-
 use super::Trunk;
 use super::action::{Action, Report};
 use super::handshake::RETRY;
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::sessions::NO_SID;
+use crate::clock::Instant;
 use crate::ledger::{SessionId, Settled, UpstreamSid};
 use crate::proto::encode;
 use crate::upstream::bus::Bus;
@@ -130,7 +129,7 @@ impl Trunk {
             // Behind an outage, so are the hosts that were there before it.
             let at_best = self.link_index(best_id);
             let awaited =
-                at_best.and_then(|at| bus.presence.awaits(&self.links[at].server_id, now));
+                at_best.and_then(|at| bus.presence.awaits(self.links[at].server_id(), now));
             let coming = coming.map(patience).min();
             if let Some(until) = coming.into_iter().chain(awaited).min() {
                 self.choose_at = Some(until);
@@ -145,14 +144,15 @@ impl Trunk {
         };
         let worth = best_rank < rank(&self.links[live]);
         let sound = !self.is_suspect(live, bus) && !best_rank.0;
-        let on_its_way = self.switch.is_some_and(|switch| switch.to == best_id);
+        let switch = self.switch.as_ref();
+        let on_its_way = switch.is_some_and(|switch| switch.to == best_id);
         if worth && sound && !on_its_way {
             let after = self.push_ping(live, None, now, bus);
-            self.switch = Some(Switch {
+            self.switch = Some(Box::new(Switch {
                 to: best_id,
                 after,
                 settled_at: None,
-            });
+            }));
         } else if !worth && self.switch.take().is_some() {
             self.resume(live, now, bus);
         }
@@ -187,7 +187,7 @@ impl Trunk {
     pub(super) fn target_due(&self, bus: &Bus) -> Option<Instant> {
         let announcement = self.independent && bus.is_carrier(self.id);
         let announcement = bus.presence.due().filter(|_| announcement);
-        let switch = self.switch.and_then(|switch| switch.settled_at);
+        let switch = self.switch.as_ref().and_then(|switch| switch.settled_at);
         let pauses = self.pauses.iter().filter_map(|pause| pause.until);
         let others = [switch, self.choose_at, announcement];
         pauses.chain(others.into_iter().flatten()).min()
@@ -213,7 +213,7 @@ impl Trunk {
         if self.choose_at.is_some_and(|at| at <= now) {
             self.choose_target(now, bus);
         }
-        let due = |switch: &mut Switch| switch.settled_at.is_some_and(|at| at <= now);
+        let due = |switch: &mut Box<Switch>| switch.settled_at.is_some_and(|at| at <= now);
         let Some(switch) = self.switch.take_if(due) else {
             return;
         };
@@ -345,11 +345,12 @@ impl Trunk {
             .filter(|link| link.phase.is_subscribed())
         {
             let mut operations = 1;
-            if !std::mem::replace(&mut link.hears_presence, true) {
+            let independent = link.independent.get_or_insert_default();
+            if !std::mem::replace(&mut independent.hears_presence, true) {
                 encode::sub(&mut frame, &subscription, None, PRESENCE_SID);
                 operations += 1;
             }
-            let said = bus.presence.announcement(&link.server_id, &reaches);
+            let said = bus.presence.announcement(&independent.server_id, &reaches);
             encode::publish(&mut frame, &subject, &said);
             link.out.push(&frame);
             // With at-least-once, what lies before it stays in memory until a fence.
@@ -369,7 +370,7 @@ impl Trunk {
     pub(super) fn hear(&mut self, at: usize, json: &[u8], now: Instant, bus: &mut Bus) {
         let link = &self.links[at];
         let broker = link.broker;
-        if bus.hear(json, &link.server_id, now) == Heard::Routed {
+        if bus.hear(json, link.server_id(), now) == Heard::Routed {
             let report = Report::WrongTopology { broker };
             self.actions.push_back(Action::Report(report));
         }
@@ -384,7 +385,8 @@ impl Trunk {
         now: Instant,
         bus: &mut Bus,
     ) -> bool {
-        if !self.links[at].hears_presence {
+        let independent = self.links[at].independent.as_ref();
+        if !independent.is_some_and(|independent| independent.hears_presence) {
             return false;
         }
         let quoted = |subject: Vec<u8>| {
@@ -490,7 +492,7 @@ impl Trunk {
             if !link.takes_subscriptions() {
                 continue;
             }
-            let max = link.received.of(upstream) + left;
+            let max = link.received(upstream) + left;
             match counted_here {
                 true => encode::unsub(&mut frame, NO_SID, None),
                 false => encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max)),
@@ -518,7 +520,7 @@ impl Trunk {
                 .iter_mut()
                 .filter(|link| link.takes_subscriptions())
             {
-                let max = link.received.of(upstream) + left;
+                let max = link.received(upstream) + left;
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
                 link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
                 frame.clear();

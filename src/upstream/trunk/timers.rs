@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use crate::clock::Instant;
-
 use super::Trunk;
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, Phase};
 use super::slot::Finishing;
+use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::upstream::backoff::unit;
 use crate::upstream::bus::Bus;
@@ -229,13 +228,14 @@ impl Trunk {
         let fence_on_its_way = link.pings.oldest().is_some_and(|ping| acked < ping.offset);
         // The first answer after a while has nothing to be compared with.
         let recent = |at: Instant| now.saturating_duration_since(at) < 2 * MEASURE_EVERY;
-        let more = link
+        let progress = link.progress.get_or_insert_default();
+        let more = progress
             .acked
             .is_some_and(|(before, at)| recent(at) && acked > before);
         if fence_on_its_way && more {
-            link.progress_at = Some(now);
+            progress.at = Some(now);
         }
-        link.acked = Some((acked, now));
+        progress.acked = Some((acked, now));
     }
 
     /// R9: when the oldest unanswered PING makes the link dead, if nothing is read until
@@ -253,9 +253,8 @@ impl Trunk {
         let asked = self
             .clock_floor
             .map_or(oldest.at, |floor| floor.max(oldest.at));
-        let alive = link
-            .progress_at
-            .map_or(asked, |progress| progress.max(asked));
+        let progress = link.progress.as_ref().and_then(|progress| progress.at);
+        let alive = progress.map_or(asked, |progress| progress.max(asked));
         let quiet = alive.max(link.last_read_at) + timeout;
         Some(quiet.min(asked + 3 * timeout))
     }
