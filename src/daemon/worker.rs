@@ -5,16 +5,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::panic::resume_unwind;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{self, LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -170,13 +173,26 @@ pub(super) fn spawn(start: Start) -> io::Result<(JoinHandle<()>, Handle)> {
         .name("natsmux-worker".to_owned())
         .spawn(move || {
             let local = LocalSet::new();
-            // A task of its own: what `block_on` is given is polled with every other task.
-            let worker = async { spawn_local(run(start, queue, stop)).await };
-            if let Err(error) = local.block_on(&runtime, worker) {
+            let worker = local.spawn_local(run(start, queue, stop));
+            if let Err(error) = local.block_on(&runtime, finished(worker)) {
                 resume_unwind(error.into_panic());
             }
         })?;
     Ok((thread, handle))
+}
+
+/// What a task says once it is finished. What `block_on` is given is polled with every other task:
+/// so this asks for little.
+async fn finished(mut task: task::JoinHandle<()>) -> Result<(), task::JoinError> {
+    let mut asked = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut asked, true) && !task.is_finished() {
+            // It knows already whom to wake.
+            return Poll::Pending;
+        }
+        Pin::new(&mut task).poll(cx)
+    })
+    .await
 }
 
 /// Runs a worker until it is stopped, or nobody is left who could.

@@ -16,7 +16,7 @@ use super::session::{self, Session, SessionAction};
 use super::shared::{self, Counted, Shared};
 use crate::clock::Instant;
 use crate::net::socket::{self, ReadHalf};
-use crate::net::{Flush, Port, Timer, now, wake_after_io};
+use crate::net::{Flush, Port, Timer, Watch, now, wake_after_io};
 use crate::proto::connect::ConnectInfo;
 use crate::upstream::CloseReason;
 use crate::upstream::driver::Driver;
@@ -35,6 +35,7 @@ struct Connection {
     shared: Rc<Shared>,
     session: Session,
     read: ReadHalf,
+    watch: Watch,
     read_size: ReadSize,
     port: Rc<Port>,
     entry: Entry,
@@ -72,6 +73,7 @@ pub(super) fn run(
         shared,
         session,
         read,
+        watch: Watch::default(),
         read_size: ReadSize::default(),
         port,
         entry,
@@ -164,13 +166,12 @@ impl Connection {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         let woken = self.port.begin(cx);
         self.now = now();
-        let passes = woken || self.has_work(cx);
-        let ended = match passes {
+        let ended = match woken || self.has_work(cx) {
             true => self.pass(cx),
             false => Poll::Pending,
         };
         if ended.is_pending() {
-            let trunk_due = self.drive_trunk(passes, cx);
+            let trunk_due = self.drive_trunk(cx);
             let due = [self.due, trunk_due].into_iter().flatten().min();
             if self.timer.arm(due, self.now, cx) {
                 wake_after_io(cx);
@@ -182,11 +183,11 @@ impl Connection {
     }
 
     /// Whether it was woken for the connection, and not for the trunk that it drives as well.
-    fn has_work(&self, cx: &mut Context<'_>) -> bool {
+    fn has_work(&mut self, cx: &mut Context<'_>) -> bool {
         self.trunk.is_none()
             || self.port.is_full()
             || self.due.is_some_and(|due| due <= self.now)
-            || !self.parked && socket::poll_readable(&self.read, cx).is_ready()
+            || !self.parked && self.watch.poll_readable(&self.read, cx).is_ready()
     }
 
     fn pass(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
@@ -211,11 +212,8 @@ impl Connection {
 
     /// Has the trunk write what the pass gave it, and read what its broker has sent. Returns
     /// when it wants to be driven again.
-    fn drive_trunk(&mut self, passed: bool, cx: &mut Context<'_>) -> Option<Instant> {
+    fn drive_trunk(&mut self, cx: &mut Context<'_>) -> Option<Instant> {
         let driver = self.trunk.as_mut()?;
-        if passed {
-            self.now = now();
-        }
         match contained(|| driver.pass(self.now, cx)) {
             Some(Poll::Pending) => return driver.due(),
             Some(Poll::Ready(())) => {}
@@ -264,9 +262,6 @@ impl Connection {
         if self.parked {
             return false;
         }
-        if socket::poll_readable(&self.read, cx).is_pending() {
-            return false;
-        }
         let buffer = Rc::clone(&self.shared.pool.buffer);
         let mut buffer = buffer.borrow_mut();
         let most = match &self.home {
@@ -274,7 +269,9 @@ impl Connection {
             None => usize::MAX,
         };
         let most = most.min(self.read_size.most()).min(buffer.len());
-        match socket::poll_read(&mut self.read, cx, &mut buffer[..most]) {
+        let polled = socket::poll_read(&mut self.read, cx, &mut buffer[..most]);
+        self.watch.note(polled.is_pending());
+        match polled {
             Poll::Pending => false,
             Poll::Ready(Ok(0)) => {
                 self.eof = true;
@@ -285,7 +282,7 @@ impl Connection {
             }
             Poll::Ready(Ok(count)) => {
                 // Mostly that was all: asking costs less than another pass.
-                let more = socket::poll_readable(&self.read, cx).is_ready();
+                let more = self.watch.poll_readable(&self.read, cx).is_ready();
                 self.handle_bytes(&buffer[..count]);
                 self.read_size.note(count, self.session.take_operations());
                 // What waits for the trunk is let go on, or parked, before the task sleeps.

@@ -17,6 +17,7 @@ pub mod socket;
 mod timer;
 #[cfg(not(feature = "turmoil"))]
 mod unacked;
+mod watch;
 
 pub use clock::now;
 pub use fair::wake_after_io;
@@ -26,3 +27,4 @@ pub use outbox::{Outbox, Retention, Unproven};
 pub use partial::Partial;
 pub use port::{Flush, Port};
 pub use timer::Timer;
+pub use watch::Watch;

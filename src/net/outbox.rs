@@ -245,11 +245,15 @@ impl Outbox {
             self.base = chunk_end;
             released += 1;
         }
-        if released > 0 {
-            self.next -= released;
+        self.next -= released;
+        if released < self.chunks.len() {
             self.chunks.drain(..released).for_each(chunks::give);
+            return;
         }
-        if self.chunks.is_empty() && self.chunks.spilled() {
+        while let Some(chunk) = self.chunks.pop() {
+            chunks::give(chunk);
+        }
+        if self.chunks.spilled() {
             self.chunks = Chunks::new();
         }
     }

@@ -118,6 +118,12 @@ pub fn poll_readable(half: &ReadHalf, cx: &mut Context<'_>) -> Poll<()> {
     half.0.borrow_mut().poll_peek(cx, &mut byte).map(drop)
 }
 
+/// Whether there may be something to read: a simulation can't be asked without being told whom to
+/// wake.
+pub fn may_be_readable(_half: &ReadHalf) -> bool {
+    true
+}
+
 /// Reads once. `Ready(Ok(0))` is the end of the stream.
 pub fn poll_read(
     half: &mut ReadHalf,

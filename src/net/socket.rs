@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 pub use tokio::net::tcp::{OwnedReadHalf as ReadHalf, OwnedWriteHalf as WriteHalf};
 pub use tokio::net::{TcpListener as Listener, TcpStream as Stream};
 
@@ -78,6 +78,13 @@ pub fn send_first(stream: &Stream, bytes: &[u8]) -> bool {
 /// Ready once there is something to read, the end, or an error, which the read finds.
 pub fn poll_readable(half: &ReadHalf, cx: &mut Context<'_>) -> Poll<()> {
     half.as_ref().poll_read_ready(cx).map(drop)
+}
+
+/// Whether the runtime has seen that there is something to read since [`poll_readable`] was last
+/// pending. Asks nothing of it: whoever was to be woken then, still is.
+pub fn may_be_readable(half: &ReadHalf) -> bool {
+    let stream: &Stream = half.as_ref();
+    stream.try_io(Interest::READABLE, || Ok(())).is_ok()
 }
 
 /// Reads once from a readable socket into `buffer`. `Ready(Ok(0))` is the end of the

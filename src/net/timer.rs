@@ -23,6 +23,10 @@ impl Timer {
             *self = Self::default();
             return false;
         };
+        if self.armed.is_some_and(|armed| now < armed && armed <= due) {
+            // It has the task's waker.
+            return false;
+        }
         let deadline = tokio::time::Instant::from_std(due.into());
         let sleep = self
             .sleep

@@ -21,7 +21,7 @@ use super::roster::{BrokerId, Failure};
 use super::trunk::{Action, LinkId, Report};
 use crate::clock::Instant;
 use crate::net::socket::{self, ReadHalf, Stream};
-use crate::net::{Flush, Port, Timer, now, wake_after_io};
+use crate::net::{Flush, Port, Timer, Watch, now, wake_after_io};
 
 /// Rounds of one pass, each with one read of every link, before the worker's other tasks get
 /// a turn.
@@ -36,6 +36,7 @@ enum Socket {
 
 struct LinkIo {
     id: LinkId,
+    watch: Watch,
     socket: Socket,
 }
 
@@ -74,6 +75,9 @@ impl Driver {
     /// Gives the trunk a task of its own.
     pub fn spawn(mut self) {
         let mut timer = Timer::default();
+        for link in &mut self.links {
+            link.watch.disarm();
+        }
         spawn_local(poll_fn(move |cx| {
             let passed = self.pass(now(), cx);
             if passed.is_pending() && timer.arm(self.due, self.now, cx) {
@@ -150,11 +154,12 @@ impl Driver {
 
     /// Reads what a link has. Returns whether there may be more.
     fn read_link(&mut self, at: usize, cx: &mut Context<'_>) -> bool {
-        let id = self.links[at].id;
-        let Socket::Open { read, .. } = &mut self.links[at].socket else {
+        let LinkIo { id, watch, socket } = &mut self.links[at];
+        let id = *id;
+        let Socket::Open { read, .. } = socket else {
             return false;
         };
-        if socket::poll_readable(read, cx).is_pending() {
+        if watch.poll_readable(read, cx).is_pending() {
             return false;
         }
         let buffer = Rc::clone(&self.pool.buffer);
@@ -164,7 +169,7 @@ impl Driver {
             Poll::Ready(Ok(0)) => self.fail(id, Failure::Closed),
             Poll::Ready(Ok(count)) => {
                 // Mostly that was all: asking costs less than another round.
-                let more = socket::poll_readable(read, cx).is_ready();
+                let more = watch.poll_readable(read, cx).is_ready();
                 let bytes = &buffer[..count];
                 self.with_machine(|trunk, now, bus| trunk.handle_link_bytes(id, bytes, now, bus));
                 return more;
@@ -217,6 +222,7 @@ impl Driver {
         let dial = async move { names.connect(&host, port, within).await };
         self.links.push(LinkIo {
             id,
+            watch: Watch::default(),
             socket: Socket::Dialing(Box::pin(dial)),
         });
     }
