@@ -14,6 +14,7 @@ use super::barrier::Barrier;
 use super::connects::Connects;
 use super::dial_queue::DialQueue;
 use super::failover::{Failover, Failovers, LostLink, TOGETHER};
+use super::noted::Noted;
 use super::presence::{Heard, Presence};
 use super::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
 use super::watch::{TrunkId, Watches};
@@ -113,7 +114,7 @@ pub struct Bus {
     /// From the configuration.
     pub settings: Settings,
     /// The brokers.
-    pub roster: Roster,
+    pub roster: Noted<Roster>,
     /// R14.
     pub barrier: Barrier,
     /// R16.
@@ -152,7 +153,7 @@ impl Bus {
     ) -> Self {
         Self {
             settings,
-            roster,
+            roster: Noted::new(roster),
             barrier: Barrier::default(),
             admission,
             connects: Connects::default(),
@@ -178,6 +179,19 @@ impl Bus {
             self.woken.extend(std::mem::take(&mut self.waiting));
         }
         std::mem::take(&mut self.woken)
+    }
+
+    /// Whether something may have come up since [`Bus::settle`] that concerns the whole bus.
+    pub(super) fn has_stirred(&self) -> bool {
+        Noted::is_changed(&self.roster)
+            || !self.woken.is_empty()
+            || self.failovers.is_open()
+            || self.settings.is_independent()
+    }
+
+    /// All of that was looked at.
+    pub(super) fn settle(&mut self) {
+        Noted::settle(&mut self.roster);
     }
 
     pub(super) fn pick(&mut self, trunk: TrunkId, avoid: &[BrokerId], now: Instant) -> Pick {

@@ -133,6 +133,11 @@ impl Failovers {
         sum.cause.is_planned().then_some(sum.from)
     }
 
+    /// Whether there is one that wasn't reported as complete.
+    pub(super) fn is_open(&self) -> bool {
+        self.current.is_some()
+    }
+
     /// The sum, once it is complete, and once when it is overdue. `confirmed` is what the bus
     /// has confirmed so far, `staying` the trunks that [`Failovers::leaving`]'s broker has. The
     /// next trunk may follow within `quiet`.

@@ -13,6 +13,7 @@ mod connects;
 mod dial_queue;
 pub mod driver;
 pub mod failover;
+mod noted;
 pub mod pool;
 pub mod presence;
 mod probe;

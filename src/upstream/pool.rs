@@ -281,15 +281,21 @@ impl Pool {
     /// Wakes what the last pass set free: trunks that waited for a broker, a turn to dial or
     /// the barrier, and the prober.
     pub fn settle(&self, now: Instant) {
+        self.shed();
         let (woken, probe_at, news) = {
             let mut bus = self.bus.borrow_mut();
+            if !bus.has_stirred() {
+                // Mostly: a message concerns nobody else.
+                return;
+            }
             let news = bus.roster.take_offer_changed();
-            (bus.take_woken(), bus.roster.poll_timeout(), news)
+            let woken = bus.take_woken();
+            bus.settle();
+            (woken, bus.roster.poll_timeout(), news)
         };
         if news {
             self.wake_sessions();
         }
-        self.shed();
         self.report(now);
         if probe_at != self.probe_at.get() {
             self.wake_prober();

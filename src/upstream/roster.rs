@@ -86,6 +86,9 @@ pub struct Roster {
     seed: u64,
     /// Whether a trunk that waits may find something new.
     changed: bool,
+    /// What all brokers offer, and the longest control line that all take.
+    offer: Offer,
+    max_control_line: usize,
     /// Whether the offer has changed since it was asked for.
     offer_changed: bool,
     /// No broker can be dialled, and all were asked again because of that.
@@ -119,6 +122,11 @@ impl Roster {
             probe_interval,
             seed,
             changed: false,
+            offer: Offer {
+                max_payload: DEFAULT_MAX_PAYLOAD,
+                headers: HeaderSupport::On,
+            },
+            max_control_line: usize::MAX,
             offer_changed: false,
             stranded: false,
             outage: None,
@@ -156,6 +164,7 @@ impl Roster {
             self.current = order[0];
         }
         self.order = order;
+        self.note_infos();
         self.changed = true;
         removed
     }
@@ -216,18 +225,24 @@ impl Roster {
 
     /// What a session may count on.
     pub fn offer(&self) -> Offer {
-        let max_payload = self.infos().map(|info| info.max_payload).min();
-        let headers = self.infos().map(ServerInfo::header_support).min();
-        Offer {
-            max_payload: max_payload.unwrap_or(DEFAULT_MAX_PAYLOAD),
-            headers: headers.unwrap_or(HeaderSupport::On),
-        }
+        self.offer
     }
 
     /// The longest control line that all brokers take, in bytes.
     pub fn max_control_line(&self) -> usize {
+        self.max_control_line
+    }
+
+    /// Works out what all brokers have in common.
+    fn note_infos(&mut self) {
+        let max_payload = self.infos().map(|info| info.max_payload).min();
+        let headers = self.infos().map(ServerInfo::header_support).min();
         let longest = self.infos().map(ServerInfo::max_control_line).min();
-        longest.unwrap_or(usize::MAX)
+        self.offer = Offer {
+            max_payload: max_payload.unwrap_or(DEFAULT_MAX_PAYLOAD),
+            headers: headers.unwrap_or(HeaderSupport::On),
+        };
+        self.max_control_line = longest.unwrap_or(usize::MAX);
     }
 
     /// Whether a broker's INFO has changed the offer, or may have; asked once per change.
@@ -480,8 +495,10 @@ impl Roster {
             .as_ref()
             .is_none_or(|old| (old.max_payload, old.headers) != (info.max_payload, info.headers));
         broker.info = Some(Box::new(info));
-        if broker.health != health {
-            broker.revive(health, now);
+        let stays = broker.health == health;
+        self.note_infos();
+        if !stays {
+            self.broker_mut(id).revive(health, now);
             self.changed = true;
             self.reconsider(now);
         }

@@ -68,6 +68,7 @@ const PURE: &[&str] = &[
     "upstream/bus.rs",
     "upstream/connects.rs",
     "upstream/failover.rs",
+    "upstream/noted.rs",
     "upstream/roster.rs",
     "upstream/trunk",
     "upstream/watch.rs",

@@ -1,0 +1,61 @@
+//! A value that knows whether it may have changed.
+
+use std::ops::{Deref, DerefMut};
+
+/// Whoever borrows the value to change it leaves a note.
+#[derive(Debug)]
+pub struct Noted<T> {
+    value: T,
+    changed: bool,
+}
+
+impl<T> Noted<T> {
+    /// A value that nobody has looked at yet.
+    pub(super) fn new(value: T) -> Self {
+        Self {
+            value,
+            changed: true,
+        }
+    }
+
+    /// Whether it may have changed since [`Noted::settle`].
+    pub(super) fn is_changed(noted: &Self) -> bool {
+        noted.changed
+    }
+
+    /// It was looked at as it is now.
+    pub(super) fn settle(noted: &mut Self) {
+        noted.changed = false;
+    }
+}
+
+impl<T> Deref for Noted<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Noted<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.changed = true;
+        &mut self.value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_leaves_no_note_and_changing_does() {
+        let mut noted = Noted::new(vec![1]);
+        assert!(Noted::is_changed(&noted));
+        Noted::settle(&mut noted);
+        assert_eq!(noted.len(), 1);
+        assert!(!Noted::is_changed(&noted));
+        noted.push(2);
+        assert!(Noted::is_changed(&noted));
+    }
+}
