@@ -24,28 +24,28 @@ macro_rules! bound {
     };
 }
 
-#[library_benchmark(config = bound!(252_119))]
+#[library_benchmark(config = bound!(261_115))]
 #[bench::run(cost::publishes())]
 fn scan_publish(input: Vec<u8>) -> Vec<u8> {
     cost::scan_client(black_box(&input));
     input
 }
 
-#[library_benchmark(config = bound!(461_979))]
+#[library_benchmark(config = bound!(483_975))]
 #[bench::run(cost::requests())]
 fn scan_request(input: Vec<u8>) -> Vec<u8> {
     cost::scan_client(black_box(&input));
     input
 }
 
-#[library_benchmark(config = bound!(341_982))]
+#[library_benchmark(config = bound!(314_957))]
 #[bench::run(cost::messages(100))]
 fn scan_message(input: Vec<u8>) -> Vec<u8> {
     cost::scan_server(black_box(&input));
     input
 }
 
-#[library_benchmark(config = bound!(209_253))]
+#[library_benchmark(config = bound!(196_217))]
 fn encode_sub() -> Vec<u8> {
     cost::encode_subs()
 }
@@ -57,19 +57,19 @@ fn parse_sid(texts: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     texts
 }
 
-#[library_benchmark(config = bound!(2_875_083))]
+#[library_benchmark(config = bound!(2_620_429))]
 fn ledger_subscribe() -> Subscriptions {
     cost::ledger(RUN)
 }
 
-#[library_benchmark(config = bound!(49_053))]
+#[library_benchmark(config = bound!(50_033))]
 #[bench::run(cost::ledger(RUN))]
 fn ledger_deliver(mut table: Subscriptions) -> Subscriptions {
     cost::deliver(&mut table, RUN);
     table
 }
 
-#[library_benchmark(config = bound!(1_657_643))]
+#[library_benchmark(config = bound!(1_623_506))]
 #[bench::run(cost::ledger(RUN))]
 fn ledger_unsubscribe(mut table: Subscriptions) -> Subscriptions {
     cost::unsubscribe(&mut table, RUN);
@@ -77,7 +77,7 @@ fn ledger_unsubscribe(mut table: Subscriptions) -> Subscriptions {
 }
 
 // From a component's bytes to a link's, in one session.
-#[library_benchmark(config = bound!(426_654))]
+#[library_benchmark(config = bound!(435_700))]
 #[bench::run(Site::own(0), cost::publishes())]
 fn publish(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     site.send(0, black_box(&input));
@@ -86,7 +86,7 @@ fn publish(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // From a link's bytes to a component's, for one session with 100 subscriptions.
-#[library_benchmark(config = bound!(812_392))]
+#[library_benchmark(config = bound!(776_568))]
 #[bench::run(Site::own(100), cost::messages(100))]
 fn deliver(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     site.answer(black_box(&input));
@@ -95,7 +95,7 @@ fn deliver(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // The same for 100 sessions that share a subscription.
-#[library_benchmark(config = bound!(16_389_218))]
+#[library_benchmark(config = bound!(16_996_593))]
 #[bench::run(Site::shared(100), cost::messages(1))]
 fn deliver_to_100(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     site.answer(black_box(&input));
@@ -104,7 +104,7 @@ fn deliver_to_100(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // A new link is told of 1,000 subscriptions.
-#[library_benchmark(config = bound!(587_817))]
+#[library_benchmark(config = bound!(586_051))]
 #[bench::run(Site::own(RUN))]
 fn replay(mut site: Site) -> Site {
     site.replay();
