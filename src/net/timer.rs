@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::Context;
 
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::Sleep;
 
 use crate::clock::Instant;
@@ -36,7 +37,8 @@ impl Timer {
             self.armed = Some(due);
         }
         let is_due = sleep.as_mut().poll(cx).is_ready();
-        if is_due {
+        if is_due || !has_budget_remaining() {
+            // Nor is a task woken by it that has had its share: the runtime hasn't looked.
             self.armed = None;
         }
         is_due
@@ -48,6 +50,8 @@ mod tests {
     use std::future::poll_fn;
     use std::task::Poll;
     use std::time::Duration;
+
+    use tokio::task::coop::poll_proceed;
 
     use super::*;
     use crate::net::now;
@@ -82,6 +86,27 @@ mod tests {
         let start = now();
         sleep(&[Some(20), None, Some(70)]).await;
         assert_eq!((now() - start).as_millis(), 70);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_had_its_share_is_woken_once_it_has_asked_again() {
+        let start = now();
+        let mut timer = Timer::default();
+        let mut polls = 0;
+        let woken = poll_fn(|cx| {
+            polls += 1;
+            while let (1, Poll::Ready(share)) = (polls, poll_proceed(cx)) {
+                share.made_progress();
+            }
+            match now() - start < Duration::from_millis(50) {
+                true => assert!(!timer.arm(Some(start + Duration::from_millis(50)), now(), cx)),
+                false => return Poll::Ready(()),
+            }
+            Poll::Pending
+        });
+        let woken = tokio::time::timeout(Duration::from_secs(1), woken).await;
+        assert_eq!(woken, Ok(()));
+        assert_eq!((polls, (now() - start).as_millis()), (3, 50));
     }
 
     #[tokio::test(start_paused = true)]
