@@ -2,7 +2,6 @@
 //! also drives a trunk that is its session's alone.
 
 use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use super::read_size::ReadSize;
 use super::session::{self, Session, SessionAction};
 use super::shared::{self, Counted, Shared};
 use crate::clock::Instant;
+use crate::contained::contained;
 use crate::net::socket::{self, ReadHalf};
 use crate::net::{Flush, Port, Timer, Watch, now, wake_after_io};
 use crate::proto::connect::ConnectInfo;
@@ -117,11 +117,6 @@ impl Drop for Connection {
     }
 }
 
-/// What `poll` says; `None` where it panics, which ends this session or its trunk alone.
-fn contained<T>(poll: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(poll)).ok()
-}
-
 impl Connection {
     /// Leaves the trunk, and says why.
     fn end(&mut self, reason: &CloseReason) {
@@ -167,6 +162,7 @@ impl Connection {
         let woken = self.port.begin(cx);
         self.now = now();
         let ended = match woken || self.has_work(cx) {
+            _ if self.is_lost() => Poll::Ready(CloseReason::Internal),
             true => self.pass(cx),
             false => Poll::Pending,
         };
@@ -180,6 +176,13 @@ impl Connection {
         self.shared.pool.settle(self.now);
         self.port.rest(cx);
         ended
+    }
+
+    /// Whether its trunk has panicked.
+    fn is_lost(&self) -> bool {
+        self.home
+            .as_ref()
+            .is_some_and(|(cell, _)| cell.has_failed())
     }
 
     /// Whether it was woken for the connection, and not for the trunk that it drives as well.
@@ -214,10 +217,8 @@ impl Connection {
     /// when it wants to be driven again.
     fn drive_trunk(&mut self, cx: &mut Context<'_>) -> Option<Instant> {
         let driver = self.trunk.as_mut()?;
-        match contained(|| driver.pass(self.now, cx)) {
-            Some(Poll::Pending) => return driver.due(),
-            Some(Poll::Ready(())) => {}
-            None => driver.fail_sessions(),
+        if driver.pass(self.now, cx).is_pending() {
+            return driver.due();
         }
         self.trunk = None;
         None
@@ -328,8 +329,11 @@ impl Connection {
             }
             Some(SessionAction::Attach { connect, sent }) => {
                 let out = self.session.take_out();
-                let pool = &self.shared.pool;
-                let (home, trunk) = pool.attach(connect, sent, out, &self.port, now);
+                let attached = self.shared.pool.attach(connect, sent, out, &self.port, now);
+                let Some((home, trunk)) = attached else {
+                    self.close(CloseReason::Internal, now);
+                    return true;
+                };
                 *self.entry.card.home.borrow_mut() = Some(home.clone());
                 (self.home, self.trunk) = (Some(home), trunk);
                 self.with_session(|session, home, now, bus| {
@@ -374,9 +378,6 @@ impl Connection {
         let Some((cell, id)) = &self.home else {
             return;
         };
-        if cell.has_failed() {
-            return self.close(CloseReason::Internal, self.now);
-        }
         if self.closing.is_none() {
             let reason = cell.machine.borrow().closing(*id).cloned();
             if let Some(reason) = reason {

@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 use super::driver;
 use super::session::Session;
 use super::shared::{self, Counted, Shared};
+use crate::contained::contained;
 use crate::net::socket::{self, Listener, Stream};
 use crate::net::{Port, now};
 
@@ -28,7 +29,8 @@ pub async fn accept(listener: Listener, shared: Rc<Shared>) {
         match accepted {
             Ok((stream, peer)) => {
                 failing = false;
-                welcome(stream, peer, &shared);
+                // Others must still be let in.
+                let _ = contained(|| welcome(stream, peer, &shared));
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {

@@ -300,6 +300,13 @@ impl Bus {
         self.check_barrier();
     }
 
+    /// All live links of this trunk are gone.
+    pub(super) fn detach_everywhere(&mut self, trunk: TrunkId, now: Instant) {
+        for broker in self.watches.brokers_of(trunk) {
+            self.detached(trunk, broker, now);
+        }
+    }
+
     /// Something is published to this broker.
     pub(super) fn note_publish(&mut self, broker: BrokerId, now: Instant) {
         let sentinel = self.watches.note_publish(broker, now);

@@ -20,6 +20,7 @@ use super::pool::{Pool, TrunkCell};
 use super::roster::{BrokerId, Failure};
 use super::trunk::{Action, LinkId, Report};
 use crate::clock::Instant;
+use crate::contained::contained;
 use crate::net::socket::{self, ReadHalf, Stream};
 use crate::net::{Flush, Port, Timer, Watch, now, wake_after_io};
 
@@ -52,14 +53,6 @@ pub struct Driver {
     done: bool,
 }
 
-impl Drop for Driver {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.fail_sessions();
-        }
-    }
-}
-
 impl Driver {
     pub(super) fn new(pool: Rc<Pool>, cell: Rc<TrunkCell>) -> Self {
         Self {
@@ -88,18 +81,21 @@ impl Driver {
         }));
     }
 
-    /// A trunk whose driver panics takes its sessions along: they mustn't wait for it for ever.
-    pub fn fail_sessions(&self) {
-        self.cell.fail();
-    }
-
     /// When the trunk wants another pass, whatever happens until then.
     pub fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// One pass, by the task that is to be woken for the next; ready once the trunk is done.
+    /// One pass, by the task that is to be woken for the next; ready once the trunk is done. One
+    /// that panics takes its sessions along: they mustn't wait for it for ever.
     pub fn pass(&mut self, began: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        contained(|| self.play(began, cx)).unwrap_or_else(|| {
+            self.pool.give_up(&self.cell, began);
+            Poll::Ready(())
+        })
+    }
+
+    fn play(&mut self, began: Instant, cx: &mut Context<'_>) -> Poll<()> {
         self.cell.register(cx);
         self.now = began;
         for _ in 0..ROUNDS_PER_PASS {

@@ -22,6 +22,7 @@ use super::trunk::{Gauges, MoveReason, Trunk};
 use super::watch::TrunkId;
 use crate::clock::Instant;
 use crate::config::Sharing;
+use crate::contained::contained;
 use crate::ledger::SessionId;
 use crate::net::{Names, Outbox, Port};
 use crate::proto::connect::ConnectInfo;
@@ -44,15 +45,7 @@ pub struct TrunkCell {
 }
 
 impl TrunkCell {
-    /// Its driver is dead: its sessions must close.
-    pub(super) fn fail(&self) {
-        self.failed.set(true);
-        for port in self.ports.borrow().iter().flatten() {
-            port.wake();
-        }
-    }
-
-    /// Whether its driver is dead.
+    /// Whether it panicked: its sessions must close.
     pub fn has_failed(&self) -> bool {
         self.failed.get()
     }
@@ -140,7 +133,7 @@ impl Pool {
 
     /// Finds or makes the trunk for a session and attaches it. `out` holds what the
     /// component has not been sent yet. A trunk that is the session's alone comes with its
-    /// driver, for the session's task.
+    /// driver, for the session's task. `None`: the trunk has panicked.
     pub fn attach(
         self: &Rc<Self>,
         connect: Rc<ConnectInfo>,
@@ -148,28 +141,44 @@ impl Pool {
         out: Outbox,
         port: &Rc<Port>,
         now: Instant,
-    ) -> (Home, Option<Driver>) {
-        let (cell, session, driver) = match self.sharing_key(&connect) {
-            Some(key) => {
-                let cell = self.shared_trunk(key, &connect, None);
-                let mut bus = self.bus.borrow_mut();
-                let session = cell.machine.borrow_mut().join(out, &connect, now, &mut bus);
-                (cell, session, None)
-            }
+    ) -> Option<(Home, Option<Driver>)> {
+        let (cell, driver) = match self.sharing_key(&connect) {
+            Some(key) => (self.shared_trunk(key, &connect, None), None),
             None => {
-                let (cell, driver) = self.enter(Trunk::new(self.next_id(), connect));
-                let mut bus = self.bus.borrow_mut();
-                let session = cell.machine.borrow_mut().attach(out, sent, now, &mut bus);
-                (cell, session, Some(driver))
+                let trunk = Trunk::new(self.next_id(), Rc::clone(&connect));
+                let (cell, driver) = self.enter(trunk);
+                (cell, Some(driver))
             }
         };
+        let session = self.with_trunk(&cell, now, |trunk, bus| match driver {
+            Some(_) => trunk.attach(out, sent, now, bus),
+            None => trunk.join(out, &connect, now, bus),
+        })?;
         cell.set_port(session, Some(Rc::clone(port)));
         cell.wake();
-        ((cell, session), driver)
+        Some(((cell, session), driver))
+    }
+
+    /// Has a trunk's machine do something; `None` where it panics, which ends it.
+    fn with_trunk<T>(
+        &self,
+        cell: &TrunkCell,
+        now: Instant,
+        input: impl FnOnce(&mut Trunk, &mut Bus) -> T,
+    ) -> Option<T> {
+        let done = contained(|| {
+            let mut bus = self.bus.borrow_mut();
+            input(&mut cell.machine.borrow_mut(), &mut bus)
+        });
+        if done.is_none() {
+            self.give_up(cell, now);
+        }
+        done
     }
 
     /// A session leaves a trunk that it shares: for one of its own under new options, or, where
-    /// the broker takes no more subscriptions there, for another of its identity.
+    /// the broker takes no more subscriptions there, for another of its identity. `None`: it
+    /// isn't there any more, or one of the trunks has panicked.
     pub fn move_session(
         self: &Rc<Self>,
         (old, session): Home,
@@ -179,11 +188,8 @@ impl Pool {
     ) -> Option<(Home, Option<Driver>)> {
         let port = old.port(session)?;
         old.set_port(session, None);
-        let moved = {
-            let mut bus = self.bus.borrow_mut();
-            let mut machine = old.machine.borrow_mut();
-            machine.take_out(session, now, &mut bus)?
-        };
+        let moved =
+            self.with_trunk(&old, now, |trunk, bus| trunk.take_out(session, now, bus))??;
         let not = old.machine.borrow().id();
         let key = self.sharing_key(&connect);
         let (cell, driver) = match key.filter(|_| why == MoveReason::Crowded) {
@@ -194,11 +200,9 @@ impl Pool {
             }
         };
         let keeps = why != MoveReason::Reconnect { keeps: false };
-        let session = {
-            let mut bus = self.bus.borrow_mut();
-            let mut machine = cell.machine.borrow_mut();
-            machine.take_in(moved, &connect, keeps, now, &mut bus)
-        };
+        let session = self.with_trunk(&cell, now, |trunk, bus| {
+            trunk.take_in(moved, &connect, keeps, now, bus)
+        })?;
         cell.set_port(session, Some(port));
         old.wake();
         cell.wake();
@@ -267,15 +271,27 @@ impl Pool {
     /// A session's socket is gone.
     pub fn detach(&self, cell: &TrunkCell, session: SessionId, now: Instant) {
         cell.set_port(session, None);
-        let mut bus = self.bus.borrow_mut();
-        cell.machine.borrow_mut().detach(session, now, &mut bus);
-        drop(bus);
-        if cell.has_failed() {
-            // Nobody drives it any more.
-            let id = cell.machine.borrow().id();
-            return self.remove(id);
-        }
+        self.with_trunk(cell, now, |trunk, bus| trunk.detach(session, now, bus));
         cell.wake();
+    }
+
+    /// A trunk has panicked: it ends here, and its sessions close. Others go on as if it had never
+    /// been.
+    pub(super) fn give_up(&self, cell: &TrunkCell, now: Instant) {
+        if !cell.failed.replace(true) {
+            error!(bus = self.name, "panicked, its sessions close");
+        }
+        for port in cell.ports.borrow().iter().flatten() {
+            port.wake();
+        }
+        // It panicked in the midst of something: it may again.
+        let _ = contained(|| {
+            let mut bus = self.bus.borrow_mut();
+            cell.machine.borrow_mut().give_up(now, &mut bus);
+        });
+        let id = cell.machine.borrow().id();
+        self.remove(id);
+        self.settle(now);
     }
 
     /// Wakes what the last pass set free: trunks that waited for a broker, a turn to dial or
@@ -420,3 +436,7 @@ impl Pool {
         }
     }
 }
+
+#[cfg(all(test, not(feature = "turmoil")))]
+#[path = "pool_tests.rs"]
+mod tests;

@@ -52,7 +52,9 @@ impl Pool {
 
     async fn probe_one(self: Rc<Self>, broker: BrokerId) {
         let start = now();
-        let result = self.ask(broker).await;
+        // What panics over an INFO ends as a task, and the broker is probed again.
+        let asked = spawn_local(Rc::clone(&self).ask(broker)).await;
+        let result = asked.unwrap_or(Err(Failure::Garbage));
         let now = now();
         let mut bus = self.bus.borrow_mut();
         let before = bus.roster.broker(broker).health();
@@ -82,7 +84,7 @@ impl Pool {
         self.wake_prober();
     }
 
-    async fn ask(&self, broker: BrokerId) -> Result<ServerInfo, Failure> {
+    async fn ask(self: Rc<Self>, broker: BrokerId) -> Result<ServerInfo, Failure> {
         let (addr, timings) = {
             let bus = self.bus.borrow();
             let addr = bus.roster.broker(broker).addr().clone();

@@ -233,19 +233,21 @@ impl Roster {
         self.max_control_line
     }
 
-    /// Works out what all brokers have in common.
+    /// Works out what all brokers have in common, which may be news.
     fn note_infos(&mut self) {
         let max_payload = self.infos().map(|info| info.max_payload).min();
         let headers = self.infos().map(ServerInfo::header_support).min();
         let longest = self.infos().map(ServerInfo::max_control_line).min();
-        self.offer = Offer {
+        let offer = Offer {
             max_payload: max_payload.unwrap_or(DEFAULT_MAX_PAYLOAD),
             headers: headers.unwrap_or(HeaderSupport::On),
         };
+        self.offer_changed |= offer != self.offer;
+        self.offer = offer;
         self.max_control_line = longest.unwrap_or(usize::MAX);
     }
 
-    /// Whether a broker's INFO has changed the offer, or may have; asked once per change.
+    /// Whether an INFO or a reload has changed the offer; asked once per change.
     pub fn take_offer_changed(&mut self) -> bool {
         std::mem::take(&mut self.offer_changed)
     }
@@ -490,10 +492,6 @@ impl Roster {
         } else {
             Health::Up
         };
-        let news = broker
-            .info
-            .as_ref()
-            .is_none_or(|old| (old.max_payload, old.headers) != (info.max_payload, info.headers));
         broker.info = Some(Box::new(info));
         let stays = broker.health == health;
         self.note_infos();
@@ -502,7 +500,6 @@ impl Roster {
             self.changed = true;
             self.reconsider(now);
         }
-        self.offer_changed |= news;
     }
 
     /// A probe was answered, `took` after its dial.
@@ -690,6 +687,31 @@ mod tests {
         assert_eq!(roster.pick(&[], now), Pick::Dial(B));
         roster.handle_info(A, info(), now);
         assert_eq!(roster.pick(&[], now), Pick::Dial(B), "no move back");
+    }
+
+    #[test]
+    fn a_reload_that_changes_the_offer_is_news() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        let small = ServerInfo {
+            max_payload: 65_536,
+            ..info()
+        };
+        roster.handle_info(A, info(), now);
+        roster.handle_info(B, small, now);
+        let addrs: Vec<_> = roster
+            .brokers()
+            .map(|(_, broker)| broker.addr().clone())
+            .collect();
+        let mut reload = |addrs: &[BrokerAddr]| {
+            roster.take_offer_changed();
+            let interval = Duration::from_secs(3);
+            roster.configure(addrs, Placement::Spread(0), interval, now);
+            (roster.take_offer_changed(), roster.offer().max_payload)
+        };
+        assert_eq!(reload(&addrs), (false, 65_536));
+        assert_eq!(reload(&addrs[..1]), (true, 1_048_576));
+        assert_eq!(reload(&addrs), (true, 65_536), "known from before");
     }
 
     #[test]

@@ -186,6 +186,14 @@ impl Watches {
         self.watch(broker).map_or(0, |watch| watch.attached.len())
     }
 
+    /// The brokers to which this trunk has a live link.
+    pub fn brokers_of(&self, trunk: TrunkId) -> Vec<BrokerId> {
+        let attached = |watch: &Watch| watch.attached.contains(&trunk);
+        let ids = (0..).map(BrokerId).zip(&self.by_broker);
+        ids.filter_map(|(id, watch)| attached(watch).then_some(id))
+            .collect()
+    }
+
     /// The oldest trunk that has a live link to any broker.
     pub fn oldest(&self) -> Option<TrunkId> {
         let oldest = self.by_broker.iter();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("queue", &[]),
+    ("contained", &[]),
     ("proto", &[]),
     ("config", &[]),
     ("telemetry", &[]),
@@ -18,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "clock",
             "queue",
+            "contained",
             "proto",
             "config",
             "telemetry",
@@ -29,6 +31,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "downstream",
         &[
             "clock",
+            "contained",
             "proto",
             "config",
             "telemetry",
@@ -57,6 +60,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// Files and folders without IO, clock, randomness or logging.
 const PURE: &[&str] = &[
     "queue.rs",
+    "contained.rs",
     "proto",
     "ledger",
     "net/outbox.rs",

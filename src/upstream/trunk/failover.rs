@@ -6,7 +6,7 @@ use super::slot::Finishing;
 use super::{CloseReason, Move, Trunk};
 use crate::clock::Instant;
 use crate::config::Delivery;
-use crate::ledger::{Held, Settled, settle};
+use crate::ledger::{Held, Settled, Subscriptions, settle};
 use crate::proto::encode;
 use crate::upstream::bus::Bus;
 use crate::upstream::roster::{BrokerId, Failure, Health};
@@ -430,8 +430,6 @@ impl Trunk {
         if self.done || !self.slots.is_empty() || self.owes() || self.stays_idle(now, bus) {
             return;
         }
-        self.done = true;
-        self.give_back_charge(bus);
         while !self.links.is_empty() {
             let link = self.drop_link(0, false, bus);
             if link.is_attached() {
@@ -441,6 +439,47 @@ impl Trunk {
                 bus.counters.refused += settled.messages();
             }
         }
+        self.leave_bus(bus);
+        self.actions.push_back(Action::Done);
+    }
+
+    /// Nobody drives the trunk any more, and what it knows can't be relied on: its sessions and
+    /// its links are gone, and what it had of the bus is given back. What it published without
+    /// proof is in doubt, what it held is dropped (R4).
+    pub fn give_up(&mut self, now: Instant, bus: &mut Bus) {
+        if self.done {
+            return;
+        }
+        for link in std::mem::take(&mut self.links) {
+            if link.dialing {
+                bus.dial_ended(link.broker);
+            }
+            if link.in_barrier {
+                bus.leave_barrier();
+            }
+            let unsettled = link.account.unsettled();
+            let refused = link.account.refused.min(unsettled);
+            bus.counters.refused += refused;
+            bus.counters.in_doubt += unsettled - refused;
+        }
+        self.subscriptions = Subscriptions::default();
+        let mut held = vec![std::mem::take(&mut self.orphans)];
+        for (_, slot) in std::mem::take(&mut self.slots) {
+            bus.budgets.pending.give(slot.accounted);
+            held.push(slot.held);
+        }
+        for held in held {
+            bus.budgets.held.give(held.bytes());
+            bus.counters.dropped += held.messages();
+        }
+        bus.detach_everywhere(self.id, now);
+        self.leave_bus(bus);
+    }
+
+    /// The end, for the bus.
+    fn leave_bus(&mut self, bus: &mut Bus) {
+        self.done = true;
+        self.give_back_charge(bus);
         if self
             .lost
             .is_some_and(|(_, cause, _)| cause != Failure::NewConnect)
@@ -448,7 +487,6 @@ impl Trunk {
             bus.failovers.gone();
         }
         bus.remove(self.id);
-        self.actions.push_back(Action::Done);
     }
 
     /// The link's number, if it is being dialled or open.

@@ -809,3 +809,85 @@ fn one_that_floods_beside_others_waits_for_its_pong_and_no_longer() {
     let unproven = &next.slots[session.0 as usize].unproven;
     assert_eq!(unproven.bytes(0), 0);
 }
+
+/// Trunks in all sorts of states.
+fn trunks_to_give_up() -> Vec<(&'static str, Bench)> {
+    let live = || Bench::live(PLAIN);
+    let publish = |mut bench: Bench| {
+        bench.publish(b"PUB a 0\r\n\r\n");
+        bench
+    };
+    let lose = |mut bench: Bench| {
+        bench.told();
+        bench.lose();
+        bench
+    };
+    let replay = |mut bench: Bench| {
+        let (link, now) = (bench.link, bench.now);
+        bench.trunk.handle_connected(link, now, &mut bench.bus);
+        bench.broker(INFO);
+        bench
+    };
+    let leave = |mut bench: Bench| {
+        let (session, now) = (bench.session, bench.now);
+        bench.trunk.detach(session, now, &mut bench.bus);
+        bench
+    };
+    let wait = |mut bench: Bench| {
+        bench.told();
+        bench.pass(Duration::from_millis(200));
+        bench
+    };
+    let receive = |mut bench: Bench| {
+        bench.subscribe(b"a", b"1");
+        bench.broker(b"MSG a 0 1\r\nx\r\n");
+        bench.trunk.account(bench.session, &bench.bus);
+        assert!(bench.bus.budgets.pending.used() > 0);
+        bench
+    };
+    vec![
+        ("dials", Bench::new(PLAIN)),
+        ("waits for a verdict", replay(Bench::new(PLAIN))),
+        ("is idle", live()),
+        ("published without proof", publish(live())),
+        (
+            "suspects its broker, and holds",
+            publish(wait(publish(live()))),
+        ),
+        ("holds without a broker", publish(lose(publish(live())))),
+        ("replays", publish(replay(lose(live())))),
+        ("was left with something unproven", leave(publish(live()))),
+        ("was left with what waits", leave(publish(lose(live())))),
+        ("has a component that doesn't read", receive(live())),
+    ]
+}
+
+#[test]
+fn a_trunk_that_is_given_up_leaves_nothing_with_the_bus() {
+    for (state, mut bench) in trunks_to_give_up() {
+        let (trunk, bus, now) = (&mut bench.trunk, &mut bench.bus, bench.now);
+        // Once is enough, and twice does no harm.
+        trunk.give_up(now, bus);
+        trunk.give_up(now, bus);
+        assert_eq!(trunk.gauges(), Gauges::default(), "{state}");
+        for (id, broker) in bus.roster.brokers() {
+            assert_eq!((broker.dialing, broker.links()), (0, 0), "{state}");
+            assert_eq!(bus.watches.attached(id), 0, "{state}");
+        }
+        assert_eq!(bus.barrier_opens_at(now), None, "{state}");
+        let budgets = &bus.budgets;
+        assert_eq!(
+            (budgets.held.used(), budgets.pending.used()),
+            (0, 0),
+            "{state}"
+        );
+        let failover = bus.poll_failover(now);
+        assert!(failover.is_none_or(|failover| failover.complete), "{state}");
+        let counters = &bus.counters;
+        assert_eq!(
+            counters.published,
+            counters.in_doubt + counters.dropped,
+            "{state}"
+        );
+    }
+}
