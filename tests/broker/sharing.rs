@@ -138,6 +138,31 @@ fn equal_subscriptions_are_one_upstream_from_behind_the_joiners_ping() {
 }
 
 #[test]
+fn one_ping_marks_the_place_of_all_that_join_or_leave_between_two_publishes() {
+    let brokers = Brokers::start(1);
+    let natsmux = setup(&brokers).start();
+    let (mut first, mut second, mut link) = pair(&natsmux, &brokers);
+    let subjects = ["foo", "bar", "baz"];
+    let sids = subjects.map(|subject| subscribe(&mut first, &mut link, subject, subject));
+    for (operations, hears) in [
+        ("SUB foo 1\r\nSUB bar 2\r\nSUB baz 3\r\n", true),
+        ("UNSUB 1\r\nUNSUB 2\r\nUNSUB 3\r\n", false),
+    ] {
+        second.send(format!("{operations}PUB foo 1\r\nx\r\n"));
+        link.expect("PING");
+        link.expect("PUB foo 1");
+        // What it published itself comes behind the place, and counts.
+        link.send("PONG\r\n");
+        link.msg("foo", &sids[0], "x");
+        first.expect(&message("foo", "foo", "x"));
+        match hears {
+            true => second.expect(&message("foo", "1", "x")),
+            false => second.expect_silence(MOMENT),
+        }
+    }
+}
+
+#[test]
 fn each_member_of_a_queue_group_has_a_subscription_of_its_own() {
     let brokers = Brokers::start(1);
     let natsmux = setup(&brokers).start();

@@ -31,6 +31,8 @@ struct Sub {
     subject: Vec<u8>,
     group: Option<Vec<u8>>,
     sid: Vec<u8>,
+    /// How much its session had published when it sent the SUB.
+    behind: usize,
     /// When natsmux read its SUB, and when a PONG behind that was given.
     from: Time,
     sure_from: Option<Time>,
@@ -447,8 +449,13 @@ impl Witness {
                 let Some(first) = fact.seen.values().min().filter(|_| fact.processed > 0) else {
                     continue;
                 };
+                // What its own session published behind its SUB needs no PONG.
+                let behind = fact.publisher == Some(name)
+                    && end.connects == 1
+                    && sub.is_open()
+                    && end.published[sub.behind..].contains(id);
                 if !own
-                    && sub.is_steady(*first)
+                    && (sub.is_steady(*first) || behind)
                     && frames::matches(&sub.subject, &fact.subject)
                     && !sub.got.contains_key(id)
                 {
@@ -553,9 +560,13 @@ impl Witness {
 impl Sub {
     /// Whether it must get what is published at this time.
     fn is_steady(&self, at: Time) -> bool {
-        let sure = self.sure_from.is_some_and(|from| from <= at);
+        self.sure_from.is_some_and(|from| from <= at) && self.is_open()
+    }
+
+    /// Whether nothing but its SUB says what it gets.
+    fn is_open(&self) -> bool {
         let plain = !self.is_limited && !self.is_unclear;
-        sure && self.until.is_none() && !self.gone && plain
+        self.until.is_none() && !self.gone && plain
     }
 }
 
@@ -582,6 +593,7 @@ impl End {
             subject,
             group,
             sid,
+            behind: self.published.len(),
             from: now,
             sure_from: None,
             until: None,

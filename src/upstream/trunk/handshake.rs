@@ -400,6 +400,7 @@ impl Trunk {
     /// Sends what waited, in order, each chunk followed by a fence.
     pub(super) fn send_held(&mut self, at: usize, now: Instant, bus: &mut Bus) -> u64 {
         let mut sent = 0;
+        self.mark_places(now, bus);
         let mut queues = vec![(None, std::mem::take(&mut self.orphans), 0)];
         self.give_back_charge(bus);
         for session in self.sessions() {

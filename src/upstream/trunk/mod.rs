@@ -265,6 +265,8 @@ pub struct Trunk {
     slots_timeout: Option<Instant>,
     /// Whether a slot may be parked.
     any_parked: bool,
+    /// Since when a place among the operations is to be marked by a PING (R23).
+    unmarked: Option<Instant>,
     /// All slots for which something happens once a PING is answered, and perhaps others.
     awaiting: BTreeSet<SessionId>,
     touched: SmallVec<[SessionId; 2]>,
@@ -341,6 +343,7 @@ impl Trunk {
             clock_floor: None,
             slots_timeout: None,
             any_parked: false,
+            unmarked: None,
             awaiting: BTreeSet::new(),
             touched: SmallVec::new(),
             actions: Queue::default(),

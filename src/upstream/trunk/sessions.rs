@@ -86,6 +86,7 @@ impl Trunk {
         bus: &mut Bus,
     ) {
         bus.counters.published += messages;
+        self.mark_places(now, bus);
         let open = self.open(bus);
         let covered_by = self.next_ping;
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
@@ -164,7 +165,7 @@ impl Trunk {
                 Subscribed::Duplicate { limited: true, .. } => {
                     return self.ignore_duplicate(session, now);
                 }
-                Subscribed::Joined => return self.mark_place(session, None, now, bus),
+                Subscribed::Joined => return self.note_place(session, None, now),
                 Subscribed::New(upstream) => Some(upstream.text()),
                 Subscribed::Duplicate { upstream, .. } => {
                     is_known = false;
@@ -212,15 +213,9 @@ impl Trunk {
         self.scratch = frame;
     }
 
-    /// A subscription that others have comes or, as `left`, goes: a PING marks the place among
-    /// the link's operations (R23).
-    fn mark_place(
-        &mut self,
-        session: SessionId,
-        left: Option<UpstreamSid>,
-        now: Instant,
-        bus: &mut Bus,
-    ) {
+    /// A subscription that others have comes or, as `left`, goes: a PING will mark the place
+    /// among the link's operations (R23).
+    fn note_place(&mut self, session: SessionId, left: Option<UpstreamSid>, now: Instant) {
         let covered_by = self.next_ping;
         let owner = self.note_operation(session);
         let is_sent = owner.is_some();
@@ -233,7 +228,15 @@ impl Trunk {
                 false => self.subscriptions.forget(left),
             }
         }
-        self.ping_everywhere(now, bus);
+        self.unmarked.get_or_insert(now);
+    }
+
+    /// One PING marks the place for all that came and went since the last publish, and before the
+    /// next: in between, nothing tells one place from another.
+    pub(super) fn mark_places(&mut self, now: Instant, bus: &mut Bus) {
+        if self.unmarked.is_some() {
+            self.ping_everywhere(now, bus);
+        }
     }
 
     /// A SUB of a sid that is live, and whose max a message on its way may reach before the
@@ -265,7 +268,7 @@ impl Trunk {
         let mut frame = std::mem::take(&mut self.scratch);
         match ended {
             Unsubscribed::Left(upstream) => {
-                self.mark_place(session, Some(upstream), now, bus);
+                self.note_place(session, Some(upstream), now);
             }
             Unsubscribed::Counted => {}
             Unsubscribed::Retired(upstream) => {
@@ -310,6 +313,7 @@ impl Trunk {
                 self.note_bytes(session, at, encode::PING.len(), now);
                 self.ping_standbys(now, bus);
                 self.push_ping(at, Some(session), now, bus);
+                self.unmarked = None;
             }
             // A live link that is suspect may still have messages for it (R2).
             None if unproven || !in_turn || (subscribed && live.is_some()) => {
@@ -341,7 +345,7 @@ impl Trunk {
         bus: &mut Bus,
     ) {
         if drop {
-            self.retire_subscriptions(session, now, bus);
+            self.retire_subscriptions(session, now);
         }
         let was_verbose = std::mem::replace(&mut self.connect, connect).verbose;
         self.settle_held_oks(was_verbose);
@@ -412,7 +416,7 @@ impl Trunk {
         }));
         self.awaiting.insert(session);
         self.note_slot_timeout(until);
-        self.retire_subscriptions(session, now, bus);
+        self.retire_subscriptions(session, now);
     }
 
     /// Ends a session for its own fault; its component hears the reason's text.
@@ -484,7 +488,7 @@ impl Trunk {
         if slot.leaving.is_some() {
             self.subscriptions.take_session(session);
         }
-        self.retire_subscriptions(session, now, bus);
+        self.retire_subscriptions(session, now);
         self.forget_session(session);
         self.note_departure(now, bus);
     }
@@ -585,7 +589,7 @@ impl Trunk {
         self.subscriptions.hold(upstream, holders);
     }
 
-    fn retire_subscriptions(&mut self, session: SessionId, now: Instant, bus: &mut Bus) {
+    fn retire_subscriptions(&mut self, session: SessionId, now: Instant) {
         let covered_by = self.next_ping;
         let ended = self.subscriptions.retire_session(session, covered_by);
         let all = ended.unsubscribe.iter().chain(&ended.left);
@@ -604,7 +608,7 @@ impl Trunk {
             self.retire_on_links(*upstream, covered_by);
         }
         if !ended.left.is_empty() {
-            self.ping_everywhere(now, bus);
+            self.unmarked.get_or_insert(now);
         }
     }
 

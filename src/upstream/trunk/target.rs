@@ -425,6 +425,7 @@ impl Trunk {
 
     /// Asks every link that takes SUBs and UNSUBs; returns the live one's PING.
     pub(super) fn ping_everywhere(&mut self, now: Instant, bus: &mut Bus) -> Option<u64> {
+        self.unmarked = None;
         self.ping_standbys(now, bus);
         let live = self.live();
         live.map(|at| self.push_ping(at, None, now, bus))

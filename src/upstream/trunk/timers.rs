@@ -46,6 +46,7 @@ impl Trunk {
                 due.note(self.silent_at(link, bus));
             }
         }
+        due.note(self.unmarked);
         due.note(self.refusal_due(bus));
         due.note(self.slots_timeout);
         due.note(self.target_due(bus));
@@ -66,6 +67,7 @@ impl Trunk {
         {
             self.clock_floor = Some(now);
         }
+        self.mark_places(now, bus);
         self.end_overdue_links(now, bus);
         self.measure(now);
         for at in 0..self.links.len() {
