@@ -89,7 +89,7 @@ impl World {
         broker.lame_duck = false;
         broker.starts += 1;
         broker.willing_since = (!broker.full && !broker.refuses).then_some(now);
-        if !self.calm && self.rng.percent(8) {
+        if !self.calm && self.rng.percent(20) {
             // Its configuration was changed meanwhile.
             self.plan.max_payload[no] = SMALL_PAYLOAD;
         }
