@@ -8,6 +8,7 @@ use crate::clock::Instant;
 use crate::config::Delivery;
 use crate::ledger::{Held, Settled, Subscriptions, settle};
 use crate::proto::encode;
+use crate::queue::Queue;
 use crate::upstream::bus::Bus;
 use crate::upstream::roster::{BrokerId, Failure, Health};
 
@@ -440,7 +441,6 @@ impl Trunk {
             }
         }
         self.leave_bus(bus);
-        self.actions.push_back(Action::Done);
     }
 
     /// Nobody drives the trunk any more, and what it knows can't be relied on: its sessions and
@@ -462,6 +462,7 @@ impl Trunk {
             bus.counters.refused += refused;
             bus.counters.in_doubt += unsettled - refused;
         }
+        self.actions = Queue::default();
         self.subscriptions = Subscriptions::default();
         let mut held = vec![std::mem::take(&mut self.orphans)];
         for (_, slot) in std::mem::take(&mut self.slots) {
@@ -487,6 +488,7 @@ impl Trunk {
             bus.failovers.gone();
         }
         bus.remove(self.id);
+        self.actions.push_back(Action::Done);
     }
 
     /// The link's number, if it is being dialled or open.

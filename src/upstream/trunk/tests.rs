@@ -870,6 +870,8 @@ fn a_trunk_that_is_given_up_leaves_nothing_with_the_bus() {
         trunk.give_up(now, bus);
         trunk.give_up(now, bus);
         assert_eq!(trunk.gauges(), Gauges::default(), "{state}");
+        let actions: Vec<_> = std::iter::from_fn(|| trunk.poll_action()).collect();
+        assert!(matches!(actions[..], [Action::Done]), "{state}");
         for (id, broker) in bus.roster.brokers() {
             assert_eq!((broker.dialing, broker.links()), (0, 0), "{state}");
             assert_eq!(bus.watches.attached(id), 0, "{state}");
