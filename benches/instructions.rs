@@ -95,7 +95,7 @@ fn deliver(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // The same for 100 sessions that share a subscription.
-#[library_benchmark(config = bound!(16_996_593))]
+#[library_benchmark(config = bound!(32_276_332))]
 #[bench::run(Site::shared(100), cost::messages(1))]
 fn deliver_to_100(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     site.answer(black_box(&input));

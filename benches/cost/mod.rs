@@ -187,6 +187,7 @@ impl Site {
             site.send(at, format!("SUB bench.* {}\r\nPING\r\n", at + 1).as_bytes());
         }
         site.take_link_bytes();
+        // One PING each, which marks the place of its SUB too.
         site.answer("PONG\r\n".repeat(sessions).as_bytes());
         site.take_session_bytes();
         site
