@@ -97,7 +97,7 @@ pub(super) async fn connz<S: Source>(
     let mut lists: BTreeMap<u64, Vec<SubscriptionSnapshot>> = BTreeMap::new();
     if subs != Subs::None {
         let cids: Vec<u64> = shown.iter().map(|session| session.cid).collect();
-        match source.subscriptions(&cids).await {
+        match source.subscriptions(&cids, MOST).await {
             Some(found) => found
                 .into_iter()
                 .for_each(|sub| lists.entry(sub.cid).or_default().push(sub)),
@@ -309,7 +309,9 @@ pub(super) async fn subsz<S: Source>(
             count += session.subscriptions;
         }
     }
-    let Some(subs) = source.subscriptions(&cids).await else {
+    let most = usize::try_from(skip).unwrap_or(usize::MAX);
+    let most = most.saturating_add(page.limit);
+    let Some(subs) = source.subscriptions(&cids, most).await else {
         return Ok(None);
     };
     let shown = subs.iter().skip(skip as usize).take(page.limit);

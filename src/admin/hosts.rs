@@ -10,30 +10,33 @@ use hyper::header::HOST;
 use hyper::http::uri::Authority;
 use hyper::{Request, Version};
 
-/// Whether a request names this host: a loopback name or address, or the
-/// address that the connection was made to.
-pub(super) fn is_allowed<B>(request: &Request<B>, local: IpAddr) -> bool {
+/// Whether a request names this host: a loopback name or address, one of its
+/// `own` names, or the address that the connection was made to.
+pub(super) fn is_allowed<B>(request: &Request<B>, local: IpAddr, own: &[String]) -> bool {
     let absolute = request.uri().authority();
-    if absolute.is_some_and(|authority| !is_own(authority, local)) {
+    if absolute.is_some_and(|authority| !is_own(authority, local, own)) {
         return false;
     }
     let mut headers = request.headers().get_all(HOST).iter();
     match (headers.next(), headers.next()) {
         // HTTP/1.0 has no Host, and no browser speaks it.
         (None, _) => request.version() == Version::HTTP_10,
-        (Some(host), None) => {
-            Authority::try_from(host.as_bytes()).is_ok_and(|authority| is_own(&authority, local))
-        }
+        (Some(host), None) => Authority::try_from(host.as_bytes())
+            .is_ok_and(|authority| is_own(&authority, local, own)),
         (Some(_), Some(_)) => false,
     }
 }
 
-fn is_own(authority: &Authority, local: IpAddr) -> bool {
+fn is_own(authority: &Authority, local: IpAddr, own: &[String]) -> bool {
     let host = authority.host();
     if authority.as_str().contains('@') {
         return false;
     }
-    if host.eq_ignore_ascii_case("localhost") {
+    let names = own.iter().map(String::as_str).chain(["localhost"]);
+    if names
+        .into_iter()
+        .any(|name| host.eq_ignore_ascii_case(name))
+    {
         return true;
     }
     let bare = host.trim_start_matches('[').trim_end_matches(']');
@@ -51,7 +54,8 @@ mod tests {
             request = request.header(HOST, *host);
         }
         let request = request.body(()).expect("a request");
-        is_allowed(&request, IpAddr::from([10, 0, 0, 5]))
+        let own = ["node7".to_owned(), "node7.example".to_owned()];
+        is_allowed(&request, IpAddr::from([10, 0, 0, 5]), &own)
     }
 
     #[test]
@@ -62,6 +66,8 @@ mod tests {
             "127.0.0.1:8222",
             "[::1]:1",
             "10.0.0.5",
+            "node7:8222",
+            "NODE7.example",
         ] {
             assert!(allowed(Version::HTTP_11, "/varz", &[host]), "{host}");
         }
@@ -77,6 +83,7 @@ mod tests {
     fn other_names_are_refused() {
         for host in [
             "attacker.example",
+            "node7.attacker.example",
             "10.0.0.6",
             "localhost.attacker.example",
             "a@localhost",

@@ -26,6 +26,28 @@ use crate::telemetry::{Event, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
 pub use server::serve;
 
+/// Who may ask, and whose pages may read the answers.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Pages of these origins may read the answers in a browser; those of no other site may.
+    pub cors_origins: Vec<String>,
+    /// Names of this machine by which it may be asked, besides those of loopback.
+    pub hosts: Vec<String>,
+}
+
+impl Access {
+    /// For this machine, by its name with and without its domain.
+    pub fn new(cors_origins: Vec<String>) -> Self {
+        let machine = crate::config::host_name();
+        let short = machine.split('.').next().unwrap_or_default().to_owned();
+        let hosts = vec![machine, short];
+        Self {
+            cors_origins,
+            hosts,
+        }
+    }
+}
+
 /// Where the picture comes from: the workers, asked at each request.
 pub trait Source: Send + Sync + 'static {
     /// The daemon now, or `None` where a worker doesn't answer. Waited for at
@@ -42,9 +64,10 @@ pub trait Source: Send + Sync + 'static {
     /// asked for in pages, so that many cost no component anything.
     fn sessions(&self) -> impl Future<Output = Option<Vec<SessionSnapshot>>> + Send;
 
-    /// The subscriptions of the sessions with these numbers, in their order.
+    /// The first `most` subscriptions of the sessions with these numbers, in their order.
     fn subscriptions(
         &self,
         cids: &[u64],
+        most: usize,
     ) -> impl Future<Output = Option<Vec<SubscriptionSnapshot>>> + Send;
 }

@@ -18,7 +18,6 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::Source;
 use super::connz::{connz, subsz};
 use super::eventz::{Wanted, eventz, stream};
 use super::hosts;
@@ -26,6 +25,7 @@ use super::metrics::{self, metrics};
 use super::process::CpuMeter;
 use super::query::{BadValue, Query};
 use super::varz::{brokerz, varz};
+use super::{Access, Source};
 use crate::telemetry::{BusSnapshot, Snapshot};
 
 /// How long a picture may take before natsmux counts as stuck.
@@ -39,6 +39,8 @@ const LAST_EVENT_ID: &str = "last-event-id";
 const EVENT_STREAM: &str = "text/event-stream";
 /// Streams of events at once.
 const STREAMS: usize = 16;
+/// Lists of sessions or subscriptions that are made at once.
+const LISTINGS: usize = 2;
 
 /// What is sent: a text, or a stream of events.
 pub(super) type Body = Either<Full<Bytes>, Channel<Bytes>>;
@@ -61,18 +63,20 @@ const PATHS: [&str; 11] = [
 pub(super) struct Routes<S> {
     source: Arc<S>,
     cpu: CpuMeter,
-    cors_origins: Vec<String>,
+    access: Access,
     streams: Arc<Semaphore>,
+    listings: Semaphore,
     requests: [AtomicU64; PATHS.len()],
 }
 
 impl<S: Source> Routes<S> {
-    pub(super) fn new(source: Arc<S>, cors_origins: Vec<String>) -> Self {
+    pub(super) fn new(source: Arc<S>, access: Access) -> Self {
         Self {
             source,
             cpu: CpuMeter::new(),
-            cors_origins,
+            access,
             streams: Arc::new(Semaphore::new(STREAMS)),
+            listings: Semaphore::new(LISTINGS),
             requests: Default::default(),
         }
     }
@@ -81,13 +85,14 @@ impl<S: Source> Routes<S> {
     pub(super) async fn answer<B>(&self, request: Request<B>, local: IpAddr) -> Response<Body> {
         let origin = request.headers().get(ORIGIN).cloned();
         let mut response = self.answer_anybody(request, local).await;
-        if self.cors_origins.is_empty() {
+        if self.access.cors_origins.is_empty() {
             return response;
         }
         let headers = response.headers_mut();
         headers.insert(VARY, HeaderValue::from_static("Origin"));
         if let Some(origin) = origin
             && self
+                .access
                 .cors_origins
                 .iter()
                 .any(|allowed| origin.as_bytes().eq_ignore_ascii_case(allowed.as_bytes()))
@@ -100,8 +105,9 @@ impl<S: Source> Routes<S> {
     /// Answers one request that came over a connection to `local`. The body of
     /// the request isn't read.
     async fn answer_anybody<B>(&self, request: Request<B>, local: IpAddr) -> Response<Body> {
-        if !hosts::is_allowed(&request, local) {
-            let error = "Host must be a loopback name or the address of this listener";
+        if !hosts::is_allowed(&request, local, &self.access.hosts) {
+            let error =
+                "Host must be a loopback name, this machine's name or the address of this listener";
             return reply(StatusCode::FORBIDDEN, &json!({ "error": error }));
         }
         let path = request.uri().path();
@@ -128,8 +134,10 @@ impl<S: Source> Routes<S> {
             "/livez" => ok(),
             "/readyz" => readyz(&snapshot),
             "/healthz" => healthz(&snapshot, request.uri().query()),
-            "/connz" => listing(connz(&*self.source, &snapshot, query)).await,
-            "/subsz" | "/subscriptionsz" => listing(subsz(&*self.source, &snapshot, query)).await,
+            "/connz" => self.listing(connz(&*self.source, &snapshot, query)).await,
+            "/subsz" | "/subscriptionsz" => {
+                self.listing(subsz(&*self.source, &snapshot, query)).await
+            }
             "/eventz" => match Wanted::new(query) {
                 Ok(wanted) if takes_stream(&request) => self.stream(&request, &snapshot, wanted),
                 Ok(wanted) => reply(StatusCode::OK, &eventz(&snapshot, &*self.source, wanted)),
@@ -165,6 +173,22 @@ impl<S: Source> Routes<S> {
         respond(StatusCode::OK, Either::Right(events), EVENT_STREAM)
     }
 
+    /// An answer that may take several looks at the workers. Few are made at once: each may be
+    /// long, and takes memory while it is gathered.
+    async fn listing(
+        &self,
+        answer: impl Future<Output = Result<Option<String>, BadValue>>,
+    ) -> Response<Body> {
+        let Ok(Ok(_place)) = timeout(SNAPSHOT_TIMEOUT, self.listings.acquire()).await else {
+            return unavailable("other lists are being made");
+        };
+        match timeout(SNAPSHOT_TIMEOUT, answer).await {
+            Ok(Ok(Some(body))) => text_reply(StatusCode::OK, body + "\n", JSON),
+            Ok(Err(bad)) => bad_value(bad),
+            Ok(Ok(None)) | Err(_) => unavailable("a worker doesn't answer"),
+        }
+    }
+
     fn request_counts(&self) -> Value {
         let counts = PATHS.iter().zip(&self.requests);
         let counts = counts.map(|(path, count)| {
@@ -191,15 +215,6 @@ fn page() -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     response
-}
-
-/// An answer that may take several looks at the workers.
-async fn listing(answer: impl Future<Output = Result<Option<String>, BadValue>>) -> Response<Body> {
-    match timeout(SNAPSHOT_TIMEOUT, answer).await {
-        Ok(Ok(Some(body))) => text_reply(StatusCode::OK, body + "\n", JSON),
-        Ok(Err(bad)) => bad_value(bad),
-        Ok(Ok(None)) | Err(_) => unavailable("a worker doesn't answer"),
-    }
 }
 
 fn bad_value(BadValue(error): BadValue) -> Response<Body> {

@@ -1,5 +1,6 @@
 //! Accepts connections, and bounds what each may do.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -13,15 +14,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Source;
 use super::routes::Routes;
+use super::{Access, Source};
 
-/// Connections at once; further ones wait in the kernel's queue.
+/// Connections at once. For a further one, the oldest that has asked for nothing is closed.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client has for its request line and headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -36,47 +36,65 @@ const ACCEPT_REST: Duration = Duration::from_millis(200);
 
 /// Serves health and metrics until `stop` is cancelled; what is then still
 /// being answered is cut off.
-///
-/// Pages of `cors_origins` may read the answers in a browser; those of no other site may.
 pub async fn serve<S: Source>(
     listener: TcpListener,
     source: Arc<S>,
-    cors_origins: Vec<String>,
+    access: Access,
     stop: CancellationToken,
 ) {
-    let routes = Arc::new(Routes::new(source, cors_origins));
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let routes = Arc::new(Routes::new(source, access));
     let mut connections = JoinSet::new();
+    let mut places = Places::default();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = listener.accept() => accepted,
         };
-        match accepted {
-            Some((stream, slot)) => {
-                connections.spawn(connection(stream, slot, Arc::clone(&routes)));
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                rest(&error).await;
+                continue;
             }
-            None => break,
-        }
+        };
         while connections.try_join_next().is_some() {}
+        while !places.has_room() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = connections.join_next() => {}
+            }
+        }
+        let answering = Arc::new(AtomicBool::new(false));
+        let task = connection(stream, Arc::clone(&routes), Arc::clone(&answering));
+        places.enter(connections.spawn(task), answering);
     }
     connections.shutdown().await;
 }
 
-/// The next connection, once there is a slot for it. `None` never comes: the
-/// semaphore isn't closed.
-///
-/// Cancel safe: a connection is either returned or left with the kernel.
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots).acquire_owned().await.ok()?;
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return Some((stream, slot)),
-            Err(error) => rest(&error).await,
+/// The connections, the oldest first. A place is nobody's to hold: where there is none, the oldest
+/// that has asked for nothing yet loses its own.
+#[derive(Default)]
+struct Places(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
+
+impl Places {
+    /// Whether another connection may be served; one that has asked for nothing may make room.
+    fn has_room(&mut self) -> bool {
+        self.0.retain(|(task, _)| !task.is_finished());
+        if self.0.len() < MAX_CONNECTIONS {
+            return true;
         }
+        let is_idle = |(_, answering): &(_, Arc<AtomicBool>)| !answering.load(Ordering::Relaxed);
+        let Some(at) = self.0.iter().position(is_idle) else {
+            return false;
+        };
+        if let Some((task, _)) = self.0.remove(at) {
+            task.abort();
+        }
+        true
+    }
+
+    fn enter(&mut self, task: AbortHandle, answering: Arc<AtomicBool>) {
+        self.0.push_back((task, answering));
     }
 }
 
@@ -87,8 +105,8 @@ async fn rest(error: &io::Error) {
 
 async fn connection<S: Source>(
     stream: TcpStream,
-    slot: OwnedSemaphorePermit,
     routes: Arc<Routes<S>>,
+    answering: Arc<AtomicBool>,
 ) {
     let local = stream
         .local_addr()
@@ -96,6 +114,7 @@ async fn connection<S: Source>(
     let streams = &AtomicBool::new(false);
     let service = service_fn(|request| {
         let routes = Arc::clone(&routes);
+        answering.store(true, Ordering::Relaxed);
         async move {
             let response = routes.answer(request, local).await;
             let is_stream = matches!(response.body(), Either::Right(_));
@@ -116,5 +135,4 @@ async fn connection<S: Source>(
     if ended.is_err() && streams.load(Ordering::Relaxed) {
         let _ = timeout(STREAM_TIMEOUT, serving).await;
     }
-    drop(slot);
 }

@@ -308,8 +308,8 @@ impl Default for BusLimits {
     }
 }
 
-/// The host's name, or `natsmux` where it has none.
-pub(super) fn host_name() -> String {
+/// The machine's name, or `natsmux` where it has none.
+pub fn host_name() -> String {
     let uname = rustix::system::uname();
     match uname.nodename().to_str() {
         Ok(name) if !name.is_empty() => name.to_owned(),

@@ -1,7 +1,9 @@
 //! What the operating system allows: open files, how many sessions they are enough for, and
 //! the processor's time.
 
-use rustix::process::{Resource, Rlimit, getrlimit, nice, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, nice, set_dumpable_behavior, setrlimit,
+};
 use tracing::warn;
 
 use crate::config::{Config, Topology};
@@ -26,6 +28,18 @@ pub(super) fn raise_open_files() -> u64 {
             warn!(%error, "can't raise the limit of open files");
             limit.current.unwrap_or(1024)
         }
+    }
+}
+
+/// Forbids core dumps: memory holds the passwords of components, also of those that are gone.
+pub(super) fn forbid_core_dumps() {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let limited = setrlimit(Resource::Core, none);
+    if let Err(error) = limited.and(set_dumpable_behavior(DumpableBehavior::NotDumpable)) {
+        warn!(%error, "can't forbid core dumps: one may hold passwords");
     }
 }
 

@@ -51,11 +51,16 @@ pub enum DaemonError {
     Log(#[from] LogError),
 }
 
+/// How long reading the configuration file may take at a reload.
+const READ_WITHIN: Duration = Duration::from_secs(5);
+
 /// Why a reload changed nothing.
 #[derive(Debug, Error)]
 enum ReloadError {
     #[error("started without -c: there is no file to read again")]
     NoFile,
+    #[error("the file couldn't be read within {} s", READ_WITHIN.as_secs())]
+    Slow,
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("{0}")]
@@ -70,6 +75,7 @@ enum ReloadError {
 /// [`DaemonError`], before any component was accepted.
 pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
     let log = telemetry::init(line_format(config.log.format), config.log.level.into())?;
+    limits::forbid_core_dumps();
     let open_files = limits::raise_open_files();
     let max_connections = limits::max_connections(&config, open_files);
     let mut listeners = Listeners::new();
@@ -106,6 +112,8 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         seed,
     };
     let result = runtime.block_on(control.run(http));
+    // A configuration file that hangs must not keep the process.
+    runtime.shutdown_background();
     drop(control);
     if worker.join().is_err() {
         error!("the worker panicked");
@@ -127,6 +135,8 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// SIGUSR1 and SIGUSR2, which would end the process.
+    user: [Signal; 2],
 }
 
 impl Signals {
@@ -135,6 +145,10 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user: [
+                signal(SignalKind::user_defined1())?,
+                signal(SignalKind::user_defined2())?,
+            ],
         })
     }
 
@@ -156,18 +170,29 @@ impl Control {
             .map(|listener| {
                 let source = Arc::new(WorkerSource::new(self.handle.clone(), self.log.events()));
                 let origins = self.config.cors_origins.clone();
-                tokio::spawn(admin::serve(listener, source, origins, stop.clone()))
+                let access = admin::Access::new(origins);
+                tokio::spawn(admin::serve(listener, source, access, stop.clone()))
             });
         loop {
+            let [first, second] = &mut signals.user;
             tokio::select! {
                 biased;
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
                 () = self.handle.gone() => break,
-                _ = signals.hangup.recv() => match self.reload().await {
-                    Ok(()) => info!("configuration reloaded"),
-                    Err(refused) => error!(%refused, "reload refused, nothing changed"),
-                },
+                _ = first.recv() => info!("SIGUSR1 ignored: the log goes to stderr"),
+                _ = second.recv() => info!("SIGUSR2 ignored"),
+                _ = signals.hangup.recv() => {
+                    let reloaded = tokio::select! {
+                        biased;
+                        () = signals.stop() => break,
+                        reloaded = self.reload() => reloaded,
+                    };
+                    match reloaded {
+                        Ok(()) => info!("configuration reloaded"),
+                        Err(refused) => error!(%refused, "reload refused, nothing changed"),
+                    }
+                }
             }
         }
         self.drain(&mut signals).await;
@@ -196,9 +221,21 @@ impl Control {
         self.handle.stop();
     }
 
+    /// Reads the file in a thread of its own: one that hangs, a FIFO or a network file system, must
+    /// stop neither HTTP nor signals.
+    async fn read_again(&self) -> Result<Config, ReloadError> {
+        let file = self.file.clone().ok_or(ReloadError::NoFile)?;
+        let running = self.config.clone();
+        let reading = tokio::task::spawn_blocking(move || running.reload(&file));
+        match tokio::time::timeout(READ_WITHIN, reading).await {
+            Ok(Ok(read)) => Ok(read?),
+            Ok(Err(_)) => Err(ReloadError::Refused("reading the file panicked".to_owned())),
+            Err(_) => Err(ReloadError::Slow),
+        }
+    }
+
     async fn reload(&mut self) -> Result<(), ReloadError> {
-        let file = self.file.as_ref().ok_or(ReloadError::NoFile)?;
-        let new = self.config.reload(file)?;
+        let new = self.read_again().await?;
         if let Some(fixed) = self.config.needs_restart(&new) {
             return Err(ReloadError::Refused(fixed.to_string()));
         }

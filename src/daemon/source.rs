@@ -83,15 +83,19 @@ impl Source for WorkerSource {
         }
     }
 
-    async fn subscriptions(&self, cids: &[u64]) -> Option<Vec<SubscriptionSnapshot>> {
+    async fn subscriptions(&self, cids: &[u64], most: usize) -> Option<Vec<SubscriptionSnapshot>> {
         let mut all = Vec::new();
         for &cid in cids {
             let mut after = None;
             loop {
+                let left = most.saturating_sub(all.len());
+                if left == 0 {
+                    return Some(all);
+                }
                 let page = SubscriptionPage {
                     cid,
                     after,
-                    count: SUBSCRIPTIONS,
+                    count: left.min(SUBSCRIPTIONS),
                 };
                 let (subscriptions, last) = self.handle.subscriptions(page).await?;
                 all.extend(subscriptions);
