@@ -28,6 +28,7 @@ use crate::downstream::listener;
 use crate::downstream::shared::{Identity, Shared};
 use crate::net::now;
 use crate::net::socket::{self, Bound};
+use crate::proto::info::NATSMUX_ID;
 use crate::telemetry::{BusSnapshot, Counters, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 use crate::upstream::admission::Admission;
 use crate::upstream::pool::{Pool, ReadBuffer};
@@ -228,11 +229,12 @@ impl Worker {
         let limits = &start.config.limits;
         Self {
             identity: Rc::new(Identity {
-                server_id: format!("NMX{seed:016X}"),
+                server_id: format!("{NATSMUX_ID}{seed:016X}"),
                 server_name: start.config.name.clone(),
                 max_connections: Cell::new(start.max_connections),
                 connections: Cell::new(0),
                 next_cid: Cell::new(0),
+                salt: RandomState::new(),
             }),
             buses: RefCell::new(Vec::new()),
             buffer: Rc::new(RefCell::new(vec![0; socket::READ_BYTES])),
@@ -295,6 +297,7 @@ impl Worker {
             now,
         );
         let mut machine = machine;
+        machine.roster.know_own_id(&self.identity.server_id);
         if bus.topology == Topology::Independent {
             // Not the id that components see, and another one for each bus.
             let id = RandomState::new().hash_one(&bus.name);

@@ -31,6 +31,11 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Closing with unread bytes would reset the connection and take the last words along.
 const DISCARD_BYTES: usize = 4 * 1024 * 1024;
 
+/// Answers that a component without a trunk may leave unread before it isn't read, in bytes.
+const UNREAD_MOST: usize = 64 * 1024;
+/// A deadline that is met later than this shows that natsmux didn't run (R9).
+const LATE: Duration = Duration::from_millis(250);
+
 struct Connection {
     shared: Rc<Shared>,
     session: Session,
@@ -266,7 +271,10 @@ impl Connection {
         let buffer = Rc::clone(&self.shared.pool.buffer);
         let mut buffer = buffer.borrow_mut();
         let most = match &self.home {
-            Some((cell, _)) => cell.machine.borrow().read_at_most(self.now),
+            Some((cell, _)) => {
+                let bus = self.shared.pool.bus.borrow();
+                cell.machine.borrow().read_at_most(self.now, &bus)
+            }
             None => usize::MAX,
         };
         let most = most.min(self.read_size.most()).min(buffer.len());
@@ -410,7 +418,11 @@ impl Connection {
             (Flush::Full, Some((reason, until))) if *until <= now => Poll::Ready(reason.clone()),
             (Flush::Full, None) => {
                 let since = *self.full_since.get_or_insert(now);
-                if now >= since + self.write_deadline() {
+                let due = since + self.write_deadline();
+                if now > due + LATE {
+                    // It was natsmux that didn't run (R9): the component has its full time again.
+                    self.full_since = Some(now);
+                } else if now >= due {
                     return Poll::Ready(CloseReason::SlowConsumer);
                 }
                 Poll::Pending
@@ -461,9 +473,10 @@ impl Connection {
             .write_deadline
     }
 
-    fn wants_read(&self) -> bool {
+    fn wants_read(&mut self) -> bool {
         let Some((cell, id)) = &self.home else {
-            return true;
+            // What natsmux answers by itself is taken before more is asked.
+            return self.session.out().pending_bytes() < UNREAD_MOST;
         };
         let wants = {
             let bus = self.shared.pool.bus.borrow();

@@ -8,10 +8,15 @@ use std::rc::Rc;
 
 use crate::upstream::Budget;
 
+/// A session that keeps no more than this, in bytes, is never the one that pays.
+const LITTLE_BYTES: usize = 4096;
+
 /// Whole frames that wait for a CONNECT. Gives its bytes back to the budget when dropped.
 #[derive(Debug)]
 pub struct Early {
     frames: Vec<u8>,
+    /// Bytes of an unfinished frame behind them, which are counted too.
+    unfinished: usize,
     limit: usize,
     budget: Rc<Budget>,
 }
@@ -21,6 +26,7 @@ impl Early {
     pub fn new(limit: usize, budget: Rc<Budget>) -> Self {
         Self {
             frames: Vec::new(),
+            unfinished: 0,
             limit,
             budget,
         }
@@ -28,11 +34,25 @@ impl Early {
 
     /// Keeps a whole frame. Returns false where a bound is reached: the session must close.
     pub fn keep(&mut self, frame: &[u8]) -> bool {
-        if self.frames.len() + frame.len() > self.limit || self.budget.is_spent() {
+        if self.frames.len() + frame.len() > self.limit || !self.has_share() {
             return false;
         }
         self.push(frame);
         true
+    }
+
+    /// Counts the unfinished frame behind what is kept. Returns false where a bound is reached: the
+    /// session must close.
+    pub fn count_unfinished(&mut self, bytes: usize) -> bool {
+        self.budget.take(bytes);
+        self.budget
+            .give(std::mem::replace(&mut self.unfinished, bytes));
+        self.frames.len() + bytes <= self.limit && self.has_share()
+    }
+
+    /// Whether this session has no more than its share of what the daemon may keep (R34).
+    fn has_share(&self) -> bool {
+        self.frames.len() + self.unfinished <= self.budget.share().max(LITTLE_BYTES)
     }
 
     /// Keeps bytes that were read already, whatever the bounds: the driver stops reading
@@ -61,7 +81,7 @@ impl Early {
 
 impl Drop for Early {
     fn drop(&mut self) {
-        self.budget.give(self.frames.len());
+        self.budget.give(self.frames.len() + self.unfinished);
     }
 }
 
@@ -71,17 +91,20 @@ mod tests {
 
     #[test]
     fn frames_are_kept_within_both_bounds() {
-        let budget = Rc::new(Budget::new(20));
-        let mut early = Early::new(16, Rc::clone(&budget));
-        assert!(early.keep(b"PUB a 0\r\n\r\n"));
-        assert!(!early.keep(b"PUB a 0\r\n\r\n"), "over the session's bound");
-        let mut other = Early::new(16, Rc::clone(&budget));
-        assert!(other.keep(b"SUB a 1\r\n"));
-        assert_eq!(budget.used(), 20);
-        let mut third = Early::new(16, Rc::clone(&budget));
-        assert!(!third.keep(b"PING\r\n"), "over the daemon's bound");
-        assert_eq!(early.take(), b"PUB a 0\r\n\r\n");
-        drop(other);
+        let budget = Rc::new(Budget::new(100_000));
+        let frame = [b'x'; 10_000];
+        let mut early = Early::new(25_000, Rc::clone(&budget));
+        assert!(early.keep(&frame) && early.keep(&frame));
+        assert!(!early.keep(&frame), "over the session's bound");
+        assert!(early.count_unfinished(5_000) && !early.count_unfinished(5_001));
+        assert_eq!(budget.used(), 25_001);
+        let mut hog = Early::new(1 << 20, Rc::clone(&budget));
+        while hog.keep(&frame) {}
+        assert!(budget.used() <= 100_000, "the daemon's bound");
+        let mut little = Early::new(25_000, Rc::clone(&budget));
+        assert!(little.keep(b"PING\r\n"), "who has little doesn't pay");
+        drop((early, hog));
+        assert_eq!(little.take(), b"PING\r\n");
         assert_eq!(budget.used(), 0);
     }
 }

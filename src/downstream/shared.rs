@@ -1,6 +1,7 @@
 //! What the listeners and connections of a bus share, and what they say of natsmux.
 
 use std::cell::Cell;
+use std::hash::RandomState;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
@@ -68,6 +69,8 @@ pub struct Identity {
     pub connections: Cell<usize>,
     /// Sessions that the daemon has had.
     pub next_cid: Cell<u64>,
+    /// Of the nonces.
+    pub salt: RandomState,
 }
 
 /// One of the connections that the daemon has, until it is dropped.
@@ -87,6 +90,15 @@ impl Drop for Counted {
     }
 }
 
+/// A nonce for one connection. natsmux verifies no signature of it: a component that holds a JWT
+/// sends it only where there is one to sign.
+fn nonce(cid: u64, identity: &Identity) -> String {
+    use std::hash::{BuildHasher, Hasher};
+    let mut hasher = identity.salt.build_hasher();
+    hasher.write_u64(cid);
+    format!("{:015x}", hasher.finish() >> 4)
+}
+
 /// The two addresses of a connection, natsmux's own first.
 pub(super) type Ends = (io::Result<SocketAddr>, io::Result<SocketAddr>);
 
@@ -97,7 +109,7 @@ pub(super) fn info((local, peer): Ends, cid: u64, shared: &Shared) -> Vec<u8> {
     let (host, port) = address(local).unwrap_or(unknown);
     let (client_ip, _) = address(peer).unwrap_or(unknown);
     let bus = shared.pool.bus.borrow();
-    let brokers: Vec<_> = bus.roster.infos().collect();
+    let brokers = bus.roster.offered();
     let local = FirstInfo {
         server_id: &shared.identity.server_id,
         server_name: &shared.identity.server_name,
@@ -106,6 +118,7 @@ pub(super) fn info((local, peer): Ends, cid: u64, shared: &Shared) -> Vec<u8> {
         client_ip: &client_ip.to_string(),
         client_id: cid,
         jetstream: !bus.settings.is_independent(),
+        nonce: &nonce(cid, &shared.identity),
     };
     first_info(&brokers, &local)
 }

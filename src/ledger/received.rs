@@ -11,7 +11,8 @@ pub struct Received {
 }
 
 impl Received {
-    /// Counts a message.
+    /// Counts a message of a subscription that the ledger [knows](super::Subscriptions::knows):
+    /// memory grows up to its slot.
     pub fn note(&mut self, upstream: UpstreamSid) {
         let slot = upstream.slot as usize;
         if self.counts.len() <= slot {

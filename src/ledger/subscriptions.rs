@@ -596,6 +596,13 @@ impl Subscriptions {
         }
     }
 
+    /// Whether `upstream` names a subscription of this table, live or retired.
+    pub fn knows(&self, upstream: UpstreamSid) -> bool {
+        let place = self.slots.get(upstream.slot as usize);
+        let is_used = place.is_some_and(|place| !matches!(place, Place::Free { .. }));
+        is_used && self.is_current(upstream)
+    }
+
     fn is_current(&self, sid: UpstreamSid) -> bool {
         let slot = self.slots.get(sid.slot as usize);
         slot.is_some_and(|slot| slot.generation() == sid.generation)

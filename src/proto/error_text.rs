@@ -8,8 +8,17 @@ use std::borrow::Cow;
 /// Whom a broker's error concerns. Subjects are as they stand between the quotes: see [`unquote`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BrokerError<'a> {
-    /// The broker refuses the identity. Exactly the five texts of R15.
+    /// The broker refuses the identity.
     Refused,
+    /// Credentials that were good ran out or were taken back (R36): final for them.
+    Expired,
+    /// The broker, or `account` alone, takes no more connections.
+    Full {
+        /// Whether it concerns the identity's account, and others may connect.
+        account: bool,
+    },
+    /// The broker waited in vain for a verdict on CONNECT, such as an auth callout's.
+    NoVerdict,
     /// A publish was not allowed and is dropped.
     PublishViolation {
         /// What was published to.
@@ -44,6 +53,12 @@ pub fn classify(text: &[u8]) -> BrokerError<'_> {
     {
         return BrokerError::Refused;
     }
+    if EXPIRIES
+        .iter()
+        .any(|text_of| text_of.eq_ignore_ascii_case(text))
+    {
+        return BrokerError::Expired;
+    }
     if let Some(rest) = after(text, b"Permissions Violation for ") {
         return violation(rest).unwrap_or(BrokerError::LinkOnly);
     }
@@ -54,14 +69,20 @@ pub fn classify(text: &[u8]) -> BrokerError<'_> {
         BrokerError::InvalidPublishSubject
     } else if whole(b"maximum subscriptions exceeded") {
         BrokerError::MaxSubscriptions
+    } else if whole(b"maximum connections exceeded") {
+        BrokerError::Full { account: false }
+    } else if whole(b"maximum account active connections exceeded") {
+        BrokerError::Full { account: true }
+    } else if whole(b"Authentication Timeout") {
+        BrokerError::NoVerdict
     } else {
         BrokerError::LinkOnly
     }
 }
 
-const REFUSALS: [&[u8]; 5] = [
-    b"Authorization Violation",
-    b"Authorization failed",
+const REFUSALS: [&[u8]; 2] = [b"Authorization Violation", b"Authorization failed"];
+
+const EXPIRIES: [&[u8]; 3] = [
     b"User Authentication Expired",
     b"User Authentication Revoked",
     b"Account Authentication Expired",
@@ -180,12 +201,11 @@ mod tests {
             assert_eq!(classify(text), BrokerError::Refused);
             assert_eq!(classify(&text.to_ascii_lowercase()), BrokerError::Refused);
         }
-        for other in [
-            "Authentication Timeout",
-            "Authorization is required",
-            "Authorization Violation!",
-            "",
-        ] {
+        for text in EXPIRIES {
+            assert_eq!(classify(text), BrokerError::Expired);
+            assert_eq!(classify(&text.to_ascii_uppercase()), BrokerError::Expired);
+        }
+        for other in ["Authorization is required", "Authorization Violation!", ""] {
             assert_eq!(classify(other.as_bytes()), BrokerError::LinkOnly, "{other}");
         }
     }
@@ -244,13 +264,21 @@ mod tests {
         );
         for link in [
             &b"Stale Connection"[..],
-            b"maximum connections exceeded",
             b"Unknown Protocol Operation",
             b"Permissions Violation for Publish to \"a",
             b"Permissions Violation for ",
         ] {
             assert_eq!(classify(link), BrokerError::LinkOnly, "{link:?}");
         }
+    }
+
+    #[test]
+    fn a_broker_that_is_full_says_for_whom() {
+        let full = |account| BrokerError::Full { account };
+        assert_eq!(classify(b"maximum connections exceeded"), full(false));
+        let account = b"maximum account active connections exceeded";
+        assert_eq!(classify(account), full(true));
+        assert_eq!(classify(b"Authentication Timeout"), BrokerError::NoVerdict);
     }
 
     #[test]

@@ -74,7 +74,13 @@ pub struct ServerInfo {
     pub ldm: bool,
     /// Version of Go.
     pub go: Option<String>,
+    /// Of a natsmux in a broker's place: the `server_id`s of those behind it, with commas.
+    #[serde(deserialize_with = "or_default")]
+    pub natsmux_via: String,
 }
+
+/// Every natsmux's `server_id` begins with this.
+pub const NATSMUX_ID: &str = "NMX";
 
 /// nats-server's default `max_payload`.
 const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
@@ -103,6 +109,7 @@ impl Default for ServerInfo {
             connect_urls: Vec::new(),
             ldm: false,
             go: None,
+            natsmux_via: String::new(),
         }
     }
 }
@@ -128,6 +135,11 @@ impl ServerInfo {
     /// Whether a broker ignores this INFO when a component sends it. Otherwise it closes.
     pub(super) fn is_acceptable(json: &[u8]) -> bool {
         json.trim_ascii() == b"null" || Self::parse(json).is_ok()
+    }
+
+    /// Whether what goes there comes through the natsmux with this `server_id`.
+    pub fn comes_through(&self, id: &str) -> bool {
+        self.natsmux_via.split(',').any(|through| through == id)
     }
 
     /// What the broker knows of headers.
@@ -171,9 +183,11 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
 
 fn max_payload<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let number = Option::<i64>::deserialize(deserializer)?;
+    // No frame may be larger than what natsmux takes from a broker itself (R34).
+    let most = super::server::ServerLimits::default().max_payload;
     Ok(number
         .and_then(|number| usize::try_from(number).ok())
-        .unwrap_or(DEFAULT_MAX_PAYLOAD))
+        .map_or(DEFAULT_MAX_PAYLOAD, |number| number.min(most)))
 }
 
 /// What natsmux says of itself to one component.
@@ -193,6 +207,8 @@ pub struct FirstInfo<'a> {
     pub client_id: u64,
     /// Whether it may tell of JetStream, where all brokers have it (R32).
     pub jetstream: bool,
+    /// What is signed by components that hold a key, where brokers want that.
+    pub nonce: &'a str,
 }
 
 /// R17: the first line that a component gets. A later INFO replaces all that an earlier one said, so it is the same. `brokers` are the last INFOs of all brokers the session may come to;
@@ -209,6 +225,10 @@ pub fn first_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
     line.flag("headers", common.headers);
     line.flag("auth_required", common.auth_required);
     line.flag("tls_required", false);
+    let via = via(brokers);
+    line.text("natsmux_via", Some(&*via).filter(|via| !via.is_empty()));
+    let is_signed = brokers.iter().any(|broker| broker.nonce.is_some());
+    line.text("nonce", Some(local.nonce).filter(|_| is_signed));
     line.text("server_name", Some(cut(local.server_name, 32)));
     line.number("client_id", Some(local.client_id));
     line.flag("jetstream", common.jetstream && local.jetstream);
@@ -219,6 +239,23 @@ pub fn first_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
     line.text("domain", common.domain);
     line.text("client_ip", Some(local.client_ip));
     line.finish()
+}
+
+/// The natsmux that `brokers` are, or come through: a loop is recognised by them. Few, since each
+/// takes room.
+fn via(brokers: &[&ServerInfo]) -> String {
+    const MOST: usize = 3;
+    let mut ids: Vec<&str> = Vec::new();
+    for broker in brokers {
+        let own = Some(&*broker.server_id).filter(|id| id.starts_with(NATSMUX_ID));
+        let through = broker.natsmux_via.split(',').filter(|id| !id.is_empty());
+        for id in own.into_iter().chain(through).map(|id| cut(id, 32)) {
+            if !ids.contains(&id) && ids.len() < MOST {
+                ids.push(id);
+            }
+        }
+    }
+    ids.join(",")
 }
 
 /// What holds at every broker.

@@ -17,6 +17,7 @@ fn local() -> FirstInfo<'static> {
         client_ip: "127.0.0.1",
         client_id: 7,
         jetstream: true,
+        nonce: "0123456789abcde",
     }
 }
 
@@ -97,12 +98,14 @@ fn the_common_denominator_of_all_brokers_is_said() {
 }
 
 #[test]
-fn addresses_nonce_and_lame_duck_are_never_passed_on() {
+fn addresses_a_brokers_nonce_and_lame_duck_are_never_passed_on() {
     let info = broker(
         r#"{"version":"2.15.1","nonce":"n","connect_urls":["h:1"],"ldm":true,"tls_required":true}"#,
     );
     let said = said(&first_info(&[&info], &local()));
-    for key in ["nonce", "connect_urls", "ldm"] {
+    // A component signs what it likes: its signature goes to no broker.
+    assert_eq!(said["nonce"], local().nonce);
+    for key in ["connect_urls", "ldm"] {
         assert_eq!(said.get(key), None, "{key}");
     }
     assert_eq!(said["tls_required"], false);
@@ -190,6 +193,7 @@ fn a_brokers_long_version_crowds_nothing_out() {
         client_ip: "127.0.0.1",
         client_id: 1,
         jetstream: true,
+        nonce: "0123456789abcde",
     };
     let line = first_info(&[&broker], &local);
     let told = ServerInfo::parse(line[b"INFO ".len()..].trim_ascii()).expect("INFO");

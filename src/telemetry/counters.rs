@@ -57,6 +57,8 @@ counters! {
     suspicions,
     /// Milliseconds that brokers were suspect and answered in the end.
     suspect_ms,
+    /// Times that a link wasn't read because its component had much to take (R33).
+    stalls,
     /// Links that were told everything from a ledger again.
     replays,
     /// SUBs that replays sent.

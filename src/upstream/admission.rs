@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 
+use super::trouble::IdentityDigest;
 use crate::config::Admit;
 use crate::proto::connect::ConnectInfo;
 
@@ -51,7 +52,8 @@ impl Admission {
         }
     }
 
-    fn digest(&self, connect: &ConnectInfo) -> u64 {
+    /// The identity of a CONNECT: whatever else it says, brokers judge its credentials.
+    pub fn digest(&self, connect: &ConnectInfo) -> IdentityDigest {
         let credentials = (
             &connect.user,
             &connect.pass,

@@ -64,8 +64,14 @@ pub enum Failure {
     LinkError,
     /// The broker refused the credentials.
     Refused,
-    /// The broker lacks what the session needs: plain TCP.
-    Unsuitable,
+    /// The broker requires TLS, which natsmux doesn't speak.
+    TlsRequired,
+    /// The broker, or the identity's account, takes no more connections.
+    Full,
+    /// The broker sent an INFO and no verdict on CONNECT.
+    NoVerdict,
+    /// What listens there is this natsmux, directly or through another one.
+    Loop,
     /// The broker announced lame duck mode.
     LameDuck,
     /// A broker earlier in the order has returned (R30).
@@ -74,12 +80,19 @@ pub enum Failure {
     Removed,
     /// The component sent another CONNECT.
     NewConnect,
+    /// The broker closed the link for what its only component did, and told it so.
+    OwnFault,
 }
 
 impl Failure {
     /// Whether natsmux leaves the broker by itself, for all of the bus's trunks.
     pub fn is_planned(self) -> bool {
         matches!(self, Self::LameDuck | Self::Removed | Self::Failback)
+    }
+
+    /// Whether it concerns one trunk's sessions, and says nothing of the broker.
+    pub fn is_own(self) -> bool {
+        matches!(self, Self::NewConnect | Self::Refused | Self::OwnFault)
     }
 
     /// The label in metrics and logs.
@@ -98,14 +111,26 @@ impl Failure {
             Self::Garbage => "garbage",
             Self::LinkError => "link_error",
             Self::Refused => "refused",
-            Self::Unsuitable => "unsuitable",
+            Self::TlsRequired => "tls_required",
+            Self::Full => "full",
+            Self::NoVerdict => "no_verdict",
+            Self::Loop => "loop",
             Self::LameDuck => "lame_duck",
             Self::Failback => "failback",
             Self::Removed => "removed",
             Self::NewConnect => "new_connect",
+            Self::OwnFault => "own_fault",
         }
     }
 }
+
+/// Dials in flight to one broker: at first, at least and at most.
+const DIALS_FIRST: u32 = 64;
+const DIALS_LEAST: u32 = 8;
+const DIALS_MOST: u32 = 128;
+/// A verdict that takes this long makes room for one more, or takes half away.
+const VERDICT_QUICK: Duration = Duration::from_millis(250);
+const VERDICT_SLOW: Duration = Duration::from_millis(500);
 
 /// One broker.
 #[derive(Debug)]
@@ -134,6 +159,11 @@ pub struct Broker {
     /// How long the last probe took that was answered.
     pub(super) probe_took: Option<Duration>,
     pub(super) dialing: u32,
+    /// Dials that may be in flight: as many as it gives verdicts on in good time.
+    pub(super) dial_limit: u32,
+    pub(super) limit_cut_at: Option<Instant>,
+    /// When it last gave a verdict on a CONNECT.
+    pub(super) last_verdict_at: Option<Instant>,
     pub(super) links: u32,
     /// Its sentinel waits too long for an answer (R8).
     pub(super) suspect: bool,
@@ -161,6 +191,9 @@ impl Broker {
             probing: false,
             probe_took: None,
             dialing: 0,
+            dial_limit: DIALS_FIRST,
+            limit_cut_at: None,
+            last_verdict_at: None,
             links: 0,
             suspect: false,
             removed: false,
@@ -220,6 +253,27 @@ impl Broker {
     /// Whether trunks may dial it.
     pub(super) fn accepts_dials(&self) -> bool {
         !self.removed && matches!(self.health, Health::Unknown | Health::Up)
+    }
+
+    /// Whether another dial may be on its way (R12).
+    pub(super) fn has_turn(&self) -> bool {
+        self.dialing < self.dial_limit
+    }
+
+    /// It gave a verdict on a CONNECT, `took` after that was written.
+    pub(super) fn note_verdict(&mut self, accepted: bool, took: Duration, now: Instant) {
+        self.last_verdict_at = Some(now);
+        if !accepted {
+            // Some brokers take their time for those whom they refuse.
+            return;
+        }
+        let began = now - took;
+        if took <= VERDICT_QUICK {
+            self.dial_limit = (self.dial_limit + 1).min(DIALS_MOST);
+        } else if took >= VERDICT_SLOW && self.limit_cut_at.is_none_or(|cut| cut <= began) {
+            self.dial_limit = (self.dial_limit / 2).max(DIALS_LEAST);
+            self.limit_cut_at = Some(now);
+        }
     }
 
     /// Notes that it is up, or about to leave.

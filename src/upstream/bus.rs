@@ -17,6 +17,8 @@ use super::failover::{Failover, Failovers, LostLink, TOGETHER};
 use super::noted::Noted;
 use super::presence::{Heard, Presence};
 use super::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
+use super::trouble::IdentityDigest;
+use super::trunk::Lags;
 use super::watch::{TrunkId, Watches};
 use crate::clock::Instant;
 use crate::config::{Admit, BusLimits, Delivery, Sharing, Timings, Topology};
@@ -102,6 +104,19 @@ impl Budget {
         self.used.get()
     }
 
+    /// Whether more than half of the total is in use.
+    pub fn is_scarce(&self) -> bool {
+        self.used.get() > self.total.get() / 2
+    }
+
+    /// What one user of the budget may have, in bytes, where others want some as well: a part of
+    /// what is free. Whoever has more stops, so a user with little always finds some (R34).
+    pub fn share(&self) -> usize {
+        const PARTS: usize = 8;
+        let free = self.total.get().saturating_sub(self.used.get());
+        free.saturating_mul(PARTS)
+    }
+
     /// Whether the total is reached.
     pub fn is_spent(&self) -> bool {
         self.used.get() >= self.total.get()
@@ -123,6 +138,8 @@ pub struct Bus {
     pub connects: Connects,
     /// R7, R8.
     pub watches: Watches,
+    /// Components that lag on shared links (R33).
+    pub lags: Lags,
     /// R29.
     pub presence: Presence,
     /// For the operator.
@@ -158,6 +175,7 @@ impl Bus {
             admission,
             connects: Connects::default(),
             watches: Watches::default(),
+            lags: Lags::default(),
             presence: Presence::new("", ""),
             failovers: Failovers::default(),
             counters: Counters::default(),
@@ -194,11 +212,17 @@ impl Bus {
         Noted::settle(&mut self.roster);
     }
 
-    pub(super) fn pick(&mut self, trunk: TrunkId, avoid: &[BrokerId], now: Instant) -> Pick {
-        let pick = self.roster.pick(avoid, now);
+    pub(super) fn pick(
+        &mut self,
+        trunk: TrunkId,
+        identity: IdentityDigest,
+        avoid: &[BrokerId],
+        now: Instant,
+    ) -> Pick {
+        let pick = self.roster.pick(identity, avoid, now);
         match pick {
             Pick::Dial(_) => self.dial_queue.leave(trunk),
-            Pick::Queue => self.dial_queue.enter(trunk),
+            Pick::Queue => self.dial_queue.enter(trunk, identity),
             Pick::Wait => {
                 self.waiting.insert(trunk);
             }
@@ -214,10 +238,16 @@ impl Bus {
 
     /// The brokers that a trunk dials now that has a link to each of `has`. It hears of every
     /// change of the roster.
-    pub(super) fn pick_all(&mut self, trunk: TrunkId, has: &[BrokerId]) -> Vec<BrokerId> {
-        let (dials, waits) = self.roster.pick_all(has);
+    pub(super) fn pick_all(
+        &mut self,
+        trunk: TrunkId,
+        identity: IdentityDigest,
+        has: &[BrokerId],
+        now: Instant,
+    ) -> Vec<BrokerId> {
+        let (dials, waits) = self.roster.pick_all(identity, has, now);
         match waits {
-            true => self.dial_queue.enter(trunk),
+            true => self.dial_queue.enter(trunk, identity),
             false => self.dial_queue.leave(trunk),
         }
         self.waiting.insert(trunk);
@@ -228,10 +258,11 @@ impl Bus {
     pub(super) fn pick_one(
         &mut self,
         trunk: TrunkId,
+        identity: IdentityDigest,
         avoid: &[BrokerId],
         now: Instant,
     ) -> Vec<BrokerId> {
-        let pick = self.pick(trunk, avoid, now);
+        let pick = self.pick(trunk, identity, avoid, now);
         self.waiting.insert(trunk);
         match pick {
             Pick::Dial(broker) => vec![broker],
@@ -243,6 +274,11 @@ impl Bus {
         self.roster.dial_ended(broker);
         let next = self.dial_queue.call_next();
         self.woken.extend(next);
+        if self.roster.broker(broker).has_turn() {
+            // Its verdicts are quick: there is room for one more.
+            let next = self.dial_queue.call_next();
+            self.woken.extend(next);
+        }
     }
 
     pub(super) fn wait_at_barrier(&mut self, trunk: TrunkId) {
@@ -305,6 +341,17 @@ impl Bus {
         for broker in self.watches.brokers_of(trunk) {
             self.detached(trunk, broker, now);
         }
+    }
+
+    /// A trunk doesn't read its links for now (R33): it can't watch over brokers.
+    pub(super) fn step_aside(&mut self, trunk: TrunkId, now: Instant) {
+        let sentinels = self.watches.step_aside(trunk, now);
+        self.woken.extend(sentinels);
+    }
+
+    /// A trunk reads its links again.
+    pub(super) fn step_back(&mut self, trunk: TrunkId) {
+        self.watches.step_back(trunk);
     }
 
     /// Something is published to this broker.

@@ -156,12 +156,22 @@ impl Driver {
         let Socket::Open { read, .. } = socket else {
             return false;
         };
+        let most = {
+            let mut bus = self.pool.bus.borrow_mut();
+            let mut trunk = self.cell.machine.borrow_mut();
+            if !trunk.wants_link_read(id, self.now, &mut bus) {
+                // The component takes what it has first, and its socket wakes this task.
+                return false;
+            }
+            trunk.link_read_at_most(&bus)
+        };
         if watch.poll_readable(read, cx).is_pending() {
             return false;
         }
         let buffer = Rc::clone(&self.pool.buffer);
         let mut buffer = buffer.borrow_mut();
-        match socket::poll_read(read, cx, &mut buffer) {
+        let most = most.min(buffer.len());
+        match socket::poll_read(read, cx, &mut buffer[..most]) {
             Poll::Pending => return false,
             Poll::Ready(Ok(0)) => self.fail(id, Failure::Closed),
             Poll::Ready(Ok(count)) => {

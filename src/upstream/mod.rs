@@ -20,6 +20,7 @@ mod probe;
 mod repeats;
 pub mod roster;
 pub mod sharers;
+pub mod trouble;
 pub mod trunk;
 pub mod watch;
 

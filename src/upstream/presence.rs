@@ -17,6 +17,9 @@ const HEARD_MOST: u32 = 200;
 const MISSED: u32 = 3;
 /// The longest announcement, in bytes.
 const LONGEST_JSON: usize = 8 * 1024;
+/// The longest id of a host, in bytes, and the most brokers that one says it reaches.
+const LONGEST_ID: usize = 64;
+const REACHES_MOST: usize = 64;
 /// The longest interval that is believed.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Hosts that are kept in mind.
@@ -137,10 +140,15 @@ impl Presence {
 
     /// Hears what came from the broker `from`.
     pub(super) fn hear(&mut self, json: &[u8], from: &str, now: Instant) -> Heard {
-        let short = json.len() <= LONGEST_JSON && self.is_on();
-        let Some(said) = Announcement::parse(json).filter(|_| short) else {
+        if json.len() > LONGEST_JSON || !self.is_on() {
+            return Heard::Nothing;
+        }
+        let Some(said) = Announcement::parse(json) else {
             return Heard::Nothing;
         };
+        if said.id.len() > LONGEST_ID || said.reaches.len() > REACHES_MOST {
+            return Heard::Nothing;
+        }
         if said.id == self.id {
             let elsewhere = !said.via.is_empty() && !from.is_empty() && said.via != from;
             return match elsewhere && !std::mem::replace(&mut self.routed, true) {

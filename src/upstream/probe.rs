@@ -30,6 +30,8 @@ impl Pool {
             }
             let next = self.bus.borrow().roster.poll_timeout();
             self.probe_at.set(next);
+            // Trunks may wait for what the look at the roster has found due.
+            self.settle(now);
             self.wait(next).await;
         }
     }
@@ -115,12 +117,15 @@ async fn read_info(stream: Stream) -> Result<ServerInfo, Failure> {
             Ok(count) => line.extend_from_slice(&buffer[..count]),
         }
         return match server::scan(&line, &limits) {
-            ServerScan::Incomplete { .. } => continue,
+            ServerScan::Incomplete { need: None } => continue,
             ServerScan::Op {
                 op: ServerOp::Info { json },
                 ..
             } => ServerInfo::parse(json).map_err(|_| Failure::Garbage),
-            ServerScan::Op { .. } | ServerScan::Fault(_) => Err(Failure::Garbage),
+            // A message ahead of INFO is not waited for.
+            ServerScan::Op { .. } | ServerScan::Fault(_) | ServerScan::Incomplete { .. } => {
+                Err(Failure::Garbage)
+            }
         };
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 pub use super::broker::{Broker, BrokerId, Failure, Health};
+use super::trouble::{IdentityDigest, Trouble, Troubles};
 use crate::clock::Instant;
 use crate::config::BrokerAddr;
 use crate::proto::connect::HeaderSupport;
@@ -39,9 +40,6 @@ const FRESH_FAILURE: Duration = Duration::from_millis(100);
 const THAWING: Duration = Duration::from_secs(1);
 /// Hosts come back at about the same time behind an outage that was over within this.
 const FRESH_OUTAGE: Duration = Duration::from_secs(3);
-/// Dials in flight to one broker.
-const DIALS_IN_FLIGHT: u32 = 128;
-
 /// What a session may count on, whatever broker it comes to (R17).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
@@ -95,6 +93,10 @@ pub struct Roster {
     stranded: bool,
     /// Since when, where no link was opened since.
     outage: Option<Outage>,
+    /// Brokers that live and turn links away.
+    troubles: Troubles,
+    /// natsmux's own `server_id`s, by which a broker that is natsmux itself is known.
+    own_ids: Vec<String>,
 }
 
 /// A time without any broker.
@@ -130,6 +132,8 @@ impl Roster {
             offer_changed: false,
             stranded: false,
             outage: None,
+            troubles: Troubles::default(),
+            own_ids: Vec::new(),
         };
         roster.configure(addrs, placement, probe_interval, now);
         roster.current = roster.order[0];
@@ -186,15 +190,40 @@ impl Roster {
 
     /// Whether at least one broker lives.
     pub fn is_alive(&self) -> bool {
-        self.brokers()
-            .any(|(_, broker)| matches!(broker.health, Health::Up | Health::LameDuck))
+        self.brokers().any(|(id, _)| self.serves(id))
+    }
+
+    /// Whether a broker serves, as far as is known: it lives, and has links or turns none away.
+    pub fn serves(&self, id: BrokerId) -> bool {
+        let broker = self.broker(id);
+        let lives = matches!(broker.health, Health::Up | Health::LameDuck);
+        lives && (broker.links > 0 || self.troubles.any_of(id).is_none())
+    }
+
+    /// Why a broker that lives serves nobody.
+    pub fn trouble(&self, id: BrokerId) -> Option<&Trouble> {
+        let broker = self.broker(id);
+        let lives = matches!(broker.health, Health::Up | Health::LameDuck);
+        let trouble = self.troubles.any_of(id);
+        trouble.filter(|_| lives && broker.links == 0)
     }
 
     /// Whether at least one broker lives that takes newcomers: one that is about to leave
     /// doesn't.
     pub fn takes_newcomers(&self) -> bool {
-        self.brokers()
-            .any(|(_, broker)| broker.health == Health::Up && broker.accepts_dials())
+        self.brokers().any(|(id, broker)| {
+            let trouble = self.troubles.any_of(id);
+            let is_mute = trouble.is_some_and(|trouble| trouble.cause == Failure::NoVerdict);
+            broker.health == Health::Up && broker.accepts_dials() && !is_mute
+        })
+    }
+
+    /// Whether at least one broker takes newcomers and turns nobody away.
+    pub fn serves_newcomers(&self) -> bool {
+        self.brokers().any(|(id, broker)| {
+            let is_up = broker.health == Health::Up && broker.accepts_dials();
+            is_up && self.troubles.any_of(id).is_none()
+        })
     }
 
     /// Whether any broker has ever sent an INFO.
@@ -233,11 +262,31 @@ impl Roster {
         self.max_control_line
     }
 
-    /// Works out what all brokers have in common, which may be news.
+    /// The INFOs that count for what components are told: of the broker in use what it takes, and
+    /// of all that live where none is in use yet. What a dead broker said once holds for nobody.
+    fn infos_that_count(&self) -> Vec<&ServerInfo> {
+        let of = |counts: &dyn Fn(&Broker) -> bool| -> Vec<&ServerInfo> {
+            let brokers = self.brokers().filter(|(_, broker)| counts(broker));
+            brokers.filter_map(|(_, broker)| broker.info()).collect()
+        };
+        let independent = matches!(self.placement, Placement::First(_));
+        let used = of(&|broker| broker.links > 0 && !independent);
+        if !used.is_empty() {
+            return used;
+        }
+        let alive = of(&|broker| broker.health != Health::Down);
+        match alive.is_empty() {
+            true => self.infos().collect(),
+            false => alive,
+        }
+    }
+
+    /// Works out what the brokers offer, which may be news.
     fn note_infos(&mut self) {
-        let max_payload = self.infos().map(|info| info.max_payload).min();
-        let headers = self.infos().map(ServerInfo::header_support).min();
-        let longest = self.infos().map(ServerInfo::max_control_line).min();
+        let infos = self.infos_that_count();
+        let max_payload = infos.iter().map(|info| info.max_payload).min();
+        let headers = infos.iter().map(|info| info.header_support()).min();
+        let longest = infos.iter().map(|info| info.max_control_line()).min();
         let offer = Offer {
             max_payload: max_payload.unwrap_or(DEFAULT_MAX_PAYLOAD),
             headers: headers.unwrap_or(HeaderSupport::On),
@@ -263,6 +312,11 @@ impl Roster {
         self.brokers().filter_map(|(_, broker)| broker.info())
     }
 
+    /// The INFOs from which a component's is made (R17).
+    pub fn offered(&self) -> Vec<&ServerInfo> {
+        self.infos_that_count()
+    }
+
     /// A broker's last INFO; of one that has never sent any, another's: they are mostly alike.
     pub fn info_like(&self, id: BrokerId) -> Option<&ServerInfo> {
         let own = self.broker(id).info();
@@ -278,15 +332,21 @@ impl Roster {
 
     /// The broker to dial for a trunk that has no use for those in `avoid`. Where this
     /// host's broker can't be used at all, the choice moves on for all trunks.
-    pub fn pick(&mut self, avoid: &[BrokerId], now: Instant) -> Pick {
+    pub fn pick(&mut self, identity: IdentityDigest, avoid: &[BrokerId], now: Instant) -> Pick {
         self.reconsider(now);
-        let possible = |&id: &BrokerId| self.broker(id).accepts_dials() && !avoid.contains(&id);
-        let choice = self
-            .in_order()
-            .filter(possible)
-            .min_by_key(|&id| self.broker(id).suspect);
+        let possible = |&id: &BrokerId| {
+            let broker = self.broker(id);
+            let dialing = broker.dialing;
+            let is_willing = || self.troubles.may_dial(id, identity, dialing, now);
+            broker.accepts_dials() && !avoid.contains(&id) && is_willing()
+        };
+        let worth = |&id: &BrokerId| {
+            let has_trouble = self.troubles.of(id, identity).next().is_some();
+            (has_trouble, self.broker(id).suspect)
+        };
+        let choice = self.in_order().filter(possible).min_by_key(worth);
         match choice {
-            Some(id) if self.broker(id).dialing >= DIALS_IN_FLIGHT => Pick::Queue,
+            Some(id) if !self.broker(id).has_turn() => Pick::Queue,
             Some(id) => {
                 self.broker_mut(id).dialing += 1;
                 Pick::Dial(id)
@@ -411,17 +471,28 @@ impl Roster {
                 .map_or(settled, |until| until.max(settled));
             // Where fewer hosts are, it isn't better before that changes.
             let counts = broker.missing <= self.broker(self.current).missing;
-            (counts && broker.accepts_dials()).then_some(usable)
+            let is_mute = self.troubles.any_of(id).is_some() && broker.links == 0;
+            (counts && broker.accepts_dials() && !is_mute).then_some(usable)
         });
         returned.min()
     }
 
     /// The brokers that a trunk with a link to each of `has` may dial now, and whether another
     /// must wait for its turn. Independent brokers get one link each.
-    pub fn pick_all(&mut self, has: &[BrokerId]) -> (Vec<BrokerId>, bool) {
-        let wanted = |&id: &BrokerId| self.broker(id).accepts_dials() && !has.contains(&id);
+    pub fn pick_all(
+        &mut self,
+        identity: IdentityDigest,
+        has: &[BrokerId],
+        now: Instant,
+    ) -> (Vec<BrokerId>, bool) {
+        let wanted = |&id: &BrokerId| {
+            let broker = self.broker(id);
+            let dialing = broker.dialing;
+            let is_willing = || self.troubles.may_dial(id, identity, dialing, now);
+            broker.accepts_dials() && !has.contains(&id) && is_willing()
+        };
         let wanted: Vec<BrokerId> = self.order.iter().copied().filter(wanted).collect();
-        let has_turn = |&id: &BrokerId| self.broker(id).dialing < DIALS_IN_FLIGHT;
+        let has_turn = |&id: &BrokerId| self.broker(id).has_turn();
         let (dials, waits): (Vec<_>, Vec<_>) = wanted.into_iter().partition(has_turn);
         for &id in &dials {
             self.broker_mut(id).dialing += 1;
@@ -429,15 +500,96 @@ impl Roster {
         (dials, !waits.is_empty())
     }
 
+    /// A broker turned a link away: all links of the bus, or those of `identity`, wait together.
+    pub fn turn_away(
+        &mut self,
+        id: BrokerId,
+        identity: Option<IdentityDigest>,
+        cause: Failure,
+        text: &[u8],
+        now: Instant,
+    ) {
+        self.broker_mut(id).last_failure = Some(cause);
+        if self.troubles.enter(id, identity, cause, text, now) {
+            self.changed = true;
+            self.reconsider(now);
+        }
+    }
+
+    /// A broker gave a verdict on a CONNECT, `took` after that was written.
+    pub fn note_verdict(
+        &mut self,
+        id: BrokerId,
+        identity: IdentityDigest,
+        accepted: bool,
+        took: Duration,
+        now: Instant,
+    ) {
+        self.broker_mut(id).note_verdict(accepted, took, now);
+        if accepted && self.troubles.end(id, identity) {
+            self.changed = true;
+        }
+    }
+
+    /// When this broker last gave a verdict on a CONNECT.
+    pub fn last_verdict_at(&self, id: BrokerId) -> Option<Instant> {
+        self.broker(id).last_verdict_at
+    }
+
+    /// Whether another broker than this one could be dialled now.
+    pub fn has_spare(&self, id: BrokerId, identity: IdentityDigest, now: Instant) -> bool {
+        let is_willing = |other| self.troubles.may_dial(other, identity, 0, now);
+        self.brokers().any(|(other, broker)| {
+            let is_up = broker.health == Health::Up && broker.accepts_dials();
+            other != id && is_up && !broker.suspect && is_willing(other)
+        })
+    }
+
+    /// The text with which every broker that lives turns this identity away, since when, and
+    /// whether all are full: then nobody is served who isn't already.
+    pub fn turned_away(&self, identity: IdentityDigest) -> Option<(&Trouble, bool)> {
+        let mut last: Option<&Trouble> = None;
+        let mut all_full = true;
+        for (id, _) in self.brokers().filter(|(_, broker)| broker.accepts_dials()) {
+            let trouble = self.troubles.of(id, identity).next()?;
+            all_full &= trouble.cause == Failure::Full;
+            if last.is_none_or(|last| last.since < trouble.since) {
+                last = Some(trouble);
+            }
+        }
+        last.map(|trouble| (trouble, all_full))
+    }
+
+    /// natsmux's own `server_id`, which no broker has.
+    pub fn know_own_id(&mut self, id: &str) {
+        self.own_ids.push(id.to_owned());
+    }
+
+    /// Why a broker can't be used, as its INFO says.
+    pub fn unfit(&self, info: &ServerInfo) -> Option<Failure> {
+        let is_own = |id: &String| *id == info.server_id || info.comes_through(id);
+        if self.own_ids.iter().any(is_own) {
+            return Some(Failure::Loop);
+        }
+        info.tls_required.then_some(Failure::TlsRequired)
+    }
+
     /// A dial that [`Roster::pick`] started has ended, with a link or without.
     pub fn dial_ended(&mut self, id: BrokerId) {
         let broker = self.broker_mut(id);
         broker.dialing = broker.dialing.saturating_sub(1);
+        if self.troubles.any_of(id).is_some() {
+            // Others may be waiting for what became of this one.
+            self.changed = true;
+        }
     }
 
     /// A link to this broker is live.
     pub fn link_opened(&mut self, id: BrokerId) {
         self.broker_mut(id).links += 1;
+        if self.broker(id).links == 1 {
+            self.note_infos();
+        }
     }
 
     /// A live link to this broker is gone. That alone doesn't make the broker dead: the
@@ -446,6 +598,9 @@ impl Roster {
         let broker = self.broker_mut(id);
         broker.links = broker.links.saturating_sub(1);
         broker.probe_at = broker.probe_at.min(now + Duration::from_millis(100));
+        if broker.links == 0 {
+            self.note_infos();
+        }
     }
 
     /// Whether a broker was left for dead because it answered nothing.
@@ -479,8 +634,19 @@ impl Roster {
 
     /// A broker sent its INFO, to a dial or to a probe.
     pub fn handle_info(&mut self, id: BrokerId, info: ServerInfo, now: Instant) {
+        if let Some(failure) = self.unfit(&info) {
+            return self.handle_failure(id, failure, now);
+        }
         if self.must_thaw(id, now) {
             return;
+        }
+        let known = self.broker(id).info.as_ref();
+        if known.is_some_and(|known| known.server_id != info.server_id) {
+            // Another process: what the last one said doesn't hold for it.
+            self.troubles.forget(id);
+            self.changed = true;
+            self.broker_mut(id).dial_limit =
+                Broker::new(self.broker(id).addr.clone(), now).dial_limit;
         }
         let interval = self.probe_interval;
         let broker = self.broker_mut(id);
@@ -592,6 +758,7 @@ impl Roster {
         }
         broker.health = Health::Down;
         broker.since = now;
+        self.note_infos();
         self.changed = true;
         self.reconsider(now);
     }
@@ -608,6 +775,9 @@ impl Roster {
 
     /// The next broker to probe now: connect, read the INFO, close.
     pub fn poll_probe(&mut self, now: Instant) -> Option<BrokerId> {
+        if self.troubles.due().is_some_and(|at| at <= now) {
+            self.changed |= self.troubles.tick(now);
+        }
         if self.failback_due().is_some_and(|at| at <= now) {
             self.reconsider(now);
         }
@@ -623,7 +793,8 @@ impl Roster {
     /// When [`Roster::poll_probe`] will have something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let probes = self.brokers().filter_map(|(_, broker)| broker.probe_due());
-        probes.chain(self.failback_due()).min()
+        let others = self.failback_due().into_iter().chain(self.troubles.due());
+        probes.chain(others).min()
     }
 
     /// Whether trunks that wait for a broker should ask again; asked once per change.
@@ -633,7 +804,8 @@ impl Roster {
 
     fn is_usable(&self, id: BrokerId, now: Instant) -> bool {
         let broker = self.broker(id);
-        broker.accepts_dials() && broker.held_until.is_none_or(|until| until <= now)
+        let is_mute = self.troubles.any_of(id).is_some() && broker.links == 0;
+        broker.accepts_dials() && !is_mute && broker.held_until.is_none_or(|until| until <= now)
     }
 
     /// This host's order, from its broker on and round to the one before it.
@@ -662,6 +834,7 @@ impl Roster {
 mod tests {
     use super::*;
 
+    const ID: IdentityDigest = 7;
     const A: BrokerId = BrokerId(0);
     const B: BrokerId = BrokerId(1);
 
@@ -682,11 +855,11 @@ mod tests {
     fn all_trunks_move_on_together_when_the_hosts_broker_is_down() {
         let now = Instant::now();
         let mut roster = roster(now);
-        assert_eq!(roster.pick(&[], now), Pick::Dial(A));
+        assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
         roster.handle_failure(A, Failure::ConnectionRefused, now);
-        assert_eq!(roster.pick(&[], now), Pick::Dial(B));
+        assert_eq!(roster.pick(ID, &[], now), Pick::Dial(B));
         roster.handle_info(A, info(), now);
-        assert_eq!(roster.pick(&[], now), Pick::Dial(B), "no move back");
+        assert_eq!(roster.pick(ID, &[], now), Pick::Dial(B), "no move back");
     }
 
     #[test]
@@ -764,9 +937,9 @@ mod tests {
     fn a_trunk_that_is_refused_goes_elsewhere_alone() {
         let now = Instant::now();
         let mut roster = roster(now);
-        assert_eq!(roster.pick(&[A], now), Pick::Dial(B));
-        assert_eq!(roster.pick(&[], now), Pick::Dial(A));
-        assert_eq!(roster.pick(&[A, B], now), Pick::Wait);
+        assert_eq!(roster.pick(ID, &[A], now), Pick::Dial(B));
+        assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
+        assert_eq!(roster.pick(ID, &[A, B], now), Pick::Wait);
     }
 
     #[test]
@@ -777,7 +950,7 @@ mod tests {
             assert_eq!(roster.poll_probe(now), Some(id));
             roster.handle_failure(id, Failure::ConnectionRefused, now);
         }
-        assert_eq!(roster.pick(&[], now), Pick::Wait);
+        assert_eq!(roster.pick(ID, &[], now), Pick::Wait);
         assert_eq!(roster.poll_probe(now), None);
         let due = roster.poll_timeout().expect("a probe is planned");
         assert!(due <= now + Duration::from_millis(100));
@@ -792,21 +965,21 @@ mod tests {
         roster.handle_failure(A, Failure::ConnectionRefused, now);
         roster.handle_info(A, info(), now);
         roster.handle_info(B, info(), now);
-        assert_eq!(roster.pick(&[], now), Pick::Dial(B));
+        assert_eq!(roster.pick(ID, &[], now), Pick::Dial(B));
         roster.handle_failure(B, Failure::ConnectionRefused, now);
-        assert_eq!(roster.pick(&[], now), Pick::Dial(A));
+        assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
     }
 
     #[test]
     fn dials_in_flight_are_bounded() {
         let now = Instant::now();
         let mut roster = roster(now);
-        for _ in 0..DIALS_IN_FLIGHT {
-            assert_eq!(roster.pick(&[], now), Pick::Dial(A));
+        for _ in 0..roster.broker(A).dial_limit {
+            assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
         }
-        assert_eq!(roster.pick(&[], now), Pick::Queue);
+        assert_eq!(roster.pick(ID, &[], now), Pick::Queue);
         roster.dial_ended(A);
-        assert_eq!(roster.pick(&[], now), Pick::Dial(A));
+        assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
     }
 
     #[test]
@@ -838,8 +1011,8 @@ mod tests {
             roster.configure(&only_b, Placement::Spread(0), Duration::from_secs(3), now),
             [A]
         );
-        assert_eq!(roster.pick(&[], now), Pick::Dial(B));
-        assert_eq!(roster.pick(&[B], now), Pick::Wait);
+        assert_eq!(roster.pick(ID, &[], now), Pick::Dial(B));
+        assert_eq!(roster.pick(ID, &[B], now), Pick::Wait);
     }
 
     #[test]
@@ -915,5 +1088,87 @@ mod tests {
         assert!(!roster.no_auth_anywhere());
         roster.handle_info(B, info(), now);
         assert!(roster.no_auth_anywhere());
+    }
+
+    #[test]
+    fn dials_in_flight_follow_the_time_that_verdicts_take() {
+        let mut now = Instant::now();
+        let mut roster = roster(now);
+        roster.handle_info(A, info(), now);
+        let limit = |roster: &Roster| roster.broker(A).dial_limit;
+        let mut verdict = |roster: &mut Roster, accepted, took| {
+            now += Duration::from_secs(1);
+            roster.note_verdict(A, ID, accepted, Duration::from_millis(took), now);
+        };
+        let first = limit(&roster);
+        for _ in 0..1_000 {
+            verdict(&mut roster, true, 1);
+        }
+        assert_eq!(limit(&roster), 128);
+        verdict(&mut roster, false, 900);
+        assert_eq!(limit(&roster), 128, "some take their time to refuse");
+        for _ in 0..20 {
+            verdict(&mut roster, true, 900);
+        }
+        assert_eq!(limit(&roster), 8);
+        let other = ServerInfo {
+            server_id: "another process".to_owned(),
+            ..info()
+        };
+        roster.handle_info(A, other, now);
+        assert_eq!(limit(&roster), first);
+    }
+
+    #[test]
+    fn a_broker_that_requires_tls_or_is_natsmux_itself_is_down() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        roster.know_own_id("NMX1");
+        let tls = ServerInfo {
+            tls_required: true,
+            ..info()
+        };
+        let itself = ServerInfo {
+            server_id: "NMX1".to_owned(),
+            ..info()
+        };
+        let through = ServerInfo {
+            server_id: "NMX2".to_owned(),
+            natsmux_via: "NMX3,NMX1".to_owned(),
+            ..info()
+        };
+        for (said, failure) in [
+            (tls, Failure::TlsRequired),
+            (itself, Failure::Loop),
+            (through, Failure::Loop),
+        ] {
+            roster.handle_info(A, info(), now);
+            assert!(roster.serves(A));
+            roster.handle_info(A, said, now);
+            assert!(!roster.serves(A) && !roster.is_alive());
+            assert_eq!(roster.broker(A).last_failure(), Some(failure));
+        }
+    }
+
+    #[test]
+    fn a_broker_that_is_full_lives_and_serves_nobody() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        roster.handle_info(A, info(), now);
+        roster.handle_failure(B, Failure::ConnectionRefused, now);
+        roster.turn_away(A, None, Failure::Full, b"full", now);
+        assert!(!roster.is_alive() && roster.takes_newcomers());
+        assert_eq!(roster.pick(ID, &[B], now), Pick::Wait);
+        let (trouble, all_full) = roster.turned_away(ID).map_or_else(
+            || panic!("B was never heard of"),
+            |(trouble, all_full)| (trouble.text.clone(), all_full),
+        );
+        assert_eq!((&*trouble, all_full), (&b"full"[..], true));
+        let later = roster.poll_timeout().expect("it is asked again") + Duration::from_secs(1);
+        roster.poll_probe(later);
+        assert_eq!(roster.pick(ID, &[B], later), Pick::Dial(A));
+        assert_eq!(roster.pick(ID, &[B], later), Pick::Wait, "one at a time");
+        roster.note_verdict(A, ID, true, Duration::ZERO, later);
+        assert!(roster.is_alive());
     }
 }

@@ -37,6 +37,8 @@ const DEAD_AFTER_ROUND_TRIPS: u32 = 8;
 struct Watch {
     /// Trunks with a live link there.
     attached: BTreeSet<TrunkId>,
+    /// Those of them that don't read their links for now (R33).
+    aside: BTreeSet<TrunkId>,
     /// One of them.
     sentinel: Option<TrunkId>,
     suspect_since: Option<Instant>,
@@ -53,6 +55,13 @@ pub struct Watches {
 }
 
 impl Watch {
+    /// The trunk to be sentinel: the oldest that reads its link, else the oldest.
+    fn fittest(&self) -> Option<TrunkId> {
+        let reads = |trunk: &&TrunkId| !self.aside.contains(trunk);
+        let fit = self.attached.iter().find(reads);
+        fit.or(self.attached.first()).copied()
+    }
+
     /// R8.
     fn suspect_after(&self) -> Duration {
         let round_trip = self.round_trip.unwrap_or_default();
@@ -65,13 +74,19 @@ impl Watches {
     pub fn attach(&mut self, broker: BrokerId, trunk: TrunkId) {
         let watch = self.watch_mut(broker);
         watch.attached.insert(trunk);
-        watch.sentinel.get_or_insert(trunk);
+        if watch
+            .sentinel
+            .is_none_or(|sentinel| watch.aside.contains(&sentinel))
+        {
+            watch.sentinel = Some(trunk);
+        }
     }
 
     /// A trunk's live link to this broker is gone. Returns the sentinel that takes over.
     pub fn detach(&mut self, broker: BrokerId, trunk: TrunkId) -> Option<TrunkId> {
         let watch = self.watch_mut(broker);
         watch.attached.remove(&trunk);
+        watch.aside.remove(&trunk);
         if watch.attached.is_empty() {
             watch.suspect_since = None;
             watch.called = None;
@@ -80,8 +95,39 @@ impl Watches {
         if watch.sentinel != Some(trunk) {
             return None;
         }
-        watch.sentinel = watch.attached.first().copied();
+        watch.sentinel = watch.fittest();
         watch.sentinel
+    }
+
+    /// A trunk doesn't read its links for now. Returns the sentinels that take over from it.
+    pub fn step_aside(&mut self, trunk: TrunkId, now: Instant) -> Vec<TrunkId> {
+        let mut sentinels = Vec::new();
+        for watch in &mut self.by_broker {
+            if !watch.attached.contains(&trunk) {
+                continue;
+            }
+            watch.aside.insert(trunk);
+            if watch.sentinel == Some(trunk) {
+                watch.sentinel = watch.fittest();
+                sentinels.extend(watch.sentinel.filter(|sentinel| *sentinel != trunk));
+            }
+            if watch.suspect_since.is_some() {
+                // Whoever reads must be asked: the old sentinel's answer is read by nobody.
+                watch.called = Some((now, watch.attached.iter().copied().collect()));
+            }
+        }
+        sentinels
+    }
+
+    /// A trunk reads its links again.
+    pub fn step_back(&mut self, trunk: TrunkId) {
+        for watch in &mut self.by_broker {
+            watch.aside.remove(&trunk);
+            let is_unfit = |sentinel| watch.aside.contains(&sentinel);
+            if watch.attached.contains(&trunk) && watch.sentinel.is_none_or(is_unfit) {
+                watch.sentinel = Some(trunk);
+            }
+        }
     }
 
     /// Something is published to this broker. Returns the sentinel where it has to fence
@@ -140,6 +186,7 @@ impl Watches {
         };
         let behind = watch.attached.range(TrunkId(sentinel.0 + 1)..);
         let around = behind.chain(watch.attached.range(..sentinel));
+        let around = around.filter(|trunk| !watch.aside.contains(trunk));
         let called: Vec<_> = around.take(WITNESSES).copied().collect();
         watch.called = Some((now, called.clone()));
         called

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use natsmux::upstream::CloseReason;
 
+use super::daemon::FULL;
+use super::faults::EXPIRED;
 use super::net::{ConnId, MS, SECOND, Segment, Time, Way};
 use super::oracle::frames::{Down, Publish, Splitter, json_value};
 use super::plan::{Plan, SMALL_PAYLOAD};
@@ -501,6 +503,12 @@ impl World {
             CloseReason::Stale => component.manner != Manner::Good || component.gone.is_some(),
             CloseReason::AuthTimeout | CloseReason::AuthTimeoutOf2012 => model.options.is_none(),
             CloseReason::Refused(_) if model.too_large => true,
+            CloseReason::Refused(text) if **text == *FULL => {
+                self.may_be_turned_away(model.accepted)
+            }
+            CloseReason::Refused(text) if **text == *EXPIRED.as_bytes() => {
+                model.refusals.contains(EXPIRED)
+            }
             CloseReason::Refused(_) => {
                 !model.refusals.is_empty() && (!model.accepted || !self.is_welcome_somewhere())
             }
@@ -529,6 +537,10 @@ impl World {
             CloseReason::Refused(text) if **text == *b"Maximum Payload Violation" => {
                 component.sent_large
             }
+            CloseReason::Refused(text) if **text == *FULL => self.may_be_turned_away(accepted),
+            CloseReason::Refused(text) if **text == *EXPIRED.as_bytes() => {
+                self.expired_at.contains(&component.host)
+            }
             CloseReason::Refused(_) => {
                 component.user == "mallory" || !accepted || !self.is_welcome_somewhere()
             }
@@ -544,9 +556,21 @@ impl World {
         gone.is_some_and(|at| self.now.saturating_sub(at) >= FINISHING)
     }
 
+    /// Whether no broker was willing for long enough, where all that live say that they are full.
+    fn may_be_turned_away(&self, accepted: bool) -> bool {
+        match accepted {
+            true => !self.is_welcome_for(5 * SECOND),
+            false => !self.is_welcome_for(SECOND),
+        }
+    }
+
     /// R15: whether a broker was there for long enough and would have accepted.
     fn is_welcome_somewhere(&self) -> bool {
-        let long = self.now.saturating_sub(5 * SECOND);
+        self.is_welcome_for(5 * SECOND)
+    }
+
+    fn is_welcome_for(&self, time: Time) -> bool {
+        let long = self.now.saturating_sub(time);
         self.brokers
             .iter()
             .any(|broker| broker.willing_since.is_some_and(|since| since <= long))

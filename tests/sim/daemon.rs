@@ -34,6 +34,8 @@ use super::world::{Event, World};
 
 /// How long a component that is being closed may take to read its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// What a broker that takes no more connections says.
+pub const FULL: &[u8] = b"maximum connections exceeded";
 /// No message of a component is longer, in bytes.
 const LONGEST_FRAME: usize = 7_000;
 /// What a fence or two of an idle link take in buffers.
@@ -291,6 +293,14 @@ impl World {
             return;
         };
         let closing = io.machine.closing(slot).is_some();
+        if let Some(CloseReason::Refused(text)) = io.machine.closing(slot)
+            && **text == *FULL
+        {
+            // Another link of the bus was told so.
+            let text = String::from_utf8_lossy(text).into_owned();
+            self.oracle.sessions[session].refusals.insert(text);
+            self.oracle.mark("a full broker's words");
+        }
         // Who sent too much is closed, and what else it published goes on.
         let refused = match io.machine.closing(slot) {
             Some(CloseReason::Refused(text)) => **text != *b"Maximum Payload Violation",
@@ -357,6 +367,9 @@ impl World {
         }
         let mut busy = false;
         while let Some((trunk, link)) = self.daemon.trunk_of_link(no) {
+            if !self.takes_from_broker(trunk, link) {
+                break;
+            }
             let conn = self.daemon.trunks[&trunk].links[&link].conn;
             let segment = conn.and_then(|conn| self.read(conn, Way::Down));
             let Some(segment) = segment else {
@@ -373,6 +386,17 @@ impl World {
             }
         }
         busy
+    }
+
+    /// R33: whether a link is read at present.
+    fn takes_from_broker(&mut self, trunk: TrunkId, link: LinkId) -> bool {
+        let now = self.instant();
+        let io = self.daemon.trunks.get_mut(&trunk).expect("it has the link");
+        let takes = io.machine.wants_link_read(link, now, &mut self.daemon.bus);
+        if !takes {
+            self.oracle.mark("link not read for want of room");
+        }
+        takes
     }
 
     fn link_bytes(&mut self, trunk: TrunkId, link: LinkId, no: u64, bytes: &[u8]) {
@@ -950,7 +974,7 @@ impl World {
 
     /// What natsmux says of itself.
     fn first_info(&self, client_id: u64) -> Vec<u8> {
-        let infos: Vec<_> = self.daemon.bus.roster.infos().collect();
+        let infos = self.daemon.bus.roster.offered();
         let local = FirstInfo {
             server_id: "NATSMUX",
             server_name: "natsmux",
@@ -959,6 +983,7 @@ impl World {
             client_ip: "127.0.0.1",
             client_id,
             jetstream: false,
+            nonce: "0123456789abcde",
         };
         first_info(&infos, &local)
     }

@@ -6,6 +6,9 @@ use super::net::{ConnId, Ends, MS, SECOND, Segment, Time, Way};
 use super::plan::SMALL_PAYLOAD;
 use super::world::{Event, World};
 
+/// What a broker says whose user's credentials ran out.
+pub const EXPIRED: &str = "User Authentication Expired";
+
 impl World {
     /// One fault, chosen by chance.
     pub fn fault(&mut self) {
@@ -37,8 +40,15 @@ impl World {
                 self.trace(|| format!("broker {broker} refuses everybody"));
                 self.brokers[broker].refuses = true;
                 self.brokers[broker].willing_since = None;
+                // A user that a reload removed, or credentials that ran out for good (R36).
+                let text = *self.rng.pick(&["Authorization Violation", EXPIRED]);
                 for conn in self.links_of(broker) {
-                    self.broker_close(broker, conn, Some("User Authentication Expired"));
+                    let host = self.conns[&conn].host;
+                    if text == EXPIRED {
+                        self.oracle.mark("credentials ran out");
+                        self.expired_at.insert(host);
+                    }
+                    self.broker_close(broker, conn, Some(text));
                 }
             }
             12 => self.broker_tell_all(broker, "PING\r\n"),
@@ -116,7 +126,8 @@ impl World {
         }
         self.trace(|| format!("broker {no} thaws"));
         self.brokers[no].life = Life::Up;
-        self.brokers[no].willing_since = Some(self.now);
+        let broker = &mut self.brokers[no];
+        broker.willing_since = (!broker.full && !broker.refuses).then_some(self.now);
         for conn in std::mem::take(&mut self.brokers[no].backlog) {
             if self.conns.contains_key(&conn) {
                 self.broker_accept(no, conn);

@@ -44,11 +44,13 @@ const MARKS_FROM: u64 = 1_000;
 /// States that a batch must reach.
 const MARKS: &[&str] = &[
     "a component without CONNECT",
+    "a full broker's words",
     "broker frozen",
     "broker killed",
     "closed by an error about the link",
     "component dies",
     "component not read for want of room",
+    "credentials ran out",
     "cut inside a broker's frame",
     "dead by a write",
     "dead by silence",
@@ -61,6 +63,7 @@ const MARKS: &[&str] = &[
     "independent: failback",
     "lame-duck move",
     "link cut",
+    "link not read for want of room",
     "maximum connections exceeded",
     "natsmux paused",
     "no broker alive",

@@ -105,6 +105,8 @@ pub struct World {
     pub next_identity: u64,
     /// Users that some broker has accepted, by host.
     pub known_users: BTreeSet<(usize, String)>,
+    /// Hosts whose links heard that their credentials ran out.
+    pub expired_at: BTreeSet<usize>,
     /// Who judges where sessions share trunks.
     pub witness: Option<Witness>,
     /// Faults are over.
@@ -162,6 +164,7 @@ impl World {
             next_link: 1,
             next_identity: 1,
             known_users: BTreeSet::new(),
+            expired_at: BTreeSet::new(),
             witness,
             calm: false,
             done: false,

@@ -68,7 +68,9 @@ impl Session {
     /// An operation of a session that has sent no CONNECT.
     pub(super) fn handle_before_connect(&mut self, op: ClientOp<'_>, frame: &[u8], bus: &mut Bus) {
         if !bus.roster.auth_required() {
-            if matches!(op, ClientOp::Ping) && self.early.is_none() {
+            if matches!(op, ClientOp::Ping)
+                && self.early.as_ref().is_none_or(|early| early.is_empty())
+            {
                 return self.out().push(encode::PONG);
             }
             if !self.early(bus).keep(frame) {

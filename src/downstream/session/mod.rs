@@ -71,6 +71,9 @@ enum Stage {
 /// broker's answer to those before it, in bytes: each such wait copies what came since.
 const GATED_BYTES: usize = 64 * 1024;
 
+/// How long a component that closed its side is waited for where a broker has yet to accept it.
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long the Ruby server of 2012 waits for CONNECT.
 const AUTH_TIMEOUT_OF_2012: Duration = Duration::from_secs(1);
 
@@ -95,6 +98,8 @@ pub struct Session {
     begun: bool,
     /// The component closed its side.
     eof: bool,
+    /// When a component that closed its side stops waiting for a broker's verdict.
+    eof_until: Option<Instant>,
 }
 
 /// natsmux's own PINGs to the component, as nats-server sends them.
@@ -134,6 +139,7 @@ impl Session {
                 active: false,
             },
             eof: false,
+            eof_until: None,
             begun: false,
         }
     }
@@ -161,6 +167,7 @@ impl Session {
                     if used < input.len() {
                         self.partial.keep(&input[used..], need);
                     }
+                    self.bound_unfinished(need, &home, bus);
                     return input.len();
                 }
             } else {
@@ -168,12 +175,32 @@ impl Session {
                 if self.partial.is_filled() {
                     self.handle_filled(&mut home, now, bus);
                 }
+                self.bound_unfinished(None, &home, bus);
             }
             if self.action.is_some() {
                 return used;
             }
         }
         input.len()
+    }
+
+    /// An unfinished frame counts as what is kept while there is no trunk (R21). `need` is its
+    /// length, where that is known.
+    fn bound_unfinished(&mut self, need: Option<usize>, home: &Option<Home<'_>>, bus: &mut Bus) {
+        let bytes = self.partial.bytes().len();
+        let is_bounded = home.is_none() && matches!(self.stage, Stage::Greeting { .. });
+        if !is_bounded || bytes == 0 {
+            let counts_nothing = |early: &mut Box<Early>| {
+                early.count_unfinished(0);
+                early.is_empty()
+            };
+            self.early.take_if(counts_nothing);
+            return;
+        }
+        let too_long = need.is_some_and(|need| need > bus.settings.limits.lenient_buffer);
+        if too_long || !self.early(bus).count_unfinished(bytes) {
+            self.close(CloseReason::EarlyBytesExceeded);
+        }
     }
 
     /// Handles a frame that arrived in several reads, if it is whole now.
@@ -217,18 +244,21 @@ impl Session {
                 return;
             }
         }
-        if self.eof && self.early.is_none() {
+        // Behind an action, the driver comes back here once the session is where it belongs.
+        if self.eof && self.early.is_none() && self.action.is_none() {
             trunk.finish(id, CloseReason::ComponentClosed, now, bus);
         }
     }
 
     /// The component closed its side. What it sent is carried out first, unless it waits for
-    /// the verdict on its CONNECT and no broker is there: then it has given up waiting.
+    /// the verdict on its CONNECT and no broker serves: then it has given up waiting. A component
+    /// that is gone looks like one that has only closed its side, so no wait is for long.
     pub fn handle_eof(&mut self, home: Option<Home<'_>>, now: Instant, bus: &mut Bus) {
         self.eof = true;
+        self.eof_until = Some(now + FINISH_WITHIN);
         match home {
             Some(home) if home.trunk.is_ready(home.id) => self.handle_ready(home, now, bus),
-            Some(home) if home.trunk.is_gated(home.id) || bus.roster.takes_newcomers() => {}
+            Some(home) if home.trunk.is_gated(home.id) || bus.roster.serves_newcomers() => {}
             Some(home) => home
                 .trunk
                 .close_session(home.id, CloseReason::ComponentClosed),
@@ -262,7 +292,7 @@ impl Session {
             true => GATED_BYTES,
             false => bus.settings.limits.lenient_buffer,
         };
-        kept < limit && !bus.budgets.early.is_spent()
+        kept < limit.min(bus.budgets.early.share().max(4096))
     }
 
     /// Operations that were handled since the last call, but for publishes that went on in runs.
@@ -292,6 +322,16 @@ impl Session {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, home: Option<Home<'_>>, now: Instant, bus: &mut Bus) {
+        let mut home = home;
+        if self.eof_until.is_some_and(|until| until <= now) {
+            self.eof_until = None;
+            if let Some(home) = &mut home
+                && !home.trunk.is_ready(home.id)
+            {
+                let reason = CloseReason::ComponentClosed;
+                return home.trunk.close_session(home.id, reason);
+            }
+        }
         match (&self.stage, home) {
             (Stage::Greeting { deadline: Some(at) }, _) if *at <= now => {
                 self.close(match bus.roster.are_of_2012() {
@@ -311,11 +351,12 @@ impl Session {
 
     /// When [`Session::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        match self.stage {
+        let due = match self.stage {
             Stage::Greeting { deadline } => Some(deadline.unwrap_or(self.pings.next)),
             Stage::Attached => Some(self.pings.next),
             Stage::Attaching | Stage::Over => None,
-        }
+        };
+        due.into_iter().chain(self.eof_until).min()
     }
 
     /// The next thing that the driver must do.

@@ -1,9 +1,12 @@
 //! The end of links: by failure, by plan (R19), and of the trunk itself.
 
+use std::time::Duration;
+
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
+use super::pressure::Lag;
 use super::slot::Finishing;
-use super::{CloseReason, Move, Trunk};
+use super::{CloseReason, Move, Trunk, Verdict};
 use crate::clock::Instant;
 use crate::config::Delivery;
 use crate::ledger::{Held, Settled, Subscriptions, settle};
@@ -11,6 +14,13 @@ use crate::proto::encode;
 use crate::queue::Queue;
 use crate::upstream::bus::Bus;
 use crate::upstream::roster::{BrokerId, Failure, Health};
+
+/// The text that a component hears where brokers give no verdict, as from one that waits in vain.
+const NO_VERDICT: &[u8] = b"Authentication Timeout";
+
+/// How long a component that is new waits for a broker that turns newcomers away: shorter than
+/// its own patience.
+const NEWCOMER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a trunk without sessions costs the budget of waiting publishes, in bytes.
 const ORPHAN_BYTES: usize = 4096;
@@ -57,9 +67,16 @@ impl Trunk {
         match link.phase {
             // The broker didn't even introduce itself: dead for all trunks.
             Phase::Connecting | Phase::AwaitingInfo
-                if !matches!(failure, Failure::OutOfFiles | Failure::Unsuitable) =>
+                if !matches!(failure, Failure::OutOfFiles | Failure::Full) =>
             {
                 bus.roster.handle_trunk_failure(link.broker, failure, now);
+                self.pause(link.broker, now, bus);
+            }
+            // All links of the bus wait together for a broker that turns them away.
+            _ if failure == Failure::Full => self.pause(link.broker, now, bus),
+            _ if failure == Failure::NoVerdict => {
+                bus.roster
+                    .turn_away(link.broker, None, failure, NO_VERDICT, now);
                 self.pause(link.broker, now, bus);
             }
             _ => {
@@ -89,6 +106,10 @@ impl Trunk {
                 bus.roster.note_failure(broker, failure);
                 self.pause(broker, now, bus);
             }
+            Failure::Refused => {
+                bus.roster.note_failure(broker, failure);
+                self.pause(broker, now, bus);
+            }
             _ => bus.roster.note_failure(broker, failure),
         }
     }
@@ -96,13 +117,18 @@ impl Trunk {
     /// A live link is gone: sort its publishes, keep its debts, look for another.
     fn lose(&mut self, link: Link, failure: Failure, now: Instant, bus: &mut Bus) {
         let (id, broker) = (link.id, link.broker);
+        let failure = if link.is_at_fault {
+            Failure::OwnFault
+        } else {
+            failure
+        };
         let brief = now.saturating_duration_since(link.opened_at) < super::BRIEF;
         self.round.begin(now);
         if !self.must_move() {
             // From a move that is off: the next handshake decides.
             self.round.forget_refusals();
         }
-        bus.counters.link_failures += 1;
+        bus.counters.link_failures += u64::from(!failure.is_own());
         let suspect = bus.watches.suspect_since(broker).is_some();
         self.note_lost_link(broker, failure, now, bus);
         self.switch = None;
@@ -121,7 +147,8 @@ impl Trunk {
         }
         let last_read = link.last_read_at;
         let (settled, in_doubt) = self.settle(link, bus);
-        let first = bus.note_lost(broker, failure, last_read, &settled, in_doubt, now);
+        let first =
+            !failure.is_own() && bus.note_lost(broker, failure, last_read, &settled, in_doubt, now);
         self.actions.push_back(Action::Report(Report::Lost {
             link: id,
             broker,
@@ -362,7 +389,15 @@ impl Trunk {
 
     /// Whether every broker that could be reached has refused the credentials (R15).
     pub(super) fn check_refused(&mut self, now: Instant, bus: &mut Bus) {
-        let Some(due) = self.refusal_due(bus) else {
+        if let Some(due) = self.turned_away_due(bus)
+            && due <= now
+            && let Some((trouble, _)) = bus.roster.turned_away(self.identity(bus))
+        {
+            let (text, broker) = (trouble.text.clone(), bus.roster.current());
+            self.round.refuse(broker, &text, now);
+            return self.refuse_sessions(now, bus);
+        }
+        let Some(due) = self.refused_due(bus) else {
             return;
         };
         // A broker that went down just now may be back within the window, and accept.
@@ -379,6 +414,34 @@ impl Trunk {
 
     /// When a refusal reaches the sessions at the latest, if no broker accepts them.
     pub(super) fn refusal_due(&self, bus: &Bus) -> Option<Instant> {
+        let due = self.refused_due(bus).into_iter();
+        due.chain(self.turned_away_due(bus)).min()
+    }
+
+    /// When sessions hear that every broker that lives turns them away: those that are new soon,
+    /// and those that were served behind `refusal_window`. An outage of verdicts is an outage for
+    /// whoever was served.
+    fn turned_away_due(&self, bus: &Bus) -> Option<Instant> {
+        let needed = self.needed_since.filter(|_| !self.slots.is_empty())?;
+        if self.links.iter().any(Link::is_attached) || self.done || self.refused {
+            return None;
+        }
+        let (trouble, all_full) = bus.roster.turned_away(self.identity(bus))?;
+        let window = bus.settings.timings.refusal_window;
+        let is_new = !self.slots.iter().any(|(_, slot)| slot.had_pong);
+        let patience = match self.verdict {
+            Verdict::Pending if all_full && is_new => window.min(NEWCOMER_PATIENCE),
+            Verdict::Pending => window,
+            Verdict::Admitted | Verdict::Accepted if all_full => window,
+            Verdict::Admitted | Verdict::Accepted => return None,
+        };
+        let since = needed.max(trouble.since);
+        // In time that natsmux ran (R9).
+        let since = self.clock_floor.map_or(since, |floor| floor.max(since));
+        Some(since + patience)
+    }
+
+    fn refused_due(&self, bus: &Bus) -> Option<Instant> {
         let since = self.round.refused_since()?;
         let attached = self.links.iter().any(Link::is_attached);
         (!attached).then(|| since + bus.settings.timings.refusal_window)
@@ -467,6 +530,7 @@ impl Trunk {
         let mut held = vec![std::mem::take(&mut self.orphans)];
         for (_, slot) in std::mem::take(&mut self.slots) {
             bus.budgets.pending.give(slot.accounted);
+            bus.lags.change(slot.lag, Lag::None);
             held.push(slot.held);
         }
         for held in held {
@@ -481,10 +545,7 @@ impl Trunk {
     fn leave_bus(&mut self, bus: &mut Bus) {
         self.done = true;
         self.give_back_charge(bus);
-        if self
-            .lost
-            .is_some_and(|(_, cause, _)| cause != Failure::NewConnect)
-        {
+        if self.lost.is_some_and(|(_, cause, _)| !cause.is_own()) {
             bus.failovers.gone();
         }
         bus.remove(self.id);

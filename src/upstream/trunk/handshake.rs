@@ -1,6 +1,8 @@
 //! A link's way from dial to live:
 //! INFO → CONNECT, PING → PONG → every SUB, PING → PONG → waiting publishes → owed PINGs.
 
+use std::time::Duration;
+
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::{CloseReason, Trunk, Verdict};
@@ -12,11 +14,17 @@ use crate::proto::info::ServerInfo;
 use crate::upstream::backoff::Backoff;
 use crate::upstream::bus::Bus;
 use crate::upstream::roster::{BrokerId, Failure, Pick};
+use crate::upstream::trouble::IdentityDigest;
+
+/// A broker without a verdict on CONNECT is left after this where another one lives, and after
+/// this in any case, whatever it says to others.
+const VERDICT_WITH_SPARE: Duration = Duration::from_secs(1);
+const VERDICT_MOST: Duration = Duration::from_secs(30);
 
 /// Pause of a trunk that every broker turned away.
 pub(super) const RETRY: Backoff = Backoff {
-    first: std::time::Duration::from_millis(50),
-    longest: std::time::Duration::from_secs(2),
+    first: Duration::from_millis(50),
+    longest: Duration::from_secs(2),
 };
 
 impl Trunk {
@@ -25,13 +33,17 @@ impl Trunk {
         if self.independent {
             return self.dial_all(now, bus);
         }
-        let joining = self.links.iter().any(|link| !link.is_attached());
+        let joining = self.links.iter().any(Link::is_joining);
         let attached = self.links.iter().any(Link::is_attached);
         let waits = self.moving.is_some_and(|planned| planned.after.is_some());
         if self.done || joining || (attached && (self.moving.is_none() || waits)) {
             return;
         }
-        match bus.pick(self.id, &self.avoided(), now) {
+        if !attached {
+            self.needed_since.get_or_insert(now);
+        }
+        let identity = self.identity(bus);
+        match bus.pick(self.id, identity, &self.avoided(), now) {
             Pick::Dial(broker) => {
                 self.round.cancel_retry();
                 self.dial(broker, now, bus);
@@ -62,7 +74,11 @@ impl Trunk {
         link.phase = Phase::AwaitingInfo;
         link.deadline = Some(now + bus.settings.timings.info_timeout);
         link.last_read_at = now;
-        bus.counters.links_opened += 1;
+    }
+
+    /// Whose credentials the trunk sends, as brokers see it.
+    pub(super) fn identity(&self, bus: &Bus) -> IdentityDigest {
+        bus.admission.digest(&self.connect)
     }
 
     /// The roster changed, a turn to dial came, or the barrier opened.
@@ -109,7 +125,7 @@ impl Trunk {
 
     /// A broker's INFO during the handshake: answer with CONNECT and PING.
     pub(super) fn introduce(&mut self, at: usize, info: ServerInfo, now: Instant, bus: &mut Bus) {
-        let suits = !info.tls_required;
+        let unfit = bus.roster.unfit(&info);
         let headers = info.headers;
         let broker = self.links[at].broker;
         let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);
@@ -118,8 +134,8 @@ impl Trunk {
             independent.server_id = info.server_id.as_str().into();
         }
         bus.roster.handle_info(broker, info, now);
-        if !suits {
-            return self.fail(at, Failure::Unsuitable, now, bus);
+        if let Some(failure) = unfit {
+            return self.fail(at, failure, now, bus);
         }
         // Of independent brokers, one is asked for the answer to a verbose CONNECT.
         let asked = self
@@ -133,7 +149,6 @@ impl Trunk {
         link.headers = self.connect.headers && headers;
         link.strips = self.connect.headers && !headers;
         link.phase = Phase::Authenticating;
-        link.deadline = Some(now + 2 * bus.settings.timings.link_timeout);
         link.out.push(&connect);
         link.verbose = self.connect.verbose;
         if link.verbose {
@@ -144,10 +159,46 @@ impl Trunk {
             link.oks.push(owner, 1);
         }
         self.push_ping(at, None, now, bus);
+        self.links[at].deadline = Some(now + self.verdict_patience(broker, now, bus));
+    }
+
+    /// How long a broker may take for its verdict, where it gives none to any link.
+    fn verdict_patience(&self, broker: BrokerId, now: Instant, bus: &Bus) -> Duration {
+        let spare = bus.roster.has_spare(broker, self.identity(bus), now);
+        match spare && !self.links.iter().any(Link::is_attached) {
+            // A component gives up when it hears nothing for 2 s.
+            true => VERDICT_WITH_SPARE,
+            false => 2 * bus.settings.timings.link_timeout,
+        }
+    }
+
+    /// A link waits long for the verdict on its CONNECT. A broker that gives others theirs is
+    /// busy, perhaps with natsmux's own dials. Returns whether it is waited for.
+    pub(super) fn await_verdict(&mut self, at: usize, now: Instant, bus: &Bus) -> bool {
+        let link = &self.links[at];
+        let (broker, asked) = (link.broker, link.last_ping_at);
+        let Some(last) = bus
+            .roster
+            .last_verdict_at(broker)
+            .filter(|last| *last > asked)
+        else {
+            return false;
+        };
+        let until = last + self.verdict_patience(broker, now, bus);
+        if until <= now || now >= asked + VERDICT_MOST {
+            return false;
+        }
+        self.links[at].deadline = Some(until);
+        true
     }
 
     /// The broker accepted the CONNECT.
     pub(super) fn authenticated(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        bus.counters.links_opened += 1;
+        let (broker, asked) = (self.links[at].broker, self.links[at].opened_at);
+        let took = now.saturating_duration_since(asked);
+        let identity = self.identity(bus);
+        bus.roster.note_verdict(broker, identity, true, took, now);
         self.verdict = Verdict::Accepted;
         if std::mem::take(&mut self.connect_ok_owed) {
             // The broker that was asked for it hasn't answered yet: this one has.
@@ -166,10 +217,6 @@ impl Trunk {
         let link = &mut self.links[at];
         link.deadline = None;
         link.phase = Phase::Authenticated;
-        if std::mem::take(&mut link.dialing) {
-            let broker = link.broker;
-            bus.dial_ended(broker);
-        }
         if self.independent {
             return self.replay(at, now, bus);
         }
@@ -256,6 +303,11 @@ impl Trunk {
     pub(super) fn replayed(&mut self, at: usize, now: Instant, bus: &mut Bus) {
         let link = &mut self.links[at];
         link.phase = Phase::Fenced;
+        if std::mem::take(&mut link.dialing) {
+            let broker = link.broker;
+            bus.dial_ended(broker);
+        }
+        let link = &mut self.links[at];
         if std::mem::take(&mut link.in_barrier) {
             bus.leave_barrier();
         }
@@ -291,6 +343,7 @@ impl Trunk {
         let (id, broker, replayed) = (link.id, link.broker, link.replayed);
         let started = self.lost.map_or(link.opened_at, |(_, _, when)| when);
         self.moving = None;
+        self.needed_since = None;
         self.round.succeed(now);
         if self.independent {
             self.send_limits(now, bus);
@@ -304,10 +357,7 @@ impl Trunk {
         self.make_ready();
         self.verify_all();
         let held = self.resume(at, now, bus);
-        if self
-            .lost
-            .is_some_and(|(_, cause, _)| cause != Failure::NewConnect)
-        {
+        if self.lost.is_some_and(|(_, cause, _)| !cause.is_own()) {
             bus.failovers.attached(broker, replayed, held, now);
         }
         self.actions.push_back(Action::Report(Report::Attached {

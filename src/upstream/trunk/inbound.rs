@@ -74,6 +74,15 @@ impl Trunk {
         let mut used = 0;
         while let Some(at) = self.link_index(id) {
             match server::scan(&bytes[used..], &limits) {
+                // A broker speaks first, and of itself.
+                ServerScan::Op { op, .. } if self.is_out_of_turn(at, &op) => {
+                    self.fail(at, Failure::Garbage, now, bus);
+                }
+                ServerScan::Incomplete { need: Some(_) }
+                    if self.links[at].phase < Phase::Authenticating =>
+                {
+                    self.fail(at, Failure::Garbage, now, bus);
+                }
                 ServerScan::Op { op, len } => {
                     used += len;
                     self.handle_op(at, op, now, bus);
@@ -87,13 +96,21 @@ impl Trunk {
         (bytes.len(), None)
     }
 
+    /// Whether a broker says what it can't before its INFO.
+    fn is_out_of_turn(&self, at: usize, op: &ServerOp<'_>) -> bool {
+        let is_early = self.links[at].phase < Phase::Authenticating;
+        is_early && matches!(op, ServerOp::Msg(_) | ServerOp::Pong | ServerOp::Ok)
+    }
+
     fn handle_op(&mut self, at: usize, op: ServerOp<'_>, now: Instant, bus: &mut Bus) {
         match op {
             ServerOp::Msg(msg) => self.handle_msg(at, &msg, now, bus),
             ServerOp::Pong => self.handle_pong(at, now, bus),
             ServerOp::Ping => {
                 let link = &mut self.links[at];
-                if link.phase != Phase::AwaitingInfo {
+                // A broker that asks and doesn't read is answered once it has taken the rest.
+                let is_full = link.out.pending_bytes() >= super::LINK_FULL_BYTES;
+                if link.phase != Phase::AwaitingInfo && !is_full {
                     link.out.push(encode::PONG);
                     // With at-least-once, what lies before it stays in memory until a fence.
                     link.note_unfenced(encode::PONG.len(), 0, now);
@@ -126,7 +143,8 @@ impl Trunk {
             bus.counters.over_max_msgs += 1;
             return;
         }
-        if independent && counts {
+        // No number that a broker writes sizes memory before the ledger knows it (R34).
+        if independent && counts && self.subscriptions.knows(upstream) {
             let independent = self.links[at].independent.get_or_insert_default();
             independent.received.note(upstream);
         }
@@ -351,8 +369,16 @@ impl Trunk {
         if self.answer_asked(at, &error, text, bus) {
             return;
         }
-        if matches!(error, BrokerError::Refused) {
-            return self.handle_refusal(at, text, now, bus);
+        match error {
+            BrokerError::Refused => return self.handle_refusal(at, text, now, bus),
+            BrokerError::Expired => return self.handle_expiry(at, text, now, bus),
+            BrokerError::Full { account } => {
+                return self.handle_full(at, text, account, now, bus);
+            }
+            BrokerError::NoVerdict if !self.links[at].is_attached() => {
+                return self.fail(at, Failure::NoVerdict, now, bus);
+            }
+            _ => {}
         }
         if self.is_bystander(at) && !matches!(error, BrokerError::LinkOnly) {
             // R28: the live link's broker judges.
@@ -361,7 +387,7 @@ impl Trunk {
         }
         let line = [b"-ERR '", text, b"'\r\n"].concat();
         match error {
-            BrokerError::Refused => {}
+            BrokerError::Refused | BrokerError::Expired | BrokerError::Full { .. } => {}
             BrokerError::PublishViolation { subject } => {
                 self.links[at].account.refused += 1;
                 let subject = unquote(subject);
@@ -394,7 +420,9 @@ impl Trunk {
             BrokerError::InvalidSubject if self.shared => {}
             BrokerError::InvalidSubject => self.deliver_answer(at, &line, bus),
             BrokerError::InvalidPublishSubject => self.deliver_to_own(&line, bus),
-            BrokerError::LinkOnly => self.handle_link_error(at, text, now, bus),
+            BrokerError::LinkOnly | BrokerError::NoVerdict => {
+                self.handle_link_error(at, text, now, bus)
+            }
         }
     }
 
@@ -491,6 +519,7 @@ impl Trunk {
             self.end_longest(text);
         }
         if own_fault && attached && !self.shared && self.slots.len() == 1 {
+            self.links[at].is_at_fault = true;
             for session in self.sessions() {
                 self.close(session, CloseReason::Refused(text.into()));
             }
@@ -510,9 +539,61 @@ impl Trunk {
         }
     }
 
+    /// A broker, or the identity's account there, takes no more connections.
+    fn handle_full(&mut self, at: usize, text: &[u8], account: bool, now: Instant, bus: &mut Bus) {
+        let link = &self.links[at];
+        let broker = link.broker;
+        self.actions.push_back(Action::Report(Report::BrokerError {
+            broker,
+            text: text.into(),
+        }));
+        if link.is_attached() {
+            return self.fail(at, Failure::LinkError, now, bus);
+        }
+        let identity = account.then(|| self.identity(bus));
+        bus.roster
+            .turn_away(broker, identity, Failure::Full, text, now);
+        self.fail(at, Failure::Full, now, bus);
+    }
+
+    /// R36: credentials that were good ran out, or were taken back. That is final for them, and
+    /// concerns nobody else: sessions hear the broker's own words, once.
+    fn handle_expiry(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
+        if !self.links[at].is_attached() {
+            return self.handle_refusal(at, text, now, bus);
+        }
+        let broker = self.links[at].broker;
+        self.actions.push_back(Action::Report(Report::BrokerError {
+            broker,
+            text: text.into(),
+        }));
+        bus.admission.forget(&self.connect);
+        let id = self.links[at].id;
+        let others = |link: &Link| link.is_attached() && link.id != id;
+        if self.links.iter().any(others) {
+            // Of independent brokers one has taken it back, and another serves (R28).
+            return self.fail(at, Failure::Refused, now, bus);
+        }
+        self.round.refuse(broker, text, now);
+        while !self.links.is_empty() {
+            let link = self.drop_link(0, false, bus);
+            if !link.is_attached() {
+                continue;
+            }
+            bus.detached(self.id, link.broker, now);
+            let (settled, _) = self.settle(link, bus);
+            self.requeue(settled, bus);
+        }
+        self.refuse_sessions(now, bus);
+    }
+
     /// R15.
     fn handle_refusal(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
         let broker = self.links[at].broker;
+        let identity = self.identity(bus);
+        let took = now.saturating_duration_since(self.links[at].opened_at);
+        bus.roster.note_verdict(broker, identity, false, took, now);
+        bus.admission.forget(&self.connect);
         self.actions.push_back(Action::Report(Report::BrokerError {
             broker,
             text: text.into(),
@@ -522,9 +603,6 @@ impl Trunk {
             return self.fail(at, Failure::Refused, now, bus);
         }
         let first = self.verdict != Verdict::Accepted && !self.independent;
-        if first {
-            bus.admission.forget(&self.connect);
-        }
         self.round.refuse(broker, text, now);
         if !self.independent && self.links.iter().any(super::link::Link::is_attached) {
             // A move of a trunk that lives goes on somewhere else, or later.

@@ -27,7 +27,7 @@ const LATE_AFTER: Duration = Duration::from_millis(50);
 pub struct LinkId(pub u32);
 
 /// How far a link has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub(super) enum Phase {
     /// The TCP connection is being opened.
     Connecting,
@@ -190,6 +190,8 @@ pub(super) struct Link {
     pub(super) replayed: u64,
     pub(super) independent: Option<Box<Independent>>,
     pub(super) max_payload: usize,
+    /// Whether the broker closes it for what its only session did.
+    pub(super) is_at_fault: bool,
     /// Whether the broker closes it for a payload that was larger.
     pub(super) too_large: bool,
     /// Whether its CONNECT asked for an answer to every operation.
@@ -275,6 +277,7 @@ impl Link {
             replayed: 0,
             independent: None,
             max_payload: usize::MAX,
+            is_at_fault: false,
             too_large: false,
             verbose: false,
             told_from: 0,
@@ -325,6 +328,11 @@ impl Link {
     pub(super) fn must_prove_soon(&self, now: Instant) -> bool {
         let is_bounded = self.is_contended(now) || !self.has_proven_operations();
         self.owners.is_some() && self.unfenced_bytes >= FAIR_BYTES && is_bounded
+    }
+
+    /// Whether it is on its way to be the next one.
+    pub(super) fn is_joining(&self) -> bool {
+        !self.is_attached()
     }
 
     /// Whether a PONG is to come that proves what was written.

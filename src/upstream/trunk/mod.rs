@@ -24,6 +24,7 @@ mod handshake;
 mod inbound;
 mod link;
 mod owners;
+mod pressure;
 mod sessions;
 mod sharing;
 mod slot;
@@ -41,6 +42,7 @@ use smallvec::SmallVec;
 
 pub use action::{Action, Report};
 pub use link::LinkId;
+pub use pressure::Lags;
 pub use sharing::{MoveReason, Moved};
 pub use slot::{CloseReason, Traffic};
 
@@ -255,6 +257,8 @@ pub struct Trunk {
     choose_at: Option<Instant>,
     /// Of independent brokers, those that turned the trunk away.
     pauses: Vec<target::Pause>,
+    /// Since when there is no link that serves.
+    needed_since: Option<Instant>,
     /// The last live link's broker, why it ended, and when.
     lost: Option<(BrokerId, Failure, Instant)>,
     /// What the driver's timer was last set for.
@@ -265,6 +269,8 @@ pub struct Trunk {
     slots_timeout: Option<Instant>,
     /// Whether a slot may be parked.
     any_parked: bool,
+    /// Whether links aren't read, because the component has much to take (R33).
+    stalled: bool,
     /// Since when a place among the operations is to be marked by a PING (R23).
     unmarked: Option<Instant>,
     /// All slots for which something happens once a PING is answered, and perhaps others.
@@ -338,11 +344,13 @@ impl Trunk {
             switch: None,
             choose_at: None,
             pauses: Vec::new(),
+            needed_since: None,
             lost: None,
             timer: None,
             clock_floor: None,
             slots_timeout: None,
             any_parked: false,
+            stalled: false,
             unmarked: None,
             awaiting: BTreeSet::new(),
             touched: SmallVec::new(),
@@ -404,6 +412,7 @@ impl Trunk {
             bus.budgets.pending.give(slot.accounted);
             slot.accounted = pending;
         }
+        self.note_lag(session, bus);
     }
 
     /// The session whose component lags most, and by how many bytes.
@@ -449,6 +458,12 @@ impl Trunk {
         };
         slot.parked = !wants;
         self.any_parked |= !wants;
+        if !wants && bus.lags.is_any() {
+            self.look_again(session, now);
+        }
+        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+            return false;
+        };
         // Only a full buffer without a link ends by time (R6); a full link by its own fate.
         if wants || live || !self.ready || slot.waits_by_itself() {
             slot.blocked_until = None;
@@ -549,7 +564,10 @@ impl Trunk {
 
     /// How much of what a component sends may be read at once, in bytes: where others publish
     /// on the same link, theirs must not wait behind too much.
-    pub fn read_at_most(&self, now: Instant) -> usize {
+    pub fn read_at_most(&self, now: Instant, bus: &Bus) -> usize {
+        if bus.lags.is_any() {
+            return FAIR_BYTES;
+        }
         let contended = |link: &Link| link.phase == Phase::Live && link.is_contended(now);
         match self.shared && self.links.iter().any(contended) {
             true => FAIR_BYTES,
@@ -568,7 +586,7 @@ impl Trunk {
         let Some(slot) = self.slots.get(session.0 as usize) else {
             return false;
         };
-        if !self.ready || slot.waits_by_itself() {
+        if !self.ready || slot.waits_by_itself() || self.is_slowed_down(slot, now, bus) {
             return false;
         }
         match self.open(bus) {
@@ -589,11 +607,15 @@ impl Trunk {
                     && out.held_bytes() < bus.settings.limits.publish_buffer
             }
             None if slot.dropping => true,
-            None => {
-                slot.held.bytes() < bus.settings.limits.publish_buffer
-                    && !bus.budgets.held.is_spent()
-            }
+            None => Self::may_hold(slot, bus),
         }
+    }
+
+    /// Whether more of a session's publishes may wait for a link: within its own bound, and its
+    /// share of the daemon's (R6, R34).
+    fn may_hold(slot: &Slot, bus: &Bus) -> bool {
+        let most = bus.settings.limits.publish_buffer;
+        slot.held.bytes() < most.min(bus.budgets.held.share())
     }
 
     /// The link that publishes may be written to now: live, not suspect (R8), and not about to

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::link::{Link, OkOwner, Phase};
+use super::pressure::Lag;
 use super::slot::{Finishing, Leaving, Slot};
 use super::{CloseReason, Move, Trunk, Verdict};
 use crate::clock::Instant;
@@ -93,6 +94,9 @@ impl Trunk {
             bus.counters.dropped += messages;
             return;
         };
+        if bus.lags.is_any() {
+            slot.note_flow(frames.len(), &bus.lags, now);
+        }
         match open {
             Some(at) if slot.held.is_empty() => {
                 slot.publishes_covered_by = covered_by;
@@ -105,7 +109,7 @@ impl Trunk {
                 self.note_bytes(session, at, bytes, now);
                 self.appended_publishes(at, bytes, messages, now, bus);
             }
-            _ if slot.dropping => {
+            _ if slot.dropping && !Self::may_hold(slot, bus) => {
                 bus.counters.dropped += messages;
                 if self.connect.verbose {
                     self.owe_oks(session, messages);
@@ -484,6 +488,7 @@ impl Trunk {
             return;
         };
         bus.budgets.pending.give(slot.accounted);
+        bus.lags.change(slot.lag, Lag::None);
         self.orphans.append(slot.held);
         if slot.leaving.is_some() {
             self.subscriptions.take_session(session);

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::link::Link;
 use super::owners::Wanted;
+use super::pressure::Lag;
 use super::slot::{Leaving, Slot, Unproven};
 use super::{CloseReason, Trunk};
 use crate::clock::Instant;
@@ -147,7 +148,10 @@ impl Trunk {
     /// more subscriptions on one connection.
     pub fn is_crowded_out(&self, session: SessionId) -> bool {
         let slot = self.slots.get(session.0 as usize);
-        slot.is_some_and(|slot| slot.leaving == Some(Leaving::Crowded) && slot.gate.is_none())
+        slot.is_some_and(|slot| {
+            let is_ending = slot.finishing.is_some() || slot.closing.is_some();
+            slot.leaving == Some(Leaving::Crowded) && slot.gate.is_none() && !is_ending
+        })
     }
 
     /// A broker takes no more subscriptions on this connection, and didn't say which was too
@@ -173,6 +177,8 @@ impl Trunk {
     pub fn take_out(&mut self, session: SessionId, now: Instant, bus: &mut Bus) -> Option<Moved> {
         let mut slot = self.slots.try_remove(session.0 as usize)?;
         let subscriptions = self.subscriptions.take_session(session);
+        bus.lags.change(slot.lag, Lag::None);
+        slot.lag = Lag::None;
         self.forget_session(session);
         // What its last link owed it, the next one does.
         slot.owed_pongs += std::mem::take(&mut slot.asked) + slot.late.len() as u32;
@@ -182,6 +188,10 @@ impl Trunk {
         slot.unproven = Unproven::default();
         (slot.gate, slot.leaving, slot.touched) = (None, None, false);
         (slot.gate_passed, slot.unverified) = (false, false);
+        if let Some(end) = &mut slot.finishing {
+            // A PING of this trunk: the next one asks anew.
+            (end.after, end.until) = (None, now + super::FINISH_WITHIN);
+        }
         self.note_departure(now, bus);
         Some(Moved {
             slot,
@@ -202,8 +212,11 @@ impl Trunk {
         let mut slot = moved.slot;
         // They were published under the former options.
         slot.held_unasked = slot.held.messages();
-        let timeout = slot.timeout();
+        let (timeout, finishes) = (slot.timeout(), slot.finishing.is_some());
         let session = self.attach_slot(slot, true, now, bus);
+        if finishes {
+            self.awaiting.insert(session);
+        }
         if let Some(at) = timeout {
             self.note_slot_timeout(at);
         }

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use super::pressure::{Flow, Lag};
 use crate::clock::Instant;
 use crate::ledger::Held;
 use crate::net::{Outbox, Retention};
@@ -78,8 +79,9 @@ impl CloseReason {
     }
 }
 
-/// PONGs that a component may be owed before it isn't read: each takes memory.
+/// PONGs, and `+OK`s of a verbose session, that a component may be owed before it isn't read.
 const PONGS_MOST: u32 = 10_000;
+const OKS_MOST: u64 = 10_000;
 
 /// Messages and the bytes of their payloads, each way, as nats-server counts them for a
 /// client.
@@ -160,6 +162,10 @@ pub(super) struct Slot {
     pub(super) unverified: bool,
     /// Where it is about to go, from a trunk that it shares.
     pub(super) leaving: Option<Leaving>,
+    /// What it has published of late, where a component of the bus lags.
+    pub(super) flow: Option<Box<Flow>>,
+    /// How far its own component lags, on a shared link.
+    pub(super) lag: Lag,
     /// What it said in CONNECT, where the trunk says something else to brokers.
     pub(super) label: Option<Rc<ConnectInfo>>,
 }
@@ -240,6 +246,8 @@ impl Slot {
             touched: false,
             unverified: false,
             leaving: None,
+            flow: None,
+            lag: Lag::None,
             label: None,
         }
     }
@@ -253,6 +261,8 @@ impl Slot {
     pub(super) fn waits_by_itself(&self) -> bool {
         let pongs = self.owed_pongs.saturating_add(self.asked) + self.late.len() as u32;
         self.gate.is_some()
+            || self.unverified
+            || self.owed_oks >= OKS_MOST
             || self.leaving.is_some()
             || self.closing.is_some()
             || self.finishing.is_some()
@@ -273,7 +283,8 @@ impl Slot {
     pub(super) fn timeout(&self) -> Option<Instant> {
         let unasked = self.finishing.as_ref().filter(|end| end.after.is_none());
         let finish = unasked.map(|end| end.until);
-        let timers = [self.pongs_until, self.blocked_until, finish];
+        let slowed = self.flow.as_ref().and_then(|flow| flow.until);
+        let timers = [self.pongs_until, self.blocked_until, finish, slowed];
         timers.into_iter().flatten().min()
     }
 }

@@ -69,9 +69,13 @@ impl Trunk {
         let paused = self.pauses.iter().filter(|pause| pause.until.is_some());
         let linked = self.links.iter().map(|link| link.broker);
         let has: Vec<BrokerId> = linked.chain(paused.map(|pause| pause.broker)).collect();
+        if !self.links.iter().any(Link::is_attached) {
+            self.needed_since.get_or_insert(now);
+        }
+        let identity = self.identity(bus);
         let dials = match bus.presence.is_routed() {
-            true => bus.pick_one(self.id, &has, now),
-            false => bus.pick_all(self.id, &has),
+            true => bus.pick_one(self.id, identity, &has, now),
+            false => bus.pick_all(self.id, identity, &has, now),
         };
         for broker in dials {
             self.dial(broker, now, bus);

@@ -331,7 +331,7 @@ fn a_broker_that_is_away_for_a_moment_may_still_accept() {
         .bus
         .roster
         .handle_failure(BrokerId(1), Failure::Silent, bench.now);
-    bench.broker(b"-ERR 'User Authentication Expired'\r\n");
+    bench.broker(b"-ERR 'Authorization Violation'\r\n");
     bench.take_dial();
     bench
         .trunk
@@ -377,8 +377,104 @@ fn a_second_connect_is_tried_again_when_every_broker_turned_it_away() {
     }
     let before = bench.link;
     bench.pass(Duration::from_secs(1));
+    bench.bus.roster.poll_probe(bench.now);
+    bench.trunk.handle_wake(bench.now, &mut bench.bus);
     bench.take_dial();
     assert_ne!(bench.link, before, "it dials again");
+}
+
+#[test]
+fn credentials_that_ran_out_are_told_once_in_the_brokers_words() {
+    let mut bench = Bench::live(PLAIN);
+    bench.pass(Duration::from_millis(1500));
+    bench.broker(b"-ERR 'User Authentication Expired'\r\n");
+    assert_eq!(bench.heard(), "-ERR 'User Authentication Expired'\r\n");
+    assert!(bench.trunk.closing(bench.session).is_some());
+    let reports = std::iter::from_fn(|| bench.trunk.poll_action());
+    let lost = |action: &Action| {
+        matches!(
+            action,
+            Action::Dial { .. } | Action::Report(Report::Lost { .. })
+        )
+    };
+    assert!(!reports.into_iter().any(|action| lost(&action)));
+    assert_eq!(bench.bus.roster.broker(BrokerId(0)).links(), 0);
+}
+
+#[test]
+fn a_newcomer_at_a_full_broker_hears_its_words_soon_and_others_later() {
+    for (accepted, patience) in [(false, 1), (true, 5)] {
+        let mut bench = match accepted {
+            true => Bench::live(PLAIN),
+            false => Bench::new(PLAIN),
+        };
+        let down = Failure::ConnectionRefused;
+        bench
+            .bus
+            .roster
+            .handle_failure(BrokerId(1), down, bench.now);
+        if accepted {
+            bench.pass(Duration::from_millis(1500));
+            bench.lose();
+        }
+        bench
+            .trunk
+            .handle_connected(bench.link, bench.now, &mut bench.bus);
+        bench.broker(INFO);
+        bench.broker(b"-ERR 'maximum connections exceeded'\r\n");
+        assert!(!bench.bus.roster.is_alive());
+        bench.pass(Duration::from_secs(patience) - Duration::from_millis(1));
+        assert_eq!(bench.heard(), "", "{accepted}");
+        bench.pass(Duration::from_millis(1));
+        assert_eq!(
+            bench.heard(),
+            "-ERR 'maximum connections exceeded'\r\n",
+            "{accepted}"
+        );
+    }
+}
+
+#[test]
+fn a_broker_without_a_verdict_is_left_soon_where_another_lives() {
+    let mut bench = Bench::new(PLAIN);
+    let info = ServerInfo::parse(&INFO[5..]).expect("an INFO");
+    bench.bus.roster.handle_info(BrokerId(1), info, bench.now);
+    bench
+        .trunk
+        .handle_connected(bench.link, bench.now, &mut bench.bus);
+    bench.broker(INFO);
+    let first = bench.link;
+    bench.pass(Duration::from_millis(999));
+    bench.take_dial();
+    assert_eq!(bench.link, first);
+    bench.pass(Duration::from_millis(1));
+    bench.take_dial();
+    assert_ne!(bench.link, first);
+    assert!(!bench.bus.roster.serves(BrokerId(0)));
+    bench.join();
+    assert_eq!(bench.trunk.broker(), Some(BrokerId(1)));
+}
+
+#[test]
+fn a_broker_that_gives_others_their_verdicts_is_waited_for() {
+    let mut bench = Bench::new(PLAIN);
+    bench
+        .trunk
+        .handle_connected(bench.link, bench.now, &mut bench.bus);
+    bench.broker(INFO);
+    let first = bench.link;
+    for _ in 0..12 {
+        bench.pass(Duration::from_secs(2));
+        let took = Duration::from_secs(1);
+        bench
+            .bus
+            .roster
+            .note_verdict(BrokerId(0), 9, false, took, bench.now);
+    }
+    bench.take_dial();
+    assert_eq!(bench.link, first);
+    bench.broker(b"PONG\r\n");
+    assert_eq!(bench.trunk.broker(), Some(BrokerId(0)));
 }
 
 #[test]

@@ -106,8 +106,14 @@ impl Trunk {
         let mut at = 0;
         while at < self.links.len() {
             let link = &self.links[at];
-            let failure = match link.phase {
+            let (id, phase) = (link.id, link.phase);
+            let failure = match phase {
                 _ if overdue(self.silent_at(link, bus)) => Failure::Silent,
+                // It isn't read (R33), and answers once it is.
+                Phase::Leaving(_) if self.stalled => {
+                    at += 1;
+                    continue;
+                }
                 _ if !overdue(link.deadline) => {
                     at += 1;
                     continue;
@@ -119,11 +125,15 @@ impl Trunk {
                     at += 1;
                     continue;
                 }
+                Phase::Authenticating if self.await_verdict(at, now, bus) => {
+                    at += 1;
+                    continue;
+                }
+                Phase::Authenticating => Failure::NoVerdict,
                 Phase::Connecting => Failure::ConnectTimeout,
                 Phase::AwaitingInfo => Failure::InfoTimeout,
                 _ => Failure::Silent,
             };
-            let id = link.id;
             self.fail(at, failure, now, bus);
             // The failure may have added links; look at all again, bounded by their number.
             at = if self.has_link(id) { at + 1 } else { 0 };
@@ -148,7 +158,8 @@ impl Trunk {
 
     /// R7: 50 ms behind an unfenced operation, and on an idle link every 30 s with jitter.
     fn fence_due(&self, link: &Link, bus: &Bus) -> Option<Instant> {
-        if !link.phase.is_subscribed() {
+        let is_unread = self.stalled && !link.pings.is_empty();
+        if !link.phase.is_subscribed() || is_unread {
             return None;
         }
         let interval = bus.settings.timings.fence_interval;
@@ -187,7 +198,7 @@ impl Trunk {
 
     /// Since when a live link owes a PONG, in time that natsmux ran.
     fn oldest_asked(&self, link: &Link) -> Option<Instant> {
-        if !link.phase.is_subscribed() {
+        if !link.phase.is_subscribed() || self.stalled {
             return None;
         }
         let oldest = link.pings.oldest()?.at;
@@ -196,7 +207,7 @@ impl Trunk {
 
     /// When to ask the kernel whether the broker's host still takes bytes.
     fn measure_due(&self, link: &Link) -> Option<Instant> {
-        if !link.is_attached() {
+        if !link.is_attached() || self.stalled {
             return None;
         }
         let oldest = link.pings.oldest()?;
@@ -246,7 +257,8 @@ impl Trunk {
         if !matches!(
             link.phase,
             Phase::Replaying | Phase::Live | Phase::Standby | Phase::Leaving(_)
-        ) {
+        ) || self.stalled
+        {
             return None;
         }
         let oldest = link.pings.oldest()?;
@@ -279,6 +291,13 @@ impl Trunk {
                     self.actions
                         .push_back(Action::Report(Report::Dropping { held_bytes }));
                 }
+                self.release(session);
+            }
+            let slot = &mut self.slots[session.0 as usize];
+            if let Some(flow) = &mut slot.flow
+                && due(flow.until)
+            {
+                flow.until = None;
                 self.release(session);
             }
             let finishing = &mut self.slots[session.0 as usize].finishing;

@@ -56,6 +56,7 @@ pub fn info(data: &[u8]) {
         client_ip: "127.0.0.1",
         client_id: u64::MAX,
         jetstream: true,
+        nonce: "0123456789abcde",
     };
     for brokers in [
         &[&info][..],
