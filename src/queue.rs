@@ -66,6 +66,16 @@ impl<T> Queue<T> {
         self.0.iter_mut().flat_map(|entries| &mut entries.0)
     }
 
+    /// Keeps those entries of which `keeps` says so.
+    pub fn retain(&mut self, keeps: impl FnMut(&T) -> bool) {
+        if let Some(entries) = &mut self.0 {
+            entries.0.retain(keeps);
+            if entries.0.is_empty() {
+                self.0 = None;
+            }
+        }
+    }
+
     fn take(&mut self, from: impl FnOnce(&mut VecDeque<T>) -> Option<T>) -> Option<T> {
         let entries = &mut self.0.as_mut()?.0;
         let entry = from(entries);

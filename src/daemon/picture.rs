@@ -93,6 +93,10 @@ pub(super) fn subscription_snapshots(card: &Card, page: &SubscriptionPage) -> Su
 /// The word for what is known of a broker, and since when that is so.
 fn state(bus: &Bus, id: BrokerId) -> (&'static str, Instant) {
     let broker = bus.roster.broker(id);
+    if let Some(trouble) = bus.roster.trouble(id) {
+        // It listens, and serves nobody.
+        return (Health::Down.as_str(), trouble.since);
+    }
     match bus.watches.suspect_since(id) {
         Some(since) if broker.health() != Health::Down => ("suspect", since),
         _ => (broker.health().as_str(), broker.since()),
@@ -126,9 +130,10 @@ pub(super) fn bus_snapshot(shared: &Shared) -> BusSnapshot {
         })
         .collect();
     let healthy = roster.is_alive();
-    let states = brokers
-        .iter()
-        .map(|broker| format!("{} is {}", broker.addr, broker.state));
+    let states = brokers.iter().map(|broker| match &broker.last_error {
+        Some(cause) => format!("{} is {} ({cause})", broker.addr, broker.state),
+        None => format!("{} is {}", broker.addr, broker.state),
+    });
     BusSnapshot {
         name: pool.name.clone(),
         listening: shared.starting.get() == 0,

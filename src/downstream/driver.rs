@@ -17,7 +17,7 @@ use crate::clock::Instant;
 use crate::contained::contained;
 use crate::net::socket::{self, ReadHalf};
 use crate::net::{Flush, Port, Timer, Watch, now, wake_after_io};
-use crate::proto::connect::ConnectInfo;
+use crate::proto::connect::{ConnectInfo, Secret};
 use crate::upstream::CloseReason;
 use crate::upstream::driver::Driver;
 use crate::upstream::pool::{Home, Pool};
@@ -126,26 +126,52 @@ impl Connection {
     /// Leaves the trunk, and says why.
     fn end(&mut self, reason: &CloseReason) {
         *self.entry.card.home.borrow_mut() = None;
-        let pool = &self.shared.pool;
+        let pool = Rc::clone(&self.shared.pool);
+        self.report_end(reason);
         if let Some((cell, id)) = self.home.take() {
             pool.detach(&cell, id, now());
         }
         // What the component left behind still has a way to go.
         self.trunk.take().into_iter().for_each(Driver::spawn);
         self.session.abandon(&mut pool.bus.borrow_mut());
-        count(pool, reason);
+        count(&pool, reason);
         let (bus, cid) = (&pool.name, self.entry.card.cid);
-        if *reason == CloseReason::SlowConsumer {
-            let peer = self.entry.card.peer;
-            warn!(bus, cid, %peer, "slow consumer closed");
-        }
-        if *reason == CloseReason::Signed {
-            warn!(
-                bus,
-                cid, "refused: what nkey or JWT signed can't be replayed to another broker"
-            );
-        }
         debug!(bus, cid, reason = reason.as_str(), "session closed");
+    }
+
+    /// Tells the operator of a component that natsmux or a broker closed: which one, and why. The
+    /// same of the same is said once, and then how often.
+    fn report_end(&self, reason: &CloseReason) {
+        let what = match reason {
+            CloseReason::SlowConsumer => "slow consumer closed",
+            CloseReason::Refused(_) | CloseReason::ConnectExpected => "component refused",
+            CloseReason::AuthTimeout | CloseReason::AuthTimeoutOf2012 => {
+                "component refused: no CONNECT, or no verdict on it, in time"
+            }
+            CloseReason::Signed => {
+                "component refused: what an nkey or JWT signed can't be replayed to another broker"
+            }
+            CloseReason::EarlyBytesExceeded => "component closed: too much ahead of its CONNECT",
+            CloseReason::Fault(_) => "component closed: protocol error",
+            CloseReason::Stale => "component closed: it answers no PING",
+            CloseReason::Internal => "component closed: natsmux has a fault",
+            _ => return,
+        };
+        let connect = self.session.connect();
+        let text = |text: Option<&str>| text.unwrap_or_default().escape_debug().to_string();
+        let name = text(connect.and_then(|connect| connect.name.as_deref()));
+        let user = connect.and_then(|connect| connect.user.as_ref());
+        let user = text(user.map(Secret::expose));
+        let error = reason.error_text().map(String::from_utf8_lossy);
+        let error = text(error.as_deref());
+        let pool = &self.shared.pool;
+        let key = format!("{what}\n{name}\n{user}\n{error}");
+        let Some(repeated) = pool.note_repeated(key.as_bytes(), self.now) else {
+            return;
+        };
+        let (bus, cid, peer) = (&pool.name, self.entry.card.cid, self.entry.card.peer);
+        let reason = reason.as_str();
+        warn!(bus, cid, %peer, name, user, reason, error, repeated, "{what}");
     }
 
     /// Reads on for a while, for nothing.
@@ -374,12 +400,13 @@ impl Connection {
     fn say_info(&self) {
         let socket = self.port.socket();
         let ends = (socket.local_addr(), socket.peer_addr());
-        let info = shared::info(ends, self.entry.card.cid, &self.shared);
-        if let Some((cell, id)) = &self.home
-            && let Some(out) = cell.machine.borrow_mut().out(*id)
-        {
-            out.push(&info);
-        }
+        let Some((cell, id)) = &self.home else {
+            return;
+        };
+        let mut trunk = cell.machine.borrow_mut();
+        let most = trunk.max_payload();
+        let info = shared::info(ends, self.entry.card.cid, most, &self.shared);
+        trunk.say_info(*id, &info, &self.shared.pool.bus.borrow());
     }
 
     fn note_closing(&mut self) {

@@ -49,7 +49,7 @@ fn welcome(stream: Stream, peer: SocketAddr, shared: &Rc<Shared>) {
     let cid = identity.next_cid.get() + 1;
     identity.next_cid.set(cid);
     let ends = (stream.local_addr(), stream.peer_addr());
-    let mut info = shared::info(ends, cid, shared);
+    let mut info = shared::info(ends, cid, usize::MAX, shared);
     let full = identity.connections.get() >= identity.max_connections.get();
     if full {
         info.extend_from_slice(b"-ERR 'maximum connections exceeded'\r\n");

@@ -102,8 +102,8 @@ fn nonce(cid: u64, identity: &Identity) -> String {
 /// The two addresses of a connection, natsmux's own first.
 pub(super) type Ends = (io::Result<SocketAddr>, io::Result<SocketAddr>);
 
-/// The INFO for one component (R17), from the last INFO of each broker.
-pub(super) fn info((local, peer): Ends, cid: u64, shared: &Shared) -> Vec<u8> {
+/// The INFO for one component (R17), whose account takes payloads of `most` bytes.
+pub(super) fn info((local, peer): Ends, cid: u64, most: usize, shared: &Shared) -> Vec<u8> {
     let address = |addr: io::Result<SocketAddr>| addr.ok().map(|addr| (addr.ip(), addr.port()));
     let unknown = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
     let (host, port) = address(local).unwrap_or(unknown);
@@ -118,6 +118,8 @@ pub(super) fn info((local, peer): Ends, cid: u64, shared: &Shared) -> Vec<u8> {
         client_ip: &client_ip.to_string(),
         client_id: cid,
         jetstream: !bus.settings.is_independent(),
+        auth_required: bus.roster.auth_required(),
+        max_payload: most,
         nonce: &nonce(cid, &shared.identity),
     };
     first_info(&brokers, &local)

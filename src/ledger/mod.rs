@@ -4,6 +4,7 @@
 //! which PONG is owed to whom and what it proves, [`Held`] and [`settle`] which publishes
 //! wait, were moved, or are in doubt.
 
+pub mod operations;
 mod own_sid;
 mod pings;
 mod publishes;
@@ -12,6 +13,7 @@ mod sid;
 mod subscriptions;
 mod text;
 
+pub use operations::Operations;
 pub use pings::{Ping, Pings};
 pub use publishes::{Account, Held, Settled, settle};
 pub use received::Received;

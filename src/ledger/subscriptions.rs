@@ -520,21 +520,6 @@ impl Subscriptions {
         carried
     }
 
-    /// The sessions that wait for a broker's verdict on a SUB.
-    pub fn unproven_sessions(&self) -> Vec<SessionId> {
-        let current = self
-            .unproven
-            .iter()
-            .filter(|(_, sid)| self.is_current(*sid));
-        let mut sessions: Vec<_> = current
-            .flat_map(|(_, sid)| self.members(sid.slot))
-            .filter_map(|slot| Some(self.live(slot)?.session))
-            .collect();
-        sessions.sort_unstable();
-        sessions.dedup();
-        sessions
-    }
-
     fn owned(&self, session: SessionId) -> Vec<(OwnSid, u32)> {
         entries(&self.by_sid, session)
             .map(|(key, slot)| (key.clone(), *slot))
@@ -585,17 +570,6 @@ impl Subscriptions {
         self.reject_slot(slot)
     }
 
-    /// Removes the newest subscription that isn't proven: a broker took no more, and didn't
-    /// say which. Says whose it was.
-    pub fn reject_newest(&mut self) -> Option<Rejected> {
-        loop {
-            let (_, sid) = self.unproven.pop_back()?;
-            if self.is_current(sid) && self.interest(sid.slot).is_some() {
-                return self.reject_slot(sid.slot);
-            }
-        }
-    }
-
     /// Whether `upstream` names a subscription of this table, live or retired.
     pub fn knows(&self, upstream: UpstreamSid) -> bool {
         let place = self.slots.get(upstream.slot as usize);
@@ -606,6 +580,32 @@ impl Subscriptions {
     fn is_current(&self, sid: UpstreamSid) -> bool {
         let slot = self.slots.get(sid.slot as usize);
         slot.is_some_and(|slot| slot.generation() == sid.generation)
+    }
+
+    /// The live subscriptions to this subject in this queue group.
+    pub fn equal_to(&self, subject: &[u8], queue_group: Option<&[u8]>) -> Vec<UpstreamSid> {
+        let is_equal = |interest: &Interest<'_>| {
+            interest.subject == subject && interest.queue_group == queue_group
+        };
+        let live = self.iter().filter(|(_, interest)| is_equal(interest));
+        live.map(|(upstream, _)| upstream).collect()
+    }
+
+    /// The SUB of a live subscription, with what is left of its max.
+    pub fn interest_of(&self, upstream: UpstreamSid) -> Option<Interest<'_>> {
+        self.interest(upstream.slot)
+            .filter(|_| self.is_current(upstream))
+    }
+
+    /// The sessions that have a live subscription.
+    pub fn sessions_of(&self, upstream: UpstreamSid) -> Vec<SessionId> {
+        if !self.is_current(upstream) {
+            return Vec::new();
+        }
+        let members = self.members(upstream.slot).into_iter();
+        members
+            .filter_map(|slot| Some(self.live(slot)?.session))
+            .collect()
     }
 
     /// Removes the subscription that a broker named by its sid.

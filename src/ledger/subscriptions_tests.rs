@@ -239,42 +239,26 @@ fn only_live_subscriptions_are_counted_named_and_limited() {
 }
 
 #[test]
-fn what_a_pong_proves_is_not_what_a_broker_refuses() {
+fn a_subscription_that_was_too_many_is_named_by_its_sid() {
     let mut table = Subscriptions::default();
-    let subscribe = |table: &mut Subscriptions, sid: &str, covered_by| {
-        table.subscribe(ALICE, b"a", None, sid.as_bytes(), covered_by);
-    };
-    subscribe(&mut table, "1", 1);
-    subscribe(&mut table, "2", 2);
-    subscribe(&mut table, "3", 3);
-    table.prove(2);
-    assert_eq!(owner(table.reject_newest()), Some(ALICE), "the third");
-    assert_eq!(table.reject_newest(), None, "two are proven");
-    assert_eq!(table.len(), 2);
+    let [first, second] = ["1", "2"].map(|sid| new(&mut table, ALICE, "a", sid));
+    assert_eq!(table.equal_to(b"a", None), [first, second]);
+    assert!(table.equal_to(b"a", Some(b"q")).is_empty());
+    assert_eq!(table.sessions_of(second), [ALICE]);
+    assert_eq!(owner(table.reject_sid(second)), Some(ALICE));
+    assert_eq!(table.reject_sid(second), None);
+    assert!(table.knows(first) && !table.knows(second));
+    assert!(table.sessions_of(second).is_empty() && table.interest_of(second).is_none());
     let left: Vec<_> = table.of(ALICE, None).map(Subscription::sid).collect();
-    assert_eq!(left, [b"1", b"2"]);
-    // Sent again on a new link, both may be refused again.
-    table.replayed(9);
-    table.prove(8);
-    assert_eq!(owner(table.reject_newest()), Some(ALICE));
-    table.prove(9);
-    assert_eq!(table.reject_newest(), None);
-    assert_eq!(table.len(), 1);
-}
-
-#[test]
-fn the_newest_that_is_still_there_is_the_one_that_was_too_many() {
-    let mut table = Subscriptions::default();
-    new(&mut table, BOB, "a", "1");
-    let retired = new(&mut table, ALICE, "b", "2");
-    unsub(&mut table, ALICE, "2", None);
-    assert_eq!(owner(table.reject_newest()), Some(BOB), "the other is over");
-    table.forget(retired);
+    assert_eq!(left, [b"1"]);
     // Its slot's next user isn't meant by what was said of the former.
-    new(&mut table, ALICE, "c", "3");
-    table.prove(1);
-    assert_eq!(table.reject_newest(), None);
-    assert_eq!(table.len(), 1);
+    let third = new(&mut table, BOB, "c", "3");
+    assert_eq!(third.slot, second.slot);
+    assert_eq!(table.reject_sid(second), None);
+    assert!(!table.knows(UpstreamSid {
+        slot: u32::MAX,
+        generation: 0
+    }));
 }
 
 #[test]
@@ -591,17 +575,9 @@ fn a_verdict_on_a_sid_that_was_used_again_is_nobodys_once_the_session_is_gone() 
 }
 
 #[test]
-fn the_newest_subscription_is_taken_with_all_who_share_it() {
+fn all_who_share_a_subscription_are_its_sessions() {
     let mut table = shared();
-    new(&mut table, ALICE, "a", "1");
+    let upstream = new(&mut table, ALICE, "a", "1");
     join(&mut table, BOB, "1", 2);
-    new(&mut table, BOB, "b", "2");
-    unsub(&mut table, BOB, "2", None);
-    assert_eq!(
-        table.take_newest(),
-        Some(vec![]),
-        "nobody wants it any more"
-    );
-    assert_eq!(table.take_newest(), Some(vec![ALICE, BOB]));
-    assert_eq!(table.take_newest(), None);
+    assert_eq!(table.sessions_of(upstream), [ALICE, BOB]);
 }

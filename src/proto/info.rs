@@ -207,11 +207,15 @@ pub struct FirstInfo<'a> {
     pub client_id: u64,
     /// Whether it may tell of JetStream, where all brokers have it (R32).
     pub jetstream: bool,
+    /// Whether any broker of the bus asks for credentials, in use or not.
+    pub auth_required: bool,
+    /// What the broker in use takes from this component's account, where that is less, in bytes.
+    pub max_payload: usize,
     /// What is signed by components that hold a key, where brokers want that.
     pub nonce: &'a str,
 }
 
-/// R17: the first line that a component gets. A later INFO replaces all that an earlier one said, so it is the same. `brokers` are the last INFOs of all brokers the session may come to;
+/// R17: the first line that a component gets. A later INFO replaces all that an earlier one said, so it is the same. `brokers` are the last INFOs of the brokers in use, or of all that live where none is;
 /// empty before any was seen. At most [`MAX_FIRST_INFO`] bytes: fields are left out from the end of R17's list.
 pub fn first_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
     let common = Common::of(brokers);
@@ -221,9 +225,10 @@ pub fn first_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
     line.number("proto", Some(1));
     line.text("host", Some(local.host));
     line.number("port", Some(u64::from(local.port)));
-    line.number("max_payload", Some(common.max_payload as u64));
+    let max_payload = common.max_payload.min(local.max_payload);
+    line.number("max_payload", Some(max_payload as u64));
     line.flag("headers", common.headers);
-    line.flag("auth_required", common.auth_required);
+    line.flag("auth_required", common.auth_required || local.auth_required);
     line.flag("tls_required", false);
     let via = via(brokers);
     line.text("natsmux_via", Some(&*via).filter(|via| !via.is_empty()));

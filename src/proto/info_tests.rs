@@ -17,6 +17,8 @@ fn local() -> FirstInfo<'static> {
         client_ip: "127.0.0.1",
         client_id: 7,
         jetstream: true,
+        auth_required: false,
+        max_payload: usize::MAX,
         nonce: "0123456789abcde",
     }
 }
@@ -193,6 +195,8 @@ fn a_brokers_long_version_crowds_nothing_out() {
         client_ip: "127.0.0.1",
         client_id: 1,
         jetstream: true,
+        auth_required: false,
+        max_payload: usize::MAX,
         nonce: "0123456789abcde",
     };
     let line = first_info(&[&broker], &local);

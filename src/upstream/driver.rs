@@ -386,7 +386,11 @@ impl Driver {
                 "dial failed"
             ),
             Report::BrokerError { broker, text } => {
-                let repeated = self.pool.repeats.borrow_mut().note(*broker, text, self.now);
+                let repeated = self
+                    .pool
+                    .repeats
+                    .borrow_mut()
+                    .note(Some(*broker), text, self.now);
                 let broker = addr(*broker);
                 let text = String::from_utf8_lossy(text);
                 let text = text.escape_debug();

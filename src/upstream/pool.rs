@@ -6,7 +6,7 @@
 //! were readable have had their turn.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use super::bus::Bus;
 use super::driver::Driver;
 use super::repeats::Repeats;
+use super::roster::{BrokerId, Failure};
 use super::sharers::{Sharers, sharing_key};
 use super::trunk::{Gauges, MoveReason, Trunk};
 use super::watch::TrunkId;
@@ -107,6 +108,10 @@ pub struct Pool {
     alive: Cell<Option<bool>>,
     /// Whether the operator knows that the brokers aren't routed as configured.
     wrong: Cell<bool>,
+    /// The brokers of which the operator knows that they live and serve nobody, and why.
+    troubles: RefCell<BTreeMap<BrokerId, Failure>>,
+    /// The spares of which the operator knows that they offer less than the broker in use.
+    lesser: RefCell<BTreeSet<BrokerId>>,
     /// When the prober will look again by itself.
     pub(super) probe_at: Cell<Option<Instant>>,
 }
@@ -127,6 +132,8 @@ impl Pool {
             probe_waker: RefCell::new(None),
             alive: Cell::new(None),
             wrong: Cell::new(false),
+            troubles: RefCell::default(),
+            lesser: RefCell::default(),
             probe_at: Cell::new(None),
         }
     }
@@ -259,6 +266,12 @@ impl Pool {
         self.trunks.borrow_mut().insert(id, Rc::clone(&cell));
         let driver = Driver::new(Rc::clone(self), Rc::clone(&cell));
         (cell, driver)
+    }
+
+    /// Whether something that may come often is to be said now: `Some` says how often it came
+    /// since it was said last.
+    pub fn note_repeated(&self, key: &[u8], now: Instant) -> Option<u64> {
+        self.repeats.borrow_mut().note(None, key, now)
     }
 
     /// The bus is no longer configured: trunks end with their last sessions.
@@ -400,6 +413,7 @@ impl Pool {
                 "failover"
             );
         }
+        self.report_troubles(&bus);
         let wrong = bus.has_wrong_topology();
         if !self.wrong.replace(wrong) && wrong && !bus.settings.is_independent() {
             warn!(
@@ -417,6 +431,40 @@ impl Pool {
                 false => self.alive.set(None),
             }
         }
+    }
+
+    /// Tells the operator which brokers began, or ceased, to turn everybody away, and which spares
+    /// offer less than the broker in use.
+    fn report_troubles(&self, bus: &Bus) {
+        let mut known = self.troubles.borrow_mut();
+        for (id, broker) in bus.roster.brokers() {
+            let broker = broker.addr().to_string();
+            match bus.roster.trouble(id) {
+                Some(trouble) if known.insert(id, trouble.cause) != Some(trouble.cause) => {
+                    let text = String::from_utf8_lossy(&trouble.text);
+                    let (text, cause) = (text.escape_debug(), trouble.cause.as_str());
+                    warn!(bus = self.name, broker, cause, %text, "broker serves nobody");
+                }
+                Some(_) => {}
+                None => {
+                    if known.remove(&id).is_some() {
+                        info!(bus = self.name, broker, "broker serves again, or is gone");
+                    }
+                }
+            }
+        }
+        let mut known = self.lesser.borrow_mut();
+        let lesser: BTreeSet<BrokerId> = bus.roster.lesser().collect();
+        for id in lesser.difference(&known) {
+            let broker = bus.roster.broker(*id);
+            let max_payload = broker.info().map(|info| info.max_payload);
+            let broker = broker.addr().to_string();
+            warn!(
+                bus = self.name,
+                broker, max_payload, "broker offers less than the one in use"
+            );
+        }
+        *known = lesser;
     }
 
     pub(super) fn remove(&self, id: TrunkId) {

@@ -11,8 +11,8 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// Texts that are kept in mind; brokers know few.
 const KEPT: usize = 64;
 
-/// A broker, and what it said.
-type Said = (BrokerId, Box<[u8]>);
+/// A broker, and what it said; no broker: what natsmux says itself.
+type Said = (Option<BrokerId>, Box<[u8]>);
 
 /// The errors that brokers sent lately.
 #[derive(Debug, Default)]
@@ -24,7 +24,12 @@ pub(super) struct Repeats {
 impl Repeats {
     /// A broker sent this text. `Some` says that it is to be logged, and how often it came
     /// since it was logged last.
-    pub(super) fn note(&mut self, broker: BrokerId, text: &[u8], now: Instant) -> Option<u64> {
+    pub(super) fn note(
+        &mut self,
+        broker: Option<BrokerId>,
+        text: &[u8],
+        now: Instant,
+    ) -> Option<u64> {
         let key = (broker, text.into());
         if let Some((since, repeated)) = self.said.get_mut(&key) {
             if now.saturating_duration_since(*since) < PAUSE {
@@ -53,7 +58,7 @@ mod tests {
     fn a_text_is_logged_once_in_a_while_with_the_number_of_the_others() {
         let mut repeats = Repeats::default();
         let start = Instant::now();
-        let mut note = |broker, text: &[u8], at| repeats.note(BrokerId(broker), text, at);
+        let mut note = |broker, text: &[u8], at| repeats.note(Some(BrokerId(broker)), text, at);
         assert_eq!(note(0, b"a", start), Some(0));
         for _ in 0..9_000 {
             assert_eq!(note(0, b"a", start), None);
@@ -70,10 +75,10 @@ mod tests {
         let start = Instant::now();
         for number in 0..=KEPT as u64 {
             let at = start + Duration::from_millis(number);
-            repeats.note(BrokerId(0), number.to_string().as_bytes(), at);
+            repeats.note(Some(BrokerId(0)), number.to_string().as_bytes(), at);
         }
         assert_eq!(repeats.said.len(), KEPT);
-        assert_eq!(repeats.note(BrokerId(0), b"1", start), None);
-        assert_eq!(repeats.note(BrokerId(0), b"0", start), Some(0));
+        assert_eq!(repeats.note(Some(BrokerId(0)), b"1", start), None);
+        assert_eq!(repeats.note(Some(BrokerId(0)), b"0", start), Some(0));
     }
 }

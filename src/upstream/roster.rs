@@ -312,6 +312,18 @@ impl Roster {
         self.brokers().filter_map(|(_, broker)| broker.info())
     }
 
+    /// The brokers that aren't in use and offer less than what components are told.
+    pub fn lesser(&self) -> impl Iterator<Item = BrokerId> {
+        let offers_less = |info: &ServerInfo| {
+            let headers = info.header_support() < self.offer.headers;
+            info.max_payload < self.offer.max_payload || headers
+        };
+        self.brokers().filter_map(move |(id, broker)| {
+            let is_spare = broker.links == 0 && broker.health != Health::Down;
+            (is_spare && broker.info().is_some_and(offers_less)).then_some(id)
+        })
+    }
+
     /// The INFOs from which a component's is made (R17).
     pub fn offered(&self) -> Vec<&ServerInfo> {
         self.infos_that_count()

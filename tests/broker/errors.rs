@@ -250,12 +250,12 @@ fn a_refusal_on_the_replay_waits_for_unreachable_brokers_only_so_long() {
 }
 
 #[test]
-fn a_live_link_that_expires_is_replaced_silently_if_another_broker_accepts() {
+fn a_user_that_one_broker_removed_is_served_by_another_that_accepts() {
     let brokers = Brokers::start(2);
     let natsmux = Setup::new(&brokers).start();
     let (mut client, mut link) = component(&natsmux, &brokers);
     subscribe(&mut client, &mut link, "foo", "1");
-    link.send(error("User Authentication Expired"));
+    link.send(error("Authorization Violation"));
     let mut next = brokers.link();
     next.accept_replay(&["foo"]);
     round_trip(&mut client, &mut next);

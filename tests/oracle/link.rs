@@ -310,8 +310,14 @@ impl Oracle {
                 let fits = known.as_ref().is_none_or(|known| known == own_sid);
                 fits && judged == subject && unproven.on.may_go_on(no)
             });
+            // R28: a broker that stood by is asked again for what it refused.
+            let again = link.sids.get(&sid).is_some_and(|on| {
+                let sub = &session.subs[on.sub];
+                sub.subject == subject && sub.group.as_deref() == group
+            });
             match judge {
                 Some(judge) => judge.on.put(no, frame),
+                None if again && self.links_each > 1 => self.mark("independent: asked again"),
                 None => {
                     let like: Vec<_> = session
                         .subs

@@ -983,6 +983,8 @@ impl World {
             client_ip: "127.0.0.1",
             client_id,
             jetstream: false,
+            auth_required: self.daemon.bus.roster.auth_required(),
+            max_payload: usize::MAX,
             nonce: "0123456789abcde",
         };
         first_info(&infos, &local)

@@ -277,7 +277,9 @@ impl Session {
 
     /// What the brokers offer may have changed.
     pub fn handle_offer(&mut self, home: &Home<'_>, bus: &Bus) {
-        let offer = bus.roster.offer();
+        let mut offer = bus.roster.offer();
+        // An account may have a bound of its own, which a broker tells behind CONNECT.
+        offer.max_payload = offer.max_payload.min(home.trunk.max_payload());
         if offer != self.told && self.action.is_none() && home.trunk.takes_info(home.id) {
             self.told = offer;
             self.action = Some(SessionAction::SayInfo);
@@ -298,6 +300,11 @@ impl Session {
     /// Operations that were handled since the last call, but for publishes that went on in runs.
     pub fn take_operations(&mut self) -> u32 {
         std::mem::take(&mut self.operations)
+    }
+
+    /// What the component said in CONNECT, once it has.
+    pub fn connect(&self) -> Option<&ConnectInfo> {
+        self.connect.as_deref()
     }
 
     /// Whether something waits for [`Session::handle_ready`].

@@ -211,19 +211,6 @@ impl Subscriptions {
         (len, owners.collect())
     }
 
-    /// Takes the newest SUB that isn't proven: a broker took no more, and this is the one, where
-    /// no UNSUB was on its way. Says whose it was, if they still want it.
-    pub fn take_newest(&mut self) -> Option<Vec<SessionId>> {
-        loop {
-            let (_, sid) = self.unproven.pop_back()?;
-            if self.is_current(sid) {
-                let members = self.members(sid.slot).into_iter();
-                let live = members.filter_map(|slot| Some(self.live(slot)?.session));
-                return Some(live.collect());
-            }
-        }
-    }
-
     /// Makes a group of the subscription in `slot`, unless it is one: its upstream sid stays.
     pub(super) fn make_group(&mut self, slot: u32) {
         let place = &mut self.slots[slot as usize];

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
+use super::sharing::{CROWDED_FOR, Crowded};
 use super::{CloseReason, Trunk, Verdict};
 use crate::clock::Instant;
 use crate::ledger::SessionId;
@@ -263,6 +264,7 @@ impl Trunk {
         let link = &mut self.links[at];
         link.told_from = self.next_ping - 1;
         let (mut count, mut operations) = (0, 0);
+        let covered_by = self.next_ping;
         for (upstream, interest) in self.subscriptions.iter() {
             let sid = upstream.text();
             let (subject, group) = (interest.subject, interest.queue_group);
@@ -275,6 +277,7 @@ impl Trunk {
                 operations += 1;
             }
             link.out.push(&self.scratch);
+            link.operations.subscribe(upstream, covered_by);
             self.scratch.clear();
         }
         if link.verbose {
@@ -344,8 +347,12 @@ impl Trunk {
         let started = self.lost.map_or(link.opened_at, |(_, _, when)| when);
         self.moving = None;
         self.needed_since = None;
+        let holds =
+            |crowded: &Crowded| crowded.broker == broker && now < crowded.since + CROWDED_FOR;
+        self.crowded = self.crowded.filter(holds);
         self.round.succeed(now);
         if self.independent {
+            self.ask_for_lacks(at, now, bus);
             self.send_limits(now, bus);
         }
         if self.lost.is_some_and(|(before, _, _)| before != broker) {

@@ -7,6 +7,7 @@ use super::slot::{Finishing, Slot};
 use super::target::PRESENCE_SID;
 use super::{CloseReason, Trunk, Verdict};
 use crate::clock::Instant;
+use crate::ledger::operations::OWN;
 use crate::ledger::{Ping, Rejected, SessionId, Spent, UpstreamSid};
 use crate::proto::encode;
 use crate::proto::error_text::{BrokerError, classify, first_quoted, unquote};
@@ -179,6 +180,7 @@ impl Trunk {
             Some(Spent::One(upstream)) if !independent => {
                 // Freed once a fence behind its UNSUB, which was sent before, is answered.
                 let link = &mut self.links[at];
+                link.operations.unsubscribe(upstream, self.next_ping);
                 link.retired.push_back((self.next_ping, upstream));
                 link.note_unfenced(0, 0, now);
             }
@@ -284,6 +286,11 @@ impl Trunk {
         if !self.is_bystander(at) {
             self.subscriptions.prove(ping.seq);
         }
+        let too_many = self.links[at].operations.prove(ping.seq);
+        if !too_many.is_empty() {
+            self.handle_too_many(at, &too_many, now, bus);
+        }
+        self.note_granted(at, ping.seq);
         let link = &mut self.links[at];
         while let Some(&(covered_by, upstream)) = link.retired.front()
             && covered_by <= ping.seq
@@ -381,9 +388,9 @@ impl Trunk {
             _ => {}
         }
         if self.is_bystander(at) && !matches!(error, BrokerError::LinkOnly) {
-            // R28: the live link's broker judges.
+            // R28: the live link's broker judges, until this one is in its place.
             self.links[at].oks.pop();
-            return;
+            return self.note_lacking(at, &error, now);
         }
         let line = [b"-ERR '", text, b"'\r\n"].concat();
         match error {
@@ -399,7 +406,7 @@ impl Trunk {
                 self.deliver_to_publisher(at, Wanted::Reply(&reply), &line, bus);
             }
             BrokerError::SubscriptionViolation { sid: Some(sid), .. } => {
-                self.handle_revoked(text, sid, bus)
+                self.handle_revoked(at, text, sid, now, bus)
             }
             BrokerError::SubscriptionViolation {
                 subject,
@@ -410,12 +417,12 @@ impl Trunk {
                 let rejected = self.subscriptions.reject(&subject, group.as_deref());
                 self.end_rejected(at, rejected, &line, now, bus);
             }
-            BrokerError::MaxSubscriptions if self.shared && self.slots.len() > 1 => {
-                self.crowd_out(at, now, bus);
-            }
             BrokerError::MaxSubscriptions => {
-                let rejected = self.subscriptions.reject_newest();
-                self.end_rejected(at, rejected, &line, now, bus);
+                // The next PONG tells which was too many; a verbose session has its answer now.
+                self.links[at].operations.note_too_many();
+                if self.links[at].verbose {
+                    self.deliver_answer(at, &line, bus);
+                }
             }
             BrokerError::InvalidSubject if self.shared => {}
             BrokerError::InvalidSubject => self.deliver_answer(at, &line, bus),
@@ -455,6 +462,27 @@ impl Trunk {
         }
     }
 
+    /// A broker took no more subscriptions; a PONG has told which these were.
+    fn handle_too_many(&mut self, at: usize, refused: &[UpstreamSid], now: Instant, bus: &mut Bus) {
+        if refused.contains(&OWN) {
+            self.lose_presence(at, now, bus);
+        }
+        if self.is_bystander(at) {
+            return self.add_lacks(at, refused, now);
+        }
+        if self.shared && self.slots.len() > 1 {
+            return self.crowd_out(at, refused, now, bus);
+        }
+        for sid in refused.iter().filter(|sid| **sid != OWN) {
+            if self.subscriptions.reject_sid(*sid).is_some() {
+                self.unsubscribe_but(Some(at), *sid, now);
+            }
+            if !self.links[at].verbose {
+                self.deliver_to_own(b"-ERR 'maximum subscriptions exceeded'\r\n", bus);
+            }
+        }
+    }
+
     /// The live link's broker refused a subscription: the others must not have it either.
     fn end_rejected(
         &mut self,
@@ -465,6 +493,7 @@ impl Trunk {
         bus: &Bus,
     ) {
         if let Some(rejected) = &rejected {
+            self.links[at].operations.refuse(rejected.upstream);
             self.unsubscribe_but(Some(at), rejected.upstream, now);
         }
         let link = &self.links[at];
@@ -492,9 +521,14 @@ impl Trunk {
     }
 
     /// A reload took a permission away: the text names the sid, which must be the session's.
-    fn handle_revoked(&mut self, text: &[u8], sid: &[u8], bus: &Bus) {
+    fn handle_revoked(&mut self, at: usize, text: &[u8], sid: &[u8], now: Instant, bus: &Bus) {
         let rejected =
             UpstreamSid::parse(sid).and_then(|upstream| self.subscriptions.reject_sid(upstream));
+        if let Some(rejected) = &rejected {
+            // A queue member that stayed at another broker would take its share there for nobody.
+            self.links[at].operations.refuse(rejected.upstream);
+            self.unsubscribe_but(Some(at), rejected.upstream, now);
+        }
         for (session, own_sid) in rejected.map(|rejected| rejected.owners).unwrap_or_default() {
             let cut = text.len() - b"\")".len() - sid.len();
             let line = [&b"-ERR '"[..], &text[..cut], &own_sid[..], b"\")'\r\n"];

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::owners::Owners;
 use super::{FAIR_BYTES, OPERATION_BYTES};
 use crate::clock::Instant;
-use crate::ledger::{Account, Ping, Pings, Received, Seen, SessionId, UpstreamSid};
+use crate::ledger::{Account, Operations, Ping, Pings, Received, Seen, SessionId, UpstreamSid};
 use crate::net::{Outbox, Partial, Retention};
 use crate::proto::encode;
 use crate::queue::Queue;
@@ -141,6 +141,11 @@ pub(super) struct Independent {
     pub(super) hears_presence: bool,
     /// What this one has counted (R31).
     pub(super) received: Received,
+    /// What it refused, or took back, while it stood by (R28): `None`, or the PING whose PONG
+    /// says that it has it now, since it was asked again.
+    pub(super) lacks: Vec<(UpstreamSid, Option<u64>)>,
+    /// When it is asked again.
+    pub(super) ask_at: Option<Instant>,
 }
 
 /// One link.
@@ -164,6 +169,8 @@ pub(super) struct Link {
     pub(super) pings: Pings,
     pub(super) account: Account,
     pub(super) oks: Oks,
+    /// What its broker was told to subscribe to, and how much it has.
+    pub(super) operations: Operations,
     /// Unsubscribed sids and the number of the PING whose PONG frees them.
     pub(super) retired: Queue<(u64, UpstreamSid)>,
     /// Number of the first PING that covers its last SUB or UNSUB, and of the last that was
@@ -259,6 +266,7 @@ impl Link {
             pings: Pings::default(),
             account: Account::default(),
             oks: Oks::default(),
+            operations: Operations::default(),
             retired: Queue::default(),
             operations_covered_by: 0,
             answered: 0,

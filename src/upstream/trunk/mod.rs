@@ -231,7 +231,7 @@ pub struct Trunk {
     /// Whether sessions of the same identity may join (R22).
     shared: bool,
     /// A broker took no more subscriptions when there were so many.
-    crowded: Option<usize>,
+    crowded: Option<sharing::Crowded>,
     /// Since when a shared trunk has no session.
     idle_since: Option<Instant>,
     /// A component that sent no CONNECT is owed no `+OK` for the one that natsmux sends.

@@ -160,7 +160,7 @@ impl Trunk {
         bus: &mut Bus,
     ) {
         let covered_by = self.next_ping;
-        let mut is_known = true;
+        let (mut is_known, mut new) = (true, None);
         let upstream = if subject::is_valid_subscription(subject) {
             match self
                 .subscriptions
@@ -170,7 +170,10 @@ impl Trunk {
                     return self.ignore_duplicate(session, now);
                 }
                 Subscribed::Joined => return self.note_place(session, None, now),
-                Subscribed::New(upstream) => Some(upstream.text()),
+                Subscribed::New(upstream) => {
+                    new = Some(upstream);
+                    Some(upstream.text())
+                }
                 Subscribed::Duplicate { upstream, .. } => {
                     is_known = false;
                     Some(upstream.text())
@@ -190,15 +193,21 @@ impl Trunk {
             // for all.
             frame.clear();
             self.scratch = frame;
-            if is_known {
-                self.subscriptions.reject_newest();
+            if let Some(new) = new {
+                self.subscriptions.reject_sid(new);
             }
             bus.counters.protocol_errors += 1;
             let reason = CloseReason::Fault(ClientFault::MaxControlLine);
             return self.finish(session, reason, now, bus);
         }
         let sent = match upstream {
-            Some(_) => self.send_operation(session, &frame, now),
+            Some(_) => {
+                let sent = self.send_operation(session, &frame, now);
+                if let Some(upstream) = new {
+                    self.note_subscribed(upstream, covered_by);
+                }
+                sent
+            }
             // Of a verbose link, what others answer is swallowed.
             None if self.connect.verbose => self.send_operation(session, &frame, now),
             None => self.ask_owner(session, &frame, now),
@@ -278,6 +287,7 @@ impl Trunk {
             Unsubscribed::Retired(upstream) => {
                 encode::unsub(&mut frame, upstream.text().as_bytes(), None);
                 if self.send_operation(session, &frame, now) {
+                    self.note_unsubscribed(upstream, covered_by);
                     self.retire_on_links(upstream, covered_by);
                 } else {
                     self.subscriptions.forget(upstream);
@@ -439,6 +449,11 @@ impl Trunk {
         protocol >= 1 && slot.had_pong && !self.is_ending(session)
     }
 
+    /// Gives a later INFO to a component.
+    pub fn say_info(&mut self, session: SessionId, info: &[u8], bus: &Bus) {
+        self.deliver(session, &[info], bus);
+    }
+
     /// natsmux's own PING to a component.
     pub fn ping_component(&mut self, session: SessionId, bus: &Bus) {
         self.deliver(session, &[encode::PING], bus);
@@ -580,7 +595,23 @@ impl Trunk {
             .then(|| self.subscriptions.left(upstream))?
     }
 
-    /// An UNSUB went to every link that takes them.
+    /// A SUB went to every link that takes them.
+    fn note_subscribed(&mut self, upstream: UpstreamSid, covered_by: u64) {
+        let takes = |link: &&mut Link| link.takes_subscriptions();
+        for link in self.links.iter_mut().filter(takes) {
+            link.operations.subscribe(upstream, covered_by);
+        }
+    }
+
+    /// An UNSUB did.
+    pub(super) fn note_unsubscribed(&mut self, upstream: UpstreamSid, covered_by: u64) {
+        let takes = |link: &&mut Link| link.takes_subscriptions();
+        for link in self.links.iter_mut().filter(takes) {
+            link.operations.unsubscribe(upstream, covered_by);
+        }
+    }
+
+    /// Every link that takes UNSUBs may still deliver what ended.
     pub(super) fn retire_on_links(&mut self, upstream: UpstreamSid, covered_by: u64) {
         let mut holders = 0;
         for link in self

@@ -2,6 +2,7 @@
 //! and how long a trunk without sessions stays.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::link::Link;
 use super::owners::Wanted;
@@ -16,6 +17,7 @@ use crate::proto::encode;
 use crate::proto::server::Msg;
 use crate::queue::Queue;
 use crate::upstream::bus::Bus;
+use crate::upstream::roster::BrokerId;
 
 /// What a trunk says of itself in place of a component.
 const LANG: &str = "natsmux";
@@ -26,6 +28,20 @@ pub struct Moved {
     slot: Slot,
     subscriptions: Vec<Carried>,
 }
+
+/// A broker took no more subscriptions on one connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Crowded {
+    /// When there were so many.
+    pub(super) most: usize,
+    /// Which broker; another may take more.
+    pub(super) broker: BrokerId,
+    /// Since when; its limit may have been raised meanwhile.
+    pub(super) since: Instant,
+}
+
+/// How long a broker's limit is believed.
+pub(super) const CROWDED_FOR: Duration = Duration::from_secs(600);
 
 /// Why a session leaves a trunk that it shares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +74,7 @@ impl Trunk {
     /// Whether another session may join.
     pub fn takes_sessions(&self) -> bool {
         // A limit was met with so many: there is room again when there are clearly fewer.
-        let has_room = |most: usize| self.subscriptions.len() < most * 9 / 10;
+        let has_room = |crowded: Crowded| self.subscriptions.len() < crowded.most * 9 / 10;
         self.shared && self.crowded.is_none_or(has_room) && !self.refused && !self.done
     }
 
@@ -154,17 +170,30 @@ impl Trunk {
         })
     }
 
-    /// A broker takes no more subscriptions on this connection, and didn't say which was too
-    /// many. That is the newest, unless one ends on its way there, which makes room for others:
-    /// then all that wait for a verdict may be meant. Whose it is goes elsewhere with all that it
-    /// has.
-    pub(super) fn crowd_out(&mut self, at: usize, now: Instant, bus: &mut Bus) {
-        let most = self.subscriptions.len();
-        self.crowded = Some(self.crowded.map_or(most, |known| known.min(most)));
-        let meant = match self.links[at].retired.is_empty() {
-            true => self.subscriptions.take_newest().unwrap_or_default(),
-            false => self.subscriptions.unproven_sessions(),
-        };
+    /// A broker takes no more subscriptions on this connection: those whose SUBs were too many go
+    /// elsewhere with all that they have.
+    pub(super) fn crowd_out(
+        &mut self,
+        at: usize,
+        refused: &[UpstreamSid],
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        let most = self.subscriptions.len().saturating_sub(refused.len());
+        let broker = self.links[at].broker;
+        let known = self.crowded.filter(|crowded| crowded.broker == broker);
+        let most = known.map_or(most, |known| known.most.min(most));
+        self.crowded = Some(Crowded {
+            most,
+            broker,
+            since: now,
+        });
+        let mut meant: Vec<SessionId> = refused
+            .iter()
+            .flat_map(|sid| self.subscriptions.sessions_of(*sid))
+            .collect();
+        meant.sort_unstable();
+        meant.dedup();
         for session in meant {
             let slot = self.slots.get(session.0 as usize);
             if slot.is_some_and(|slot| slot.leaving.is_none() && slot.closing.is_none()) {
@@ -295,6 +324,9 @@ impl Trunk {
         for link in &mut self.links {
             if link.takes_subscriptions() {
                 link.push_unsubs(&frames, upstreams.len(), covered_by, now);
+                for upstream in upstreams {
+                    link.operations.unsubscribe(*upstream, covered_by);
+                }
             }
         }
         frames.clear();

@@ -12,8 +12,10 @@ use super::handshake::RETRY;
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::sessions::NO_SID;
 use crate::clock::Instant;
+use crate::ledger::operations::OWN;
 use crate::ledger::{SessionId, Settled, UpstreamSid};
 use crate::proto::encode;
+use crate::proto::error_text::{BrokerError, unquote};
 use crate::upstream::bus::Bus;
 use crate::upstream::presence::Heard;
 use crate::upstream::roster::{BrokerId, Failure, Health};
@@ -26,6 +28,9 @@ const START_PATIENCE: Duration = Duration::from_millis(300);
 /// The longest that a planned change waits for what is on its way to other hosts, where the
 /// configuration asks for less.
 const SETTLE_MOST: Duration = Duration::from_secs(1);
+
+/// Between two attempts at what a broker that stands by refused.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// A planned change of the broker that publishes go to (R30).
 #[derive(Clone, Copy, Debug)]
@@ -193,7 +198,7 @@ impl Trunk {
         let announcement = bus.presence.due().filter(|_| announcement);
         let switch = self.switch.as_ref().and_then(|switch| switch.settled_at);
         let pauses = self.pauses.iter().filter_map(|pause| pause.until);
-        let others = [switch, self.choose_at, announcement];
+        let others = [switch, self.choose_at, announcement, self.lacks_due()];
         pauses.chain(others.into_iter().flatten()).min()
     }
 
@@ -207,6 +212,7 @@ impl Trunk {
                 false => self.announce(now, bus),
             }
         }
+        self.ask_where_due(now, bus);
         let mut again = false;
         for pause in &mut self.pauses {
             again |= pause.until.take_if(|until| *until <= now).is_some();
@@ -343,6 +349,7 @@ impl Trunk {
         let subject = bus.presence.own_subject();
         let subscription = bus.presence.subscription();
         let mut frame = std::mem::take(&mut self.scratch);
+        let covered_by = self.next_ping;
         for link in self
             .links
             .iter_mut()
@@ -352,6 +359,7 @@ impl Trunk {
             let independent = link.independent.get_or_insert_default();
             if !std::mem::replace(&mut independent.hears_presence, true) {
                 encode::sub(&mut frame, &subscription, None, PRESENCE_SID);
+                link.operations.subscribe(OWN, covered_by);
                 operations += 1;
             }
             let said = bus.presence.announcement(&independent.server_id, &reaches);
@@ -402,12 +410,135 @@ impl Trunk {
             return false;
         }
         self.links[at].oks.pop();
+        if quoted(bus.presence.subscription()) {
+            self.links[at].operations.refuse(OWN);
+        }
+        self.lose_presence(at, now, bus);
+        true
+    }
+
+    /// R28: what a link's broker refuses, or takes back, while it stands by is remembered. It is
+    /// asked again later, and once more when publishes go there: then its verdict counts.
+    pub(super) fn note_lacking(&mut self, at: usize, error: &BrokerError<'_>, now: Instant) {
+        match error {
+            BrokerError::MaxSubscriptions => self.links[at].operations.note_too_many(),
+            BrokerError::SubscriptionViolation { sid: Some(sid), .. } => {
+                if let Some(upstream) = UpstreamSid::parse(sid) {
+                    self.links[at].operations.refuse(upstream);
+                    self.add_lacks(at, &[upstream], now);
+                }
+            }
+            BrokerError::SubscriptionViolation {
+                subject,
+                queue_group,
+                ..
+            } => {
+                let (subject, group) = (unquote(subject), queue_group.map(unquote));
+                let equal = self.subscriptions.equal_to(&subject, group.as_deref());
+                let lacks = self.links[at].independent.as_ref();
+                let is_known = |sid: &UpstreamSid| {
+                    let mut lacks = lacks.iter().flat_map(|link| &link.lacks);
+                    lacks.any(|(lacking, asked)| lacking == sid && asked.is_none())
+                };
+                // Of several equal ones each is refused for itself.
+                if let Some(upstream) = equal.into_iter().find(|sid| !is_known(sid)) {
+                    self.links[at].operations.refuse(upstream);
+                    self.add_lacks(at, &[upstream], now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A link's broker doesn't have these.
+    pub(super) fn add_lacks(&mut self, at: usize, sids: &[UpstreamSid], now: Instant) {
+        let independent = self.links[at].independent.get_or_insert_default();
+        for sid in sids.iter().filter(|sid| **sid != OWN) {
+            independent.lacks.retain(|(lacking, _)| lacking != sid);
+            independent.lacks.push((*sid, None));
+        }
+        independent.ask_at.get_or_insert(now + ASK_AGAIN);
+    }
+
+    /// What a link's broker was asked for again, and hasn't refused by now, it has.
+    pub(super) fn note_granted(&mut self, at: usize, answered: u64) {
+        if let Some(independent) = &mut self.links[at].independent {
+            let granted = |asked: &Option<u64>| asked.is_some_and(|seq| seq <= answered);
+            independent.lacks.retain(|(_, asked)| !granted(asked));
+        }
+    }
+
+    /// Asks a link's broker again for what it refused.
+    pub(super) fn ask_for_lacks(&mut self, at: usize, now: Instant, bus: &Bus) {
+        let covered_by = self.next_ping;
+        let link = &mut self.links[at];
+        let Some(independent) = &mut link.independent else {
+            return;
+        };
+        independent.ask_at = None;
+        let mut lacks = std::mem::take(&mut independent.lacks);
+        // One that has ended is lacked by nobody.
+        lacks.retain(|(sid, _)| self.subscriptions.interest_of(*sid).is_some());
+        let mut frame = std::mem::take(&mut self.scratch);
+        for (sid, asked) in lacks.iter_mut().filter(|(_, asked)| asked.is_none()) {
+            let Some(interest) = self.subscriptions.interest_of(*sid) else {
+                continue;
+            };
+            let text = sid.text();
+            encode::sub(
+                &mut frame,
+                interest.subject,
+                interest.queue_group,
+                text.as_bytes(),
+            );
+            link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
+            link.operations.subscribe(*sid, covered_by);
+            frame.clear();
+            if let Some(left) = interest.left
+                && !bus.presence.may_match(interest.subject)
+            {
+                let max = link.received(*sid) + left;
+                encode::unsub(&mut frame, text.as_bytes(), Some(max));
+                link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
+                frame.clear();
+            }
+            *asked = Some(covered_by);
+        }
+        self.scratch = frame;
+        if let Some(independent) = &mut self.links[at].independent {
+            independent.lacks = lacks;
+        }
+    }
+
+    /// When a link's broker is asked again for what it refused.
+    fn lacks_due(&self) -> Option<Instant> {
+        let independent = self
+            .links
+            .iter()
+            .filter_map(|link| link.independent.as_ref());
+        independent.filter_map(|link| link.ask_at).min()
+    }
+
+    fn ask_where_due(&mut self, now: Instant, bus: &Bus) {
+        for at in 0..self.links.len() {
+            let link = &self.links[at];
+            let ask_at = link.independent.as_ref().and_then(|link| link.ask_at);
+            if link.phase.is_subscribed() && ask_at.is_some_and(|at| at <= now) {
+                self.ask_for_lacks(at, now, bus);
+            }
+        }
+    }
+
+    /// A link's broker took no more subscriptions, natsmux's own among them.
+    pub(super) fn lose_presence(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        if let Some(independent) = &mut self.links[at].independent {
+            independent.hears_presence = false;
+        }
         if bus.forbid_presence(now) {
             let broker = self.links[at].broker;
             let report = Report::PresenceForbidden { broker };
             self.actions.push_back(Action::Report(report));
         }
-        true
     }
 
     /// R31: a broker would count announcements towards its max.
@@ -551,6 +682,7 @@ impl Trunk {
             }
             holders += 1;
             link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
+            link.operations.unsubscribe(upstream, covered_by);
             link.retired.push_back((covered_by, upstream));
         }
         self.subscriptions.hold(upstream, holders);

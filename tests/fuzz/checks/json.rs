@@ -56,6 +56,8 @@ pub fn info(data: &[u8]) {
         client_ip: "127.0.0.1",
         client_id: u64::MAX,
         jetstream: true,
+        auth_required: false,
+        max_payload: usize::MAX,
         nonce: "0123456789abcde",
     };
     for brokers in [

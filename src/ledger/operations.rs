@@ -1,0 +1,178 @@
+//! Which SUBs a broker took no more (`maximum subscriptions exceeded`).
+//!
+//! That error names no subject. But a broker counts, and works in order: what it had, and which
+//! SUBs and UNSUBs it was sent between two fences, tells from the number of its errors between
+//! these which SUBs were too many.
+
+use std::collections::BTreeSet;
+
+use super::UpstreamSid;
+use crate::queue::Queue;
+
+/// What natsmux subscribes to for itself, which a broker counts too.
+pub const OWN: UpstreamSid = UpstreamSid {
+    slot: u32::MAX,
+    generation: u32::MAX,
+};
+
+/// A SUB or UNSUB as one link was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    Subscribe(UpstreamSid),
+    Unsubscribe(UpstreamSid),
+}
+
+/// What one link was told and no fence has proven, and how much its broker has.
+#[derive(Debug, Default)]
+pub struct Operations {
+    /// Each with the number of the first PING that covers it.
+    unproven: Queue<(u64, Operation)>,
+    /// Subscriptions that the broker has, as fences proved.
+    in_place: u32,
+    /// Errors since the last fence was answered.
+    too_many: u32,
+}
+
+impl Operations {
+    /// A SUB was appended, which the PING with the number `covered_by` will prove.
+    pub fn subscribe(&mut self, sid: UpstreamSid, covered_by: u64) {
+        self.unproven
+            .push_back((covered_by, Operation::Subscribe(sid)));
+    }
+
+    /// An UNSUB was appended, or the broker ends it by itself.
+    pub fn unsubscribe(&mut self, sid: UpstreamSid, covered_by: u64) {
+        self.unproven
+            .push_back((covered_by, Operation::Unsubscribe(sid)));
+    }
+
+    /// The broker refused this SUB by name, which never counted, or took it back.
+    pub fn refuse(&mut self, sid: UpstreamSid) {
+        let is_new = |(_, operation): &(u64, Operation)| *operation == Operation::Subscribe(sid);
+        if !self.unproven.iter().any(is_new) {
+            self.in_place = self.in_place.saturating_sub(1);
+        }
+        self.unproven.retain(|(_, operation)| match operation {
+            Operation::Subscribe(other) | Operation::Unsubscribe(other) => *other != sid,
+        });
+    }
+
+    /// The broker took no more.
+    pub fn note_too_many(&mut self) {
+        self.too_many += 1;
+    }
+
+    /// The PING with the number `answered` is. Names the SUBs before it that were too many.
+    pub fn prove(&mut self, answered: u64) -> Vec<UpstreamSid> {
+        let mut proven = Vec::new();
+        while let Some(&(covered_by, operation)) = self.unproven.front()
+            && covered_by <= answered
+        {
+            self.unproven.pop_front();
+            proven.push(operation);
+        }
+        if proven.is_empty() {
+            self.too_many = 0;
+            return Vec::new();
+        }
+        let errors = std::mem::take(&mut self.too_many);
+        let (refused, in_place) = match errors {
+            0 => play(self.in_place, u32::MAX, &proven),
+            errors => self.find(errors, &proven),
+        };
+        self.in_place = in_place;
+        refused
+    }
+
+    /// The refusals of the limit that explains this many errors, and what is in place behind them.
+    fn find(&self, errors: u32, proven: &[Operation]) -> (Vec<UpstreamSid>, u32) {
+        // The more a broker takes, the less it refuses.
+        let sent = u32::try_from(proven.len()).unwrap_or(u32::MAX);
+        let (mut least, mut most) = (0, self.in_place.saturating_add(sent));
+        while least < most {
+            let limit = least + (most - least) / 2;
+            match play(self.in_place, limit, proven).0.len() > errors as usize {
+                true => least = limit + 1,
+                false => most = limit,
+            }
+        }
+        play(self.in_place, least, proven)
+    }
+}
+
+/// What a broker with this limit does.
+fn play(mut count: u32, limit: u32, operations: &[Operation]) -> (Vec<UpstreamSid>, u32) {
+    let (mut refused, mut unknown) = (Vec::new(), BTreeSet::new());
+    for operation in operations {
+        match operation {
+            Operation::Subscribe(sid) if count >= limit => {
+                refused.push(*sid);
+                unknown.insert(*sid);
+            }
+            Operation::Subscribe(_) => count += 1,
+            Operation::Unsubscribe(sid) if unknown.contains(sid) => {}
+            Operation::Unsubscribe(_) => count = count.saturating_sub(1),
+        }
+    }
+    (refused, count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sid(slot: u32) -> UpstreamSid {
+        UpstreamSid {
+            slot,
+            generation: 0,
+        }
+    }
+
+    #[test]
+    fn the_number_of_errors_tells_which_were_too_many() {
+        for (errors, refused) in [
+            (0, vec![]),
+            (1, vec![12]),
+            (2, vec![11, 12]),
+            (3, vec![10, 11, 12]),
+        ] {
+            let mut operations = Operations::default();
+            (1..=12).for_each(|slot| operations.subscribe(sid(slot), 1));
+            operations.unsubscribe(sid(1), 1);
+            operations.unsubscribe(sid(2), 1);
+            operations.subscribe(sid(13), 1);
+            operations.subscribe(sid(14), 1);
+            (0..errors).for_each(|_| operations.note_too_many());
+            let refused: Vec<_> = refused.into_iter().map(sid).collect();
+            assert_eq!(operations.prove(1), refused);
+            assert_eq!(operations.in_place, 12 - errors);
+        }
+    }
+
+    #[test]
+    fn what_was_proven_before_counts_and_what_comes_later_does_not() {
+        let mut operations = Operations::default();
+        (1..=3).for_each(|slot| operations.subscribe(sid(slot), 1));
+        assert_eq!(operations.prove(1), []);
+        operations.subscribe(sid(4), 2);
+        operations.subscribe(sid(5), 2);
+        operations.unsubscribe(sid(5), 2);
+        operations.subscribe(sid(6), 3);
+        operations.note_too_many();
+        operations.note_too_many();
+        assert_eq!(operations.prove(2), [sid(4), sid(5)]);
+        assert_eq!(operations.prove(3), []);
+        assert_eq!(operations.in_place, 4);
+    }
+
+    #[test]
+    fn one_that_was_refused_by_name_never_counted() {
+        let mut operations = Operations::default();
+        (1..=3).for_each(|slot| operations.subscribe(sid(slot), 1));
+        operations.refuse(sid(2));
+        operations.note_too_many();
+        assert_eq!(operations.prove(1), [sid(3)]);
+        operations.refuse(sid(1));
+        assert_eq!(operations.in_place, 0, "it was taken back");
+    }
+}
