@@ -54,6 +54,9 @@ fn run(args: RunArgs) -> ExitCode {
 fn check(args: CheckArgs) -> ExitCode {
     match args.into_config() {
         Ok(config) => {
+            if let Err(error) = natsmux::daemon::presence_keys(&config) {
+                return fail(WRONG_INPUT, &error);
+            }
             // A reader that went away (`| head`) has seen what it wanted.
             let _ = write!(io::stdout(), "{}", config.describe());
             ExitCode::SUCCESS

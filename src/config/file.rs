@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::path::PathBuf;
 
 use toml::de::DeTable;
 
@@ -14,6 +15,7 @@ use super::section::{Section, line_of};
 use super::walk;
 
 const A_NAME: &str = "a name of 1 to 255 bytes without blanks, or \"\" for the host's name";
+const A_FILE: &str = "the path of a file";
 const A_PRESENCE: &str =
     "\"off\" or a subject of 1 to 64 letters, digits, _ and -, with dots between";
 const A_BUS_NAME: &str = "a name of 1 to 32 of a-z, 0-9, _ and -";
@@ -118,6 +120,11 @@ fn read_bus(mut section: Section<'_>, places: &mut Places) -> Result<BusConfig, 
     walk::bus(&mut section, &mut bus)?;
     if let Some((text, place)) = section.text("presence", A_PRESENCE)? {
         bus.presence = presence(text, place)?;
+    }
+    if let Some((text, _)) = section.text("presence_key_file", A_FILE)? {
+        bus.presence_key_file = Some(text)
+            .filter(|text| !text.is_empty())
+            .map(PathBuf::from);
     }
     let mut timings = section.section("timings")?;
     walk::timings(&mut timings, &mut bus.timings)?;

@@ -70,6 +70,9 @@ fn describe_bus(f: &mut fmt::Formatter<'_>, bus: &BusConfig) -> fmt::Result {
     if bus.topology == Topology::Independent {
         let presence = Some(&bus.presence[..]).filter(|prefix| !prefix.is_empty());
         writeln!(f, "  presence = {}", presence.unwrap_or("off"))?;
+        if let Some(file) = &bus.presence_key_file {
+            writeln!(f, "  presence_key_file = {}", file.display())?;
+        }
     }
     let (mut set, mut unset) = (bus.timings, default_timings(bus));
     differences(

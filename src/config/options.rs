@@ -3,6 +3,7 @@
 //! Bounds stand in `walk.rs`, beside the key, and are repeated here for readers.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::{BrokerAddr, ListenAddr};
@@ -119,6 +120,10 @@ pub struct BusConfig {
     /// brokers, where they are (R29): 1 to 64 letters, digits, `_`, `-` and dots between tokens.
     /// Empty where it is `"off"`. Default: `_NATSMUX.presence`. Changes on reload: no.
     pub presence: String,
+    /// A file with the key (16 to 4,096 bytes, the same on all hosts) with which announcements are
+    /// authenticated (R29): others are ignored then. Not readable by everybody. Empty: none.
+    /// Default: none. Changes on reload: yes, and the file is read again.
+    pub presence_key_file: Option<PathBuf>,
     /// Which sessions share a connection to the broker. Default: none.
     /// Changes on reload: no.
     pub sharing: Sharing,
@@ -151,6 +156,7 @@ impl BusConfig {
             topology: Topology::default(),
             failback: Failback::default(),
             presence: PRESENCE.to_owned(),
+            presence_key_file: None,
             sharing: Sharing::default(),
             trunks_per_identity: 1,
             delivery: Delivery::default(),

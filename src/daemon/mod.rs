@@ -4,6 +4,7 @@
 //! [`run`] handles signals and HTTP and talks to the worker through a small queue of
 //! commands. So no HTTP request can slow the data path by more than one snapshot.
 
+mod keys;
 mod limits;
 mod picture;
 #[cfg(feature = "turmoil")]
@@ -11,6 +12,7 @@ pub mod simulated;
 mod source;
 mod worker;
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
@@ -26,7 +28,9 @@ use tracing::{error, info, warn};
 use crate::admin;
 use crate::config::{BusConfig, Config, ConfigError, ListenAddr, LogFormat};
 use crate::net::{self, socket};
+use crate::proto::connect::Secret;
 use crate::telemetry::{self, LineFormat, LogError, LogGuard};
+pub use keys::{KeyError, presence_keys};
 use source::WorkerSource;
 use worker::{Handle, Listeners, Start};
 
@@ -46,6 +50,9 @@ pub enum DaemonError {
     /// A runtime, a thread or a signal handler can't be had: the operating system's fault.
     #[error("can't start: {0}")]
     System(#[from] io::Error),
+    /// A file that holds a secret can't be used.
+    #[error("can't start: {0}")]
+    Key(#[from] KeyError),
     /// Logging was set up before in this process.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -67,6 +74,8 @@ enum ReloadError {
     Refused(String),
     #[error(transparent)]
     Listen(#[from] DaemonError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
 }
 
 /// Runs natsmux until SIGTERM or SIGINT. `file` is read again on SIGHUP.
@@ -86,6 +95,7 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
     let seed = RandomState::new().hash_one(&config.name);
     let start = Start {
         config: config.clone(),
+        keys: keys::presence_keys(&config)?,
         listeners,
         max_connections,
         seed,
@@ -223,19 +233,24 @@ impl Control {
 
     /// Reads the file in a thread of its own: one that hangs, a FIFO or a network file system, must
     /// stop neither HTTP nor signals.
-    async fn read_again(&self) -> Result<Config, ReloadError> {
+    async fn read_again(&self) -> Result<(Config, BTreeMap<String, Secret>), ReloadError> {
         let file = self.file.clone().ok_or(ReloadError::NoFile)?;
         let running = self.config.clone();
-        let reading = tokio::task::spawn_blocking(move || running.reload(&file));
+        let read = move || -> Result<_, ReloadError> {
+            let new = running.reload(&file)?;
+            let keys = keys::presence_keys(&new)?;
+            Ok((new, keys))
+        };
+        let reading = tokio::task::spawn_blocking(read);
         match tokio::time::timeout(READ_WITHIN, reading).await {
-            Ok(Ok(read)) => Ok(read?),
+            Ok(Ok(read)) => read,
             Ok(Err(_)) => Err(ReloadError::Refused("reading the file panicked".to_owned())),
             Err(_) => Err(ReloadError::Slow),
         }
     }
 
     async fn reload(&mut self) -> Result<(), ReloadError> {
-        let new = self.read_again().await?;
+        let (new, keys) = self.read_again().await?;
         if let Some(fixed) = self.config.needs_restart(&new) {
             return Err(ReloadError::Refused(fixed.to_string()));
         }
@@ -248,6 +263,7 @@ impl Control {
         self.log.set_level(new.log.level.into());
         let start = Start {
             config: new.clone(),
+            keys,
             listeners,
             max_connections: limits::max_connections(&new, self.open_files),
             seed: self.seed,

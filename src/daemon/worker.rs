@@ -28,6 +28,7 @@ use crate::downstream::listener;
 use crate::downstream::shared::{Identity, Shared};
 use crate::net::now;
 use crate::net::socket::{self, Bound};
+use crate::proto::connect::Secret;
 use crate::proto::info::NATSMUX_ID;
 use crate::telemetry::{BusSnapshot, Counters, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 use crate::upstream::admission::Admission;
@@ -51,6 +52,8 @@ pub(super) type Listeners = BTreeMap<String, Vec<Bound>>;
 /// What the worker is started with, or reloads to: then with the listeners of new buses only.
 pub(super) struct Start {
     pub(super) config: Config,
+    /// The keys of presence, by bus.
+    pub(super) keys: BTreeMap<String, Secret>,
     pub(super) listeners: Listeners,
     pub(super) max_connections: usize,
     /// Of what is left to chance: the server's id, and the jitter of retries.
@@ -252,7 +255,7 @@ impl Worker {
         let config = start.config;
         for bus in &config.buses {
             let listeners = start.listeners.remove(&bus.name).unwrap_or_default();
-            self.start_bus(&config, bus, listeners);
+            self.start_bus(&config, bus, listeners, start.keys.remove(&bus.name));
         }
     }
 
@@ -280,7 +283,13 @@ impl Worker {
         }
     }
 
-    fn start_bus(&self, config: &Config, bus: &BusConfig, listeners: Vec<Bound>) {
+    fn start_bus(
+        &self,
+        config: &Config,
+        bus: &BusConfig,
+        listeners: Vec<Bound>,
+        key: Option<Secret>,
+    ) {
         let now = now();
         let roster = Roster::new(
             &bus.brokers,
@@ -302,6 +311,7 @@ impl Worker {
             // Not the id that components see, and another one for each bus.
             let id = RandomState::new().hash_one(&bus.name);
             machine.presence = Presence::new(&bus.presence, &format!("{id:016x}"));
+            machine.presence.configure(bus.brokers.len(), key);
         }
         let pool = Rc::new(Pool::new(
             bus.name.clone(),
@@ -347,7 +357,7 @@ impl Worker {
 
     fn reload(&self, start: Start) {
         let now = now();
-        let (config, mut listeners) = (start.config, start.listeners);
+        let (config, mut listeners, mut keys) = (start.config, start.listeners, start.keys);
         self.identity.max_connections.set(start.max_connections);
         self.budgets
             .held
@@ -375,6 +385,10 @@ impl Worker {
                 machine
                     .roster
                     .configure(&bus.brokers, placement(&config.name, bus), interval, now);
+            machine
+                .presence
+                .configure(bus.brokers.len(), keys.remove(&bus.name));
+            machine.roster.note_change();
             drop(machine);
             info!(
                 bus = pool.name,
@@ -389,7 +403,7 @@ impl Worker {
             .retain(|running| !running.removed.get());
         for bus in &config.buses {
             if let Some(listeners) = listeners.remove(&bus.name) {
-                self.start_bus(&config, bus, listeners);
+                self.start_bus(&config, bus, listeners, keys.remove(&bus.name));
             }
         }
     }

@@ -14,6 +14,18 @@ pub struct Announcement {
     pub reaches: Vec<String>,
     /// When the next one comes, in milliseconds.
     pub every_ms: u64,
+    /// Which of its carriers made it: one for each account is enough.
+    pub by: u64,
+    /// When it was made, in milliseconds since 1970, where it is authenticated.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub at_ms: u64,
+    /// HMAC-SHA256 of what is [signed](Self::signed), in hexadecimal digits.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mac: String,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Announcement {
@@ -21,6 +33,25 @@ impl Announcement {
     pub fn encode(&self) -> Vec<u8> {
         // Texts and numbers: it can't fail.
         serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Everything but the code itself, with each field's length: no two say the same.
+    pub fn signed(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let texts = [&self.id, &self.via].into_iter().chain(&self.reaches);
+        for text in texts {
+            bytes.extend_from_slice(&(text.len() as u64).to_be_bytes());
+            bytes.extend_from_slice(text.as_bytes());
+        }
+        for number in [
+            self.reaches.len() as u64,
+            self.every_ms,
+            self.by,
+            self.at_ms,
+        ] {
+            bytes.extend_from_slice(&number.to_be_bytes());
+        }
+        bytes
     }
 
     /// Reads JSON. `None` where it is none, or nobody's.
@@ -41,6 +72,9 @@ mod tests {
             via: "A".to_owned(),
             reaches: vec!["A".to_owned(), "B".to_owned()],
             every_ms: 1000,
+            by: 3,
+            at_ms: 7,
+            mac: "00ff".to_owned(),
         };
         assert_eq!(Announcement::parse(&said.encode()), Some(said));
         for other in [&b""[..], b"{}", b"[1]", b"{\"id\":7}", b"{\"id\":\"\"}"] {

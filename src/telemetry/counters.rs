@@ -97,6 +97,8 @@ counters! {
     headers_stripped,
     /// Fences sent (R7).
     fences,
+    /// Announcements that were too many, too long or not authenticated (R29).
+    announcements_refused,
     /// Brokers probed without a link (R11).
     probes,
     /// Failovers in which a replay outlasted `replay_barrier` (R14).

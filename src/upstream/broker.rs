@@ -72,6 +72,8 @@ pub enum Failure {
     NoVerdict,
     /// What listens there is this natsmux, directly or through another one.
     Loop,
+    /// Of independent brokers, another name leads to this one too (R26).
+    SameBroker,
     /// The broker announced lame duck mode.
     LameDuck,
     /// A broker earlier in the order has returned (R30).
@@ -115,6 +117,7 @@ impl Failure {
             Self::Full => "full",
             Self::NoVerdict => "no_verdict",
             Self::Loop => "loop",
+            Self::SameBroker => "same_broker",
             Self::LameDuck => "lame_duck",
             Self::Failback => "failback",
             Self::Removed => "removed",

@@ -5,7 +5,7 @@
 //! ownership, and a simulation holds one bus per daemon.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -24,6 +24,9 @@ use crate::clock::Instant;
 use crate::config::{Admit, BusLimits, Delivery, Sharing, Timings, Topology};
 use crate::ledger::Settled;
 use crate::telemetry::{Counters, Observed};
+
+/// Identities of a bus that announce its host, the oldest first.
+const CARRIERS_MOST: usize = 8;
 
 /// The daemon's buffers, shared by its buses.
 #[derive(Clone, Debug)]
@@ -151,6 +154,8 @@ pub struct Bus {
     /// Buffers, shared with the other buses.
     pub budgets: Budgets,
     waiting: BTreeSet<TrunkId>,
+    /// Trunks with a link by identity, where there is presence.
+    carriers: BTreeMap<IdentityDigest, BTreeSet<TrunkId>>,
     dial_queue: DialQueue,
     at_barrier: BTreeSet<TrunkId>,
     woken: Vec<TrunkId>,
@@ -182,6 +187,7 @@ impl Bus {
             observed: Observed::default(),
             budgets,
             waiting: BTreeSet::new(),
+            carriers: BTreeMap::new(),
             dial_queue: DialQueue::default(),
             at_barrier: BTreeSet::new(),
             woken: Vec::new(),
@@ -193,6 +199,9 @@ impl Bus {
     /// Takes the trunks whose wait may be over. The driver gives each a
     /// [`Trunk::handle_wake`](super::Trunk::handle_wake).
     pub fn take_woken(&mut self) -> Vec<TrunkId> {
+        if self.roster.take_renewed() && self.presence.doubt_routes() {
+            self.roster.note_change();
+        }
         if self.roster.take_changed() {
             self.woken.extend(std::mem::take(&mut self.waiting));
         }
@@ -312,24 +321,38 @@ impl Bus {
     }
 
     /// A trunk's link to this broker went live.
-    pub(super) fn attached(&mut self, trunk: TrunkId, broker: BrokerId, now: Instant) {
+    pub(super) fn attached(
+        &mut self,
+        trunk: TrunkId,
+        identity: IdentityDigest,
+        broker: BrokerId,
+        now: Instant,
+    ) {
         self.roster.link_opened(broker);
         self.unproven_said = false;
-        let oldest = self.watches.oldest();
         if let Some(since) = self.roster.take_outage(now) {
             self.presence.gather(since, now);
         }
         self.watches.attach(broker, trunk);
-        self.note_reach(broker, 1, oldest, now);
+        let is_new =
+            self.presence.is_on() && self.carriers.entry(identity).or_default().insert(trunk);
+        self.note_reach(broker, 1, is_new, now);
     }
 
     /// A trunk's live link to this broker is gone.
     pub(super) fn detached(&mut self, trunk: TrunkId, broker: BrokerId, now: Instant) {
         self.roster.link_closed(broker, now);
-        let oldest = self.watches.oldest();
         let next_sentinel = self.watches.detach(broker, trunk);
         self.woken.extend(next_sentinel);
-        self.note_reach(broker, 0, oldest, now);
+        let is_gone = self.presence.is_on() && self.watches.brokers_of(trunk).is_empty();
+        if is_gone {
+            self.presence.bury(trunk);
+            self.carriers.retain(|_, trunks| {
+                trunks.remove(&trunk);
+                !trunks.is_empty()
+            });
+        }
+        self.note_reach(broker, 0, is_gone, now);
         if self.watches.suspect_since(broker).is_none() {
             self.roster.set_suspect(broker, false);
         }
@@ -454,18 +477,49 @@ impl Bus {
         trips.max().unwrap_or_default()
     }
 
-    /// Whether this trunk announces the host (R29).
-    pub(super) fn is_carrier(&self, trunk: TrunkId) -> bool {
-        self.presence.is_on() && self.watches.oldest() == Some(trunk)
+    /// Whether this trunk announces the host (R29): the oldest of its identity, of the oldest
+    /// identities.
+    pub(super) fn is_carrier(
+        &self,
+        trunk: TrunkId,
+        identity: IdentityDigest,
+        now: Instant,
+    ) -> bool {
+        let oldest = self.carriers.get(&identity).and_then(BTreeSet::first);
+        if oldest != Some(&trunk) || !self.presence.permits(identity, now) {
+            return false;
+        }
+        let is_before = |(other, first): (&IdentityDigest, &TrunkId)| {
+            *first < trunk && self.presence.permits(*other, now)
+        };
+        let firsts = self
+            .carriers
+            .iter()
+            .filter_map(|(identity, trunks)| Some((identity, trunks.first()?)));
+        firsts.filter(|first| is_before(*first)).count() < CARRIERS_MOST
+    }
+
+    /// The trunks that may announce the host.
+    fn wake_carriers(&mut self) {
+        let firsts = self.carriers.values().filter_map(BTreeSet::first);
+        self.woken.extend(firsts.take(4 * CARRIERS_MOST));
+    }
+
+    /// All carriers announce now.
+    pub(super) fn begin_announcing(&mut self, now: Instant) {
+        self.presence.announced(now);
+        self.presence.expire(now);
+        self.weigh(now);
+        self.wake_carriers();
     }
 
     /// A trunk came to a broker, or left it: announced where it was the first or the last, or
     /// where another one announces from now on.
-    fn note_reach(&mut self, broker: BrokerId, edge: usize, oldest: Option<TrunkId>, now: Instant) {
-        let news = self.watches.attached(broker) == edge || self.watches.oldest() != oldest;
+    fn note_reach(&mut self, broker: BrokerId, edge: usize, is_news: bool, now: Instant) {
+        let news = self.watches.attached(broker) == edge || is_news;
         if news && self.presence.is_on() {
             self.presence.change(now);
-            self.woken.extend(self.watches.oldest());
+            self.wake_carriers();
         }
     }
 
@@ -479,18 +533,31 @@ impl Bus {
         infos.map(|info| info.server_id.clone()).collect()
     }
 
-    /// A broker doesn't permit presence. Returns whether that is new.
-    pub(super) fn forbid_presence(&mut self, now: Instant) -> bool {
-        let new = self.presence.forbid();
-        self.weigh(now);
+    /// A broker doesn't permit presence to this identity. Returns whether that is to be said.
+    pub(super) fn forbid_presence(&mut self, identity: IdentityDigest, now: Instant) -> bool {
+        let new = self.presence.forbid(identity, now);
+        self.presence.change(now);
+        self.wake_carriers();
         new
     }
 
     /// An announcement came from the broker with this `server_id`.
-    pub(super) fn hear(&mut self, json: &[u8], from: &str, now: Instant) -> Heard {
-        let heard = self.presence.hear(json, from, now);
+    pub(super) fn hear(
+        &mut self,
+        json: &[u8],
+        from: &str,
+        (trunk, identity): (TrunkId, IdentityDigest),
+        now: Instant,
+    ) -> Heard {
+        let heard = self.presence.hear(json, from, trunk, now);
         match heard {
             Heard::Nothing => {}
+            Heard::ByElder(elder) => {
+                if self.presence.defer(identity, elder) {
+                    self.woken.push(trunk);
+                }
+            }
+            Heard::Refused => self.counters.announcements_refused += 1,
             Heard::News => {
                 self.weigh(now);
                 if self.presence.is_gathering(now) {
@@ -498,7 +565,7 @@ impl Bus {
                     self.roster.note_change();
                 }
                 // It may have to be answered.
-                self.woken.extend(self.watches.oldest());
+                self.wake_carriers();
             }
             Heard::Routed => self.roster.note_change(),
         }
@@ -515,7 +582,7 @@ impl Bus {
     /// clusters, or none.
     pub fn has_wrong_topology(&self) -> bool {
         match self.settings.topology {
-            Topology::Independent => self.presence.is_routed(),
+            Topology::Independent => self.presence.is_routed() || self.roster.has_doubles(),
             Topology::Cluster => self.roster.names_differ(),
         }
     }

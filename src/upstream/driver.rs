@@ -409,7 +409,7 @@ impl Driver {
             Report::PresenceForbidden { broker } => warn!(
                 bus = name,
                 broker = addr(*broker),
-                "presence isn't permitted, the order of brokers alone decides"
+                "presence isn't permitted to this identity, asked again later"
             ),
             Report::Unproven { pongs } => {
                 warn!(bus = name, trunk, pongs, "pongs released without proof");

@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::SystemTime;
 
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
@@ -28,7 +29,11 @@ impl Pool {
                 spawn_local(Rc::clone(&self).probe_one(broker));
                 continue;
             }
-            let next = self.bus.borrow().roster.poll_timeout();
+            let next = {
+                let mut bus = self.bus.borrow_mut();
+                bus.presence.set_wall(now, SystemTime::now());
+                bus.roster.poll_timeout()
+            };
             self.probe_at.set(next);
             // Trunks may wait for what the look at the roster has found due.
             self.settle(now);

@@ -95,6 +95,8 @@ pub struct Roster {
     outage: Option<Outage>,
     /// Brokers that live and turn links away.
     troubles: Troubles,
+    /// A broker is another process than before; asked once per change.
+    renewed: bool,
     /// natsmux's own `server_id`s, by which a broker that is natsmux itself is known.
     own_ids: Vec<String>,
 }
@@ -133,6 +135,7 @@ impl Roster {
             stranded: false,
             outage: None,
             troubles: Troubles::default(),
+            renewed: false,
             own_ids: Vec::new(),
         };
         roster.configure(addrs, placement, probe_interval, now);
@@ -572,18 +575,45 @@ impl Roster {
         last.map(|trouble| (trouble, all_full))
     }
 
+    /// Whether a broker is another process than before; asked once per change.
+    pub fn take_renewed(&mut self) -> bool {
+        std::mem::take(&mut self.renewed)
+    }
+
     /// natsmux's own `server_id`, which no broker has.
     pub fn know_own_id(&mut self, id: &str) {
         self.own_ids.push(id.to_owned());
     }
 
+    /// Whether two names lead to one of several independent brokers.
+    pub fn has_doubles(&self) -> bool {
+        let is_double = |broker: &Broker| {
+            broker.health == Health::Down && broker.last_failure == Some(Failure::SameBroker)
+        };
+        self.brokers().any(|(_, broker)| is_double(broker))
+    }
+
     /// Why a broker can't be used, as its INFO says.
-    pub fn unfit(&self, info: &ServerInfo) -> Option<Failure> {
+    pub fn unfit(&self, id: BrokerId, info: &ServerInfo) -> Option<Failure> {
         let is_own = |id: &String| *id == info.server_id || info.comes_through(id);
         if self.own_ids.iter().any(is_own) {
             return Some(Failure::Loop);
         }
-        info.tls_required.then_some(Failure::TlsRequired)
+        if info.tls_required {
+            return Some(Failure::TlsRequired);
+        }
+        // Subscribed there twice, a component would get everything twice.
+        let is_same = |(other, broker): (BrokerId, &Broker)| {
+            let lives = matches!(broker.health, Health::Up | Health::LameDuck);
+            let same = broker
+                .info()
+                .is_some_and(|known| known.server_id == info.server_id);
+            other != id && lives && same && !info.server_id.is_empty()
+        };
+        let is_double = matches!(self.placement, Placement::First(_))
+            && self.broker(id).links == 0
+            && self.brokers().any(is_same);
+        is_double.then_some(Failure::SameBroker)
     }
 
     /// A dial that [`Roster::pick`] started has ended, with a link or without.
@@ -646,7 +676,7 @@ impl Roster {
 
     /// A broker sent its INFO, to a dial or to a probe.
     pub fn handle_info(&mut self, id: BrokerId, info: ServerInfo, now: Instant) {
-        if let Some(failure) = self.unfit(&info) {
+        if let Some(failure) = self.unfit(id, &info) {
             return self.handle_failure(id, failure, now);
         }
         if self.must_thaw(id, now) {
@@ -656,6 +686,7 @@ impl Roster {
         if known.is_some_and(|known| known.server_id != info.server_id) {
             // Another process: what the last one said doesn't hold for it.
             self.troubles.forget(id);
+            self.renewed = true;
             self.changed = true;
             self.broker_mut(id).dial_limit =
                 Broker::new(self.broker(id).addr.clone(), now).dial_limit;
@@ -863,6 +894,33 @@ mod tests {
             .expect("valid")
     }
 
+    fn info_of(id: BrokerId) -> ServerInfo {
+        ServerInfo {
+            server_id: format!("{id:?}"),
+            ..info()
+        }
+    }
+
+    #[test]
+    fn two_names_of_one_independent_broker_are_one() {
+        let now = Instant::now();
+        let mut roster = roster(now);
+        let addrs = [A, B].map(|id| roster.broker(id).addr().clone());
+        let second = Duration::from_secs(1);
+        for (placement, doubled) in [
+            (Placement::Spread(0), false),
+            (Placement::First(Some(second)), true),
+        ] {
+            roster.configure(&addrs, placement, second, now);
+            roster.handle_info(A, info(), now);
+            roster.handle_info(B, info(), now);
+            assert_eq!(roster.has_doubles(), doubled);
+            assert_eq!(roster.serves(B), !doubled);
+        }
+        roster.handle_info(B, info_of(B), now);
+        assert!(!roster.has_doubles(), "the name was mended");
+    }
+
     #[test]
     fn all_trunks_move_on_together_when_the_hosts_broker_is_down() {
         let now = Instant::now();
@@ -1036,14 +1094,14 @@ mod tests {
         let placement = Placement::First(Some(10 * second));
         roster.configure(&addrs, placement, 3 * second, now);
         for id in [A, B] {
-            roster.handle_info(id, info(), now);
+            roster.handle_info(id, info_of(id), now);
         }
         roster.handle_failure(A, Failure::Silent, now);
         assert_eq!(roster.current(), B);
-        roster.handle_info(A, info(), now);
+        roster.handle_info(A, info_of(A), now);
         assert_eq!(roster.broker(A).health(), Health::Down);
         assert_eq!(roster.broker(A).probe_due(), Some(now + second));
-        roster.handle_info(A, info(), now + second);
+        roster.handle_info(A, info_of(A), now + second);
         assert_eq!(roster.broker(A).health(), Health::Up);
         assert_eq!(roster.current(), B, "it gets publishes later");
         let back = now + 11 * second;
@@ -1052,7 +1110,7 @@ mod tests {
 
         roster.handle_failure(A, Failure::Silent, back);
         roster.handle_failure(A, Failure::ConnectionRefused, back);
-        roster.handle_info(A, info(), back);
+        roster.handle_info(A, info_of(A), back);
         assert_eq!(roster.broker(A).health(), Health::Up, "another process");
     }
 
@@ -1076,7 +1134,7 @@ mod tests {
         let placement = Placement::First(None);
         roster.configure(&addrs, placement, Duration::from_secs(3), now);
         for id in [A, B] {
-            roster.handle_info(id, info(), now);
+            roster.handle_info(id, info_of(id), now);
         }
         assert_eq!(roster.current(), A);
         roster.weigh(A, 1);

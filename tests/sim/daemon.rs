@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::RandomState;
 use std::io::IoSlice;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use natsmux::clock::Instant;
 
@@ -16,7 +16,7 @@ use natsmux::config::BrokerAddr;
 use natsmux::downstream::session::{Home, Session, SessionAction};
 use natsmux::ledger::SessionId;
 use natsmux::net::Outbox;
-use natsmux::proto::connect::ConnectInfo;
+use natsmux::proto::connect::{ConnectInfo, Secret};
 use natsmux::proto::info::{FirstInfo, ServerInfo, first_info};
 use natsmux::upstream::admission::Admission;
 use natsmux::upstream::presence::Presence;
@@ -121,6 +121,10 @@ impl Daemon {
         );
         if plan.independent.is_some() {
             bus.presence = Presence::new("_P", &format!("host{host}"));
+            let key = plan.has_key.then(|| Secret::new("the key of all hosts"));
+            bus.presence.configure(plan.flavours.len(), key);
+            bus.presence
+                .set_wall(now, UNIX_EPOCH + Duration::from_secs(1_000_000));
         }
         Self {
             bus,

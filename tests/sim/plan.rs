@@ -21,6 +21,8 @@ pub struct Plan {
     /// Brokers know nothing of each other (R26-R32), and whether publishes go back to one
     /// that has returned.
     pub independent: Option<Placement>,
+    /// Hosts authenticate what they announce.
+    pub has_key: bool,
     /// The largest payload that each broker takes, in bytes.
     pub max_payload: Vec<usize>,
     /// Hosts with a natsmux each.
@@ -74,6 +76,7 @@ impl Plan {
             auth: rng.percent(60),
             flavours,
             independent,
+            has_key: hosts == 2,
             max_payload,
             hosts,
             at_least_once,

@@ -37,6 +37,7 @@ impl Session {
             ) = (&scanned, home.as_mut())
                 && publish.canonical
                 && (publish.header_len.is_none() || self.headers)
+                && !bus.presence.is_subject(publish.subject)
             {
                 used += len;
                 run.messages += 1;
@@ -153,6 +154,9 @@ impl Session {
             bus.counters.protocol_errors += 1;
             let reason = CloseReason::Fault(ClientFault::BadArguments);
             return home.trunk.finish(home.id, reason, now, bus);
+        }
+        if bus.presence.is_subject(publish.subject) {
+            return home.trunk.refuse_publish(home.id, publish.subject, bus);
         }
         let mut frame = Vec::with_capacity(publish.frame.len());
         publish.encode(&mut frame);

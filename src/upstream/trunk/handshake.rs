@@ -89,6 +89,7 @@ impl Trunk {
         self.next_attempt(now, bus);
         bus.pass_turn(self.id);
         self.pass_barrier(now, bus);
+        self.announce(now, bus);
     }
 
     /// Plans a move where the live link's broker is one to leave (R19).
@@ -126,9 +127,9 @@ impl Trunk {
 
     /// A broker's INFO during the handshake: answer with CONNECT and PING.
     pub(super) fn introduce(&mut self, at: usize, info: ServerInfo, now: Instant, bus: &mut Bus) {
-        let unfit = bus.roster.unfit(&info);
-        let headers = info.headers;
         let broker = self.links[at].broker;
+        let unfit = bus.roster.unfit(broker, &info);
+        let headers = info.headers;
         let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);
         if self.independent {
             let independent = self.links[at].independent.get_or_insert_default();
@@ -328,7 +329,8 @@ impl Trunk {
                 bus.wait_at_barrier(self.id);
                 return;
             }
-            bus.attached(self.id, self.links[at].broker, now);
+            let identity = self.identity(bus);
+            bus.attached(self.id, identity, self.links[at].broker, now);
             if self.independent {
                 self.stand_by(at);
             } else {

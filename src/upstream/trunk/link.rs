@@ -137,6 +137,8 @@ pub(super) struct Progress {
 pub(super) struct Independent {
     /// What this one introduced itself with.
     pub(super) server_id: Box<str>,
+    /// Whether anything was announced there: what its broker says of that is no component's.
+    pub(super) announced: bool,
     /// Whether it is subscribed to what other hosts announce (R29).
     pub(super) hears_presence: bool,
     /// What this one has counted (R31).

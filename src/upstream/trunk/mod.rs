@@ -255,6 +255,9 @@ pub struct Trunk {
     switch: Option<Box<target::Switch>>,
     /// When the first target is chosen, whatever is on its way.
     choose_at: Option<Instant>,
+    /// Whether it announces the host, and the last announcement that it made (R29).
+    carries: bool,
+    announced: u64,
     /// Of independent brokers, those that turned the trunk away.
     pauses: Vec<target::Pause>,
     /// Since when there is no link that serves.
@@ -343,6 +346,8 @@ impl Trunk {
             moving: None,
             switch: None,
             choose_at: None,
+            carries: false,
+            announced: 0,
             pauses: Vec::new(),
             needed_since: None,
             lost: None,

@@ -122,6 +122,19 @@ impl Trunk {
         }
     }
 
+    /// Refuses a publish as a broker that doesn't permit it: what is below the prefix of presence
+    /// is natsmux's own (R29).
+    pub fn refuse_publish(&mut self, session: SessionId, subject: &[u8], bus: &mut Bus) {
+        bus.counters.published += 1;
+        bus.counters.refused += 1;
+        let text = [
+            &b"-ERR 'Permissions Violation for Publish to \""[..],
+            subject,
+            b"\"'\r\n",
+        ];
+        self.deliver(session, &text, bus);
+    }
+
     /// Counts what a session adds to a link that it shares.
     fn note_bytes(&mut self, session: SessionId, at: usize, bytes: usize, now: Instant) {
         let Some(owners) = &mut self.links[at].owners else {

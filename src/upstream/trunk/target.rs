@@ -194,8 +194,11 @@ impl Trunk {
 
     /// When a planned change of target, the choice of the first one, or another attempt is due.
     pub(super) fn target_due(&self, bus: &Bus) -> Option<Instant> {
-        let announcement = self.independent && bus.is_carrier(self.id);
-        let announcement = bus.presence.due().filter(|_| announcement);
+        // Asked of few: the first trunk that finds it due has all carriers announce.
+        let announcement = bus
+            .presence
+            .due()
+            .filter(|_| self.independent && self.carries);
         let switch = self.switch.as_ref().and_then(|switch| switch.settled_at);
         let pauses = self.pauses.iter().filter_map(|pause| pause.until);
         let others = [switch, self.choose_at, announcement, self.lacks_due()];
@@ -209,8 +212,9 @@ impl Trunk {
             let replaying = bus.presence.is_gathering(now) && bus.barrier_opens_at(now).is_some();
             match replaying {
                 true => bus.presence.put_off(now),
-                false => self.announce(now, bus),
+                false => bus.begin_announcing(now),
             }
+            self.announce(now, bus);
         }
         self.ask_where_due(now, bus);
         let mut again = false;
@@ -341,10 +345,18 @@ impl Trunk {
     }
 
     /// Tells the other hosts on which brokers this one is subscribed (R29).
-    fn announce(&mut self, now: Instant, bus: &mut Bus) {
-        if !bus.is_carrier(self.id) {
+    pub(super) fn announce(&mut self, now: Instant, bus: &mut Bus) {
+        if !self.independent || !bus.presence.is_on() {
             return;
         }
+        self.carries = bus.is_carrier(self.id, self.identity(bus), now);
+        if !self.carries {
+            return self.stop_hearing(now);
+        }
+        if self.announced >= bus.presence.round() {
+            return;
+        }
+        self.announced = bus.presence.round();
         let reaches = bus.reaches();
         let subject = bus.presence.own_subject();
         let subscription = bus.presence.subscription();
@@ -357,12 +369,15 @@ impl Trunk {
         {
             let mut operations = 1;
             let independent = link.independent.get_or_insert_default();
+            independent.announced = true;
             if !std::mem::replace(&mut independent.hears_presence, true) {
                 encode::sub(&mut frame, &subscription, None, PRESENCE_SID);
                 link.operations.subscribe(OWN, covered_by);
                 operations += 1;
             }
-            let said = bus.presence.announcement(&independent.server_id, &reaches);
+            let said = bus
+                .presence
+                .announcement(&independent.server_id, self.id, &reaches, now);
             encode::publish(&mut frame, &subject, &said);
             link.out.push(&frame);
             // With at-least-once, what lies before it stays in memory until a fence.
@@ -373,16 +388,35 @@ impl Trunk {
             frame.clear();
         }
         self.scratch = frame;
-        bus.presence.announced(now);
-        bus.presence.expire(now);
-        bus.weigh(now);
+    }
+
+    /// Another trunk announces the host, and hears the others.
+    fn stop_hearing(&mut self, now: Instant) {
+        let covered_by = self.next_ping;
+        let mut frame = Vec::new();
+        for link in self
+            .links
+            .iter_mut()
+            .filter(|link| link.phase.is_subscribed())
+        {
+            let independent = link.independent.as_mut();
+            let heard = independent.is_some_and(|own| std::mem::take(&mut own.hears_presence));
+            if heard {
+                encode::unsub(&mut frame, PRESENCE_SID, None);
+                link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
+                link.operations.unsubscribe(OWN, covered_by);
+                frame.clear();
+            }
+        }
     }
 
     /// Another host has announced itself, or this one hears itself.
     pub(super) fn hear(&mut self, at: usize, json: &[u8], now: Instant, bus: &mut Bus) {
         let link = &self.links[at];
         let broker = link.broker;
-        if bus.hear(json, link.server_id(), now) == Heard::Routed {
+        let who = (self.id, self.identity(bus));
+        let server_id = link.server_id().to_owned();
+        if bus.hear(json, &server_id, who, now) == Heard::Routed {
             let report = Report::WrongTopology { broker };
             self.actions.push_back(Action::Report(report));
         }
@@ -398,7 +432,7 @@ impl Trunk {
         bus: &mut Bus,
     ) -> bool {
         let independent = self.links[at].independent.as_ref();
-        if !independent.is_some_and(|independent| independent.hears_presence) {
+        if !independent.is_some_and(|independent| independent.announced) {
             return false;
         }
         let quoted = |subject: Vec<u8>| {
@@ -534,7 +568,9 @@ impl Trunk {
         if let Some(independent) = &mut self.links[at].independent {
             independent.hears_presence = false;
         }
-        if bus.forbid_presence(now) {
+        let identity = self.identity(bus);
+        self.carries = false;
+        if bus.forbid_presence(identity, now) {
             let broker = self.links[at].broker;
             let report = Report::PresenceForbidden { broker };
             self.actions.push_back(Action::Report(report));

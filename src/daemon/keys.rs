@@ -1,0 +1,92 @@
+//! Secrets that the configuration names by file.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::config::Config;
+use crate::proto::connect::Secret;
+
+/// The shortest and the longest key, in bytes.
+const KEY_LEAST: usize = 16;
+const KEY_MOST: u64 = 4096;
+
+/// Why a file can't be used: the operator's fault. Never shows what is in it.
+#[derive(Debug, Error)]
+pub enum KeyError {
+    /// It can't be read.
+    #[error("{}: {error}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's word.
+        error: std::io::Error,
+    },
+    /// Others on the host may read it.
+    #[error("{}: everybody may read it; set its mode to 0640 or less", .0.display())]
+    Exposed(PathBuf),
+    /// It is no key.
+    #[error("{}: expected a text of {KEY_LEAST} to {KEY_MOST} bytes", .0.display())]
+    Malformed(PathBuf),
+}
+
+/// The keys with which hosts authenticate what they announce (R29), by bus.
+///
+/// # Errors
+/// The first file that can't be used.
+pub fn presence_keys(config: &Config) -> Result<BTreeMap<String, Secret>, KeyError> {
+    let named = config.buses.iter().filter_map(|bus| {
+        let path = bus.presence_key_file.as_deref()?;
+        Some((bus, path))
+    });
+    named
+        .map(|(bus, path)| Ok((bus.name.clone(), read(path)?)))
+        .collect()
+}
+
+fn read(path: &Path) -> Result<Secret, KeyError> {
+    let unreadable = |error| KeyError::Unreadable {
+        path: path.to_owned(),
+        error,
+    };
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.permissions().mode();
+    if mode & 0o007 != 0 {
+        return Err(KeyError::Exposed(path.to_owned()));
+    }
+    let mut text = String::new();
+    let read = file.take(KEY_MOST + 1).read_to_string(&mut text);
+    read.map_err(unreadable)?;
+    let key = text.trim();
+    if key.len() < KEY_LEAST || key.len() as u64 > KEY_MOST {
+        return Err(KeyError::Malformed(path.to_owned()));
+    }
+    Ok(Secret::new(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_from_a_file_that_is_not_everybodys() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("key");
+        assert!(matches!(read(&path), Err(KeyError::Unreadable { .. })));
+        fs::write(&path, "0123456789abcdef\n").expect("written");
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("set");
+        assert!(matches!(read(&path), Err(KeyError::Exposed(_))));
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("set");
+        assert_eq!(read(&path).expect("good").expose(), "0123456789abcdef");
+        for bad in ["too short", &"x".repeat(5000)] {
+            fs::write(&path, bad).expect("written");
+            let error = read(&path).expect_err("refused");
+            assert!(!error.to_string().contains(bad), "{error}");
+        }
+    }
+}
