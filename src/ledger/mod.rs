@@ -15,7 +15,7 @@ mod text;
 
 pub use operations::Operations;
 pub use pings::{Ping, Pings};
-pub use publishes::{Account, Held, Settled, settle};
+pub use publishes::{Account, Held, Settled, line_of, settle};
 pub use received::Received;
 pub use sid::{SidText, UpstreamSid};
 pub use subscriptions::{

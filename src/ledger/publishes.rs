@@ -87,13 +87,25 @@ impl Held {
     /// Takes out the publishes whose payload is larger than `max_payload`, which a broker
     /// would close a link for again and again, and says how many they were.
     pub fn remove_larger(&mut self, max_payload: usize) -> u64 {
+        self.keep(|_, size| size <= max_payload)
+    }
+
+    /// Takes out the publishes whose control line has longer arguments than `max_control_line`, in
+    /// bytes, likewise.
+    pub fn remove_longer(&mut self, max_control_line: usize) -> u64 {
+        self.keep(|frame, _| line_of(frame) <= max_control_line)
+    }
+
+    /// Keeps the publishes of which `keeps` says so, by their frames and the sizes of their
+    /// payloads, and says how many others there were.
+    fn keep(&mut self, keeps: impl Fn(&[u8], usize) -> bool) -> u64 {
         let mut all = std::mem::take(self);
         let before = all.messages();
         while let Some((chunk, _)) = all.pop() {
             let mut rest = &chunk[..];
             while let Some((frame, size)) = next_frame(rest, b"") {
                 rest = &rest[frame.len()..];
-                if size.is_some_and(|size| size <= max_payload) {
+                if size.is_some_and(|size| keeps(frame, size)) {
                     self.push(frame, 1);
                 }
             }
@@ -156,6 +168,13 @@ impl Settled {
         self.waiting.bytes() + owned
     }
 
+    /// See [`Held::remove_longer`].
+    pub fn remove_longer(&mut self, max_control_line: usize) -> u64 {
+        let owned = self.owned.values_mut();
+        let owned: u64 = owned.map(|held| held.remove_longer(max_control_line)).sum();
+        self.waiting.remove_longer(max_control_line) + owned
+    }
+
     /// See [`Held::remove_larger`].
     pub fn remove_larger(&mut self, max_payload: usize) -> u64 {
         let owned = self.owned.values_mut();
@@ -202,6 +221,13 @@ pub fn settle(
         at = 0;
     }
     settled
+}
+
+/// The length of a control line's arguments, which is what brokers bound, in bytes.
+pub fn line_of(frame: &[u8]) -> usize {
+    let line = memchr::memchr(b'\r', frame).unwrap_or(frame.len());
+    let verb = memchr::memchr(b' ', &frame[..line]).map_or(line, |blank| blank + 1);
+    line - verb
 }
 
 fn is_own(subject: &[u8], own: &[u8]) -> bool {
@@ -261,6 +287,22 @@ mod tests {
         let kept: Vec<_> = std::iter::from_fn(|| held.pop()).collect();
         assert_eq!(kept, [(b"PUB a 1\r\nx\r\nPUB c 0\r\n\r\n".to_vec(), 2)]);
         assert_eq!(held.bytes(), 0);
+    }
+
+    #[test]
+    fn publishes_with_longer_lines_than_a_broker_takes_are_taken_out() {
+        let mut held = Held::default();
+        held.push(
+            b"PUB aaa 1\r\nx\r\nHPUB a 12 12\r\nNATS/1.0\r\n\r\n\r\nPUB a 1\r\nx\r\n",
+            3,
+        );
+        assert_eq!(
+            [line_of(b"PUB aaa 1\r\nx\r\n"), line_of(b"HPUB a 12 12\r\n")],
+            [5, 7]
+        );
+        assert_eq!(held.remove_longer(4), 2);
+        let kept: Vec<_> = std::iter::from_fn(|| held.pop()).collect();
+        assert_eq!(kept, [(b"PUB a 1\r\nx\r\n".to_vec(), 1)]);
     }
 
     #[test]

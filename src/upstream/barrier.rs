@@ -19,6 +19,11 @@ pub struct Barrier {
 }
 
 impl Barrier {
+    /// Trunks that replay.
+    pub fn replaying(&self) -> usize {
+        self.replaying
+    }
+
     /// A trunk begins to replay.
     pub fn join(&mut self) {
         self.replaying += 1;

@@ -167,6 +167,9 @@ pub struct Broker {
     pub(super) limit_cut_at: Option<Instant>,
     /// When it last gave a verdict on a CONNECT.
     pub(super) last_verdict_at: Option<Instant>,
+    /// The longest control line that it takes, where it has closed a link for a longer one, and
+    /// when that was.
+    pub(super) line_learned: Option<(usize, Instant)>,
     pub(super) links: u32,
     /// Its sentinel waits too long for an answer (R8).
     pub(super) suspect: bool,
@@ -197,6 +200,7 @@ impl Broker {
             dial_limit: DIALS_FIRST,
             limit_cut_at: None,
             last_verdict_at: None,
+            line_learned: None,
             links: 0,
             suspect: false,
             removed: false,

@@ -40,6 +40,9 @@ const FRESH_FAILURE: Duration = Duration::from_millis(100);
 const THAWING: Duration = Duration::from_secs(1);
 /// Hosts come back at about the same time behind an outage that was over within this.
 const FRESH_OUTAGE: Duration = Duration::from_secs(3);
+/// How long a bound is remembered that a broker didn't tell, but enforced.
+const LEARNED_FOR: Duration = Duration::from_secs(600);
+
 /// What a session may count on, whatever broker it comes to (R17).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
@@ -260,9 +263,38 @@ impl Roster {
         self.offer
     }
 
-    /// The longest control line that all brokers take, in bytes.
+    /// The longest control line that the brokers take, in bytes: their arguments, as brokers count.
     pub fn max_control_line(&self) -> usize {
         self.max_control_line
+    }
+
+    /// A broker closed a link for a control line that was longer than this. No INFO tells that
+    /// bound, so it is remembered for a while.
+    pub fn learn_line(&mut self, id: BrokerId, longest: usize, now: Instant) {
+        let learned = &mut self.broker_mut(id).line_learned;
+        let known = learned.map_or(usize::MAX, |(known, _)| known);
+        *learned = Some((longest.min(known), now));
+        self.note_infos();
+    }
+
+    /// Forgets bounds that were learned long ago: they may have been raised.
+    fn forget_lines(&mut self, now: Instant) {
+        let old = |learned: &(usize, Instant)| learned.1 + LEARNED_FOR <= now;
+        let mut news = false;
+        for broker in &mut self.brokers {
+            news |= broker
+                .line_learned
+                .take_if(|learned| old(learned))
+                .is_some();
+        }
+        if news {
+            self.note_infos();
+        }
+    }
+
+    fn lines_due(&self) -> Option<Instant> {
+        let learned = self.brokers.iter().filter_map(|broker| broker.line_learned);
+        learned.map(|(_, at)| at + LEARNED_FOR).min()
     }
 
     /// The INFOs that count for what components are told: of the broker in use what it takes, and
@@ -296,7 +328,13 @@ impl Roster {
         };
         self.offer_changed |= offer != self.offer;
         self.offer = offer;
-        self.max_control_line = longest.unwrap_or(usize::MAX);
+        let counts = |broker: &&Broker| !broker.removed && broker.health != Health::Down;
+        let learned = self.brokers.iter().filter(counts);
+        let learned = learned
+            .filter_map(|broker| broker.line_learned)
+            .map(|(longest, _)| longest);
+        let learned = learned.min().unwrap_or(usize::MAX);
+        self.max_control_line = longest.unwrap_or(usize::MAX).min(learned);
     }
 
     /// Whether an INFO or a reload has changed the offer; asked once per change.
@@ -686,6 +724,7 @@ impl Roster {
         if known.is_some_and(|known| known.server_id != info.server_id) {
             // Another process: what the last one said doesn't hold for it.
             self.troubles.forget(id);
+            self.broker_mut(id).line_learned = None;
             self.renewed = true;
             self.changed = true;
             self.broker_mut(id).dial_limit =
@@ -821,6 +860,9 @@ impl Roster {
         if self.troubles.due().is_some_and(|at| at <= now) {
             self.changed |= self.troubles.tick(now);
         }
+        if self.lines_due().is_some_and(|at| at <= now) {
+            self.forget_lines(now);
+        }
         if self.failback_due().is_some_and(|at| at <= now) {
             self.reconsider(now);
         }
@@ -836,8 +878,8 @@ impl Roster {
     /// When [`Roster::poll_probe`] will have something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let probes = self.brokers().filter_map(|(_, broker)| broker.probe_due());
-        let others = self.failback_due().into_iter().chain(self.troubles.due());
-        probes.chain(others).min()
+        let others = [self.failback_due(), self.troubles.due(), self.lines_due()];
+        probes.chain(others.into_iter().flatten()).min()
     }
 
     /// Whether trunks that wait for a broker should ask again; asked once per change.
@@ -904,21 +946,21 @@ mod tests {
     #[test]
     fn two_names_of_one_independent_broker_are_one() {
         let now = Instant::now();
-        let mut roster = roster(now);
-        let addrs = [A, B].map(|id| roster.broker(id).addr().clone());
         let second = Duration::from_secs(1);
         for (placement, doubled) in [
             (Placement::Spread(0), false),
             (Placement::First(Some(second)), true),
         ] {
+            let mut roster = roster(now);
+            let addrs = [A, B].map(|id| roster.broker(id).addr().clone());
             roster.configure(&addrs, placement, second, now);
             roster.handle_info(A, info(), now);
             roster.handle_info(B, info(), now);
             assert_eq!(roster.has_doubles(), doubled);
             assert_eq!(roster.serves(B), !doubled);
+            roster.handle_info(B, info_of(B), now);
+            assert!(!roster.has_doubles(), "the name was mended");
         }
-        roster.handle_info(B, info_of(B), now);
-        assert!(!roster.has_doubles(), "the name was mended");
     }
 
     #[test]

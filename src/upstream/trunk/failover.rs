@@ -205,6 +205,14 @@ impl Trunk {
             bus.counters.refused += larger;
             link.account.settled += larger;
         }
+        if let Some(longest) = link.longest_line {
+            let longer = settled.remove_longer(longest);
+            let written = longer.min(settled.repeated);
+            settled.repeated -= written;
+            settled.moved -= longer - written;
+            bus.counters.refused += longer;
+            link.account.settled += longer;
+        }
         let unsettled = link.account.unsettled();
         let unknown = unsettled.saturating_sub(settled.moved + settled.repeated);
         let refused = link.account.refused.min(unknown);

@@ -17,6 +17,9 @@ use crate::upstream::bus::Bus;
 use crate::upstream::roster::{BrokerId, Failure, Pick};
 use crate::upstream::trouble::IdentityDigest;
 
+/// A fence follows each so many bytes of a replay: its PONGs are progress.
+const REPLAY_FENCE_BYTES: usize = 64 * 1024;
+
 /// A broker without a verdict on CONNECT is left after this where another one lives, and after
 /// this in any case, whatever it says to others.
 const VERDICT_WITH_SPARE: Duration = Duration::from_secs(1);
@@ -53,7 +56,31 @@ impl Trunk {
             Pick::Wait if attached && !self.must_move() => self.stay(now),
             Pick::Wait => {
                 self.try_to_admit(bus);
+                self.answer_what_needs_no_broker(bus);
                 self.retry_later(now);
+            }
+        }
+    }
+
+    /// R2: without any broker, a PING behind which nothing is unconfirmed is answered at once, also
+    /// one that the last broker took along.
+    pub(super) fn answer_what_needs_no_broker(&mut self, bus: &Bus) {
+        if !self.ready || self.links.iter().any(Link::is_attached) {
+            return;
+        }
+        let answered = self.answered;
+        for session in self.sessions() {
+            let slot = &mut self.slots[session.0 as usize];
+            if slot.owed_pongs == 0 || slot.is_unproven(answered) {
+                continue;
+            }
+            slot.pongs_until = None;
+            for _ in 0..std::mem::take(&mut slot.owed_pongs) {
+                self.deliver_pong(session, bus);
+            }
+            let finishing = &mut self.slots[session.0 as usize].finishing;
+            if let Some(end) = finishing.take_if(|end| end.after.is_none()) {
+                self.close(session, end.reason);
             }
         }
     }
@@ -265,7 +292,7 @@ impl Trunk {
         let link = &mut self.links[at];
         link.told_from = self.next_ping - 1;
         let (mut count, mut operations) = (0, 0);
-        let covered_by = self.next_ping;
+        let (mut covered_by, mut unfenced) = (self.next_ping, 0);
         for (upstream, interest) in self.subscriptions.iter() {
             let sid = upstream.text();
             let (subject, group) = (interest.subject, interest.queue_group);
@@ -279,8 +306,16 @@ impl Trunk {
             }
             link.out.push(&self.scratch);
             link.operations.subscribe(upstream, covered_by);
+            unfenced += self.scratch.len();
             self.scratch.clear();
+            if unfenced >= REPLAY_FENCE_BYTES {
+                // Its PONG shows that the broker gets on (R9).
+                link.push_fence(covered_by, now);
+                bus.counters.fences += 1;
+                (covered_by, unfenced) = (covered_by + 1, 0);
+            }
         }
+        self.next_ping = covered_by;
         if link.verbose {
             link.oks.push(OkOwner::Nobody, operations);
         }
@@ -292,6 +327,7 @@ impl Trunk {
         }
         bus.counters.replays += 1;
         let seq = self.push_ping(at, None, now, bus);
+        self.links[at].replayed_by = seq;
         if !is_first {
             return;
         }

@@ -8,7 +8,8 @@ use super::target::PRESENCE_SID;
 use super::{CloseReason, Trunk, Verdict};
 use crate::clock::Instant;
 use crate::ledger::operations::OWN;
-use crate::ledger::{Ping, Rejected, SessionId, Spent, UpstreamSid};
+use crate::ledger::{Ping, Rejected, SessionId, Spent, UpstreamSid, line_of};
+use crate::proto::client::{self, ClientLimits, ClientOp, Scan};
 use crate::proto::encode;
 use crate::proto::error_text::{BrokerError, classify, first_quoted, unquote};
 use crate::proto::info::ServerInfo;
@@ -212,6 +213,8 @@ impl Trunk {
         self.prove(at, &ping, now, bus);
         match self.links[at].phase {
             Phase::Authenticating => self.authenticated(at, now, bus),
+            // A fence within the replay shows that it gets on.
+            Phase::Replaying if ping.seq < self.links[at].replayed_by => {}
             Phase::Replaying => {
                 if !self.links.iter().any(Link::is_attached) {
                     self.answered = self.answered.max(ping.seq);
@@ -549,8 +552,8 @@ impl Trunk {
         }
         let own_fault = OWN_FAULTS.iter().any(|own| text.eq_ignore_ascii_case(own));
         self.links[at].too_large = text.eq_ignore_ascii_case(OWN_FAULTS[0]);
-        if self.shared && text.eq_ignore_ascii_case(OWN_FAULTS[1]) {
-            self.end_longest(text);
+        if text.eq_ignore_ascii_case(OWN_FAULTS[1]) {
+            self.end_longest(at, text, now, bus);
         }
         if own_fault && attached && !self.shared && self.slots.len() == 1 {
             self.links[at].is_at_fault = true;
@@ -564,13 +567,43 @@ impl Trunk {
 
     /// A broker takes shorter lines than it could be known to. The longest that it has been sent
     /// ends its session, or the next replay would be the end of the next link, for all.
-    fn end_longest(&mut self, text: &[u8]) {
-        let (len, owners) = self.subscriptions.longest_unproven();
-        if len > SHORTEST_LIMIT {
+    fn end_longest(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
+        let (subscription, mut owners) = self.subscriptions.longest_unproven();
+        let (publish, publisher) = self.longest_publish(at);
+        if publish > subscription {
+            owners = publisher.into_iter().collect();
+        }
+        let longest = publish.max(subscription);
+        if longest <= SHORTEST_LIMIT {
+            return;
+        }
+        let link = &mut self.links[at];
+        link.longest_line = Some(longest - 1);
+        bus.roster.learn_line(link.broker, longest - 1, now);
+        if self.shared {
             for session in owners {
                 self.close(session, CloseReason::Refused(text.into()));
             }
         }
+    }
+
+    /// The longest control line of the publishes that are in memory and not proven, and whose it is.
+    fn longest_publish(&self, at: usize) -> (usize, Option<SessionId>) {
+        let link = &self.links[at];
+        let mut longest = (0, 0);
+        for (offset, frames) in link.out.frames_from(link.proven_offset) {
+            let mut used = 0;
+            while let Scan::Op { op, len } = client::scan(&frames[used..], &ClientLimits::NONE) {
+                let frame = &frames[used..used + len];
+                used += len;
+                let line = line_of(frame);
+                if matches!(op, ClientOp::Publish(_)) && line > longest.0 {
+                    longest = (line, offset + used as u64);
+                }
+            }
+        }
+        let owners = link.owners.as_ref();
+        (longest.0, owners.and_then(|owners| owners.of(longest.1)))
     }
 
     /// A broker, or the identity's account there, takes no more connections.

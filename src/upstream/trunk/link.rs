@@ -203,6 +203,12 @@ pub(super) struct Link {
     pub(super) is_at_fault: bool,
     /// Whether the broker closes it for a payload that was larger.
     pub(super) too_large: bool,
+    /// The broker closes it for a control line that was longer than this, in bytes.
+    pub(super) longest_line: Option<usize>,
+    /// When the last PING was answered (R9).
+    pub(super) progressed_at: Option<Instant>,
+    /// The PING whose PONG says that the whole ledger is in place.
+    pub(super) replayed_by: u64,
     /// Whether its CONNECT asked for an answer to every operation.
     pub(super) verbose: bool,
     /// The last PING before it was told the whole ledger, and before publishes went there.
@@ -289,6 +295,9 @@ impl Link {
             max_payload: usize::MAX,
             is_at_fault: false,
             too_large: false,
+            longest_line: None,
+            progressed_at: None,
+            replayed_by: 0,
             verbose: false,
             told_from: 0,
             live_from: 0,
@@ -340,6 +349,22 @@ impl Link {
         self.owners.is_some() && self.unfenced_bytes >= FAIR_BYTES && is_bounded
     }
 
+    /// Appends a PING of natsmux's own with this number.
+    pub(super) fn push_fence(&mut self, seq: u64, now: Instant) {
+        self.out.push(encode::PING);
+        self.pings.push(Ping {
+            seq,
+            asker: None,
+            offset: self.out.end(),
+            publishes: self.account.appended,
+            at: now,
+        });
+        self.unfenced_bytes = 0;
+        self.unfenced_messages = 0;
+        self.unfenced_since = None;
+        self.last_ping_at = now;
+    }
+
     /// Whether it is on its way to be the next one.
     pub(super) fn is_joining(&self) -> bool {
         !self.is_attached()
@@ -372,6 +397,7 @@ impl Link {
             self.window = (self.window * 2).min(WINDOW_MOST);
         }
         self.answered = ping.seq;
+        self.progressed_at = Some(now);
         self.proven_at = Some(ping.at);
         self.proven_offset = ping.offset;
         if let Some(owners) = &mut self.owners {

@@ -120,6 +120,11 @@ impl Round {
         failed.avoid.extend(broker);
     }
 
+    /// Attempts that failed since a link was live.
+    fn failures(&self) -> u32 {
+        self.failed.as_ref().map_or(0, |failed| failed.failures)
+    }
+
     /// A broker refused the credentials.
     fn refuse(&mut self, broker: BrokerId, text: &[u8], now: Instant) {
         let failed = self.failed.get_or_insert_default();

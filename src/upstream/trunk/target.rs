@@ -87,6 +87,7 @@ impl Trunk {
         }
         if self.links.is_empty() {
             self.try_to_admit(bus);
+            self.answer_what_needs_no_broker(bus);
         }
     }
 

@@ -384,6 +384,89 @@ fn a_second_connect_is_tried_again_when_every_broker_turned_it_away() {
 }
 
 #[test]
+fn a_ping_that_the_last_broker_took_along_is_answered_where_nothing_is_unconfirmed() {
+    for publishes in [false, true] {
+        let mut bench = Bench::live(PLAIN);
+        bench.subscribe(b"a", b"1");
+        bench.broker(b"");
+        bench.pass(Duration::from_millis(60));
+        bench.broker(b"PONG\r\n");
+        bench.ping();
+        bench.flush();
+        if publishes {
+            bench.publish(b"PUB a 0\r\n\r\n");
+        }
+        bench.heard();
+        for id in [0, 1] {
+            let refused = Failure::ConnectionRefused;
+            bench
+                .bus
+                .roster
+                .handle_failure(BrokerId(id), refused, bench.now);
+        }
+        bench.lose();
+        let heard = if publishes { "" } else { "PONG\r\n" };
+        assert_eq!(bench.heard(), heard);
+    }
+}
+
+#[test]
+fn a_replay_that_gets_on_is_no_silence() {
+    let mut bench = Bench::live(PLAIN);
+    let long = "x".repeat(1000);
+    for number in 0..200 {
+        bench.subscribe(format!("{long}.{number}").as_bytes(), b"1");
+        bench.subscribe(format!("{long}.{number}").as_bytes(), number.to_string().as_bytes());
+    }
+    bench.lose();
+    bench.pass(Duration::from_millis(100));
+    bench.take_dial();
+    bench
+        .trunk
+        .handle_connected(bench.link, bench.now, &mut bench.bus);
+    bench.broker(INFO);
+    bench.flush();
+    bench.told();
+    bench.broker(b"PONG\r\n");
+    let fences = bench.told().matches("PING\r\n").count();
+    assert!(fences > 3, "{fences}");
+    let link = bench.link;
+    for _ in 1..fences {
+        // Each is slower than `link_timeout` allows for all of them, three times over.
+        bench.pass(Duration::from_millis(1900));
+        bench.broker(b"PONG\r\n");
+        assert!(bench.trunk.has_link(link));
+        assert_eq!(bench.trunk.broker(), None, "not before the last");
+    }
+    bench.broker(b"PONG\r\n");
+    assert!(bench.trunk.broker().is_some());
+}
+
+#[test]
+fn a_control_line_that_a_broker_closes_for_is_not_repeated_and_learned() {
+    let mut bench = Bench::with(PLAIN, Delivery::AtLeastOnce);
+    bench.join();
+    let long = format!("PUB {} 1\r\nx\r\n", "y".repeat(2000));
+    bench.publish(b"PUB short 1\r\nx\r\n");
+    bench.publish(long.as_bytes());
+    bench.broker(b"-ERR 'maximum control line exceeded'\r\n");
+    bench.told();
+    bench.lose();
+    let (session, now) = (bench.session, bench.now);
+    bench.trunk.detach(session, now, &mut bench.bus);
+    bench.pass(Duration::from_millis(100));
+    bench.take_dial();
+    bench.join();
+    let told = bench.told();
+    assert!(told.contains("PUB short 1") && !told.contains("yyy"), "{told}");
+    assert_eq!(bench.bus.counters.refused, 1);
+    assert_eq!(bench.bus.roster.max_control_line(), 2001);
+    let later = bench.now + Duration::from_secs(3600);
+    bench.bus.roster.poll_probe(later);
+    assert_eq!(bench.bus.roster.max_control_line(), usize::MAX, "for a while");
+}
+
+#[test]
 fn credentials_that_ran_out_are_told_once_in_the_brokers_words() {
     let mut bench = Bench::live(PLAIN);
     bench.pass(Duration::from_millis(1500));
@@ -715,8 +798,8 @@ fn a_half_closed_component_is_not_kept_for_longer_than_pong_hold() {
 fn a_component_that_is_gone_in_an_outage_is_not_kept_for_its_length() {
     let mut bench = Bench::live(PLAIN);
     bench.bus.settings.timings.pong_hold = PongHold::Never;
+    // Never written: it waits for the next broker.
     bench.publish(b"PUB a 1\r\nx\r\n");
-    bench.flush();
     bench.ping();
     let (session, now) = (bench.session, bench.now);
     bench

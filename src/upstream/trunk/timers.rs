@@ -19,6 +19,12 @@ const MEASURE_EVERY: Duration = Duration::from_millis(500);
 /// Pause before a fence that the bus's rate didn't allow.
 const FENCE_PAUSE: Duration = Duration::from_millis(10);
 
+/// What each replay of the bus that is on its way adds to a replay's patience, how often that
+/// doubles with attempts that failed, and its bound.
+const REPLAY_EACH: Duration = Duration::from_millis(50);
+const REPLAY_DOUBLINGS: u32 = 4;
+const REPLAY_MOST: Duration = Duration::from_secs(30);
+
 /// The earliest of some times.
 struct Earliest(Option<Instant>);
 
@@ -263,14 +269,28 @@ impl Trunk {
         }
         let oldest = link.pings.oldest()?;
         let configured = bus.settings.timings.link_timeout;
-        let timeout = bus.watches.link_timeout(link.broker, configured);
+        let mut timeout = bus.watches.link_timeout(link.broker, configured);
+        if link.phase == Phase::Replaying {
+            timeout = self.replay_patience(timeout, bus);
+        }
         let asked = self
             .clock_floor
             .map_or(oldest.at, |floor| floor.max(oldest.at));
+        // A PONG is progress: the next fence has its full time from then on.
+        let asked = link.progressed_at.map_or(asked, |at| at.max(asked));
         let progress = link.progress.as_ref().and_then(|progress| progress.at);
         let alive = progress.map_or(asked, |progress| progress.max(asked));
         let quiet = alive.max(link.last_read_at) + timeout;
         Some(quiet.min(asked + 3 * timeout))
+    }
+
+    /// How long a fence of a replay may stay unanswered: longer where many replay, and where the
+    /// last attempts failed. A broker that has just started may be busy with those of many hosts.
+    fn replay_patience(&self, timeout: Duration, bus: &Bus) -> Duration {
+        let attempts = self.round.failures().min(REPLAY_DOUBLINGS);
+        let others = u32::try_from(bus.barrier.replaying()).unwrap_or(u32::MAX);
+        let others = REPLAY_EACH.saturating_mul(others).min(REPLAY_MOST);
+        timeout.saturating_mul(1 << attempts).min(REPLAY_MOST) + others
     }
 
     fn handle_slot_timeouts(&mut self, now: Instant, bus: &mut Bus) {
