@@ -1,7 +1,7 @@
 //! Addresses: where a bus listens, and where its brokers are.
 //!
-//! A broker's address is kept as it was written (a name is resolved at each
-//! dial), so this module also answers, without any look-up, whether a broker
+//! A broker's address is kept as it was written (what a name
+//! means is asked again and again), so this module also answers, without any look-up, whether a broker
 //! would be natsmux itself.
 
 use std::fmt;

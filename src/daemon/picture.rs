@@ -41,8 +41,8 @@ pub(super) fn session_snapshot(shared: &Shared, card: &Card, now: Instant) -> Se
     let bus = shared.pool.bus.borrow();
     let broker = trunk
         .broker()
-        .map(|broker| bus.roster.broker(broker).addr());
-    session.broker = broker.map(ToString::to_string);
+        .map(|broker| bus.roster.broker(broker).label());
+    session.broker = broker;
     if let Some(view) = trunk.view(*id) {
         let traffic = view.traffic;
         (session.in_msgs, session.in_bytes) = (traffic.in_msgs, traffic.in_bytes);
@@ -113,7 +113,7 @@ pub(super) fn bus_snapshot(shared: &Shared) -> BusSnapshot {
     let brokers: Vec<BrokerSnapshot> = roster
         .brokers()
         .map(|(id, broker)| BrokerSnapshot {
-            addr: broker.addr().to_string(),
+            addr: broker.label(),
             state: state(bus, id).0,
             since: now.saturating_duration_since(state(bus, id).1),
             last_error: broker
@@ -147,7 +147,7 @@ pub(super) fn bus_snapshot(shared: &Shared) -> BusSnapshot {
         subscriptions: gauges.subscriptions,
         waiting: gauges.waiting,
         buffered_bytes: gauges.buffered_bytes,
-        current: healthy.then(|| roster.broker(roster.current()).addr().to_string()),
+        current: healthy.then(|| roster.broker(roster.current()).label()),
         brokers,
         counters: bus.counters.clone(),
         observed: bus.observed.clone(),

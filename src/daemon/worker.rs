@@ -320,6 +320,7 @@ impl Worker {
             Rc::clone(&self.buffer),
         ));
         spawn_local(Rc::clone(&pool).probe());
+        spawn_local(Rc::clone(&pool).resolve());
         let first = listeners
             .first()
             .and_then(|listener| socket::local_addr(listener).ok());

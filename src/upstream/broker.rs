@@ -1,6 +1,9 @@
 //! One broker of a bus: what is known of its life, and why a link or a dial to it failed.
 
+use std::net::IpAddr;
 use std::time::Duration;
+
+use smallvec::SmallVec;
 
 use crate::clock::Instant;
 use crate::config::BrokerAddr;
@@ -44,6 +47,8 @@ pub enum Failure {
     Unreachable,
     /// The name has no address.
     NameNotFound,
+    /// The name server takes longer than `connect_timeout`.
+    NameTimeout,
     /// The connection wasn't open within `connect_timeout`.
     ConnectTimeout,
     /// natsmux has no descriptor left for the connection: not the broker's fault.
@@ -103,6 +108,7 @@ impl Failure {
             Self::ConnectionRefused => "connection_refused",
             Self::Unreachable => "unreachable",
             Self::NameNotFound => "name_not_found",
+            Self::NameTimeout => "name_timeout",
             Self::ConnectTimeout => "connect_timeout",
             Self::OutOfFiles => "out_of_files",
             Self::InfoTimeout => "info_timeout",
@@ -139,6 +145,13 @@ const VERDICT_SLOW: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Broker {
     pub(super) addr: BrokerAddr,
+    /// What its name means, or what is written: none while no answer has come. Mostly one; of a
+    /// host with both families, one of each.
+    pub(super) ips: SmallVec<[IpAddr; 1]>,
+    /// Whether the name has other addresses too, so that this one is told from those.
+    pub(super) is_one_of_several: bool,
+    /// Answers in a row in which it wasn't.
+    pub(super) unnamed: u32,
     pub(super) health: Health,
     pub(super) since: Instant,
     /// Hosts that aren't subscribed there, as they say (R29).
@@ -180,6 +193,9 @@ impl Broker {
     /// A broker that wasn't asked yet, and is to be asked now.
     pub(super) fn new(addr: BrokerAddr, now: Instant) -> Self {
         Self {
+            ips: addr.host.parse().into_iter().collect(),
+            is_one_of_several: false,
+            unnamed: 0,
             addr,
             health: Health::Unknown,
             since: now,
@@ -207,9 +223,22 @@ impl Broker {
         }
     }
 
-    /// Where it listens.
+    /// As it is configured.
     pub fn addr(&self) -> &BrokerAddr {
         &self.addr
+    }
+
+    /// The addresses to dial, in order.
+    pub fn ips(&self) -> &[IpAddr] {
+        &self.ips
+    }
+
+    /// What operators call it: as it is configured, and the address where the name has several.
+    pub fn label(&self) -> String {
+        match self.ips.first().filter(|_| self.is_one_of_several) {
+            Some(ip) => format!("{} ({ip})", self.addr),
+            None => self.addr.to_string(),
+        }
     }
 
     /// What is known of its life.
@@ -259,7 +288,8 @@ impl Broker {
 
     /// Whether trunks may dial it.
     pub(super) fn accepts_dials(&self) -> bool {
-        !self.removed && matches!(self.health, Health::Unknown | Health::Up)
+        let is_known = !self.ips.is_empty();
+        !self.removed && is_known && matches!(self.health, Health::Unknown | Health::Up)
     }
 
     /// Whether another dial may be on its way (R12).
@@ -295,6 +325,7 @@ impl Broker {
 
     /// When to probe it; `None` while a link or a probe tells how it is.
     pub(super) fn probe_due(&self) -> Option<Instant> {
-        (self.links == 0 && !self.probing && !self.removed).then_some(self.probe_at)
+        let is_known = !self.ips.is_empty();
+        (self.links == 0 && !self.probing && !self.removed && is_known).then_some(self.probe_at)
     }
 }

@@ -22,7 +22,7 @@ use super::trunk::{Action, LinkId, Report};
 use crate::clock::Instant;
 use crate::contained::contained;
 use crate::net::socket::{self, ReadHalf, Stream};
-use crate::net::{Flush, Port, Timer, Watch, now, wake_after_io};
+use crate::net::{Flush, Port, Timer, Watch, names, now, wake_after_io};
 
 /// Rounds of one pass, each with one read of every link, before the worker's other tasks get
 /// a turn.
@@ -222,11 +222,10 @@ impl Driver {
 
     fn dial(&mut self, id: LinkId, broker: BrokerId) {
         let bus = self.pool.bus.borrow();
-        let addr = bus.roster.broker(broker).addr();
-        let (host, port) = (addr.host.clone(), addr.port);
+        let broker = bus.roster.broker(broker);
+        let (ips, port) = (broker.ips().to_vec(), broker.addr().port);
         let within = bus.settings.timings.connect_timeout;
-        let names = Rc::clone(&self.pool.names);
-        let dial = async move { names.connect(&host, port, within).await };
+        let dial = async move { names::connect(&ips, port, within).await };
         self.links.push(LinkIo {
             id,
             watch: Watch::default(),
@@ -345,7 +344,7 @@ impl Driver {
 
     fn log(&self, report: &Report) {
         let bus = self.pool.bus.borrow();
-        let addr = |broker: BrokerId| bus.roster.broker(broker).addr().to_string();
+        let addr = |broker: BrokerId| bus.roster.broker(broker).label();
         let (name, trunk) = (&self.pool.name, self.cell.machine.borrow().id().0);
         match report {
             Report::Attached {

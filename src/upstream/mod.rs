@@ -18,6 +18,7 @@ pub mod pool;
 pub mod presence;
 mod probe;
 mod repeats;
+mod resolve;
 pub mod roster;
 pub mod sharers;
 pub mod trouble;

@@ -12,6 +12,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use smallvec::SmallVec;
+use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use super::bus::Bus;
@@ -25,7 +26,7 @@ use crate::clock::Instant;
 use crate::config::Sharing;
 use crate::contained::contained;
 use crate::ledger::SessionId;
-use crate::net::{Names, Outbox, Port};
+use crate::net::{Outbox, Port};
 use crate::proto::connect::ConnectInfo;
 
 /// The buffer that a readable socket borrows: one per worker.
@@ -96,7 +97,10 @@ pub struct Pool {
     pub bus: RefCell<Bus>,
     /// The worker's read buffer.
     pub buffer: ReadBuffer,
-    pub(super) names: Rc<Names>,
+    /// A reload may have brought new names.
+    pub(super) reloaded: Notify,
+    /// The bus is no longer configured.
+    closed: Cell<bool>,
     pub(super) repeats: RefCell<Repeats>,
     trunks: RefCell<BTreeMap<TrunkId, Rc<TrunkCell>>>,
     next_trunk: Cell<u64>,
@@ -125,7 +129,8 @@ impl Pool {
             name,
             bus: RefCell::new(bus),
             buffer,
-            names: Rc::default(),
+            reloaded: Notify::new(),
+            closed: Cell::new(false),
             repeats: RefCell::default(),
             trunks: RefCell::new(BTreeMap::new()),
             next_trunk: Cell::new(0),
@@ -274,8 +279,15 @@ impl Pool {
         self.repeats.borrow_mut().note(None, key, now)
     }
 
+    /// Whether nobody asks brokers of this bus any more: it isn't configured, and its last trunk
+    /// has ended.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.get() && self.trunks.borrow().is_empty()
+    }
+
     /// The bus is no longer configured: trunks end with their last sessions.
     pub fn close_idle(&self) {
+        self.closed.set(true);
         let soon = Duration::from_millis(1);
         self.bus.borrow_mut().settings.timings.trunk_idle_timeout = soon;
         self.wake_all();
@@ -351,6 +363,7 @@ impl Pool {
             cell.woken.set(true);
             cell.wake();
         }
+        self.reloaded.notify_one();
         self.wake_prober();
     }
 
@@ -392,7 +405,7 @@ impl Pool {
     /// Tells the operator what concerns the whole bus.
     fn report(&self, now: Instant) {
         let mut bus = self.bus.borrow_mut();
-        let addr = |bus: &Bus, id| bus.roster.broker(id).addr().to_string();
+        let addr = |bus: &Bus, id| bus.roster.broker(id).label();
         if let Some(failover) = bus.poll_failover(now) {
             info!(
                 bus = self.name,
@@ -438,7 +451,7 @@ impl Pool {
     fn report_troubles(&self, bus: &Bus) {
         let mut known = self.troubles.borrow_mut();
         for (id, broker) in bus.roster.brokers() {
-            let broker = broker.addr().to_string();
+            let broker = broker.label();
             match bus.roster.trouble(id) {
                 Some(trouble) if known.insert(id, trouble.cause) != Some(trouble.cause) => {
                     let text = String::from_utf8_lossy(&trouble.text);
@@ -458,7 +471,7 @@ impl Pool {
         for id in lesser.difference(&known) {
             let broker = bus.roster.broker(*id);
             let max_payload = broker.info().map(|info| info.max_payload);
-            let broker = broker.addr().to_string();
+            let broker = broker.label();
             warn!(
                 bus = self.name,
                 broker, max_payload, "broker offers less than the one in use"
@@ -471,6 +484,10 @@ impl Pool {
         if let Some(cell) = self.trunks.borrow_mut().remove(&id) {
             let trunk = cell.machine.borrow();
             self.sharers.borrow_mut().leave(trunk.connect(), id);
+        }
+        if self.is_closed() {
+            self.reloaded.notify_one();
+            self.wake_prober();
         }
     }
 

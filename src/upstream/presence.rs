@@ -147,6 +147,11 @@ impl Presence {
         self.routed = false;
     }
 
+    /// The bus has so many brokers: names may have come to mean more of them.
+    pub fn set_brokers(&mut self, brokers: usize) {
+        self.brokers = brokers;
+    }
+
     /// A broker is another process than before: how they are routed may have changed.
     pub(super) fn doubt_routes(&mut self) -> bool {
         std::mem::take(&mut self.routed)

@@ -13,15 +13,15 @@ use tracing::{debug, info, warn};
 use super::pool::Pool;
 use super::roster::{BrokerId, Failure};
 use crate::clock::Instant;
-use crate::net::now;
 use crate::net::socket::{self, Stream};
+use crate::net::{names, now};
 use crate::proto::info::ServerInfo;
 use crate::proto::server::{self, ServerLimits, ServerOp, ServerScan};
 
 impl Pool {
     /// Probes the bus's brokers for as long as the worker runs.
     pub async fn probe(self: Rc<Self>) {
-        loop {
+        while !self.is_closed() {
             let now = now();
             let due = self.bus.borrow_mut().roster.poll_probe(now);
             if let Some(broker) = due {
@@ -65,7 +65,7 @@ impl Pool {
         let now = now();
         let mut bus = self.bus.borrow_mut();
         let before = bus.roster.broker(broker).health();
-        let addr = bus.roster.broker(broker).addr().to_string();
+        let addr = bus.roster.broker(broker).label();
         match result {
             Ok(info) => {
                 let version = info.version.clone();
@@ -92,13 +92,13 @@ impl Pool {
     }
 
     async fn ask(self: Rc<Self>, broker: BrokerId) -> Result<ServerInfo, Failure> {
-        let (addr, timings) = {
+        let (ips, port, timings) = {
             let bus = self.bus.borrow();
-            let addr = bus.roster.broker(broker).addr().clone();
-            (addr, bus.settings.timings)
+            let broker = bus.roster.broker(broker);
+            let (ips, port) = (broker.ips().to_vec(), broker.addr().port);
+            (ips, port, bus.settings.timings)
         };
-        let names = Rc::clone(&self.names);
-        let dial = names.connect(&addr.host, addr.port, timings.connect_timeout);
+        let dial = names::connect(&ips, port, timings.connect_timeout);
         let stream = match timeout(timings.connect_timeout, dial).await {
             Err(_) => return Err(Failure::ConnectTimeout),
             Ok(Err(error)) => return Err(super::driver::dial_failure(&error)),

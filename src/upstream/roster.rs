@@ -5,7 +5,10 @@
 //! together and choose the next together. A broker that is down is tried by the roster's
 //! own probe only; the trunks wait for its answer instead of dialling, each by itself.
 
+use std::net::IpAddr;
 use std::time::Duration;
+
+use smallvec::SmallVec;
 
 use super::backoff::Backoff;
 pub use super::broker::{Broker, BrokerId, Failure, Health};
@@ -40,6 +43,11 @@ const FRESH_FAILURE: Duration = Duration::from_millis(100);
 const THAWING: Duration = Duration::from_secs(1);
 /// Hosts come back at about the same time behind an outage that was over within this.
 const FRESH_OUTAGE: Duration = Duration::from_secs(3);
+/// Answers in a row without an address after which that broker is left.
+const UNNAMED_MOST: u32 = 3;
+/// Addresses of one name that are brokers.
+const ADDRESSES_MOST: usize = 16;
+
 /// How long a bound is remembered that a broker didn't tell, but enforced.
 const LEARNED_FOR: Duration = Duration::from_secs(600);
 
@@ -78,6 +86,8 @@ pub enum Placement {
 #[derive(Debug)]
 pub struct Roster {
     brokers: Vec<Broker>,
+    /// As they are configured, in order.
+    addrs: Vec<BrokerAddr>,
     /// In the order in which this host tries them.
     order: Vec<BrokerId>,
     /// The one that this host uses.
@@ -123,6 +133,7 @@ impl Roster {
     ) -> Self {
         let mut roster = Self {
             brokers: Vec::new(),
+            addrs: Vec::new(),
             order: Vec::new(),
             current: BrokerId(0),
             placement,
@@ -156,8 +167,30 @@ impl Roster {
     ) -> Vec<BrokerId> {
         self.placement = placement;
         self.probe_interval = probe_interval;
-        let mut order: Vec<BrokerId> = addrs.iter().map(|addr| self.enlist(addr, now)).collect();
-        if let Placement::Spread(rotation) = placement {
+        self.addrs = addrs.to_vec();
+        for addr in addrs {
+            self.enlist(addr, now);
+        }
+        for broker in &mut self.brokers {
+            broker.removed |= !addrs.contains(&broker.addr);
+        }
+        self.reorder()
+    }
+
+    /// Works out the order anew, and says which brokers aren't in it any more.
+    fn reorder(&mut self) -> Vec<BrokerId> {
+        let ids = |addr: &BrokerAddr| {
+            let mut ids: Vec<BrokerId> = (0..self.brokers.len() as u16).map(BrokerId).collect();
+            ids.retain(|id| {
+                let broker = self.broker(*id);
+                broker.addr == *addr && !broker.removed
+            });
+            // All hosts have the same order, whatever their name servers'.
+            ids.sort_by_key(|id| self.broker(*id).ips.clone());
+            ids
+        };
+        let mut order: Vec<BrokerId> = self.addrs.iter().flat_map(ids).collect();
+        if let Placement::Spread(rotation) = self.placement {
             let turns = (rotation % order.len().max(1) as u64) as usize;
             order.rotate_left(turns);
         }
@@ -167,16 +200,95 @@ impl Roster {
             .copied()
             .filter(|id| !order.contains(id))
             .collect();
-        for &id in &removed {
-            self.broker_mut(id).removed = true;
-        }
-        if removed.contains(&self.current) {
-            self.current = order[0];
+        if removed.contains(&self.current) || !order.contains(&self.current) {
+            self.current = order.first().copied().unwrap_or(self.current);
         }
         self.order = order;
         self.note_infos();
         self.changed = true;
         removed
+    }
+
+    /// The names that are configured as brokers' hosts, each with its port.
+    pub fn names(&self) -> Vec<BrokerAddr> {
+        let is_name = |addr: &&BrokerAddr| addr.host.parse::<IpAddr>().is_err();
+        self.addrs.iter().filter(is_name).cloned().collect()
+    }
+
+    /// Whether names are to be asked soon: one has no address, or no broker lives.
+    pub fn needs_names(&self) -> bool {
+        let is_unknown = |(_, broker): (BrokerId, &Broker)| broker.ips.is_empty();
+        !self.names().is_empty() && (!self.is_alive() || self.brokers().any(is_unknown))
+    }
+
+    /// A name means these addresses: each is a broker. One that isn't among them any more is left
+    /// once it has been so for a while, since some name servers tell but a part at a time. Returns
+    /// whether anything has changed.
+    pub fn set_addresses(&mut self, addr: &BrokerAddr, ips: &[IpAddr], now: Instant) -> bool {
+        if !self.addrs.contains(addr) {
+            return false;
+        }
+        let groups = addresses(ips);
+        let several = groups.len() > 1;
+        let mut changed = false;
+        for group in &groups {
+            let is_it = |broker: &Broker| broker.addr == *addr && broker.ips == *group;
+            if let Some(known) = self.brokers.iter_mut().find(|broker| is_it(broker)) {
+                changed |= std::mem::take(&mut known.removed);
+                known.unnamed = 0;
+                continue;
+            }
+            changed = true;
+            let id = self.place_for(addr, now);
+            let broker = self.broker_mut(id);
+            broker.ips.clone_from(group);
+            broker.probe_at = now;
+            if broker.health == Health::Down {
+                (broker.health, broker.since) = (Health::Unknown, now);
+            }
+        }
+        for broker in self
+            .brokers
+            .iter_mut()
+            .filter(|broker| broker.addr == *addr)
+        {
+            broker.is_one_of_several = several;
+            if groups.contains(&broker.ips) || broker.removed {
+                continue;
+            }
+            broker.unnamed = broker.unnamed.saturating_add(1);
+            let is_idle = broker.links == 0 && broker.health == Health::Down;
+            if is_idle || broker.unnamed >= UNNAMED_MOST {
+                broker.removed = true;
+                changed = true;
+            }
+        }
+        if changed {
+            self.reorder();
+            self.reconsider(now);
+        }
+        changed
+    }
+
+    /// A name has no address, or none yet. What it meant before holds. Returns the cause where it
+    /// is news.
+    pub fn name_failed(
+        &mut self,
+        addr: &BrokerAddr,
+        is_slow: bool,
+        now: Instant,
+    ) -> Option<Failure> {
+        let failure = match is_slow {
+            true => Failure::NameTimeout,
+            false => Failure::NameNotFound,
+        };
+        let unknown = |broker: &Broker| broker.addr == *addr && broker.ips.is_empty();
+        let at = self.brokers.iter().position(unknown)?;
+        let known = self.brokers[at].last_failure.replace(failure);
+        if self.brokers[at].health != Health::Down {
+            self.handle_failure(BrokerId(at as u16), failure, now);
+        }
+        (known != Some(failure)).then_some(failure)
     }
 
     /// The brokers in the order in which this host tries them.
@@ -901,17 +1013,60 @@ impl Roster {
         from.iter().chain(before).copied()
     }
 
-    fn enlist(&mut self, addr: &BrokerAddr, now: Instant) -> BrokerId {
-        if let Some(at) = self.brokers.iter().position(|broker| broker.addr == *addr) {
-            self.brokers[at].removed = false;
+    fn enlist(&mut self, addr: &BrokerAddr, now: Instant) {
+        let mut known = false;
+        for broker in self
+            .brokers
+            .iter_mut()
+            .filter(|broker| broker.addr == *addr)
+        {
+            // Addresses that a name has lost meanwhile are found out.
+            known |= broker.unnamed < UNNAMED_MOST;
+            broker.removed = broker.unnamed >= UNNAMED_MOST;
+        }
+        if !known {
+            self.place_for(addr, now);
+        }
+    }
+
+    /// A place for another broker at `addr`: one that waits for its address, one that nobody uses
+    /// any more, or a new one.
+    fn place_for(&mut self, addr: &BrokerAddr, now: Instant) -> BrokerId {
+        let waits = |broker: &Broker| broker.addr == *addr && broker.ips.is_empty();
+        let is_free = |broker: &Broker| {
+            broker.removed && broker.links == 0 && broker.dialing == 0 && !broker.probing
+        };
+        let mut brokers = self.brokers.iter();
+        if let Some(at) = brokers.position(|broker| waits(broker) && !broker.removed) {
             return BrokerId(at as u16);
         }
-        self.brokers.push(Broker::new(addr.clone(), now));
-        BrokerId((self.brokers.len() - 1) as u16)
+        match self.brokers.iter().position(is_free) {
+            Some(at) => {
+                self.brokers[at] = Broker::new(addr.clone(), now);
+                self.troubles.forget(BrokerId(at as u16));
+                BrokerId(at as u16)
+            }
+            None => {
+                self.brokers.push(Broker::new(addr.clone(), now));
+                BrokerId((self.brokers.len() - 1) as u16)
+            }
+        }
     }
 
     fn broker_mut(&mut self, id: BrokerId) -> &mut Broker {
         &mut self.brokers[usize::from(id.0)]
+    }
+}
+
+/// The addresses of a name as brokers: each is one, but for a single host of both families.
+fn addresses(ips: &[IpAddr]) -> Vec<SmallVec<[IpAddr; 1]>> {
+    match ips {
+        [one, other] if one.is_ipv4() != other.is_ipv4() => vec![ips.into()],
+        _ => ips
+            .iter()
+            .take(ADDRESSES_MOST)
+            .map(|ip| [*ip].into_iter().collect())
+            .collect(),
     }
 }
 
@@ -924,7 +1079,7 @@ mod tests {
     const B: BrokerId = BrokerId(1);
 
     fn roster(now: Instant) -> Roster {
-        let addrs = ["a", "b"].map(|host| BrokerAddr {
+        let addrs = ["10.0.0.1", "10.0.0.2"].map(|host| BrokerAddr {
             host: host.to_owned(),
             port: 4222,
         });
@@ -1097,7 +1252,7 @@ mod tests {
     #[test]
     fn hosts_spread_over_brokers_by_name() {
         let now = Instant::now();
-        let addrs = ["a", "b"].map(|host| BrokerAddr {
+        let addrs = ["10.0.0.1", "10.0.0.2"].map(|host| BrokerAddr {
             host: host.to_owned(),
             port: 4222,
         });
@@ -1282,5 +1437,67 @@ mod tests {
         assert_eq!(roster.pick(ID, &[B], later), Pick::Wait, "one at a time");
         roster.note_verdict(A, ID, true, Duration::ZERO, later);
         assert!(roster.is_alive());
+    }
+
+    #[test]
+    fn each_address_of_a_name_is_a_broker() {
+        let now = Instant::now();
+        let addr = BrokerAddr {
+            host: "nats.example".to_owned(),
+            port: 4222,
+        };
+        let spread = Placement::Spread(0);
+        let mut roster = Roster::new(
+            std::slice::from_ref(&addr),
+            spread,
+            Duration::from_secs(3),
+            1,
+            now,
+        );
+        assert_eq!(roster.names(), std::slice::from_ref(&addr));
+        assert_eq!(roster.pick(ID, &[], now), Pick::Wait, "no address yet");
+        assert_eq!(roster.poll_probe(now), None);
+        let slow = roster.name_failed(&addr, true, now);
+        assert_eq!(slow, Some(Failure::NameTimeout));
+        assert_eq!(roster.name_failed(&addr, true, now), None, "said once");
+        let ips = [1, 2, 3].map(|last| IpAddr::from([10, 0, 0, last]));
+        assert!(roster.set_addresses(&addr, &ips[..2], now));
+        assert!(
+            !roster.set_addresses(&addr, &[ips[1], ips[0]], now),
+            "the same"
+        );
+        let labels: Vec<_> = roster.brokers().map(|(_, one)| one.label()).collect();
+        let expected = [
+            "nats.example:4222 (10.0.0.1)",
+            "nats.example:4222 (10.0.0.2)",
+        ];
+        assert_eq!(labels, expected);
+        for id in [A, B] {
+            roster.handle_info(id, info_of(id), now);
+        }
+        assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
+        roster.handle_failure(A, Failure::Silent, now);
+        assert_eq!(
+            roster.pick(ID, &[], now),
+            Pick::Dial(B),
+            "the other address"
+        );
+        // The first has gone for good, and another one has come.
+        assert!(roster.set_addresses(&addr, &ips[1..], now));
+        let found: Vec<_> = roster.brokers().map(|(_, one)| one.ips()[0]).collect();
+        assert_eq!(found, ips[1..]);
+        // One that lives is left once it isn't named for a while.
+        for times in 1..=UNNAMED_MOST {
+            roster.set_addresses(&addr, &ips[2..], now);
+            assert_eq!(roster.broker(B).is_removed(), times == UNNAMED_MOST);
+        }
+    }
+
+    #[test]
+    fn a_host_of_both_families_is_one_broker() {
+        let [v4, v6]: [IpAddr; 2] = [[127, 0, 0, 1].into(), [0, 0, 0, 0, 0, 0, 0, 1].into()];
+        assert_eq!(addresses(&[v4, v6]).len(), 1);
+        assert_eq!(addresses(&[v4, [127, 0, 0, 2].into()]).len(), 2);
+        assert_eq!(addresses(&[v4, [127, 0, 0, 2].into(), v6]).len(), 3);
     }
 }

@@ -47,7 +47,7 @@ impl Bench {
             trunks_per_identity: 1,
             fences_per_second: 5000,
         };
-        let addrs = ["a", "b"].map(|host| BrokerAddr {
+        let addrs = ["10.0.0.1", "10.0.0.2"].map(|host| BrokerAddr {
             host: host.to_owned(),
             port: 4222,
         });
@@ -416,7 +416,10 @@ fn a_replay_that_gets_on_is_no_silence() {
     let long = "x".repeat(1000);
     for number in 0..200 {
         bench.subscribe(format!("{long}.{number}").as_bytes(), b"1");
-        bench.subscribe(format!("{long}.{number}").as_bytes(), number.to_string().as_bytes());
+        bench.subscribe(
+            format!("{long}.{number}").as_bytes(),
+            number.to_string().as_bytes(),
+        );
     }
     bench.lose();
     bench.pass(Duration::from_millis(100));
@@ -458,12 +461,19 @@ fn a_control_line_that_a_broker_closes_for_is_not_repeated_and_learned() {
     bench.take_dial();
     bench.join();
     let told = bench.told();
-    assert!(told.contains("PUB short 1") && !told.contains("yyy"), "{told}");
+    assert!(
+        told.contains("PUB short 1") && !told.contains("yyy"),
+        "{told}"
+    );
     assert_eq!(bench.bus.counters.refused, 1);
     assert_eq!(bench.bus.roster.max_control_line(), 2001);
     let later = bench.now + Duration::from_secs(3600);
     bench.bus.roster.poll_probe(later);
-    assert_eq!(bench.bus.roster.max_control_line(), usize::MAX, "for a while");
+    assert_eq!(
+        bench.bus.roster.max_control_line(),
+        usize::MAX,
+        "for a while"
+    );
 }
 
 #[test]

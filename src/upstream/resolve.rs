@@ -1,0 +1,89 @@
+//! Asks again and again what the names of a bus's brokers mean: each address is a broker.
+//!
+//! A resolver may take long, and its answer is kept whenever it comes. Dials and probes go to
+//! addresses that are known, and never wait for a name.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::pool::Pool;
+use crate::config::BrokerAddr;
+use crate::net::{names, now};
+
+/// Between two questions, where brokers live.
+const EVERY: Duration = Duration::from_secs(30);
+/// The same while the bus has no live broker, or a name has no address yet.
+const SOON: Duration = Duration::from_secs(1);
+/// How long one question may take.
+const LONGEST: Duration = Duration::from_secs(60);
+
+impl Pool {
+    /// Resolves the bus's names for as long as it is configured.
+    pub async fn resolve(self: Rc<Self>) {
+        while !self.is_closed() {
+            let names = self.bus.borrow().roster.names();
+            let asked: Vec<_> = names
+                .into_iter()
+                .map(|name| spawn_local(Rc::clone(&self).resolve_one(name)))
+                .collect();
+            for one in asked {
+                // What panics over an answer ends alone, and is asked again.
+                let _ = one.await;
+            }
+            let pause = match self.bus.borrow().roster.needs_names() {
+                true => SOON,
+                false => EVERY,
+            };
+            // A reload may bring new names.
+            let _ = timeout(pause, self.reloaded.notified()).await;
+        }
+    }
+
+    async fn resolve_one(self: Rc<Self>, name: BrokerAddr) {
+        let within = self.bus.borrow().settings.timings.connect_timeout;
+        let mut asking = Box::pin(timeout(LONGEST, names::lookup(&name.host)));
+        let answer = match timeout(within, &mut asking).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                // Until the answer comes, operators see what is waited for.
+                self.name_failed(&name, true);
+                asking.await
+            }
+        };
+        match answer {
+            Ok(Ok(addrs)) => {
+                let now = now();
+                let mut bus = self.bus.borrow_mut();
+                let changed = bus.roster.set_addresses(&name, &addrs, now);
+                let brokers = bus.roster.brokers().count();
+                bus.presence.set_brokers(brokers);
+                drop(bus);
+                if changed {
+                    let (bus, name) = (&self.name, name.to_string());
+                    info!(bus, name, ?addrs, "name resolved");
+                }
+                self.settle(now);
+                self.wake_prober();
+            }
+            Ok(Err(error)) => {
+                debug!(bus = self.name, name = %name, %error, "name not resolved");
+                self.name_failed(&name, false);
+            }
+            Err(_) => self.name_failed(&name, true),
+        }
+    }
+
+    fn name_failed(&self, name: &BrokerAddr, is_slow: bool) {
+        let now = now();
+        let news = self.bus.borrow_mut().roster.name_failed(name, is_slow, now);
+        if let Some(cause) = news {
+            let (bus, cause) = (&self.name, cause.as_str());
+            warn!(bus, broker = %name, cause, "broker down");
+        }
+        self.settle(now);
+    }
+}
