@@ -208,6 +208,7 @@ impl Site {
                 Sharing::None
             },
             trunks_per_identity: 1,
+            believed_for: Duration::from_secs(60),
             fences_per_second: 5_000,
         };
         let addrs = [BrokerAddr {

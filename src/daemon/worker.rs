@@ -41,6 +41,8 @@ use crate::upstream::{Budget, Budgets, Bus, Roster, Settings};
 const FIRST_INFO: Duration = Duration::from_millis(300);
 /// Fences per second, over all buses (R7).
 const FENCES_PER_SECOND: u32 = 5_000;
+/// How long a broker's acceptance of credentials is believed of a session that joins others.
+const BELIEVED_FOR: Duration = Duration::from_secs(60);
 /// What monitoring shows where there is no listener.
 const NOWHERE: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
 /// Commands that may wait.
@@ -511,6 +513,7 @@ fn settings(bus: &BusConfig, buses: usize) -> Settings {
         lenient_connect: bus.lenient_connect,
         sharing: bus.sharing,
         trunks_per_identity: bus.trunks_per_identity,
+        believed_for: BELIEVED_FOR,
         fences_per_second: FENCES_PER_SECOND / buses.max(1) as u32,
     }
 }

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
+use data_encoding::BASE64URL_NOPAD;
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use thiserror::Error;
@@ -165,6 +166,36 @@ impl ConnectInfo {
     /// Whether a nonce was signed, so that this CONNECT can't be replayed on another connection.
     pub fn is_signed(&self) -> bool {
         self.sig.is_some()
+    }
+
+    /// Whether its JWT is one that brokers take without a signature.
+    pub fn is_bearer(&self) -> bool {
+        #[derive(serde::Deserialize)]
+        struct Claims {
+            nats: Nats,
+        }
+        #[derive(serde::Deserialize)]
+        struct Nats {
+            #[serde(default)]
+            bearer_token: bool,
+        }
+        let payload = self.jwt.as_ref().and_then(|jwt| {
+            let payload = jwt.expose().split('.').nth(1)?;
+            BASE64URL_NOPAD.decode(payload.as_bytes()).ok()
+        });
+        let claims = payload.and_then(|json| serde_json::from_slice::<Claims>(&json).ok());
+        claims.is_some_and(|claims| claims.nats.bearer_token)
+    }
+
+    /// Leaves out the signature of a nonce, and the key that it is by.
+    pub fn unsign(&mut self) {
+        (self.sig, self.nkey) = (None, None);
+    }
+
+    /// Leaves out all credentials that are signed: for brokers that ask for none.
+    pub fn forget_keys(&mut self) {
+        self.unsign();
+        self.jwt = None;
     }
 
     /// What a broker answers in `-ERR '…'` before it closes when it accepted the credentials but can't serve the

@@ -6,6 +6,31 @@ fn parsed(json: &str) -> ConnectInfo {
 }
 
 #[test]
+fn a_bearer_jwt_needs_no_signature() {
+    let jwt = |claims: &str| {
+        let payload = data_encoding::BASE64URL_NOPAD.encode(claims.as_bytes());
+        let json = format!(r#"{{"jwt":"e30.{payload}.c2ln","sig":"c2ln","nkey":"U"}}"#);
+        ConnectInfo::parse(json.as_bytes()).expect("options")
+    };
+    let mut bearer = jwt(r#"{"sub":"U","nats":{"bearer_token":true,"type":"user"}}"#);
+    assert!(bearer.is_bearer() && bearer.is_signed());
+    bearer.unsign();
+    assert!(bearer.is_bearer() && !bearer.is_signed() && bearer.nkey.is_none());
+    for claims in [
+        r#"{"nats":{}}"#,
+        r#"{"nats":{"bearer_token":false}}"#,
+        "{}",
+        "no JSON",
+    ] {
+        assert!(!jwt(claims).is_bearer(), "{claims}");
+    }
+    bearer.forget_keys();
+    assert!(bearer.jwt.is_none());
+    let broken = ConnectInfo::parse(br#"{"jwt":"x.%.y"}"#).expect("options");
+    assert!(!broken.is_bearer());
+}
+
+#[test]
 fn the_defaults_are_those_of_a_session_without_connect() {
     let options = parsed("{}");
     assert_eq!(options, ConnectInfo::default());

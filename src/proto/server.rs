@@ -79,16 +79,33 @@ pub struct Msg<'a> {
     pub payload: &'a [u8],
 }
 
+/// A status that says that nobody listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoResponders<'a> {
+    /// To what.
+    pub subject: Option<&'a [u8]>,
+}
+
 impl Msg<'_> {
-    /// Whether this is the status that tells a requester that nobody listens: 503 and no body.
-    pub fn is_no_responders(&self) -> bool {
-        const STATUS: &[u8] = b"NATS/1.0 503";
-        self.headers
-            && self.header_len == self.size
-            && self
-                .payload
-                .strip_prefix(STATUS)
-                .is_some_and(|rest| matches!(rest.first(), Some(b' ' | b'\r')))
+    /// Whether this may be the status by which a broker tells a requester that nobody listens: to
+    /// the letter, and the subject that it names, which brokers do since 2.12. Applications may
+    /// publish the same.
+    pub fn no_responders(&self) -> Option<NoResponders<'_>> {
+        const STATUS: &[u8] = b"NATS/1.0 503\r\n";
+        const SUBJECT: &[u8] = b"Nats-Subject: ";
+        const END: &[u8] = b"\r\n";
+        if !self.headers || self.header_len != self.size || self.reply.is_some() {
+            return None;
+        }
+        let rest = self.payload.strip_prefix(STATUS)?.strip_suffix(END)?;
+        if rest.is_empty() {
+            return Some(NoResponders { subject: None });
+        }
+        let subject = rest.strip_prefix(SUBJECT)?.strip_suffix(END)?;
+        let is_one = !subject.iter().any(u8::is_ascii_whitespace);
+        is_one.then_some(NoResponders {
+            subject: Some(subject),
+        })
     }
 }
 

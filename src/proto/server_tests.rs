@@ -99,17 +99,32 @@ fn payload_is_never_looked_at() {
 }
 
 #[test]
-fn no_responders_is_a_503_without_body() {
-    assert!(msg(b"HMSG r 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n").is_no_responders());
-    assert!(
-        msg(b"HMSG r 1 38 38\r\nNATS/1.0 503\r\nNats-Subject: nobody\r\n\r\n\r\n")
-            .is_no_responders()
+fn a_status_that_nobody_listens_is_a_503_to_the_letter() {
+    let said = |frame: &'static [u8]| {
+        let msg = msg(frame);
+        let status = msg.no_responders()?;
+        Some(status.subject.map(<[u8]>::to_vec))
+    };
+    assert_eq!(
+        said(b"HMSG r 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n"),
+        Some(None)
     );
-    assert!(msg(b"HMSG r 1 24 24\r\nNATS/1.0 503 No Help\r\n\r\n\r\n").is_no_responders());
-    assert!(!msg(b"HMSG r 1 16 17\r\nNATS/1.0 503\r\n\r\nx\r\n").is_no_responders());
-    assert!(!msg(b"HMSG r 1 16 16\r\nNATS/1.0 404\r\n\r\n\r\n").is_no_responders());
-    assert!(!msg(b"HMSG r 1 17 17\r\nNATS/1.0 5031\r\n\r\n\r\n").is_no_responders());
-    assert!(!msg(b"MSG r 1 16\r\nNATS/1.0 503\r\n\r\n\r\n").is_no_responders());
+    assert_eq!(
+        said(b"HMSG r 1 38 38\r\nNATS/1.0 503\r\nNats-Subject: nobody\r\n\r\n\r\n"),
+        Some(Some(b"nobody".to_vec()))
+    );
+    for other in [
+        &b"HMSG r 1 24 24\r\nNATS/1.0 503 No Help\r\n\r\n\r\n"[..],
+        b"HMSG r 1 16 17\r\nNATS/1.0 503\r\n\r\nx\r\n",
+        b"HMSG r 1 16 16\r\nNATS/1.0 404\r\n\r\n\r\n",
+        b"HMSG r 1 17 17\r\nNATS/1.0 5031\r\n\r\n\r\n",
+        b"HMSG r 1 x 16 16\r\nNATS/1.0 503\r\n\r\n\r\n",
+        b"HMSG r 1 22 22\r\nNATS/1.0 503\r\nK: v\r\n\r\n\r\n",
+        b"HMSG r 1 44 44\r\nNATS/1.0 503\r\nNats-Subject: nobody\r\nK: v\r\n\r\n\r\n",
+        b"MSG r 1 16\r\nNATS/1.0 503\r\n\r\n\r\n",
+    ] {
+        assert_eq!(said(other), None, "{}", other.escape_ascii());
+    }
 }
 
 #[test]

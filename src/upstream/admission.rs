@@ -4,21 +4,26 @@
 //! credentials a broker of this bus has accepted before is answered at once. Only a salted
 //! digest of the credentials is remembered, in memory.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
 
 use super::trouble::IdentityDigest;
+use crate::clock::Instant;
 use crate::config::Admit;
 use crate::proto::connect::ConnectInfo;
 
-/// Digests kept; beyond that, new ones aren't remembered.
+/// Digests kept; beyond that, the oldest is forgotten.
 const KNOWN_MAX: usize = 65_536;
+/// How long an acceptance is believed in an outage, since a broker last had a link of it.
+const KNOWN_FOR: Duration = Duration::from_secs(3600);
 
 /// The credentials that a broker of this bus has accepted.
 #[derive(Debug)]
 pub struct Admission {
     salt: RandomState,
-    known: BTreeSet<u64>,
+    /// When a broker accepted them last.
+    known: BTreeMap<IdentityDigest, Instant>,
 }
 
 impl Admission {
@@ -26,14 +31,27 @@ impl Admission {
     pub fn new(salt: RandomState) -> Self {
         Self {
             salt,
-            known: BTreeSet::new(),
+            known: BTreeMap::new(),
         }
     }
 
     /// A broker accepted these credentials.
-    pub fn remember(&mut self, connect: &ConnectInfo) {
-        if self.known.len() < KNOWN_MAX {
-            self.known.insert(self.digest(connect));
+    pub fn remember(&mut self, connect: &ConnectInfo, now: Instant) {
+        let digest = self.digest(connect);
+        if self.known.len() >= KNOWN_MAX && !self.known.contains_key(&digest) {
+            let oldest = self.known.iter().min_by_key(|(_, at)| **at);
+            if let Some(oldest) = oldest.map(|(digest, _)| *digest) {
+                self.known.remove(&oldest);
+            }
+        }
+        self.known.insert(digest, now);
+    }
+
+    /// A broker has just had a link with these credentials, and hasn't refused them since.
+    pub fn refresh(&mut self, connect: &ConnectInfo, now: Instant) {
+        let digest = self.digest(connect);
+        if let Some(at) = self.known.get_mut(&digest) {
+            *at = now;
         }
     }
 
@@ -43,12 +61,24 @@ impl Admission {
         self.known.remove(&digest);
     }
 
+    /// Whether a broker accepted them within this time.
+    pub fn is_fresh(&self, connect: &ConnectInfo, within: Duration, now: Instant) -> bool {
+        let at = self.known.get(&self.digest(connect));
+        at.is_some_and(|at| now.saturating_duration_since(*at) < within)
+    }
+
     /// Whether a CONNECT may be answered before a broker has judged it.
-    pub fn admits(&self, connect: &ConnectInfo, policy: Admit, no_auth_anywhere: bool) -> bool {
+    pub fn admits(
+        &self,
+        connect: &ConnectInfo,
+        policy: Admit,
+        no_auth_anywhere: bool,
+        now: Instant,
+    ) -> bool {
         match policy {
             Admit::Always => true,
             Admit::Verified => false,
-            Admit::Known => no_auth_anywhere || self.known.contains(&self.digest(connect)),
+            Admit::Known => no_auth_anywhere || self.is_fresh(connect, KNOWN_FOR, now),
         }
     }
 
@@ -62,5 +92,36 @@ impl Admission {
             &connect.nkey,
         );
         self.salt.hash_one(credentials)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acceptance_is_believed_for_a_while_and_a_refusal_ends_it() {
+        let mut admission = Admission::new(RandomState::new());
+        let now = Instant::now();
+        let user = |name: &str| {
+            let json = format!(r#"{{"user":"{name}","pass":"x"}}"#);
+            ConnectInfo::parse(json.as_bytes()).expect("options")
+        };
+        let (alice, bob) = (user("alice"), user("bob"));
+        let admits =
+            |admission: &Admission, connect, at| admission.admits(connect, Admit::Known, false, at);
+        admission.refresh(&alice, now);
+        assert!(!admits(&admission, &alice, now), "nobody accepted her");
+        admission.remember(&alice, now);
+        let minute = Duration::from_secs(60);
+        assert!(admits(&admission, &alice, now + minute));
+        assert!(admission.is_fresh(&alice, minute, now));
+        assert!(!admission.is_fresh(&alice, minute, now + minute));
+        assert!(!admits(&admission, &bob, now));
+        assert!(!admits(&admission, &alice, now + KNOWN_FOR), "too long ago");
+        admission.refresh(&alice, now + minute);
+        assert!(admits(&admission, &alice, now + KNOWN_FOR));
+        admission.forget(&alice);
+        assert!(!admits(&admission, &alice, now));
     }
 }

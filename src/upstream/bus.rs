@@ -58,6 +58,8 @@ pub struct Settings {
     pub sharing: Sharing,
     /// The trunks that the sessions of one identity are spread over, where they share.
     pub trunks_per_identity: usize,
+    /// How long a broker's acceptance of credentials is believed of a session that joins others.
+    pub believed_for: Duration,
     /// Fences that this bus sends per second at most, apart from the components' PINGs (R7).
     pub fences_per_second: u32,
 }
@@ -143,6 +145,8 @@ pub struct Bus {
     pub watches: Watches,
     /// Components that lag on shared links (R33).
     pub lags: Lags,
+    /// Shared trunks without sessions.
+    pub idle_trunks: Cell<usize>,
     /// R29.
     pub presence: Presence,
     /// For the operator.
@@ -181,6 +185,7 @@ impl Bus {
             connects: Connects::default(),
             watches: Watches::default(),
             lags: Lags::default(),
+            idle_trunks: Cell::new(0),
             presence: Presence::new("", ""),
             failovers: Failovers::default(),
             counters: Counters::default(),

@@ -62,6 +62,7 @@ fn pool(broker: &BrokerAddr, sharing: Sharing) -> Rc<Pool> {
         lenient_connect: true,
         sharing,
         trunks_per_identity: 1,
+        believed_for: Duration::from_secs(60),
         fences_per_second: 5000,
     };
     let brokers = [broker.clone()];

@@ -766,6 +766,11 @@ impl Roster {
         is_double.then_some(Failure::SameBroker)
     }
 
+    /// Another dial to this broker begins, whatever its turn.
+    pub fn begin_dial(&mut self, id: BrokerId) {
+        self.broker_mut(id).dialing += 1;
+    }
+
     /// A dial that [`Roster::pick`] started has ended, with a link or without.
     pub fn dial_ended(&mut self, id: BrokerId) {
         let broker = self.broker_mut(id);

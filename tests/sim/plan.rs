@@ -115,6 +115,8 @@ impl Plan {
         ]);
         // A PONG that proves nothing is nothing to judge by.
         self.settings.timings.pong_hold = PongHold::default_for(self.settings.delivery);
+        self.settings.believed_for =
+            *rng.pick(&[Duration::from_millis(50), Duration::from_secs(60)]);
         self.components = rng.range(3, 7) as usize + self.hosts;
         self.twins = true;
         self.is_shared = true;
@@ -198,6 +200,7 @@ fn settings(rng: &mut Rng, at_least_once: bool, independent: Option<Placement>) 
         lenient_connect: true,
         sharing: Sharing::None,
         trunks_per_identity: 1,
+        believed_for: Duration::from_secs(60),
         fences_per_second: 5000,
     }
 }

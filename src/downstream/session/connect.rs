@@ -26,7 +26,7 @@ impl Session {
         let again = self.connect.is_some();
         let refusal = match connect.merge(json) {
             Err(fault) => Some(CloseReason::Fault(fault.into())),
-            Ok(()) if connect.is_signed() => Some(CloseReason::Signed),
+            Ok(()) if connect.is_signed() => unsign(&mut connect, bus),
             Ok(()) => None,
         };
         if let Some(reason) = refusal {
@@ -114,6 +114,18 @@ impl Session {
             }
         }
     }
+}
+
+/// A signature is worthless on another connection (R18): it passes where brokers don't look at it.
+fn unsign(connect: &mut ConnectInfo, bus: &Bus) -> Option<CloseReason> {
+    if !bus.roster.auth_required() {
+        connect.forget_keys();
+    } else if connect.is_bearer() {
+        connect.unsign();
+    } else {
+        return Some(CloseReason::Signed);
+    }
+    None
 }
 
 /// nats-server 2.12.8, 2.14 and later drop a connection's subscriptions at a second CONNECT.

@@ -42,6 +42,7 @@ impl Session {
                 used += len;
                 run.messages += 1;
                 run.payload_bytes += publish.size;
+                run.has_request |= publish.reply.is_some();
                 if run.is_full(used, bus) {
                     run.flush(bytes, used, home, now, bus);
                 }
@@ -161,6 +162,9 @@ impl Session {
         let mut frame = Vec::with_capacity(publish.frame.len());
         publish.encode(&mut frame);
         home.trunk.note_sent(home.id, 1, publish.size as u64, bus);
+        if publish.reply.is_some() {
+            home.trunk.note_request(home.id, bus);
+        }
         home.trunk.publish(home.id, &frame, 1, now, bus);
     }
 }
@@ -171,6 +175,8 @@ struct Run {
     start: usize,
     messages: u64,
     payload_bytes: usize,
+    /// Whether one of them asks for an answer.
+    has_request: bool,
 }
 
 impl Run {
@@ -193,6 +199,9 @@ impl Run {
             let payload_bytes = self.payload_bytes as u64;
             home.trunk
                 .note_sent(home.id, self.messages, payload_bytes, bus);
+            if std::mem::take(&mut self.has_request) {
+                home.trunk.note_request(home.id, bus);
+            }
             home.trunk.publish(home.id, frames, self.messages, now, bus);
             self.messages = 0;
             self.payload_bytes = 0;

@@ -42,6 +42,11 @@ impl Trunk {
 
     /// Ends a link that natsmux finds to be bad.
     pub(super) fn fail(&mut self, at: usize, failure: Failure, now: Instant, bus: &mut Bus) {
+        if self.links[at].is_check {
+            // No verdict: the one that is old holds on, and the next session asks again.
+            self.drop_link(at, false, bus);
+            return self.verify_all();
+        }
         let link = self.drop_link(at, failure == Failure::Silent, bus);
         let broker = link.broker;
         if link.phase == Phase::Standby {
@@ -98,6 +103,9 @@ impl Trunk {
     ) {
         let suspect = bus.watches.suspect_since(broker).is_some();
         bus.detached(self.id, broker, now);
+        if failure != Failure::Refused {
+            bus.admission.refresh(&self.connect, now);
+        }
         match failure {
             // The sentinel finds the broker silent too. One link alone may have a fault of its
             // own.
@@ -552,6 +560,7 @@ impl Trunk {
     /// The end, for the bus.
     fn leave_bus(&mut self, bus: &mut Bus) {
         self.done = true;
+        self.note_idle(None, bus);
         self.give_back_charge(bus);
         if self.lost.is_some_and(|(_, cause, _)| !cause.is_own()) {
             bus.failovers.gone();

@@ -17,6 +17,9 @@ use crate::upstream::bus::Bus;
 use crate::upstream::roster::{BrokerId, Failure, Pick};
 use crate::upstream::trouble::IdentityDigest;
 
+/// From this version on, a status that nobody listens names the subject.
+const FIRST_TO_NAME_SUBJECTS: [u64; 3] = [2, 12, 0];
+
 /// A fence follows each so many bytes of a replay: its PONGs are progress.
 const REPLAY_FENCE_BYTES: usize = 64 * 1024;
 
@@ -55,7 +58,7 @@ impl Trunk {
             Pick::Queue => {}
             Pick::Wait if attached && !self.must_move() => self.stay(now),
             Pick::Wait => {
-                self.try_to_admit(bus);
+                self.try_to_admit(now, bus);
                 self.answer_what_needs_no_broker(bus);
                 self.retry_later(now);
             }
@@ -162,6 +165,8 @@ impl Trunk {
             let independent = self.links[at].independent.get_or_insert_default();
             independent.server_id = info.server_id.as_str().into();
         }
+        let names_subject = info.version_numbers() >= FIRST_TO_NAME_SUBJECTS;
+        self.links[at].names_subject = names_subject;
         bus.roster.handle_info(broker, info, now);
         if let Some(failure) = unfit {
             return self.fail(at, failure, now, bus);
@@ -223,11 +228,19 @@ impl Trunk {
 
     /// The broker accepted the CONNECT.
     pub(super) fn authenticated(&mut self, at: usize, now: Instant, bus: &mut Bus) {
-        bus.counters.links_opened += 1;
         let (broker, asked) = (self.links[at].broker, self.links[at].opened_at);
         let took = now.saturating_duration_since(asked);
         let identity = self.identity(bus);
         bus.roster.note_verdict(broker, identity, true, took, now);
+        if self.links[at].is_check {
+            let is_other = |link: &Link| link.is_attached() || link.is_joining();
+            if self.links.iter().any(is_other) {
+                return self.checked(at, now, bus);
+            }
+            // The other one has died meanwhile.
+            self.links[at].is_check = false;
+        }
+        bus.counters.links_opened += 1;
         self.verdict = Verdict::Accepted;
         if std::mem::take(&mut self.connect_ok_owed) {
             // The broker that was asked for it hasn't answered yet: this one has.
@@ -238,7 +251,7 @@ impl Trunk {
                 self.deliver(session, &[encode::OK], bus);
             }
         }
-        bus.admission.remember(&self.connect);
+        bus.admission.remember(&self.connect, now);
         if !self.ready {
             // One that is served already isn't closed by the next broker: its headers are stripped.
             self.refuse_own_options(self.header_support(at, bus));
@@ -428,7 +441,7 @@ impl Trunk {
     }
 
     /// A link is live: so may those be who could not join without one (R16).
-    fn verify_all(&mut self) {
+    pub(super) fn verify_all(&mut self) {
         for session in self.sessions() {
             let slot = &mut self.slots[session.0 as usize];
             if std::mem::take(&mut slot.unverified) {
@@ -529,6 +542,7 @@ impl Trunk {
                     link.oks.push(OkOwner::Nobody, quiet);
                     link.oks.push(OkOwner::Publish, messages - quiet);
                 }
+                self.links[at].requested_by = self.next_ping;
                 self.appended_publishes(at, bytes, messages, now, bus);
                 if self.links[at].unfenced_since.is_some() {
                     self.push_ping(at, None, now, bus);

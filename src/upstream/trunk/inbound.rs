@@ -3,6 +3,7 @@
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::owners::Wanted;
+use super::sharing::Status;
 use super::slot::{Finishing, Slot};
 use super::target::PRESENCE_SID;
 use super::{CloseReason, Trunk, Verdict};
@@ -132,13 +133,19 @@ impl Trunk {
             }
             return;
         }
-        let counts = !msg.is_no_responders();
         let Some(upstream) = UpstreamSid::parse(msg.sid) else {
             bus.counters.unknown_sid_msgs += 1;
             return;
         };
-        if self.shared && !counts && self.deliver_status(at, msg, bus) {
-            return;
+        let status = match msg.header_len == msg.size && msg.headers {
+            true => self.judge_status(at, msg),
+            false => Status::Application,
+        };
+        let counts = status == Status::Application;
+        match status {
+            Status::Answers(session) => return self.deliver_status(session, msg, bus),
+            Status::Own if self.shared => return,
+            Status::Own | Status::Application => {}
         }
         let independent = self.independent;
         if independent && self.subscriptions.is_over(upstream) {
@@ -401,12 +408,12 @@ impl Trunk {
             BrokerError::PublishViolation { subject } => {
                 self.links[at].account.refused += 1;
                 let subject = unquote(subject);
-                self.deliver_to_publisher(at, Wanted::Subject(&subject), &line, bus);
+                self.deliver_to_publisher(at, Wanted::Subject(&subject), &line, now, bus);
             }
             BrokerError::ReplyViolation => {
                 self.links[at].account.refused += 1;
                 let reply = first_quoted(text).map(unquote).unwrap_or_default();
-                self.deliver_to_publisher(at, Wanted::Reply(&reply), &line, bus);
+                self.deliver_to_publisher(at, Wanted::Reply(&reply), &line, now, bus);
             }
             BrokerError::SubscriptionViolation { sid: Some(sid), .. } => {
                 self.handle_revoked(at, text, sid, now, bus)
@@ -514,11 +521,18 @@ impl Trunk {
     }
 
     /// A publish was refused: who published it hears of it.
-    fn deliver_to_publisher(&mut self, at: usize, wanted: Wanted<'_>, line: &[u8], bus: &Bus) {
+    fn deliver_to_publisher(
+        &mut self,
+        at: usize,
+        wanted: Wanted<'_>,
+        line: &[u8],
+        now: Instant,
+        bus: &Bus,
+    ) {
         if !self.shared {
             return self.deliver_answer(at, line, bus);
         }
-        if let Some(Some(session)) = self.owner_of(at, wanted) {
+        if let Some(Some(session)) = self.owner_of(at, wanted, now) {
             self.deliver(session, &[line], bus);
         }
     }
@@ -614,7 +628,7 @@ impl Trunk {
             broker,
             text: text.into(),
         }));
-        if link.is_attached() {
+        if link.is_attached() || link.is_check {
             return self.fail(at, Failure::LinkError, now, bus);
         }
         let identity = account.then(|| self.identity(bus));
@@ -665,6 +679,9 @@ impl Trunk {
             broker,
             text: text.into(),
         }));
+        if self.links[at].is_check {
+            return self.disbelieve(at, text, bus);
+        }
         if self.links[at].is_attached() {
             // Expired or revoked while live: the next handshake decides.
             return self.fail(at, Failure::Refused, now, bus);

@@ -199,12 +199,20 @@ pub(super) struct Link {
     pub(super) replayed: u64,
     pub(super) independent: Option<Box<Independent>>,
     pub(super) max_payload: usize,
+    /// Whether it only asks for a verdict on the credentials.
+    pub(super) is_check: bool,
     /// Whether the broker closes it for what its only session did.
     pub(super) is_at_fault: bool,
     /// Whether the broker closes it for a payload that was larger.
     pub(super) too_large: bool,
     /// The broker closes it for a control line that was longer than this, in bytes.
     pub(super) longest_line: Option<usize>,
+    /// The first PING that covers its last request.
+    pub(super) requested_by: u64,
+    /// Whether the next publishes are fenced at once.
+    pub(super) fences_next: bool,
+    /// Whether its broker names the subject of a request that nobody answers: since 2.12.
+    pub(super) names_subject: bool,
     /// When the last PING was answered (R9).
     pub(super) progressed_at: Option<Instant>,
     /// The PING whose PONG says that the whole ledger is in place.
@@ -293,9 +301,13 @@ impl Link {
             replayed: 0,
             independent: None,
             max_payload: usize::MAX,
+            is_check: false,
             is_at_fault: false,
             too_large: false,
             longest_line: None,
+            requested_by: 0,
+            fences_next: false,
+            names_subject: false,
             progressed_at: None,
             replayed_by: 0,
             verbose: false,
@@ -346,7 +358,9 @@ impl Link {
     /// Whether a session that floods isn't read until the next fence is answered.
     pub(super) fn must_prove_soon(&self, now: Instant) -> bool {
         let is_bounded = self.is_contended(now) || !self.has_proven_operations();
-        self.owners.is_some() && self.unfenced_bytes >= FAIR_BYTES && is_bounded
+        let isolates = |owners: &Owners| owners.isolates(now);
+        self.owners.as_deref().is_some_and(isolates)
+            || self.owners.is_some() && self.unfenced_bytes >= FAIR_BYTES && is_bounded
     }
 
     /// Appends a PING of natsmux's own with this number.
@@ -367,7 +381,7 @@ impl Link {
 
     /// Whether it is on its way to be the next one.
     pub(super) fn is_joining(&self) -> bool {
-        !self.is_attached()
+        !self.is_attached() && !self.is_check
     }
 
     /// Whether a PONG is to come that proves what was written.

@@ -275,6 +275,8 @@ pub struct Trunk {
     clock_floor: Option<Instant>,
     /// Earliest timer of any slot; may be too early, never too late.
     slots_timeout: Option<Instant>,
+    /// Whether any subscription has ever had a max: its count must be the broker's.
+    any_limited: bool,
     /// Whether a slot may be parked.
     any_parked: bool,
     /// Whether links aren't read, because the component has much to take (R33).
@@ -288,6 +290,8 @@ pub struct Trunk {
     scratch: Vec<u8>,
     /// The brokers refused the credentials for good.
     refused: bool,
+    /// A broker refused them to a session that came later: nobody may join.
+    disbelieved: bool,
     done: bool,
 }
 
@@ -359,6 +363,7 @@ impl Trunk {
             timer: None,
             clock_floor: None,
             slots_timeout: None,
+            any_limited: false,
             any_parked: false,
             stalled: false,
             unmarked: None,
@@ -367,6 +372,7 @@ impl Trunk {
             actions: Queue::default(),
             scratch: Vec::new(),
             refused: false,
+            disbelieved: false,
             done: false,
         }
     }

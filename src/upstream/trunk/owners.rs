@@ -6,7 +6,8 @@
 //! offsets up to which each session has written; what a broker names is looked for there, in
 //! the order in which it was written, as a broker answers in that order.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use crate::clock::Instant;
@@ -22,15 +23,27 @@ pub(super) struct Owners {
     runs: VecDeque<(u64, Option<SessionId>)>,
     /// SUBs that the ledger doesn't have, each with the number of the PING that covers it.
     asked: VecDeque<(u64, Asked)>,
-    /// The stream offset up to which everything is proven, and those up to which errors, and
-    /// statuses, were answered.
+    /// The stream offset up to which everything is proven, and up to which errors were answered.
     proven: u64,
     errors: u64,
-    statuses: u64,
+    /// Requests that aren't proven, once a status was looked for.
+    requests: Requests,
+    /// Bytes that were searched since this time: a search costs all others' time.
+    searched: Option<(Instant, usize)>,
+    /// A violation named what nobody published: until then, each run of publishes is proven for
+    /// itself, so that the next one tells whose it is.
+    isolates_until: Option<Instant>,
     /// Who wrote last, and when that was last somebody else.
     last: Option<SessionId>,
     changed_at: Option<Instant>,
 }
+
+/// Bytes that may be searched within a time, for errors that name no session.
+const SEARCHED_MOST: usize = 8 * 1024 * 1024;
+const SEARCH_WINDOW: Duration = Duration::from_millis(100);
+/// How long runs of publishes are proven for themselves behind a violation that nobody could be
+/// told.
+const ISOLATED_FOR: Duration = Duration::from_secs(60);
 
 /// Two sessions that write within this time are in each other's way.
 const CONTENTION: Duration = Duration::from_millis(50);
@@ -49,15 +62,13 @@ pub(super) enum Wanted<'a> {
     Subject(&'a [u8]),
     /// A publish that was refused for its reply.
     Reply(&'a [u8]),
-    /// A request that has no responders.
-    Request(&'a [u8]),
 }
 
 impl Wanted<'_> {
     fn is(&self, publish: &Publish<'_>) -> bool {
         match self {
             Self::Subject(subject) => publish.subject == *subject,
-            Self::Reply(reply) | Self::Request(reply) => publish.reply == Some(*reply),
+            Self::Reply(reply) => publish.reply == Some(*reply),
         }
     }
 }
@@ -107,6 +118,7 @@ impl Owners {
         while self.runs.pop_front_if(|(last, _)| *last <= end).is_some() {}
         while self.asked.pop_front_if(|(by, _)| *by <= seq).is_some() {}
         self.proven = end;
+        self.requests.prove(end);
         if self.runs.is_empty() {
             self.runs.shrink_to(64);
         }
@@ -127,20 +139,75 @@ impl Owners {
     }
 
     /// Whose the oldest publish is that a broker may mean, of those in `out` that are not
-    /// proven. The outer `None` says that there is none.
-    pub(super) fn find(&mut self, out: &Outbox, wanted: Wanted<'_>) -> Option<Option<SessionId>> {
-        let cursor = match wanted {
-            Wanted::Request(_) => self.statuses,
-            _ => self.errors,
-        };
-        // What was answered out of order is looked for from the beginning.
-        let again = || find_from(out, self.proven, wanted);
-        let end = find_from(out, cursor.max(self.proven), wanted).or_else(again)?;
-        match wanted {
-            Wanted::Request(_) => self.statuses = end,
-            _ => self.errors = end,
+    /// proven. The outer `None` says that there is none, or that too much was searched of late.
+    pub(super) fn find(
+        &mut self,
+        out: &Outbox,
+        wanted: Wanted<'_>,
+        now: Instant,
+    ) -> Option<Option<SessionId>> {
+        let from = self.errors.max(self.proven);
+        let mut found = None;
+        if self.may_search(out.end().saturating_sub(from), now) {
+            found = find_from(out, from, wanted);
         }
+        // What was answered out of order is looked for from the beginning.
+        if found.is_none() && from > self.proven && self.may_search(from - self.proven, now) {
+            found = find_from(out, self.proven, wanted);
+        }
+        let end = found?;
+        self.errors = end;
         Some(self.of(end))
+    }
+
+    /// Whose the oldest request is, of those in `out` that are not proven, that waits for an answer
+    /// at `reply` and, where that is known, was published to `subject`. It is found once.
+    pub(super) fn find_request(
+        &mut self,
+        out: &Outbox,
+        reply: &[u8],
+        subject: Option<&[u8]>,
+    ) -> Option<Option<SessionId>> {
+        let end = self.requests.take(out, self.proven, reply, subject)?;
+        Some(self.of(end))
+    }
+
+    /// Whether so many bytes may be searched: no broker and no application may have natsmux search
+    /// all the time.
+    fn may_search(&mut self, bytes: u64, now: Instant) -> bool {
+        let (since, searched) = self.searched.get_or_insert((now, 0));
+        if now.saturating_duration_since(*since) >= SEARCH_WINDOW {
+            (*since, *searched) = (now, 0);
+        }
+        *searched = searched.saturating_add(bytes as usize);
+        *searched <= SEARCHED_MOST
+    }
+
+    /// The only session that has published what a broker may mean by an error that came before the
+    /// PONG for the stream offset `upto`.
+    pub(super) fn only_publisher(&self, upto: u64) -> Option<SessionId> {
+        let (mut only, mut start) = (None, self.proven);
+        for (end, owner) in &self.runs {
+            if start >= upto {
+                break;
+            }
+            start = *end;
+            if only.is_some_and(|only| only != *owner) {
+                return None;
+            }
+            only = Some(*owner);
+        }
+        only.flatten()
+    }
+
+    /// A violation named what nobody published.
+    pub(super) fn isolate(&mut self, now: Instant) {
+        self.isolates_until = Some(now + ISOLATED_FOR);
+    }
+
+    /// Whether each run of publishes is to be proven for itself.
+    pub(super) fn isolates(&self, now: Instant) -> bool {
+        self.isolates_until.is_some_and(|until| until > now)
     }
 
     /// Whose the oldest SUB is that was asked with this subject and queue group.
@@ -161,6 +228,104 @@ impl Owners {
         let at = self.asked.iter().position(|(_, asked)| wanted(asked))?;
         let (_, asked) = self.asked.remove(at)?;
         Some(asked.session)
+    }
+}
+
+/// An index of the requests on one link, built once a status is looked for, and then as publishes
+/// come: each is read once more, however many statuses there are.
+#[derive(Debug, Default)]
+struct Requests(Option<Box<Index>>);
+
+#[derive(Debug, Default)]
+struct Index {
+    /// The stream offset up to which it is complete.
+    scanned: u64,
+    /// By a digest of the reply: the offsets of each request's begin and end, oldest first.
+    by_reply: HashMap<u64, VecDeque<(u64, u64)>>,
+    /// All of these, in order.
+    order: VecDeque<(u64, u64)>,
+}
+
+impl Requests {
+    fn take(
+        &mut self,
+        out: &Outbox,
+        proven: u64,
+        reply: &[u8],
+        subject: Option<&[u8]>,
+    ) -> Option<u64> {
+        let index = self.0.get_or_insert_default();
+        index.scan(out, proven);
+        let found = index.by_reply.get_mut(&digest(reply))?;
+        let is_it = |(start, end): &(u64, u64)| {
+            *end > proven
+                && publish_at(out, *start).is_some_and(|publish| {
+                    publish.reply == Some(reply)
+                        && subject.is_none_or(|subject| publish.subject == subject)
+                })
+        };
+        let at = found.iter().position(is_it)?;
+        let (_, end) = found.remove(at)?;
+        Some(end)
+    }
+
+    fn prove(&mut self, end: u64) {
+        let Some(index) = &mut self.0 else {
+            return;
+        };
+        while let Some((_, key)) = index.order.pop_front_if(|(last, _)| *last <= end) {
+            if let Some(found) = index.by_reply.get_mut(&key) {
+                while found.pop_front_if(|(_, last)| *last <= end).is_some() {}
+                if found.is_empty() {
+                    index.by_reply.remove(&key);
+                }
+            }
+        }
+        if index.order.is_empty() && index.scanned <= end {
+            self.0 = None;
+        }
+    }
+}
+
+impl Index {
+    fn scan(&mut self, out: &Outbox, proven: u64) {
+        let from = self.scanned.max(proven);
+        for (offset, frames) in out.frames_from(from) {
+            let mut used = 0;
+            while let Scan::Op { op, len } = client::scan(&frames[used..], &ClientLimits::NONE) {
+                let start = offset + used as u64;
+                used += len;
+                if let ClientOp::Publish(publish) = op
+                    && let Some(reply) = publish.reply
+                {
+                    let (key, end) = (digest(reply), offset + used as u64);
+                    self.by_reply
+                        .entry(key)
+                        .or_default()
+                        .push_back((start, end));
+                    self.order.push_back((end, key));
+                }
+            }
+        }
+        self.scanned = out.end();
+    }
+}
+
+fn digest(reply: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    reply.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The publish that begins at a stream offset.
+fn publish_at(out: &Outbox, start: u64) -> Option<Publish<'_>> {
+    let (_, frames) = out.frames_from(start).next()?;
+    match client::scan(frames, &ClientLimits::NONE) {
+        Scan::Op {
+            op: ClientOp::Publish(publish),
+            ..
+        } => Some(publish),
+        _ => None,
     }
 }
 
@@ -211,17 +376,12 @@ mod tests {
         );
         publish(&mut out, &mut owners, ALICE, b"PUB b r 1\r\n4\r\n");
         out.advance(out.pending_bytes());
-        let mut find = |wanted| owners.find(&out, wanted);
+        let now = Instant::now();
+        let mut find = |wanted| owners.find(&out, wanted, now);
         assert_eq!(find(Wanted::Subject(b"x")), Some(Some(ALICE)));
-        assert_eq!(
-            find(Wanted::Request(b"r")),
-            Some(Some(BOB)),
-            "a cursor of its own"
-        );
         assert_eq!(find(Wanted::Subject(b"x")), Some(Some(BOB)));
         assert_eq!(find(Wanted::Reply(b"r")), Some(Some(BOB)));
         assert_eq!(find(Wanted::Reply(b"r")), Some(Some(ALICE)));
-        assert_eq!(find(Wanted::Request(b"r")), Some(Some(ALICE)));
         assert_eq!(find(Wanted::Subject(b"nothing")), None);
         assert_eq!(
             find(Wanted::Subject(b"a")),
@@ -240,7 +400,10 @@ mod tests {
         owners.prove(1, 11);
         assert_eq!(owners.of(22), Some(BOB));
         owners.disown(BOB);
-        assert_eq!(owners.find(&out, Wanted::Subject(b"a")), Some(None));
+        assert_eq!(
+            owners.find(&out, Wanted::Subject(b"a"), Instant::now()),
+            Some(None)
+        );
         owners.prove(2, 22);
         assert!(owners.runs.is_empty());
     }
@@ -258,5 +421,59 @@ mod tests {
         owners.prove(2, 0);
         assert_eq!(owners.take_asked(b"a", None), None, "its PING was answered");
         assert_eq!(owners.take_asked(b"d", None), Some(BOB));
+    }
+
+    #[test]
+    fn a_request_is_found_once_by_its_reply_and_subject_until_it_is_proven() {
+        let (mut out, mut owners) = (Outbox::new(Retention::UntilConfirmed), Owners::default());
+        publish(&mut out, &mut owners, ALICE, b"PUB a r 0\r\n\r\n");
+        publish(&mut out, &mut owners, BOB, b"PUB b r 0\r\n\r\n");
+        let find = |owners: &mut Owners, out: &Outbox, subject: Option<&[u8]>| {
+            owners.find_request(out, b"r", subject)
+        };
+        assert_eq!(find(&mut owners, &out, Some(b"c")), None);
+        assert_eq!(find(&mut owners, &out, Some(b"b")), Some(Some(BOB)));
+        assert_eq!(find(&mut owners, &out, Some(b"b")), None, "once");
+        assert_eq!(find(&mut owners, &out, None), Some(Some(ALICE)));
+        // What comes later is read then.
+        publish(&mut out, &mut owners, BOB, b"PUB c r 0\r\n\r\n");
+        publish(&mut out, &mut owners, ALICE, b"PUB d r 0\r\n\r\n");
+        out.advance(out.pending_bytes());
+        out.confirm(39);
+        owners.prove(1, 39);
+        assert_eq!(find(&mut owners, &out, Some(b"c")), None, "it is proven");
+        assert_eq!(find(&mut owners, &out, None), Some(Some(ALICE)));
+        let end = out.end();
+        out.confirm(end);
+        owners.prove(2, end);
+        assert!(owners.requests.0.is_none());
+    }
+
+    #[test]
+    fn an_error_that_names_nothing_known_is_the_only_publishers() {
+        let (mut out, mut owners) = (Outbox::new(Retention::UntilConfirmed), Owners::default());
+        assert_eq!(owners.only_publisher(0), None);
+        publish(&mut out, &mut owners, ALICE, b"PUB a 0\r\n\r\n");
+        let first = out.end();
+        publish(&mut out, &mut owners, BOB, b"PUB b 0\r\n\r\n");
+        assert_eq!(owners.only_publisher(first), Some(ALICE));
+        assert_eq!(owners.only_publisher(out.end()), None, "either");
+        owners.prove(1, first);
+        assert_eq!(owners.only_publisher(out.end()), Some(BOB));
+        let now = Instant::now();
+        owners.isolate(now);
+        assert!(owners.isolates(now) && !owners.isolates(now + ISOLATED_FOR));
+    }
+
+    #[test]
+    fn searching_is_bounded() {
+        let (mut out, mut owners) = (Outbox::new(Retention::UntilConfirmed), Owners::default());
+        publish(&mut out, &mut owners, ALICE, b"PUB a 0\r\n\r\n");
+        let now = Instant::now();
+        owners.searched = Some((now, SEARCHED_MOST));
+        let wanted = Wanted::Subject(b"a");
+        assert_eq!(owners.find(&out, wanted, now), None);
+        let later = now + SEARCH_WINDOW;
+        assert_eq!(owners.find(&out, wanted, later), Some(Some(ALICE)));
     }
 }

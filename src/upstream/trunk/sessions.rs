@@ -57,13 +57,13 @@ impl Trunk {
     }
 
     /// R16: with no live broker, a component that is known may go on without a verdict.
-    pub(super) fn try_to_admit(&mut self, bus: &Bus) {
+    pub(super) fn try_to_admit(&mut self, now: Instant, bus: &Bus) {
         let no_auth = bus.roster.no_auth_anywhere();
         if self.verdict != Verdict::Pending
             || bus.roster.takes_newcomers()
             || !bus
                 .admission
-                .admits(&self.connect, bus.settings.admit, no_auth)
+                .admits(&self.connect, bus.settings.admit, no_auth, now)
         {
             return;
         }
@@ -296,7 +296,7 @@ impl Trunk {
             Unsubscribed::Left(upstream) => {
                 self.note_place(session, Some(upstream), now);
             }
-            Unsubscribed::Counted => {}
+            Unsubscribed::Counted => self.any_limited = true,
             Unsubscribed::Retired(upstream) => {
                 encode::unsub(&mut frame, upstream.text().as_bytes(), None);
                 if self.send_operation(session, &frame, now) {
@@ -307,6 +307,7 @@ impl Trunk {
                 }
             }
             Unsubscribed::Limited(upstream, max) => {
+                self.any_limited = true;
                 if let Some(left) = self.several_left(upstream) {
                     return self.send_limit(session, upstream, left, now, bus);
                 }
@@ -479,7 +480,7 @@ impl Trunk {
         let slot = self.slots.get(session.0 as usize);
         let goes_on = |slot: &Slot| {
             let crowded = slot.leaving == Some(Leaving::Crowded);
-            slot.gate.is_none() && !slot.unverified && !crowded
+            slot.gate.is_none() && !slot.unverified && !slot.is_hasty() && !crowded
         };
         self.ready && slot.is_some_and(goes_on)
     }
@@ -529,7 +530,7 @@ impl Trunk {
     /// A session is here no more.
     pub(super) fn note_departure(&mut self, now: Instant, bus: &mut Bus) {
         if self.slots.is_empty() {
-            self.idle_since = self.shared.then_some(now);
+            self.note_idle(self.shared.then_some(now), bus);
             if let Some(at) = self.open(bus) {
                 self.send_held(at, now, bus);
             } else {
@@ -674,7 +675,8 @@ impl Trunk {
         bus.note_publish(link.broker, now);
         link.note_unfenced(bytes, messages, now);
         let limits = &bus.settings.limits;
-        let due = link.must_prove_soon(now)
+        let due = std::mem::take(&mut link.fences_next)
+            || link.must_prove_soon(now)
             || link.unfenced_bytes >= limits.fence_bytes
             || link.unfenced_messages >= limits.fence_messages as u64;
         if due && bus.may_fence(now) {

@@ -29,6 +29,17 @@ pub struct Moved {
     subscriptions: Vec<Carried>,
 }
 
+/// What a status that says that nobody listens is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    /// A message like any other.
+    Application,
+    /// The broker's own, to nobody else on the link, or to nobody who is still there.
+    Own,
+    /// The broker's own, to this one of several sessions.
+    Answers(SessionId),
+}
+
 /// A broker took no more subscriptions on one connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Crowded {
@@ -39,6 +50,11 @@ pub(super) struct Crowded {
     /// Since when; its limit may have been raised meanwhile.
     pub(super) since: Instant,
 }
+
+/// Shared trunks without sessions that a bus keeps for `trunk_idle_timeout`; with more, each stays
+/// but for this long.
+const IDLE_TRUNKS_MOST: usize = 16;
+const IDLE_BRIEFLY: Duration = Duration::from_millis(100);
 
 /// How long a broker's limit is believed.
 pub(super) const CROWDED_FOR: Duration = Duration::from_secs(600);
@@ -75,7 +91,11 @@ impl Trunk {
     pub fn takes_sessions(&self) -> bool {
         // A limit was met with so many: there is room again when there are clearly fewer.
         let has_room = |crowded: Crowded| self.subscriptions.len() < crowded.most * 9 / 10;
-        self.shared && self.crowded.is_none_or(has_room) && !self.refused && !self.done
+        self.shared
+            && self.crowded.is_none_or(has_room)
+            && !self.refused
+            && !self.disbelieved
+            && !self.done
     }
 
     /// Number of sessions.
@@ -92,23 +112,37 @@ impl Trunk {
         bus: &mut Bus,
     ) -> SessionId {
         let session = self.attach(out, false, now, bus);
-        self.settle_in(session, Some(Rc::clone(connect)), bus);
+        self.settle_in(session, Some(Rc::clone(connect)), now, bus);
         session
     }
 
-    fn settle_in(&mut self, session: SessionId, label: Option<Rc<ConnectInfo>>, bus: &Bus) {
-        self.idle_since = None;
+    fn settle_in(
+        &mut self,
+        session: SessionId,
+        label: Option<Rc<ConnectInfo>>,
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        self.note_idle(None, bus);
         // Its CONNECT was accepted here before; without a broker, R16 says who may go on.
         let live = self.links.iter().any(Link::is_attached);
         let no_auth = bus.roster.no_auth_anywhere();
         let admitted = || {
             let admit = bus.settings.admit;
-            bus.admission.admits(&self.connect, admit, no_auth)
+            bus.admission.admits(&self.connect, admit, no_auth, now)
         };
-        let unverified = self.ready && !live && !admitted();
+        // What a broker said long ago may not hold any more.
+        let believed = bus.settings.believed_for;
+        let is_old = self.shared
+            && bus.roster.auth_required()
+            && !bus.admission.is_fresh(&self.connect, believed, now);
+        let unverified = self.ready && ((!live && !admitted()) || (live && is_old));
         if let Some(slot) = self.slots.get_mut(session.0 as usize) {
             slot.unverified = unverified;
             slot.label = label;
+        }
+        if unverified && live {
+            self.check_credentials(now, bus);
         }
         // Each hears for itself what its options lack, whoever came first.
         if self.ready
@@ -119,17 +153,57 @@ impl Trunk {
         }
     }
 
+    /// Asks the broker in use for its verdict on the credentials, on a link of its own.
+    fn check_credentials(&mut self, now: Instant, bus: &mut Bus) {
+        let Some(at) = self.live() else {
+            return;
+        };
+        if self.links.iter().any(|link| link.is_check) {
+            return;
+        }
+        let broker = self.links[at].broker;
+        bus.roster.begin_dial(broker);
+        self.dial(broker, now, bus);
+        if let Some(link) = self.links.last_mut() {
+            link.is_check = true;
+        }
+    }
+
+    /// The broker has accepted the credentials once more.
+    pub(super) fn checked(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+        bus.admission.remember(&self.connect, now);
+        self.drop_link(at, false, bus);
+        self.verify_all();
+    }
+
+    /// The broker refuses them now: those that came meanwhile hear it, and nobody else joins.
+    pub(super) fn disbelieve(&mut self, at: usize, text: &[u8], bus: &mut Bus) {
+        bus.admission.forget(&self.connect);
+        self.drop_link(at, false, bus);
+        self.disbelieved = true;
+        for session in self.sessions() {
+            if self.slots[session.0 as usize].unverified {
+                self.close(session, CloseReason::Refused(text.into()));
+            }
+        }
+    }
+
     /// Whether a session's second CONNECT must wait: what came before is answered here first.
     /// Then the session goes on under the new options, on another trunk.
     pub fn must_depart(&mut self, session: SessionId, now: Instant, bus: &mut Bus) -> bool {
-        if !self.shared {
-            return false;
-        }
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             return false;
         };
         if slot.leaving.is_some() {
             return slot.gate.is_some();
+        }
+        let count = self.subscriptions.len();
+        if let Some(until) = slot.note_reconnect(count, now) {
+            self.note_slot_timeout(until);
+            return true;
+        }
+        if !self.shared {
+            return false;
         }
         self.depart(session, Leaving::Reconnects, now, bus);
         self.is_gated(session)
@@ -202,6 +276,13 @@ impl Trunk {
         }
     }
 
+    /// Since when no session is here; `None`: one is.
+    pub(super) fn note_idle(&mut self, since: Option<Instant>, bus: &Bus) {
+        let idle = bus.idle_trunks.get() - usize::from(self.idle_since.is_some());
+        bus.idle_trunks.set(idle + usize::from(since.is_some()));
+        self.idle_since = since;
+    }
+
     /// Takes a session out, to be [taken in](Trunk::take_in) by another trunk.
     pub fn take_out(&mut self, session: SessionId, now: Instant, bus: &mut Bus) -> Option<Moved> {
         let mut slot = self.slots.try_remove(session.0 as usize)?;
@@ -250,7 +331,7 @@ impl Trunk {
             self.note_slot_timeout(at);
         }
         let label = self.shared.then(|| Rc::clone(connect));
-        self.settle_in(session, label, bus);
+        self.settle_in(session, label, now, bus);
         if self.slots[session.0 as usize].owed_pongs > 0 {
             self.arm_pong_hold(session, now, bus);
         }
@@ -283,22 +364,76 @@ impl Trunk {
 
     /// Whose a publish is that a broker answered without naming anybody. The outer `None`: nobody
     /// published such a thing.
-    pub(super) fn owner_of(&mut self, at: usize, wanted: Wanted<'_>) -> Option<Option<SessionId>> {
+    pub(super) fn owner_of(
+        &mut self,
+        at: usize,
+        wanted: Wanted<'_>,
+        now: Instant,
+    ) -> Option<Option<SessionId>> {
         let link = &mut self.links[at];
-        link.owners.as_mut()?.find(&link.out, wanted)
+        let owners = link.owners.as_mut()?;
+        if let Some(found) = owners.find(&link.out, wanted, now) {
+            return Some(found);
+        }
+        // A broker may name what a mapping made of the subject. The error came before the PONG of
+        // the next fence.
+        let upto = link
+            .pings
+            .oldest()
+            .map_or(link.out.end(), |ping| ping.offset);
+        let only = owners.only_publisher(upto);
+        if only.is_none() {
+            owners.isolate(now);
+        }
+        only.map(Some)
+    }
+
+    /// Whether a status is the broker's own, and whose request it answers. What an application
+    /// publishes is to the letter the same; but a broker's own answers a request that isn't proven
+    /// yet, and since 2.12 names what was asked for (R24).
+    pub(super) fn judge_status(&mut self, at: usize, msg: &Msg<'_>) -> Status {
+        let Some(said) = msg.no_responders().filter(|_| self.connect.no_responders) else {
+            return Status::Application;
+        };
+        let link = &mut self.links[at];
+        if link.names_subject != said.subject.is_some() {
+            return Status::Application;
+        }
+        let Some(owners) = &mut link.owners else {
+            return match link.requested_by > link.answered {
+                true => Status::Own,
+                false => Status::Application,
+            };
+        };
+        match owners.find_request(&link.out, msg.subject, said.subject) {
+            Some(Some(session)) => Status::Answers(session),
+            Some(None) => Status::Own,
+            None => Status::Application,
+        }
+    }
+
+    /// A request is about to be published. Where an application's status couldn't be told from the
+    /// broker's own otherwise, it is fenced at once: then that comes before the PONG, and an
+    /// application's behind it.
+    pub fn note_request(&mut self, session: SessionId, bus: &Bus) {
+        let is_held = |slot: &Slot| !slot.held.is_empty();
+        if self.slots.get(session.0 as usize).is_none_or(is_held) {
+            return;
+        }
+        if let Some(at) = self.open(bus) {
+            let covered_by = self.next_ping;
+            let link = &mut self.links[at];
+            link.requested_by = covered_by;
+            let is_ambiguous = self.any_limited || (self.shared && !link.names_subject);
+            link.fences_next |= is_ambiguous && self.connect.no_responders;
+        }
     }
 
     /// R24: a status that says that a request has no responders goes to who asked, under the sid
-    /// that a broker would choose for it. Returns false where no session asked.
-    pub(super) fn deliver_status(&mut self, at: usize, msg: &Msg<'_>, bus: &mut Bus) -> bool {
-        let Some(asker) = self.owner_of(at, Wanted::Request(msg.subject)) else {
-            return false;
-        };
-        let Some(session) = asker else {
-            return true;
-        };
+    /// that a broker would choose for it.
+    pub(super) fn deliver_status(&mut self, session: SessionId, msg: &Msg<'_>, bus: &mut Bus) {
         let Some(sid) = self.subscriptions.answered_by(session, msg.subject) else {
-            return true;
+            return;
         };
         let frame = [b"HMSG ", msg.subject, b" ", sid, msg.after_sid].concat();
         if let Some(slot) = self.slots.get_mut(session.0 as usize) {
@@ -308,7 +443,6 @@ impl Trunk {
         bus.counters.out_msgs += 1;
         bus.counters.out_bytes += msg.size as u64;
         self.deliver(session, &[&frame], bus);
-        true
     }
 
     /// UNSUBs, wherever the ledger is in place.
@@ -337,6 +471,11 @@ impl Trunk {
     pub(super) fn idle_until(&self, bus: &Bus) -> Option<Instant> {
         let keep = bus.settings.timings.trunk_idle_timeout;
         let since = self.idle_since.filter(|_| !keep.is_zero())?;
+        // Many of them would use up descriptors: the newest have the least to lose.
+        let keep = match bus.idle_trunks.get() > IDLE_TRUNKS_MOST {
+            true => keep.min(IDLE_BRIEFLY),
+            false => keep,
+        };
         (!self.owes()).then_some(since + keep)
     }
 

@@ -1,6 +1,7 @@
 //! A session as its trunk sees it.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::pressure::{Flow, Lag};
 use crate::clock::Instant;
@@ -162,6 +163,8 @@ pub(super) struct Slot {
     pub(super) unverified: bool,
     /// Where it is about to go, from a trunk that it shares.
     pub(super) leaving: Option<Leaving>,
+    /// Its second CONNECTs, where there were any.
+    pub(super) reconnects: Option<Box<Reconnects>>,
     /// What it has published of late, where a component of the bus lags.
     pub(super) flow: Option<Box<Flow>>,
     /// How far its own component lags, on a shared link.
@@ -209,6 +212,23 @@ impl Unproven {
     }
 }
 
+/// Second CONNECTs of one session: each is a dial and a replay, for sixty bytes.
+#[derive(Debug)]
+pub(super) struct Reconnects {
+    /// How many may follow at once.
+    credit: u32,
+    /// When the last one came.
+    last: Instant,
+    /// The next one waits until then, with all that is behind it.
+    pub(super) until: Option<Instant>,
+}
+
+/// Second CONNECTs that a session may send at once, and the time that each further one takes: so
+/// much, and so much for each subscription that is told again.
+const RECONNECTS_AT_ONCE: u32 = 4;
+const RECONNECT_EVERY: Duration = Duration::from_millis(100);
+const RECONNECT_EACH: Duration = Duration::from_micros(50);
+
 /// Why a session leaves a trunk for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Leaving {
@@ -246,10 +266,43 @@ impl Slot {
             touched: false,
             unverified: false,
             leaving: None,
+            reconnects: None,
             flow: None,
             lag: Lag::None,
             label: None,
         }
+    }
+
+    /// Notes a second CONNECT, whose replay has `count` subscriptions. Returns when it may be acted
+    /// upon, where that isn't now.
+    pub(super) fn note_reconnect(&mut self, count: usize, now: Instant) -> Option<Instant> {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let every = RECONNECT_EVERY + RECONNECT_EACH.saturating_mul(count);
+        let reconnects = self.reconnects.get_or_insert_with(|| {
+            Box::new(Reconnects {
+                credit: RECONNECTS_AT_ONCE,
+                last: now,
+                until: None,
+            })
+        });
+        let since = now.saturating_duration_since(reconnects.last);
+        let earned = (since.as_nanos() / every.as_nanos()).min(RECONNECTS_AT_ONCE.into()) as u32;
+        if earned > 0 {
+            reconnects.last = now;
+            reconnects.credit = (reconnects.credit + earned).min(RECONNECTS_AT_ONCE);
+        }
+        if reconnects.credit == 0 {
+            reconnects.until = Some(reconnects.last + every);
+            return reconnects.until;
+        }
+        reconnects.credit -= 1;
+        None
+    }
+
+    /// Whether its next CONNECT comes too soon, and waits.
+    pub(super) fn is_hasty(&self) -> bool {
+        let reconnects = self.reconnects.as_ref();
+        reconnects.is_some_and(|reconnects| reconnects.until.is_some())
     }
 
     /// Whether something of it happens once a PING is answered.
@@ -262,6 +315,7 @@ impl Slot {
         let pongs = self.owed_pongs.saturating_add(self.asked) + self.late.len() as u32;
         self.gate.is_some()
             || self.unverified
+            || self.is_hasty()
             || self.owed_oks >= OKS_MOST
             || self.leaving.is_some()
             || self.closing.is_some()
@@ -284,7 +338,11 @@ impl Slot {
         let unasked = self.finishing.as_ref().filter(|end| end.after.is_none());
         let finish = unasked.map(|end| end.until);
         let slowed = self.flow.as_ref().and_then(|flow| flow.until);
-        let timers = [self.pongs_until, self.blocked_until, finish, slowed];
+        let hasty = self
+            .reconnects
+            .as_ref()
+            .and_then(|reconnects| reconnects.until);
+        let timers = [self.pongs_until, self.blocked_until, finish, slowed, hasty];
         timers.into_iter().flatten().min()
     }
 }
@@ -298,6 +356,29 @@ impl Default for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn second_connects_are_paced_by_what_they_cost() {
+        let mut slot = Slot::default();
+        let now = Instant::now();
+        for _ in 0..RECONNECTS_AT_ONCE {
+            assert_eq!(slot.note_reconnect(0, now), None);
+        }
+        assert_eq!(slot.note_reconnect(0, now), Some(now + RECONNECT_EVERY));
+        assert!(slot.is_hasty());
+        let second = Duration::from_secs(1);
+        let late = RECONNECT_EVERY + second;
+        assert_eq!(slot.note_reconnect(20_000, now), Some(now + late));
+        assert_eq!(slot.note_reconnect(0, now + RECONNECT_EVERY), None);
+        assert!(slot.note_reconnect(0, now + RECONNECT_EVERY).is_some());
+        for _ in 0..RECONNECTS_AT_ONCE {
+            assert_eq!(slot.note_reconnect(0, now + 60 * second), None);
+        }
+        assert!(
+            slot.note_reconnect(0, now + 60 * second).is_some(),
+            "no more"
+        );
+    }
 
     #[test]
     fn what_is_unproven_is_counted_until_its_pong() {

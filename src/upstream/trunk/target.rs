@@ -86,7 +86,7 @@ impl Trunk {
             self.dial(broker, now, bus);
         }
         if self.links.is_empty() {
-            self.try_to_admit(bus);
+            self.try_to_admit(now, bus);
             self.answer_what_needs_no_broker(bus);
         }
     }

@@ -45,6 +45,7 @@ impl Bench {
             lenient_connect: true,
             sharing: Sharing::None,
             trunks_per_identity: 1,
+            believed_for: Duration::from_secs(60),
             fences_per_second: 5000,
         };
         let addrs = ["10.0.0.1", "10.0.0.2"].map(|host| BrokerAddr {

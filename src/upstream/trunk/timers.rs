@@ -314,6 +314,13 @@ impl Trunk {
                 self.release(session);
             }
             let slot = &mut self.slots[session.0 as usize];
+            if let Some(reconnects) = &mut slot.reconnects
+                && due(reconnects.until)
+            {
+                reconnects.until = None;
+                self.release(session);
+            }
+            let slot = &mut self.slots[session.0 as usize];
             if let Some(flow) = &mut slot.flow
                 && due(flow.until)
             {
