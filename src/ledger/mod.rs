@@ -13,7 +13,7 @@ mod sid;
 mod subscriptions;
 mod text;
 
-pub use operations::Operations;
+pub use operations::{Operations, TooMany};
 pub use pings::{Ping, Pings};
 pub use publishes::{Account, Held, Settled, line_of, settle};
 pub use received::Received;

@@ -20,6 +20,26 @@ pub const OWN: UpstreamSid = UpstreamSid {
 enum Operation {
     Subscribe(UpstreamSid),
     Unsubscribe(UpstreamSid),
+    /// A SUB of a sid that the broker has: it doesn't count, but may be one too many.
+    Again,
+}
+
+/// What was too many.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct TooMany {
+    /// The SUBs that the broker doesn't have.
+    pub refused: Vec<UpstreamSid>,
+    /// How many SUBs there were of sids that it has.
+    pub again: usize,
+    /// How many of all these errors a session has heard.
+    pub told: usize,
+}
+
+impl TooMany {
+    /// How many SUBs that were, for each of which there was an error.
+    pub fn count(&self) -> usize {
+        self.refused.len() + self.again
+    }
 }
 
 /// What one link was told and no fence has proven, and how much its broker has.
@@ -29,8 +49,9 @@ pub struct Operations {
     unproven: Queue<(u64, Operation)>,
     /// Subscriptions that the broker has, as fences proved.
     in_place: u32,
-    /// Errors since the last fence was answered.
+    /// Errors since the last fence was answered, and how many of these a session has heard.
     too_many: u32,
+    told: usize,
 }
 
 impl Operations {
@@ -38,6 +59,11 @@ impl Operations {
     pub fn subscribe(&mut self, sid: UpstreamSid, covered_by: u64) {
         self.unproven
             .push_back((covered_by, Operation::Subscribe(sid)));
+    }
+
+    /// A SUB was appended whose sid the broker has.
+    pub fn subscribe_again(&mut self, covered_by: u64) {
+        self.unproven.push_back((covered_by, Operation::Again));
     }
 
     /// An UNSUB was appended, or the broker ends it by itself.
@@ -54,16 +80,24 @@ impl Operations {
         }
         self.unproven.retain(|(_, operation)| match operation {
             Operation::Subscribe(other) | Operation::Unsubscribe(other) => *other != sid,
+            Operation::Again => true,
         });
     }
 
-    /// The broker took no more.
-    pub fn note_too_many(&mut self) {
+    /// The broker took no more, and a session was told so, or not yet.
+    pub fn note_too_many(&mut self, told: bool) {
         self.too_many += 1;
+        self.told += usize::from(told);
+    }
+
+    /// Whether what is too many may be natsmux's own.
+    pub fn has_own(&self) -> bool {
+        let own = |(_, operation): &(u64, Operation)| *operation == Operation::Subscribe(OWN);
+        self.unproven.iter().any(own)
     }
 
     /// The PING with the number `answered` is. Names the SUBs before it that were too many.
-    pub fn prove(&mut self, answered: u64) -> Vec<UpstreamSid> {
+    pub fn prove(&mut self, answered: u64) -> TooMany {
         let mut proven = Vec::new();
         while let Some(&(covered_by, operation)) = self.unproven.front()
             && covered_by <= answered
@@ -72,26 +106,27 @@ impl Operations {
             proven.push(operation);
         }
         if proven.is_empty() {
-            self.too_many = 0;
-            return Vec::new();
+            (self.too_many, self.told) = (0, 0);
+            return TooMany::default();
         }
         let errors = std::mem::take(&mut self.too_many);
-        let (refused, in_place) = match errors {
+        let told = std::mem::take(&mut self.told);
+        let (too_many, in_place) = match errors {
             0 => play(self.in_place, u32::MAX, &proven),
             errors => self.find(errors, &proven),
         };
         self.in_place = in_place;
-        refused
+        TooMany { told, ..too_many }
     }
 
     /// The refusals of the limit that explains this many errors, and what is in place behind them.
-    fn find(&self, errors: u32, proven: &[Operation]) -> (Vec<UpstreamSid>, u32) {
+    fn find(&self, errors: u32, proven: &[Operation]) -> (TooMany, u32) {
         // The more a broker takes, the less it refuses.
         let sent = u32::try_from(proven.len()).unwrap_or(u32::MAX);
         let (mut least, mut most) = (0, self.in_place.saturating_add(sent));
         while least < most {
             let limit = least + (most - least) / 2;
-            match play(self.in_place, limit, proven).0.len() > errors as usize {
+            match play(self.in_place, limit, proven).0.count() > errors as usize {
                 true => least = limit + 1,
                 false => most = limit,
             }
@@ -101,20 +136,21 @@ impl Operations {
 }
 
 /// What a broker with this limit does.
-fn play(mut count: u32, limit: u32, operations: &[Operation]) -> (Vec<UpstreamSid>, u32) {
-    let (mut refused, mut unknown) = (Vec::new(), BTreeSet::new());
+fn play(mut count: u32, limit: u32, operations: &[Operation]) -> (TooMany, u32) {
+    let (mut too_many, mut unknown) = (TooMany::default(), BTreeSet::new());
     for operation in operations {
         match operation {
             Operation::Subscribe(sid) if count >= limit => {
-                refused.push(*sid);
+                too_many.refused.push(*sid);
                 unknown.insert(*sid);
             }
             Operation::Subscribe(_) => count += 1,
+            Operation::Again => too_many.again += usize::from(count >= limit),
             Operation::Unsubscribe(sid) if unknown.contains(sid) => {}
             Operation::Unsubscribe(_) => count = count.saturating_sub(1),
         }
     }
-    (refused, count)
+    (too_many, count)
 }
 
 #[cfg(test)]
@@ -142,9 +178,9 @@ mod tests {
             operations.unsubscribe(sid(2), 1);
             operations.subscribe(sid(13), 1);
             operations.subscribe(sid(14), 1);
-            (0..errors).for_each(|_| operations.note_too_many());
+            (0..errors).for_each(|_| operations.note_too_many(false));
             let refused: Vec<_> = refused.into_iter().map(sid).collect();
-            assert_eq!(operations.prove(1), refused);
+            assert_eq!(operations.prove(1).refused, refused);
             assert_eq!(operations.in_place, 12 - errors);
         }
     }
@@ -153,16 +189,31 @@ mod tests {
     fn what_was_proven_before_counts_and_what_comes_later_does_not() {
         let mut operations = Operations::default();
         (1..=3).for_each(|slot| operations.subscribe(sid(slot), 1));
-        assert_eq!(operations.prove(1), []);
+        assert_eq!(operations.prove(1), TooMany::default());
         operations.subscribe(sid(4), 2);
         operations.subscribe(sid(5), 2);
         operations.unsubscribe(sid(5), 2);
         operations.subscribe(sid(6), 3);
-        operations.note_too_many();
-        operations.note_too_many();
-        assert_eq!(operations.prove(2), [sid(4), sid(5)]);
-        assert_eq!(operations.prove(3), []);
+        operations.note_too_many(false);
+        operations.note_too_many(false);
+        assert_eq!(operations.prove(2).refused, [sid(4), sid(5)]);
+        assert_eq!(operations.prove(3), TooMany::default());
         assert_eq!(operations.in_place, 4);
+    }
+
+    #[test]
+    fn one_of_a_sid_that_is_there_may_be_too_many_and_never_counts() {
+        let mut operations = Operations::default();
+        (1..=2).for_each(|slot| operations.subscribe(sid(slot), 1));
+        operations.subscribe_again(1);
+        operations.note_too_many(true);
+        let again = TooMany {
+            refused: vec![],
+            again: 1,
+            told: 1,
+        };
+        assert_eq!(operations.prove(1), again);
+        assert_eq!(operations.in_place, 2);
     }
 
     #[test]
@@ -170,8 +221,8 @@ mod tests {
         let mut operations = Operations::default();
         (1..=3).for_each(|slot| operations.subscribe(sid(slot), 1));
         operations.refuse(sid(2));
-        operations.note_too_many();
-        assert_eq!(operations.prove(1), [sid(3)]);
+        operations.note_too_many(false);
+        assert_eq!(operations.prove(1).refused, [sid(3)]);
         operations.refuse(sid(1));
         assert_eq!(operations.in_place, 0, "it was taken back");
     }

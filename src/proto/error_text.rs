@@ -39,6 +39,8 @@ pub enum BrokerError<'a> {
     InvalidSubject,
     /// A pedantic session published to such a subject. The message is still delivered.
     InvalidPublishSubject,
+    /// The server of 2012 has this SUB's sid already, or doesn't have an UNSUB's.
+    BadSid,
     /// This SUB was one too many.
     MaxSubscriptions,
     /// All others: they concern the link, and a component never sees them.
@@ -73,6 +75,8 @@ pub fn classify(text: &[u8]) -> BrokerError<'_> {
         BrokerError::Full { account: false }
     } else if whole(b"maximum account active connections exceeded") {
         BrokerError::Full { account: true }
+    } else if BAD_SIDS.iter().any(|text| whole(text)) {
+        BrokerError::BadSid
     } else if whole(b"Authentication Timeout") {
         BrokerError::NoVerdict
     } else {
@@ -81,6 +85,12 @@ pub fn classify(text: &[u8]) -> BrokerError<'_> {
 }
 
 const REFUSALS: [&[u8]; 2] = [b"Authorization Violation", b"Authorization failed"];
+
+/// To an UNSUB, and to a SUB.
+const BAD_SIDS: [&[u8]; 2] = [
+    b"Invalid Subject-Identifier (sid), no subscriber registered",
+    b"Invalid Subject Identifier (sid), already taken",
+];
 
 const EXPIRIES: [&[u8]; 3] = [
     b"User Authentication Expired",

@@ -14,6 +14,15 @@ pub fn is_valid_subscription(subject: &[u8]) -> bool {
     true
 }
 
+/// Whether the server of 2012 accepts it: there, `foo*` is no token either.
+pub fn is_valid_subscription_of_2012(subject: &[u8]) -> bool {
+    let has_wildcard = |token: &[u8]| token.iter().any(|byte| matches!(byte, b'*' | b'>'));
+    is_valid_subscription(subject)
+        && subject
+            .split(|&b| b == b'.')
+            .all(|token| token == b"*" || token == b">" || !has_wildcard(token))
+}
+
 /// Whether a subscription on `pattern` gets what is published to `subject`.
 ///
 /// Wildcards in a published subject are literal tokens, and a subject with an empty token matches nothing, not even

@@ -1,6 +1,6 @@
 //! One broker of a bus: what is known of its life, and why a link or a dial to it failed.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 use std::time::Duration;
 
 use smallvec::SmallVec;

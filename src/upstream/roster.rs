@@ -5,7 +5,7 @@
 //! together and choose the next together. A broker that is down is tried by the roster's
 //! own probe only; the trunks wait for its answer instead of dialling, each by itself.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 use std::time::Duration;
 
 use smallvec::SmallVec;

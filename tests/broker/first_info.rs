@@ -218,7 +218,8 @@ fn a_later_info_tells_a_lower_max_payload_to_sessions_of_protocol_1_only() {
 fn independent_brokers_have_no_jetstream_to_offer() {
     let flavour = Flavour::v2_15().with("jetstream", true);
     for (topology, expected) in [("\"cluster\"", true), ("\"independent\"", false)] {
-        let brokers = Brokers::with_flavours(&[flavour.clone(), flavour.clone()]);
+        let other = flavour.clone().with("server_id", "ANOTHER");
+        let brokers = Brokers::with_flavours(&[flavour.clone(), other]);
         let natsmux = Setup::new(&brokers).bus("topology", topology).start();
         wait_seen(&natsmux);
         let (line, info) = first_info(&natsmux);

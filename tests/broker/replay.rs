@@ -64,13 +64,14 @@ fn pings_that_a_dead_broker_owed_are_answered_by_the_next_one_each_once() {
     let natsmux = Setup::new(&brokers).start();
     let (mut client, mut link) = component(&natsmux, &brokers);
     subscribe(&mut client, &mut link, "foo", "1");
-    client.send("PING\r\nPING\r\nPING\r\n");
+    client.send("PING\r\nSUB bar 2\r\nPING\r\nPING\r\n");
     link.answer_ping();
     client.pong();
+    link.sub("bar");
     link.expect("PING");
     link.reset();
     let mut link = brokers.link();
-    let sid = link.accept_replay(&["foo"]).remove(0);
+    let sid = link.accept_replay(&["foo", "bar"]).remove(0);
     link.answer_ping();
     link.answer_ping();
     link.msg("foo", &sid, "x");
@@ -294,9 +295,8 @@ fn a_link_that_dies_during_the_replay_is_followed_by_a_whole_one() {
         link.reset();
     }
     let mut link = brokers.link();
-    link.accept_replay(&["foo"]);
-    link.answer_ping();
     client.pong();
+    link.accept_replay(&["foo"]);
     round_trip(&mut client, &mut link);
 }
 

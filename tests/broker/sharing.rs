@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::setup::{MOMENT, SOON, Setup, component_as, count, round_trip, subscribe};
-use crate::support::{BrokerLink, Brokers, Flavour, Natsmux, RawClient, message, wait_for};
+use crate::support::{
+    BrokerLink, Brokers, Flavour, Natsmux, RawClient, message, no_responders, wait_for,
+};
 
 fn connect(options: &str) -> String {
     format!("CONNECT {{\"verbose\":false,\"pedantic\":false,\"protocol\":1{options}}}")
@@ -242,17 +244,13 @@ fn a_request_without_responders_is_answered_to_who_asked() {
     second.send("PUB nobody _INBOX.b.1 0\r\n\r\n");
     link.publish("PUB nobody _INBOX.b.1 0", "");
     // The broker takes the first of the connection's subscriptions that match.
-    link.send(format!(
-        "HMSG _INBOX.b.1 {all} 16 16\r\nNATS/1.0 503\r\n\r\n\r\n"
-    ));
-    second.expect("HMSG _INBOX.b.1 7 16 16\r\nNATS/1.0 503\r\n\r\n\r\n");
+    link.send(no_responders("_INBOX.b.1", &all, "nobody"));
+    second.expect(&no_responders("_INBOX.b.1", "7", "nobody"));
     first.expect_silence(MOMENT);
     first.send("PUB nobody _INBOX.c.1 0\r\n\r\n");
     link.publish("PUB nobody _INBOX.c.1 0", "");
-    link.send(format!(
-        "HMSG _INBOX.c.1 {all} 16 16\r\nNATS/1.0 503\r\n\r\n\r\n"
-    ));
-    first.expect("HMSG _INBOX.c.1 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n");
+    link.send(no_responders("_INBOX.c.1", &all, "nobody"));
+    first.expect(&no_responders("_INBOX.c.1", "1", "nobody"));
     second.expect_silence(MOMENT);
 }
 
@@ -288,6 +286,8 @@ fn where_a_broker_takes_no_more_subscriptions_a_session_goes_to_another_link() {
     second.send("SUB third 3\r\n");
     other.sub("third");
     other.send("-ERR 'maximum subscriptions exceeded'\r\n");
+    // The fence tells that it was this one.
+    other.answer_ping();
     second.expect("-ERR 'maximum subscriptions exceeded'\r\n");
 }
 
@@ -304,6 +304,7 @@ fn where_every_link_has_its_limit_a_third_one_is_opened() {
         client.send("SUB own 1\r\n");
         let own = link.sub("own");
         link.send(full);
+        link.answer_ping();
         link.expect(&format!("UNSUB {own}"));
         link.answer_ping();
         if moved.is_empty() {
@@ -317,6 +318,7 @@ fn where_every_link_has_its_limit_a_third_one_is_opened() {
     third.send("SUB more 2\r\n");
     let more = moved[0].sub("more");
     moved[0].send(full);
+    moved[0].answer_ping();
     moved[0].expect(&format!("UNSUB {more}"));
     moved[0].answer_ping();
     let mut last = brokers.link();

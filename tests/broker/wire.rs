@@ -4,7 +4,7 @@ use crate::setup::{
     CONNECT, Setup, assert_books_balance, component, component_as, count, round_trip, subscribe,
     wait_count, wait_live,
 };
-use crate::support::{Brokers, Flavour, Greeting, message};
+use crate::support::{Brokers, Flavour, Greeting, message, no_responders};
 
 #[test]
 fn a_brokers_ping_is_answered_by_natsmux() {
@@ -104,7 +104,8 @@ fn a_no_responders_status_does_not_count_towards_a_max() {
     client.send("UNSUB 1 1\r\nPUB nobody inbox 0\r\n\r\n");
     link.expect(&format!("UNSUB {sid} 1"));
     link.publish("PUB nobody inbox 0", "");
-    let status = |sid: &str| format!("HMSG inbox {sid} 16 16\r\nNATS/1.0 503\r\n\r\n\r\n");
+    link.expect("PING");
+    let status = |sid: &str| no_responders("inbox", sid, "nobody");
     link.send(status(&sid));
     client.expect(&status("1"));
     link.reset();
@@ -158,8 +159,14 @@ fn thousands_of_subscriptions_are_replayed_each_once() {
         link.reset();
         link = brokers.link();
         link.accept();
-        let mut sids: Vec<_> = (0..SUBSCRIPTIONS)
-            .map(|number| link.sub(&format!("s.{number} q{number}")))
+        let replay = link.until(|op| op.line.starts_with("SUB s.4999 "));
+        let subs = replay.iter().filter(|op| op.verb() == "SUB");
+        let mut sids: Vec<_> = (subs.enumerate())
+            .map(|(number, op)| {
+                assert_eq!(op.word(1), format!("s.{number}"));
+                assert_eq!(op.word(2), format!("q{number}"));
+                op.word(3).to_owned()
+            })
             .collect();
         link.answer_ping();
         link.msg("s.4999", &sids[4999], "x");

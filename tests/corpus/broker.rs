@@ -20,7 +20,7 @@ pub(crate) struct Version {
     pub(crate) record: &'static str,
     /// The environment variable that says where the binary is.
     variable: &'static str,
-    /// Where it is otherwise; the first that exists.
+    /// Where it is otherwise, on the PATH or below Cargo's target folder; the first that is of this version.
     places: &'static [&'static str],
 }
 
@@ -37,7 +37,7 @@ pub(crate) const V2_15: Version = Version {
     number: "2.15.1",
     record: "recorded-2.15.1.toml",
     variable: "NATS_SERVER_215",
-    places: &["target/tools/nats-server-2.15/nats-server"],
+    places: &["tools/nats-server-2.15/nats-server"],
 };
 
 impl Version {
@@ -49,7 +49,11 @@ impl Version {
                 .then(|| path.to_owned())
         };
         let given = env::var_os(self.variable).map(PathBuf::from);
-        let places = self.places.iter().map(PathBuf::from);
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
+        let target = target.expect("Cargo's folder for tests is below its target folder");
+        let below_target = |place: &&str| Some(target.join(place)).filter(|path| path.exists());
+        let places = (self.places.iter())
+            .map(|place| below_target(&place).unwrap_or_else(|| PathBuf::from(place)));
         given
             .into_iter()
             .chain(places)

@@ -4,7 +4,7 @@
 //! against live brokers, and `scanner.rs` holds the parser alone against them. `through.rs` holds natsmux in front of a
 //! broker against the record of that broker; it joins with `mod through;` as soon as the daemon runs.
 //!
-//! Brokers are found through `NATS_SERVER_29` and `NATS_SERVER_215`, else on the PATH and below `target/tools`. After
+//! Brokers are found through `NATS_SERVER_29` and `NATS_SERVER_215`, else on the PATH and below `tools` in Cargo's target folder. After
 //! a change of `cases.toml`:
 //!
 //! ```text

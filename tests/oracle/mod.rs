@@ -68,6 +68,8 @@ pub struct Oracle {
     pub is_blind: bool,
     pub violation: Option<String>,
     links_each: usize,
+    /// Whether the brokers are the Ruby server of 2012.
+    pub of_2012: bool,
     /// Links of independent brokers that natsmux finds suspect.
     pub suspect_links: BTreeSet<u64>,
     /// The session and PING of the last PONG that proved nothing.

@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::frames::{self, Down, Publish, Splitter, Up, json_value};
 use super::{Oracle, identity};
 
+/// What the server of 2012 says to a SUB whose sid it has.
+const SID_TAKEN: &str = "Invalid Subject Identifier (sid), already taken";
+
 /// Texts that natsmux may say by itself, each followed by the end of the session.
 const LAST_WORDS: [&str; 7] = [
     "Unknown Protocol Operation",
@@ -478,7 +481,10 @@ impl Oracle {
             .iter()
             .position(|sub| sub.state == SubState::Live && sub.sid == sid);
         let Some(sub) = found else {
-            if session.verbose() {
+            if self.of_2012 && session.sent_connect {
+                // It has no answer to that, but for the pedantic, as those without CONNECT are.
+                session.verbose_ops.retain(|verbose| *verbose != op);
+            } else if session.verbose() {
                 session.unproven.push(Unproven {
                     op,
                     kind: Kind::Judge(None),
@@ -781,6 +787,20 @@ impl Oracle {
                 );
             };
             session.unproven.remove(at);
+            return;
+        }
+        if self.of_2012 && text == SID_TAKEN {
+            // natsmux knows it where the broker may not, at a limit.
+            let is_judged = |unproven: &Unproven| matches!(unproven.kind, Kind::Judge(Some(_)));
+            let judged = session.unproven.iter().position(is_judged);
+            let Some(at) = judged else {
+                return self.fail(
+                    "I17 reply truth",
+                    format!("session {no}: {text} for nothing"),
+                );
+            };
+            let op = session.unproven.remove(at).op;
+            session.verbose_ops.retain(|verbose| *verbose != op);
             return;
         }
         let refused = session.refusals.contains(text);

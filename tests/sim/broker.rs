@@ -261,6 +261,10 @@ impl World {
                         .output
                         .extend_from_slice(b"-ERR 'Invalid Subject'\r\n");
                 }
+                if flavour == Flavour::V0_4 && client.subs.contains_key(&sid) {
+                    let text = b"-ERR 'Invalid Subject Identifier (sid), already taken'\r\n";
+                    return client.output.extend_from_slice(text);
+                }
                 client.subs.entry(sid).or_insert(Sub {
                     subject,
                     group,

@@ -133,6 +133,7 @@ impl World {
             let each = plan.independent.map_or(1, |_| plan.flavours.len());
             let mut oracle = Oracle::new(plan.at_least_once, each);
             oracle.is_blind = plan.is_shared;
+            oracle.of_2012 = plan.flavours.contains(&Flavour::V0_4);
             Host {
                 daemon: Daemon::new(&plan, no, base),
                 oracle,

@@ -34,6 +34,7 @@ pub use raw::{Frame, RawClient};
 pub use ruby::RubyServer;
 pub use scripted::{
     BrokerLink, Brokers, Flavour, Greeting, Received, ScriptedBroker, WATCHER, message,
+    no_responders,
 };
 
 /// How long a process may take to start, stop or answer before the test fails.

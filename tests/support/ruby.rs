@@ -3,7 +3,8 @@
 //! Written from what that server was seen to do on the wire: its INFO has seven fields and no
 //! `proto`; CONNECT is answered `+OK` whatever it asks for, unless credentials are required;
 //! without these, operations are answered `Authorization is required` and the connection
-//! closes, as it does after a second without CONNECT; a line of more than 1,024 bytes that comes
+//! closes, as it does after a second without CONNECT; errors take the place of `+OK`, but for that of a publish,
+//! which comes before it; a line of more than 1,024 bytes that comes
 //! in pieces closes without a word; what it doesn't know is an error, and the connection stays;
 //! it knows neither headers nor `echo`, and sends no PING.
 
@@ -22,6 +23,8 @@ use super::Port;
 const AUTH_TIMEOUT: Duration = Duration::from_secs(1);
 const LONGEST_LINE: usize = 1024;
 const MAX_PAYLOAD: usize = 1024 * 1024;
+const TAKEN: &str = "Invalid Subject Identifier (sid), already taken";
+const NO_SUBSCRIBER: &str = "Invalid Subject-Identifier (sid), no subscriber registered";
 const POLL: Duration = Duration::from_millis(20);
 
 /// A server with its listener, which can die and come back on the same port.
@@ -296,12 +299,19 @@ impl Hub {
         }
         match (verb, words, payload) {
             (Some("PUB"), [_, subject, reply @ .., _], Some(payload)) if reply.len() < 2 => {
+                if client.pedantic && !is_subject(subject, false) {
+                    client.error("Invalid Subject");
+                }
                 client.ok();
                 self.route(subject, reply.first().copied(), payload);
             }
             (Some("SUB"), [_, subject, group @ .., sid], _) if group.len() < 2 => {
+                if !is_subject(subject, true) {
+                    client.error("Invalid Subject");
+                    return Then::Stay;
+                }
                 if client.subscriptions.contains_key(*sid) {
-                    client.error("Invalid Subject Identifier (sid), already taken");
+                    client.error(TAKEN);
                     return Then::Stay;
                 }
                 let subscription = Subscription {
@@ -322,11 +332,12 @@ impl Hub {
                     (Some(_), _) => {
                         client.subscriptions.remove(*sid);
                     }
-                    (None, _) if client.pedantic => {
-                        client.error("Invalid Subject-Identifier (sid), no subscriber registered");
+                    (None, _) => {
+                        if client.pedantic {
+                            client.error(NO_SUBSCRIBER);
+                        }
                         return Then::Stay;
                     }
-                    (None, _) => {}
                 }
                 client.ok();
             }
@@ -419,6 +430,17 @@ impl Client {
     fn write(&self, bytes: &[u8]) {
         let _ = (&self.stream).write_all(bytes);
     }
+}
+
+/// Whether its pattern for subjects, with wildcards or without, fits.
+fn is_subject(subject: &str, wildcards: bool) -> bool {
+    let count = subject.split('.').count();
+    let is_token = |(at, token): (usize, &str)| match token {
+        "*" => wildcards,
+        ">" => wildcards && at + 1 == count,
+        _ => !token.is_empty() && !token.contains(['*', '>']),
+    };
+    subject.split('.').enumerate().all(is_token)
 }
 
 fn matches(pattern: &str, subject: &str) -> bool {

@@ -689,6 +689,13 @@ pub fn message(subject: &str, sid: &str, payload: &str) -> String {
     format!("MSG {subject} {sid} {}\r\n{payload}\r\n", payload.len())
 }
 
+/// What a broker since 2.12 sends where nobody listens to the subject of a request.
+pub fn no_responders(reply: &str, sid: &str, subject: &str) -> String {
+    let header = format!("NATS/1.0 503\r\nNats-Subject: {subject}\r\n\r\n");
+    let size = header.len();
+    format!("HMSG {reply} {sid} {size} {size}\r\n{header}\r\n")
+}
+
 fn is_timeout(error: &io::Error) -> bool {
     matches!(
         error.kind(),

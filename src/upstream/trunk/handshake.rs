@@ -247,7 +247,8 @@ impl Trunk {
             for link in self.links.iter_mut().filter(|link| !link.is_attached()) {
                 link.oks.disown();
             }
-            for session in self.sessions() {
+            let says_ok = self.ready || !self.would_refuse(self.header_support(at, bus));
+            for session in self.sessions().into_iter().filter(|_| says_ok) {
                 self.deliver(session, &[encode::OK], bus);
             }
         }
@@ -264,6 +265,11 @@ impl Trunk {
         }
         self.leave_old_link(now, bus);
         self.replay_if_free(now, bus);
+    }
+
+    /// Whether it is refused for its options, which no broker answers `+OK`.
+    pub(super) fn would_refuse(&self, support: HeaderSupport) -> bool {
+        !self.ready && self.connect.refusal(support).is_some()
     }
 
     /// A broker accepts the credentials before it looks at the other options; what it would

@@ -9,7 +9,7 @@ use super::target::PRESENCE_SID;
 use super::{CloseReason, Trunk, Verdict};
 use crate::clock::Instant;
 use crate::ledger::operations::OWN;
-use crate::ledger::{Ping, Rejected, SessionId, Spent, UpstreamSid, line_of};
+use crate::ledger::{Ping, Rejected, SessionId, Spent, TooMany, UpstreamSid, line_of};
 use crate::proto::client::{self, ClientLimits, ClientOp, Scan};
 use crate::proto::encode;
 use crate::proto::error_text::{BrokerError, classify, first_quoted, unquote};
@@ -297,7 +297,7 @@ impl Trunk {
             self.subscriptions.prove(ping.seq);
         }
         let too_many = self.links[at].operations.prove(ping.seq);
-        if !too_many.is_empty() {
+        if too_many.count() > 0 {
             self.handle_too_many(at, &too_many, now, bus);
         }
         self.note_granted(at, ping.seq);
@@ -352,6 +352,9 @@ impl Trunk {
         if owner.is_some_and(|owner| owner != OkOwner::Nobody) {
             if self.links[at].phase == Phase::Authenticating {
                 self.connect_ok_owed = false;
+                if self.would_refuse(self.header_support(at, bus)) {
+                    return;
+                }
             }
             self.deliver_to_own(encode::OK, bus);
         }
@@ -428,14 +431,23 @@ impl Trunk {
                 self.end_rejected(at, rejected, &line, now, bus);
             }
             BrokerError::MaxSubscriptions => {
-                // The next PONG tells which was too many; a verbose session has its answer now.
-                self.links[at].operations.note_too_many();
-                if self.links[at].verbose {
+                // The next PONG tells which was too many; who is alone hears of it now.
+                let is_alone = !self.shared || self.slots.len() == 1;
+                let operations = &mut self.links[at].operations;
+                let tell = is_alone && !operations.has_own();
+                operations.note_too_many(tell);
+                if tell || self.links[at].verbose {
                     self.deliver_answer(at, &line, bus);
                 }
             }
-            BrokerError::InvalidSubject if self.shared => {}
-            BrokerError::InvalidSubject => self.deliver_answer(at, &line, bus),
+            BrokerError::InvalidSubject | BrokerError::BadSid if self.shared => {}
+            // The server of 2012 says so of a publish as well, and then +OK.
+            BrokerError::InvalidSubject if self.links[at].oks.first() == Some(OkOwner::Publish) => {
+                self.deliver_to_own(&line, bus);
+            }
+            BrokerError::InvalidSubject | BrokerError::BadSid => {
+                self.deliver_answer(at, &line, bus);
+            }
             BrokerError::InvalidPublishSubject => self.deliver_to_own(&line, bus),
             BrokerError::LinkOnly | BrokerError::NoVerdict => {
                 self.handle_link_error(at, text, now, bus)
@@ -456,6 +468,7 @@ impl Trunk {
                 sid: None,
             } => owners.take_asked(&unquote(subject), queue_group.map(unquote).as_deref()),
             BrokerError::InvalidSubject => owners.take_invalid(),
+            BrokerError::BadSid => owners.take_taken(),
             _ => None,
         };
         if let Some(session) = asker {
@@ -473,7 +486,8 @@ impl Trunk {
     }
 
     /// A broker took no more subscriptions; a PONG has told which these were.
-    fn handle_too_many(&mut self, at: usize, refused: &[UpstreamSid], now: Instant, bus: &mut Bus) {
+    fn handle_too_many(&mut self, at: usize, too_many: &TooMany, now: Instant, bus: &mut Bus) {
+        let refused = &too_many.refused;
         if refused.contains(&OWN) {
             self.lose_presence(at, now, bus);
         }
@@ -481,15 +495,25 @@ impl Trunk {
             return self.add_lacks(at, refused, now);
         }
         if self.shared && self.slots.len() > 1 {
-            return self.crowd_out(at, refused, now, bus);
+            if !refused.is_empty() {
+                self.crowd_out(at, refused, now, bus);
+            }
+            return;
         }
+        let mut errors = too_many.again;
         for sid in refused.iter().filter(|sid| **sid != OWN) {
             if self.subscriptions.reject_sid(*sid).is_some() {
                 self.unsubscribe_but(Some(at), *sid, now);
             }
-            if !self.links[at].verbose {
-                self.deliver_to_own(b"-ERR 'maximum subscriptions exceeded'\r\n", bus);
-            }
+            errors += 1;
+        }
+        // A verbose session has heard of it in place of a +OK.
+        let told = match self.links[at].verbose {
+            true => errors,
+            false => too_many.told,
+        };
+        for _ in told..errors {
+            self.deliver_to_own(b"-ERR 'maximum subscriptions exceeded'\r\n", bus);
         }
     }
 

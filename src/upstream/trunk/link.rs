@@ -108,6 +108,12 @@ impl Oks {
         Some(owner)
     }
 
+    /// What that is, which stays.
+    pub(super) fn first(&self) -> Option<OkOwner> {
+        let Runs(runs) = &**self.0.as_ref()?;
+        runs.front().map(|(owner, _)| *owner)
+    }
+
     /// Nobody is told of what is still to come.
     pub(super) fn disown(&mut self) {
         for (owner, _) in self.0.iter_mut().flat_map(|runs| &mut runs.0) {

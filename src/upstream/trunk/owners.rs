@@ -14,7 +14,6 @@ use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::net::Outbox;
 use crate::proto::client::{self, ClientLimits, ClientOp, Publish, Scan};
-use crate::proto::subject::is_valid_subscription;
 
 /// Which sessions wrote what on one link.
 #[derive(Debug, Default)]
@@ -50,6 +49,8 @@ const CONTENTION: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 struct Asked {
+    /// Whether its subject is a valid one, so that its sid is what is wrong.
+    is_valid: bool,
     session: SessionId,
     subject: Box<[u8]>,
     queue_group: Option<Box<[u8]>>,
@@ -103,9 +104,11 @@ impl Owners {
         session: SessionId,
         subject: &[u8],
         queue_group: Option<&[u8]>,
+        is_valid: bool,
         covered_by: u64,
     ) {
         let asked = Asked {
+            is_valid,
             session,
             subject: subject.into(),
             queue_group: queue_group.map(Box::from),
@@ -221,7 +224,12 @@ impl Owners {
 
     /// Whose the oldest SUB of no valid subject is.
     pub(super) fn take_invalid(&mut self) -> Option<SessionId> {
-        self.take(|asked| !is_valid_subscription(&asked.subject))
+        self.take(|asked| !asked.is_valid)
+    }
+
+    /// Whose the oldest SUB is of a sid that it has.
+    pub(super) fn take_taken(&mut self) -> Option<SessionId> {
+        self.take(|asked| asked.is_valid)
     }
 
     fn take(&mut self, wanted: impl Fn(&Asked) -> bool) -> Option<SessionId> {
@@ -411,16 +419,19 @@ mod tests {
     #[test]
     fn subs_that_the_ledger_has_not_are_answered_by_subject_or_in_turn() {
         let mut owners = Owners::default();
-        owners.note_asked(ALICE, b"a", None, 1);
-        owners.note_asked(ALICE, b"b..", None, 1);
-        owners.note_asked(BOB, b"c..", None, 2);
+        owners.note_asked(ALICE, b"a", None, true, 1);
+        owners.note_asked(ALICE, b"b..", None, false, 1);
+        owners.note_asked(BOB, b"c..", None, false, 2);
         assert_eq!(owners.take_invalid(), Some(ALICE));
         assert_eq!(owners.take_asked(b"c..", None), Some(BOB));
         assert_eq!(owners.take_asked(b"c..", None), None);
-        owners.note_asked(BOB, b"d", None, 3);
+        owners.note_asked(BOB, b"d", None, true, 3);
         owners.prove(2, 0);
         assert_eq!(owners.take_asked(b"a", None), None, "its PING was answered");
         assert_eq!(owners.take_asked(b"d", None), Some(BOB));
+        owners.note_asked(ALICE, b"e..", None, false, 4);
+        owners.note_asked(BOB, b"f", None, true, 4);
+        assert_eq!(owners.take_taken(), Some(BOB), "its sid was taken");
     }
 
     #[test]

@@ -18,6 +18,8 @@ use crate::upstream::roster::Failure;
 
 /// What a SUB's line has besides what a broker's bound is for: the verb, a blank, CR and LF.
 const LINE_BESIDES: usize = 6;
+/// What the server of 2012 says to a SUB whose sid it has.
+const SID_TAKEN: &[u8] = b"-ERR 'Invalid Subject Identifier (sid), already taken'\r\n";
 
 /// The longest line that brokers take, in bytes, unless they are configured otherwise.
 const LINE_OF_BROKERS: usize = 4096;
@@ -69,12 +71,13 @@ impl Trunk {
         }
         self.verdict = Verdict::Admitted;
         self.make_ready();
-        if std::mem::take(&mut self.connect_ok_owed) {
+        let headers = bus.roster.offer().headers;
+        if std::mem::take(&mut self.connect_ok_owed) && self.connect.refusal(headers).is_none() {
             for session in self.sessions() {
                 self.deliver(session, &[encode::OK], bus);
             }
         }
-        self.refuse_own_options(bus.roster.offer().headers);
+        self.refuse_own_options(headers);
     }
 
     /// Publishes `messages` whole PUB or HPUB frames.
@@ -173,12 +176,20 @@ impl Trunk {
         bus: &mut Bus,
     ) {
         let covered_by = self.next_ping;
-        let (mut is_known, mut new) = (true, None);
-        let upstream = if subject::is_valid_subscription(subject) {
+        let (mut is_known, mut again, mut new) = (true, false, None);
+        let is_of_2012 = bus.roster.are_of_2012();
+        let is_valid = match is_of_2012 {
+            true => subject::is_valid_subscription_of_2012(subject),
+            false => subject::is_valid_subscription(subject),
+        };
+        let upstream = if is_valid {
             match self
                 .subscriptions
                 .subscribe(session, subject, queue_group, sid, covered_by)
             {
+                Subscribed::Duplicate { limited: true, .. } if is_of_2012 => {
+                    return self.deliver(session, &[SID_TAKEN], bus);
+                }
                 Subscribed::Duplicate { limited: true, .. } => {
                     return self.ignore_duplicate(session, now);
                 }
@@ -189,6 +200,7 @@ impl Trunk {
                 }
                 Subscribed::Duplicate { upstream, .. } => {
                     is_known = false;
+                    again = true;
                     Some(upstream.text())
                 }
             }
@@ -219,6 +231,9 @@ impl Trunk {
                 if let Some(upstream) = new {
                     self.note_subscribed(upstream, covered_by);
                 }
+                if again && let Some(at) = self.operation_owner() {
+                    self.links[at].operations.subscribe_again(covered_by);
+                }
                 sent
             }
             // Of a verbose link, what others answer is swallowed.
@@ -229,7 +244,7 @@ impl Trunk {
             && let Some(at) = self.operation_owner()
             && let Some(owners) = &mut self.links[at].owners
         {
-            owners.note_asked(session, subject, queue_group, covered_by);
+            owners.note_asked(session, subject, queue_group, is_valid, covered_by);
         }
         // A verbose session is owed an answer by now, and one is enough (R20).
         if !sent && upstream.is_none() && !self.connect.verbose {
@@ -314,6 +329,8 @@ impl Trunk {
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
                 self.send_operation(session, &frame, now);
             }
+            // The server of 2012 has no answer to it, but to the pedantic.
+            Unsubscribed::Unknown if bus.roster.are_of_2012() && !self.connect.pedantic => {}
             Unsubscribed::Unknown if self.connect.verbose || self.connect.pedantic => {
                 encode::unsub(&mut frame, NO_SID, None);
                 self.send_operation(session, &frame, now);

@@ -456,7 +456,7 @@ impl Trunk {
     /// asked again later, and once more when publishes go there: then its verdict counts.
     pub(super) fn note_lacking(&mut self, at: usize, error: &BrokerError<'_>, now: Instant) {
         match error {
-            BrokerError::MaxSubscriptions => self.links[at].operations.note_too_many(),
+            BrokerError::MaxSubscriptions => self.links[at].operations.note_too_many(false),
             BrokerError::SubscriptionViolation { sid: Some(sid), .. } => {
                 if let Some(upstream) = UpstreamSid::parse(sid) {
                     self.links[at].operations.refuse(upstream);
