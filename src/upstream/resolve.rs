@@ -34,12 +34,19 @@ impl Pool {
                 // What panics over an answer ends alone, and is asked again.
                 let _ = one.await;
             }
-            let pause = match self.bus.borrow().roster.needs_names() {
-                true => SOON,
-                false => EVERY,
-            };
-            // A reload may bring new names.
-            let _ = timeout(pause, self.reloaded.notified()).await;
+            self.pause().await;
+        }
+    }
+
+    /// Until the names are asked again: a bus that loses its last broker meanwhile can't wait, and a
+    /// reload may bring new ones.
+    async fn pause(&self) {
+        let until = now() + EVERY;
+        while now() < until {
+            let is_reloaded = timeout(SOON, self.reloaded.notified()).await.is_ok();
+            if is_reloaded || self.bus.borrow().roster.needs_names() {
+                return;
+            }
         }
     }
 

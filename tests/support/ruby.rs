@@ -222,9 +222,10 @@ impl Desk {
 
     fn info(&self) -> String {
         format!(
-            "INFO {{\"server_id\":\"8a5c1f2e9b7d4c6a8e0f1b2c3d\",\"host\":\"127.0.0.1\",\"port\":{},\
+            "INFO {{\"server_id\":\"8a5c1f2e9b7d4c6a8e0f1{:05x}\",\"host\":\"127.0.0.1\",\"port\":{},\
              \"version\":\"0.4.22\",\"auth_required\":{},\"ssl_required\":false,\
              \"max_payload\":{MAX_PAYLOAD}}}\r\n",
+            self.port,
             self.port,
             self.user.is_some()
         )
