@@ -1,6 +1,8 @@
 //! A worker on a simulated network (feature `turmoil`): all of the data path, without
 //! signals, HTTP or threads.
 
+use std::collections::BTreeMap;
+
 use tokio::task::spawn_local;
 
 use super::worker::{self, Handle, Listeners, Start};
@@ -29,6 +31,7 @@ impl Simulated {
         let start = Start {
             config,
             listeners,
+            keys: BTreeMap::new(),
             max_connections: MAX_CONNECTIONS,
             seed,
         };

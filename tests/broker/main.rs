@@ -5,6 +5,7 @@
 
 mod before_connect;
 mod errors;
+mod faults;
 mod first_info;
 mod frames;
 mod limits;

@@ -171,3 +171,49 @@ fn the_first_info_fits_the_clients_of_that_time() {
     client.expect(&message("a", "2", "z"));
     client.expect("PONG\r\n");
 }
+
+/// What the server of 2012 answers to a component with these options, and what natsmux does in front
+/// of it: line by line the same.
+#[test]
+fn its_answers_are_the_same_through_natsmux() {
+    const SUBSCRIBED: &str = "SUB a  1\r\n";
+    let servers = servers();
+    let natsmux = natsmux(&servers);
+    for (verbose, pedantic) in [(false, false), (true, false), (false, true), (true, true)] {
+        let connect = format!(
+            "CONNECT {{\"verbose\":{verbose},\"pedantic\":{pedantic},\"user\":\"nats\",\"pass\":\"nats\"}}\r\n"
+        );
+        for operations in [
+            "UNSUB 9\r\n".to_owned(),
+            format!("{SUBSCRIBED}UNSUB 1\r\nUNSUB 1\r\n"),
+            format!("{SUBSCRIBED}SUB b  1\r\n"),
+            "SUB a..b  2\r\n".to_owned(),
+            "SUB foo*  3\r\nUNSUB 3\r\n".to_owned(),
+            "PUB a..b  1\r\nx\r\n".to_owned(),
+            "PUB a.*  1\r\nx\r\nPUB a  1\r\ny\r\n".to_owned(),
+        ] {
+            let [direct, through] = [servers[0].address(), natsmux.address()].map(|address| {
+                let mut client = RawClient::connect(&address);
+                client.info();
+                client.send(format!("{connect}PING\r\n"));
+                answers(&mut client);
+                client.send(&operations);
+                client.send("PING\r\n");
+                answers(&mut client)
+            });
+            let options = format!("verbose {verbose}, pedantic {pedantic}: {operations:?}");
+            assert_eq!(through, direct, "{options}");
+        }
+    }
+}
+
+/// All lines up to PONG.
+fn answers(client: &mut RawClient) -> Vec<String> {
+    let mut lines = Vec::new();
+    loop {
+        match client.line() {
+            pong if pong == "PONG" => return lines,
+            line => lines.push(line),
+        }
+    }
+}

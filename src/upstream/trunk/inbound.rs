@@ -369,7 +369,13 @@ impl Trunk {
             Phase::Connecting | Phase::AwaitingInfo => self.introduce(at, info, now, bus),
             _ => {
                 // What comes after CONNECT may hold for this account alone.
-                self.links[at].max_payload = info.max_payload;
+                let before = std::mem::replace(&mut self.links[at].max_payload, info.max_payload);
+                if before != info.max_payload && self.links[at].is_attached() {
+                    // Components hear of it now, before they send what is too large.
+                    for session in self.sessions() {
+                        self.release(session);
+                    }
+                }
                 // It may come late, from a process that another has replaced.
                 let known = bus.roster.broker(broker).info();
                 let is_same = known.is_none_or(|known| known.server_id == info.server_id);
