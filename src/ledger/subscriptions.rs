@@ -453,6 +453,14 @@ impl Subscriptions {
         Some(Spent::One(upstream))
     }
 
+    /// Whether more than one session may get what a broker sends for it.
+    pub fn is_shared(&self, upstream: UpstreamSid) -> bool {
+        matches!(
+            self.slots.get(upstream.slot as usize),
+            Some(Place::Group(_))
+        )
+    }
+
     /// Whether only the broker knows what a SUB of this sid will find: the sid is live here,
     /// but its SUB isn't proven (`answered` is the last PING that was), or its max may be
     /// reached by messages on their way.

@@ -22,7 +22,7 @@ mod watch;
 pub use clock::now;
 pub use fair::wake_after_io;
 pub use listen::listen;
-pub use outbox::{Outbox, Retention, Unproven};
+pub use outbox::{Outbox, Retention, SHARED_LEAST, Unproven};
 pub use partial::Partial;
 pub use port::{Flush, Port};
 pub use timer::Timer;

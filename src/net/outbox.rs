@@ -6,6 +6,8 @@
 //! written chunk stays until the peer's answer proves that it was processed.
 
 use std::io::IoSlice;
+use std::ops::Deref;
+use std::rc::Rc;
 
 use smallvec::SmallVec;
 
@@ -24,13 +26,57 @@ pub enum Retention {
     UntilConfirmed,
 }
 
+/// Bytes from which on what several peers get is kept once.
+pub const SHARED_LEAST: usize = 32 * 1024;
+
+/// Bytes of one peer's, or what is the same for several.
+#[derive(Debug)]
+enum Chunk {
+    Own(Vec<u8>),
+    Shared(Rc<[u8]>),
+}
+
+impl Deref for Chunk {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+impl Chunk {
+    /// Its memory, of which others have their part.
+    fn memory(&self) -> usize {
+        match self {
+            Self::Own(bytes) => bytes.len(),
+            Self::Shared(bytes) => bytes.len() / Rc::strong_count(bytes),
+        }
+    }
+
+    fn give(self) {
+        if let Self::Own(bytes) = self {
+            chunks::give(bytes);
+        }
+    }
+
+    fn into_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Shared(bytes) => bytes.to_vec(),
+        }
+    }
+}
+
 /// Mostly there is one, which takes no memory besides its own.
-type Chunks = SmallVec<[Vec<u8>; 1]>;
+type Chunks = SmallVec<[Chunk; 1]>;
 
 /// An ordered list of whole frames, partly written.
 #[derive(Debug)]
 pub struct Outbox {
-    /// Invariant: no chunk is empty, and each begins at a frame boundary.
+    /// Invariant: no chunk is empty, and each begins at a frame boundary, but for a shared one.
     chunks: Chunks,
     /// Stream offset of the first byte of the first chunk.
     base: u64,
@@ -49,7 +95,7 @@ pub struct Outbox {
 #[derive(Debug)]
 pub struct Unproven {
     /// Chunks that hold at least one byte that is unwritten (or unconfirmed, where kept).
-    pub chunks: Chunks,
+    pub chunks: SmallVec<[Vec<u8>; 1]>,
     /// Offset in the first chunk of the first frame to look at.
     pub start: usize,
     /// How many bytes, counted from the first byte of the first chunk, were written.
@@ -94,13 +140,32 @@ impl Outbox {
     pub fn push_chunk(&mut self, chunk: Vec<u8>) {
         if !chunk.is_empty() {
             self.end += chunk.len() as u64;
-            self.chunks.push(chunk);
+            self.chunks.push(Chunk::Own(chunk));
+        }
+    }
+
+    /// Appends the rest of a frame, which other outboxes have as well, without copying it. Not for
+    /// an outbox whose frames are looked at once its socket is dead.
+    pub fn push_shared(&mut self, rest: Rc<[u8]>) {
+        if !rest.is_empty() {
+            self.end += rest.len() as u64;
+            self.chunks.push(Chunk::Shared(rest));
         }
     }
 
     /// Number of bytes that wait to be written.
     pub fn pending_bytes(&self) -> usize {
         (self.end - self.written) as usize
+    }
+
+    /// Bytes of memory that the waiting ones take: of what others wait for as well, a part.
+    pub fn waiting_memory(&self) -> usize {
+        let pending = self.pending_bytes();
+        if pending < SHARED_LEAST {
+            return pending;
+        }
+        let waiting = self.chunks[self.next..].iter().map(Chunk::memory);
+        waiting.sum::<usize>().min(pending)
     }
 
     /// Number of bytes in memory, written ones that are kept included.
@@ -192,31 +257,30 @@ impl Outbox {
             start,
             written: (self.written - self.base) as usize,
             base: self.base,
-            chunks: self.chunks,
+            chunks: self.chunks.into_iter().map(Chunk::into_bytes).collect(),
         }
     }
 
     fn room_for(&mut self, len: usize) -> &mut Vec<u8> {
-        let fits = self
-            .chunks
-            .last()
-            .is_some_and(|chunk| chunk.len() + len <= CHUNK_BYTES);
+        let fits = self.chunks.last().is_some_and(
+            |chunk| matches!(chunk, Chunk::Own(bytes) if bytes.len() + len <= CHUNK_BYTES),
+        );
         // Under `UntilWritten` the last chunk is unwritten or partly written, or it would
         // have been released; under `UntilConfirmed` a written chunk may grow again.
         if !fits {
             let large = !self.chunks.is_empty() || len > chunks::SMALL;
             let busy = large && self.held_bytes() < chunks::BACKLOG;
-            self.chunks.push(match busy && len <= chunks::CAPACITY {
-                true => chunks::take(),
-                false => Vec::with_capacity(len),
-            });
+            self.chunks
+                .push(Chunk::Own(match busy && len <= chunks::CAPACITY {
+                    true => chunks::take(),
+                    false => Vec::with_capacity(len),
+                }));
         } else if self.next == self.chunks.len() {
             self.next -= 1;
         }
-        let chunk = self
-            .chunks
-            .last_mut()
-            .expect("pushed above when there was none");
+        let Some(Chunk::Own(chunk)) = self.chunks.last_mut() else {
+            unreachable!("pushed above when there was none");
+        };
         let needed = chunk.len() + len;
         if needed > chunk.capacity() && needed > chunks::SMALL {
             let mut larger = chunks::take();
@@ -227,7 +291,8 @@ impl Outbox {
     }
 
     fn written_in_next(&self) -> usize {
-        let before: usize = self.chunks[..self.next].iter().map(Vec::len).sum();
+        let before = self.chunks[..self.next].iter().map(|chunk| chunk.len());
+        let before: usize = before.sum();
         (self.written - self.base) as usize - before
     }
 
@@ -247,11 +312,11 @@ impl Outbox {
         }
         self.next -= released;
         if released < self.chunks.len() {
-            self.chunks.drain(..released).for_each(chunks::give);
+            self.chunks.drain(..released).for_each(Chunk::give);
             return;
         }
         while let Some(chunk) = self.chunks.pop() {
-            chunks::give(chunk);
+            chunk.give();
         }
         if self.chunks.spilled() {
             self.chunks = Chunks::new();
@@ -339,6 +404,34 @@ mod tests {
         assert_eq!(from(6), [(6, &b"dd"[..]), (8, b"eeff")]);
         assert_eq!(from(10), [(10, &b"ff"[..])]);
         assert_eq!(from(12), []);
+    }
+
+    #[test]
+    fn what_several_get_is_in_memory_once() {
+        let payload: Rc<[u8]> = vec![b'x'; SHARED_LEAST].into();
+        let mut outboxes = [(); 4].map(|()| Outbox::new(Retention::UntilWritten));
+        for (sid, outbox) in outboxes.iter_mut().enumerate() {
+            outbox.push(format!("MSG a {sid} 32766\r\n").as_bytes());
+            outbox.push_shared(Rc::clone(&payload));
+            outbox.push(b"PONG\r\n");
+        }
+        drop(payload);
+        let heads = "MSG a 0 32766\r\nPONG\r\n".len();
+        for outbox in &outboxes {
+            assert_eq!(outbox.pending_bytes(), heads + SHARED_LEAST);
+            assert_eq!(outbox.waiting_memory(), heads + SHARED_LEAST / 4);
+        }
+        let all = waiting(&outboxes[1]);
+        assert!(all.starts_with(b"MSG a 1 32766\r\nxx") && all.ends_with(b"xPONG\r\n"));
+        let [one, others @ ..] = &mut outboxes;
+        for outbox in others {
+            outbox.advance(outbox.pending_bytes());
+        }
+        assert_eq!(
+            one.waiting_memory(),
+            heads + SHARED_LEAST,
+            "the last one has it alone"
+        );
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What brokers send: messages to sessions, PONGs that prove, errors to whom they concern.
 
+use std::rc::Rc;
+
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::owners::Wanted;
@@ -10,6 +12,7 @@ use super::{CloseReason, Trunk, Verdict};
 use crate::clock::Instant;
 use crate::ledger::operations::OWN;
 use crate::ledger::{Ping, Rejected, SessionId, Spent, TooMany, UpstreamSid, line_of};
+use crate::net::SHARED_LEAST;
 use crate::proto::client::{self, ClientLimits, ClientOp, Scan};
 use crate::proto::encode;
 use crate::proto::error_text::{BrokerError, classify, first_quoted, unquote};
@@ -161,6 +164,9 @@ impl Trunk {
         let max_pending = bus.settings.limits.max_pending;
         let (mut copies, mut slow) = (0, Vec::new());
         let seen = self.links[at].seen();
+        // A large message that goes to many is in memory once (R25).
+        let is_once = msg.after_sid.len() >= SHARED_LEAST && self.subscriptions.is_shared(upstream);
+        let mut rest: Option<Rc<[u8]>> = None;
         let deliver = |session: SessionId, sid: &[u8]| {
             let Some(slot) = slots.get_mut(session.0 as usize) else {
                 return;
@@ -171,7 +177,13 @@ impl Trunk {
             copies += 1;
             slot.traffic.out_msgs += 1;
             slot.traffic.out_bytes += msg.size as u64;
-            slot.out.push_parts(&[msg.before_sid, sid, msg.after_sid]);
+            if is_once {
+                let rest = rest.get_or_insert_with(|| msg.after_sid.into());
+                slot.out.push_parts(&[msg.before_sid, sid]);
+                slot.out.push_shared(Rc::clone(rest));
+            } else {
+                slot.out.push_parts(&[msg.before_sid, sid, msg.after_sid]);
+            }
             if slot.out.pending_bytes() > max_pending {
                 slow.push(session);
             } else if !slot.touched {

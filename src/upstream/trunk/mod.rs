@@ -423,7 +423,7 @@ impl Trunk {
     /// Tells the daemon's budget how much the component has not taken, after a flush (R25).
     pub fn account(&mut self, session: SessionId, bus: &Bus) {
         if let Some(slot) = self.slots.get_mut(session.0 as usize) {
-            let pending = slot.out.pending_bytes();
+            let pending = slot.out.waiting_memory();
             bus.budgets.pending.take(pending);
             bus.budgets.pending.give(slot.accounted);
             slot.accounted = pending;
