@@ -77,7 +77,7 @@ fn ledger_unsubscribe(mut table: Subscriptions) -> Subscriptions {
 }
 
 // From a component's bytes to a link's, in one session.
-#[library_benchmark(config = bound!(435_700))]
+#[library_benchmark(config = bound!(443_080))]
 #[bench::run(Site::own(0), cost::publishes())]
 fn publish(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     site.send(0, black_box(&input));
@@ -86,7 +86,7 @@ fn publish(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // From a link's bytes to a component's, for one session with 100 subscriptions.
-#[library_benchmark(config = bound!(776_568))]
+#[library_benchmark(config = bound!(816_673))]
 #[bench::run(Site::own(100), cost::messages(100))]
 fn deliver(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     site.answer(black_box(&input));
@@ -95,7 +95,7 @@ fn deliver(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // The same for 100 sessions that share a subscription.
-#[library_benchmark(config = bound!(32_276_332))]
+#[library_benchmark(config = bound!(33_737_310))]
 #[bench::run(Site::shared(100), cost::messages(1))]
 fn deliver_to_100(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     site.answer(black_box(&input));
@@ -104,7 +104,7 @@ fn deliver_to_100(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // A new link is told of 1,000 subscriptions.
-#[library_benchmark(config = bound!(586_051))]
+#[library_benchmark(config = bound!(689_268))]
 #[bench::run(Site::own(RUN))]
 fn replay(mut site: Site) -> Site {
     site.replay();

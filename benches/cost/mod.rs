@@ -212,7 +212,7 @@ impl Site {
             fences_per_second: 5_000,
         };
         let addrs = [BrokerAddr {
-            host: "broker".to_owned(),
+            host: "10.0.0.1".to_owned(),
             port: 4222,
         }];
         let roster = Roster::new(&addrs, Placement::Spread(0), Duration::from_secs(3), 1, now);

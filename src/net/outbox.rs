@@ -146,6 +146,7 @@ impl Outbox {
 
     /// Appends the rest of a frame, which other outboxes have as well, without copying it. Not for
     /// an outbox whose frames are looked at once its socket is dead.
+    #[cold]
     pub fn push_shared(&mut self, rest: Rc<[u8]>) {
         if !rest.is_empty() {
             self.end += rest.len() as u64;

@@ -79,16 +79,12 @@ impl Trunk {
         let limits = ServerLimits::default();
         let mut used = 0;
         while let Some(at) = self.link_index(id) {
-            match server::scan(&bytes[used..], &limits) {
-                // A broker speaks first, and of itself.
-                ServerScan::Op { op, .. } if self.is_out_of_turn(at, &op) => {
-                    self.fail(at, Failure::Garbage, now, bus);
-                }
-                ServerScan::Incomplete { need: Some(_) }
-                    if self.links[at].phase < Phase::Authenticating =>
-                {
-                    self.fail(at, Failure::Garbage, now, bus);
-                }
+            let scanned = server::scan(&bytes[used..], &limits);
+            if self.links[at].phase < Phase::Authenticating && is_early(&scanned) {
+                self.fail(at, Failure::Garbage, now, bus);
+                continue;
+            }
+            match scanned {
                 ServerScan::Op { op, len } => {
                     used += len;
                     self.handle_op(at, op, now, bus);
@@ -100,12 +96,6 @@ impl Trunk {
             }
         }
         (bytes.len(), None)
-    }
-
-    /// Whether a broker says what it can't before its INFO.
-    fn is_out_of_turn(&self, at: usize, op: &ServerOp<'_>) -> bool {
-        let is_early = self.links[at].phase < Phase::Authenticating;
-        is_early && matches!(op, ServerOp::Msg(_) | ServerOp::Pong | ServerOp::Ok)
     }
 
     fn handle_op(&mut self, at: usize, op: ServerOp<'_>, now: Instant, bus: &mut Bus) {
@@ -166,7 +156,8 @@ impl Trunk {
         let seen = self.links[at].seen();
         // A large message that goes to many is in memory once (R25).
         let is_once = msg.after_sid.len() >= SHARED_LEAST && self.subscriptions.is_shared(upstream);
-        let mut rest: Option<Rc<[u8]>> = None;
+        let rest: Option<Rc<[u8]>> = is_once.then(|| msg.after_sid.into());
+        let copied = if is_once { &[] } else { msg.after_sid };
         let deliver = |session: SessionId, sid: &[u8]| {
             let Some(slot) = slots.get_mut(session.0 as usize) else {
                 return;
@@ -177,12 +168,9 @@ impl Trunk {
             copies += 1;
             slot.traffic.out_msgs += 1;
             slot.traffic.out_bytes += msg.size as u64;
-            if is_once {
-                let rest = rest.get_or_insert_with(|| msg.after_sid.into());
-                slot.out.push_parts(&[msg.before_sid, sid]);
+            slot.out.push_parts(&[msg.before_sid, sid, copied]);
+            if let Some(rest) = &rest {
                 slot.out.push_shared(Rc::clone(rest));
-            } else {
-                slot.out.push_parts(&[msg.before_sid, sid, msg.after_sid]);
             }
             if slot.out.pending_bytes() > max_pending {
                 slow.push(session);
@@ -753,5 +741,16 @@ impl Trunk {
         for session in self.sessions() {
             self.deliver(session, &[line], bus);
         }
+    }
+}
+
+/// Whether a broker says what it can't before its INFO: it speaks first, and of itself.
+fn is_early(scanned: &ServerScan<'_>) -> bool {
+    match scanned {
+        ServerScan::Op { op, .. } => {
+            matches!(op, ServerOp::Msg(_) | ServerOp::Pong | ServerOp::Ok)
+        }
+        ServerScan::Incomplete { need } => need.is_some(),
+        ServerScan::Fault(_) => false,
     }
 }
