@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Characters of the longest text that is read as a duration: such as `23h 59m 59s 999ms`.
+const LONGEST_DURATION: usize = 24;
+
 /// The units of a size, largest first, so that the first that fits is the shortest.
 const UNITS: [(&str, u64); 4] = [
     ("GiB", 1 << 30),
@@ -12,6 +15,8 @@ const UNITS: [(&str, u64); 4] = [
 
 /// Reads a duration, or `None` where it is none.
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+    // No duration is longer, and humantime adds parts without looking whether they fit.
+    (text.len() <= LONGEST_DURATION).then_some(())?;
     humantime::parse_duration(text).ok()
 }
 
@@ -82,5 +87,7 @@ mod tests {
         assert_eq!(show_duration(Duration::from_millis(1500)), "1s500ms");
         assert_eq!(parse_duration("2"), None);
         assert_eq!(parse_duration("-2s"), None);
+        assert_eq!(parse_duration("18446744073709551615s 1000000000ns"), None);
+        assert_eq!(parse_duration(&"9999999999y ".repeat(100)), None);
     }
 }
