@@ -544,3 +544,44 @@ fn garbage_and_sudden_death_disturb_nobody_on_the_link() {
         "one link for all"
     );
 }
+
+/// Sends 20 MiB to one sid, reads what the component gets of it, and closes as on a slow consumer.
+fn flood_and_close(client: &mut RawClient, mut link: BrokerLink, upstream: &str, sid: &str) {
+    let payload = "x".repeat(1024 * 1024);
+    for _ in 0..20 {
+        link.msg("fire", upstream, &payload);
+        client.expect(&message("fire", sid, &payload));
+    }
+    drop(link.fin());
+}
+
+#[test]
+fn one_that_gets_too_much_for_a_shared_link_has_its_own_after_the_second_time() {
+    let brokers = Brokers::start(1);
+    let natsmux = setup(&brokers).start();
+    let (mut greedy, mut other, mut link) = pair(&natsmux, &brokers);
+    let sid = subscribe(&mut greedy, &mut link, "fire", "7");
+    subscribe(&mut other, &mut link, "foo", "1");
+    flood_and_close(&mut greedy, link, &sid, "7");
+    let mut link = brokers.link();
+    let sids = link.accept_replay(&["fire", "foo"]);
+    round_trip(&mut other, &mut link);
+    flood_and_close(&mut greedy, link, &sids[0], "7");
+    // Each has a link now.
+    let mut links = [brokers.link(), brokers.link()].map(|mut link| {
+        link.accept();
+        let subject = link.receive();
+        let sid = subject.word(2).to_owned();
+        link.answer_ping();
+        (subject.word(1).to_owned(), sid, link)
+    });
+    links.sort_by(|one, other| one.0.cmp(&other.0));
+    let [(fire, its_sid, mut its_link), (foo, sid, mut link)] = links;
+    assert_eq!((&fire[..], &foo[..]), ("fire", "foo"));
+    its_link.msg("fire", &its_sid, "y");
+    greedy.expect(&message("fire", "7", "y"));
+    link.msg("foo", &sid, "z");
+    other.expect(&message("foo", "1", "z"));
+    round_trip(&mut greedy, &mut its_link);
+    round_trip(&mut other, &mut link);
+}

@@ -266,11 +266,12 @@ impl Session {
         }
     }
 
-    /// The session may have to leave a trunk whose broker takes no more subscriptions.
+    /// The session may have to leave a trunk that it shares.
     pub fn handle_crowding(&mut self, home: &Home<'_>) {
-        if self.action.is_none() && home.trunk.is_crowded_out(home.id) {
+        if self.action.is_none()
+            && let Some(why) = home.trunk.reason_to_leave(home.id)
+        {
             let connect = self.connect.clone().unwrap_or_default();
-            let why = MoveReason::Crowded;
             self.action = Some(SessionAction::Move { connect, why });
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::pressure::Lag;
-use super::slot::Finishing;
+use super::slot::{Finishing, Leaving};
 use super::{CloseReason, Move, Trunk, Verdict};
 use crate::clock::Instant;
 use crate::config::Delivery;
@@ -154,6 +154,7 @@ impl Trunk {
             self.moving = None;
         }
         let last_read = link.last_read_at;
+        let greedy = self.find_greedy(failure, now);
         let (settled, in_doubt) = self.settle(link, bus);
         let first =
             !failure.is_own() && bus.note_lost(broker, failure, last_read, &settled, in_doubt, now);
@@ -189,6 +190,9 @@ impl Trunk {
                 None if owed => self.arm_pong_hold(session, now, bus),
                 None => {}
             }
+        }
+        if let Some(session) = greedy {
+            self.depart(session, Leaving::Greedy, now, bus);
         }
         if self.moving.take().is_some() {
             self.abandon_joining(bus);

@@ -407,6 +407,7 @@ impl Trunk {
         let holds =
             |crowded: &Crowded| crowded.broker == broker && now < crowded.since + CROWDED_FOR;
         self.crowded = self.crowded.filter(holds);
+        self.count_anew();
         self.round.succeed(now);
         if self.independent {
             self.ask_for_lacks(at, now, bus);

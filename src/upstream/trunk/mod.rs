@@ -237,6 +237,8 @@ pub struct Trunk {
     shared: bool,
     /// A broker took no more subscriptions when there were so many.
     crowded: Option<sharing::Crowded>,
+    /// Who got most when the broker closed a shared link, and when.
+    greedy: Option<(SessionId, Instant)>,
     /// Since when a shared trunk has no session.
     idle_since: Option<Instant>,
     /// A component that sent no CONNECT is owed no `+OK` for the one that natsmux sends.
@@ -338,6 +340,7 @@ impl Trunk {
             independent: false,
             shared: false,
             crowded: None,
+            greedy: None,
             idle_since: None,
             connect_ok_owed: false,
             verdict: Verdict::Pending,

@@ -496,8 +496,8 @@ impl Trunk {
     pub fn is_ready(&self, session: SessionId) -> bool {
         let slot = self.slots.get(session.0 as usize);
         let goes_on = |slot: &Slot| {
-            let crowded = slot.leaving == Some(Leaving::Crowded);
-            slot.gate.is_none() && !slot.unverified && !slot.is_hasty() && !crowded
+            let leaves = matches!(slot.leaving, Some(Leaving::Crowded | Leaving::Greedy));
+            slot.gate.is_none() && !slot.unverified && !slot.is_hasty() && !leaves
         };
         self.ready && slot.is_some_and(goes_on)
     }

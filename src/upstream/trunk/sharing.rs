@@ -17,7 +17,7 @@ use crate::proto::encode;
 use crate::proto::server::Msg;
 use crate::queue::Queue;
 use crate::upstream::bus::Bus;
-use crate::upstream::roster::BrokerId;
+use crate::upstream::roster::{BrokerId, Failure};
 
 /// What a trunk says of itself in place of a component.
 const LANG: &str = "natsmux";
@@ -69,7 +69,14 @@ pub enum MoveReason {
     },
     /// The broker takes no more subscriptions on one connection.
     Crowded,
+    /// It gets more than the broker can write to a connection that others share.
+    Greedy,
 }
+
+/// Bytes that a session has got on a link at least, and more than all others together, when the
+/// broker closes it: the second time within this, that is its doing.
+const GREEDY_BYTES: u64 = 16 * 1024 * 1024;
+const GREEDY_WITHIN: Duration = Duration::from_secs(60);
 
 pub(super) fn as_shared(connect: &ConnectInfo, name: String) -> ConnectInfo {
     ConnectInfo {
@@ -210,7 +217,7 @@ impl Trunk {
     }
 
     /// Ends a session's subscriptions here, and has it wait until the broker has answered.
-    fn depart(&mut self, session: SessionId, why: Leaving, now: Instant, bus: &mut Bus) {
+    pub(super) fn depart(&mut self, session: SessionId, why: Leaving, now: Instant, bus: &mut Bus) {
         let covered_by = self.next_ping;
         let unsubscribe = self.subscriptions.depart(session, covered_by);
         self.send_unsubs(&unsubscribe, now);
@@ -234,14 +241,50 @@ impl Trunk {
         }
     }
 
-    /// Whether a session must go to another trunk of its identity: this one's broker takes no
-    /// more subscriptions on one connection.
-    pub fn is_crowded_out(&self, session: SessionId) -> bool {
-        let slot = self.slots.get(session.0 as usize);
-        slot.is_some_and(|slot| {
-            let is_ending = slot.finishing.is_some() || slot.closing.is_some();
-            slot.leaving == Some(Leaving::Crowded) && slot.gate.is_none() && !is_ending
-        })
+    /// Why a session must go to another trunk now: to one of its identity, since this one's broker
+    /// takes no more subscriptions on one connection, or to one of its own.
+    pub fn reason_to_leave(&self, session: SessionId) -> Option<MoveReason> {
+        let slot = self.slots.get(session.0 as usize)?;
+        let is_ending = slot.finishing.is_some() || slot.closing.is_some();
+        match slot.leaving.filter(|_| slot.gate.is_none() && !is_ending)? {
+            Leaving::Crowded => Some(MoveReason::Crowded),
+            Leaving::Greedy => Some(MoveReason::Greedy),
+            Leaving::Reconnects => None,
+        }
+    }
+
+    /// A link goes live: what sessions get is counted anew.
+    pub(super) fn count_anew(&mut self) {
+        if self.shared {
+            for (_, slot) in &mut self.slots {
+                slot.got_before = slot.traffic.out_bytes;
+            }
+        }
+    }
+
+    /// A broker that closes a shared link may do so for one session: as a slow consumer, since it
+    /// gets more than all others together, and more than can be written. Names it the second time.
+    pub(super) fn find_greedy(&mut self, failure: Failure, now: Instant) -> Option<SessionId> {
+        let is_closed = matches!(
+            failure,
+            Failure::Closed | Failure::Reset | Failure::LinkError
+        );
+        if !is_closed || !self.shared || self.slots.len() < 2 {
+            return None;
+        }
+        let got = |slot: &Slot| slot.traffic.out_bytes.saturating_sub(slot.got_before);
+        let total: u64 = self.slots.iter().map(|(_, slot)| got(slot)).sum();
+        let (index, most) = self.slots.iter().max_by_key(|(_, slot)| got(slot))?;
+        if got(most) < GREEDY_BYTES.max(total / 2) {
+            return None;
+        }
+        let stays = most.leaving.is_some() || most.closing.is_some() || most.finishing.is_some();
+        let session = SessionId(index as u32);
+        let before = self.greedy.replace((session, now));
+        let again = before.is_some_and(|(other, at)| {
+            other == session && now.saturating_duration_since(at) < GREEDY_WITHIN
+        });
+        (again && !stays).then_some(session)
     }
 
     /// A broker takes no more subscriptions on this connection: those whose SUBs were too many go

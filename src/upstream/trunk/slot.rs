@@ -169,6 +169,8 @@ pub(super) struct Slot {
     pub(super) flow: Option<Box<Flow>>,
     /// How far its own component lags, on a shared link.
     pub(super) lag: Lag,
+    /// Bytes that it had got before the present link was live.
+    pub(super) got_before: u64,
     /// What it said in CONNECT, where the trunk says something else to brokers.
     pub(super) label: Option<Rc<ConnectInfo>>,
 }
@@ -236,6 +238,8 @@ pub(super) enum Leaving {
     Reconnects,
     /// The broker takes no more subscriptions on this connection.
     Crowded,
+    /// It gets more than the broker can write to one connection.
+    Greedy,
 }
 
 impl Slot {
@@ -269,6 +273,7 @@ impl Slot {
             reconnects: None,
             flow: None,
             lag: Lag::None,
+            got_before: 0,
             label: None,
         }
     }
