@@ -51,9 +51,9 @@ impl Version {
         let given = env::var_os(self.variable).map(PathBuf::from);
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
         let target = target.expect("Cargo's folder for tests is below its target folder");
-        let below_target = |place: &&str| Some(target.join(place)).filter(|path| path.exists());
+        let below_target = |place: &str| Some(target.join(place)).filter(|path| path.exists());
         let places = (self.places.iter())
-            .map(|place| below_target(&place).unwrap_or_else(|| PathBuf::from(place)));
+            .map(|place| below_target(place).unwrap_or_else(|| PathBuf::from(place)));
         given
             .into_iter()
             .chain(places)
