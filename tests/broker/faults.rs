@@ -228,3 +228,30 @@ fn a_component_may_not_publish_below_the_prefix_of_presence() {
     client.expect("-ERR 'Permissions Violation for Publish to \"_NATSMUX.presence.x\"'\r\n");
     link.answering(|| client.pong());
 }
+
+/// 0, R33: natsmux takes no more from a broker than a component that reads slowly takes.
+#[test]
+fn a_component_that_reads_later_gets_everything() {
+    const MESSAGES: usize = 64;
+    let payload = "x".repeat(512 * 1024);
+    let brokers = Brokers::start(1);
+    // Half of what comes would be too much.
+    let natsmux = Setup::new(&brokers)
+        .bus("sharing", "\"none\"")
+        .limit("max_pending", "\"16MiB\"")
+        .start();
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    let sid = subscribe(&mut client, &mut link, "foo", "1");
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..MESSAGES).for_each(|_| link.msg("foo", &sid, &payload)));
+        natsmux.wait_varz("natsmux not to read", SOON, |varz| {
+            count(varz, "stalls") > 0
+        });
+        for _ in 0..MESSAGES {
+            assert_eq!(client.message().len(), payload.len());
+        }
+    });
+    round_trip(&mut client, &mut link);
+    let varz = natsmux.varz();
+    assert_eq!(count(&varz, "link_failures"), 0, "{varz}");
+}
