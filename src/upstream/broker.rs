@@ -292,6 +292,16 @@ impl Broker {
         !self.removed && is_known && matches!(self.health, Health::Unknown | Health::Up)
     }
 
+    /// Whether it answers.
+    pub(super) fn lives(&self) -> bool {
+        matches!(self.health, Health::Up | Health::LameDuck)
+    }
+
+    /// It is another process: how fast the last one gave verdicts says nothing of it.
+    pub(super) fn forget_verdicts(&mut self) {
+        self.dial_limit = DIALS_FIRST;
+    }
+
     /// Whether another dial may be on its way (R12).
     pub(super) fn has_turn(&self) -> bool {
         self.dialing < self.dial_limit

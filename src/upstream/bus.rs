@@ -501,13 +501,19 @@ impl Bus {
             .carriers
             .iter()
             .filter_map(|(identity, trunks)| Some((identity, trunks.first()?)));
-        firsts.filter(|first| is_before(*first)).count() < CARRIERS_MOST
+        let elders = firsts.filter(|first| is_before(*first));
+        elders.take(CARRIERS_MOST).count() < CARRIERS_MOST
     }
 
-    /// The trunks that may announce the host.
-    fn wake_carriers(&mut self) {
-        let firsts = self.carriers.values().filter_map(BTreeSet::first);
-        self.woken.extend(firsts.take(4 * CARRIERS_MOST));
+    /// The trunks that may announce the host, and those that did until an older one came.
+    fn wake_carriers(&mut self, now: Instant) {
+        let permitted = |identity: &IdentityDigest| self.presence.permits(*identity, now);
+        let of_permitted = self.carriers.iter().filter(|(id, _)| permitted(id));
+        let firsts = of_permitted.filter_map(|(_, trunks)| trunks.first().copied());
+        let mut oldest: Vec<TrunkId> = firsts.collect();
+        oldest.sort_unstable();
+        oldest.truncate(2 * CARRIERS_MOST);
+        self.woken.extend(oldest);
     }
 
     /// All carriers announce now.
@@ -515,7 +521,7 @@ impl Bus {
         self.presence.announced(now);
         self.presence.expire(now);
         self.weigh(now);
-        self.wake_carriers();
+        self.wake_carriers(now);
     }
 
     /// A trunk came to a broker, or left it: announced where it was the first or the last, or
@@ -524,7 +530,7 @@ impl Bus {
         let news = self.watches.attached(broker) == edge || is_news;
         if news && self.presence.is_on() {
             self.presence.change(now);
-            self.wake_carriers();
+            self.wake_carriers(now);
         }
     }
 
@@ -542,7 +548,7 @@ impl Bus {
     pub(super) fn forbid_presence(&mut self, identity: IdentityDigest, now: Instant) -> bool {
         let new = self.presence.forbid(identity, now);
         self.presence.change(now);
-        self.wake_carriers();
+        self.wake_carriers(now);
         new
     }
 
@@ -570,7 +576,7 @@ impl Bus {
                     self.roster.note_change();
                 }
                 // It may have to be answered.
-                self.wake_carriers();
+                self.wake_carriers(now);
             }
             Heard::Routed => self.roster.note_change(),
         }

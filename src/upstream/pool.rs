@@ -451,16 +451,17 @@ impl Pool {
     fn report_troubles(&self, bus: &Bus) {
         let mut known = self.troubles.borrow_mut();
         for (id, broker) in bus.roster.brokers() {
-            let broker = broker.label();
             match bus.roster.trouble(id) {
                 Some(trouble) if known.insert(id, trouble.cause) != Some(trouble.cause) => {
                     let text = String::from_utf8_lossy(&trouble.text);
                     let (text, cause) = (text.escape_debug(), trouble.cause.as_str());
+                    let broker = broker.label();
                     warn!(bus = self.name, broker, cause, %text, "broker serves nobody");
                 }
                 Some(_) => {}
                 None => {
                     if known.remove(&id).is_some() {
+                        let broker = broker.label();
                         info!(bus = self.name, broker, "broker serves again, or is gone");
                     }
                 }

@@ -313,17 +313,19 @@ impl Roster {
 
     /// Whether a broker serves, as far as is known: it lives, and has links or turns none away.
     pub fn serves(&self, id: BrokerId) -> bool {
-        let broker = self.broker(id);
-        let lives = matches!(broker.health, Health::Up | Health::LameDuck);
-        lives && (broker.links > 0 || self.troubles.any_of(id).is_none())
+        self.broker(id).lives() && !self.is_mute(id)
+    }
+
+    /// Whether a broker turns links away and has none.
+    fn is_mute(&self, id: BrokerId) -> bool {
+        self.broker(id).links == 0 && self.troubles.any_of(id).is_some()
     }
 
     /// Why a broker that lives serves nobody.
     pub fn trouble(&self, id: BrokerId) -> Option<&Trouble> {
         let broker = self.broker(id);
-        let lives = matches!(broker.health, Health::Up | Health::LameDuck);
         let trouble = self.troubles.any_of(id);
-        trouble.filter(|_| lives && broker.links == 0)
+        trouble.filter(|_| broker.lives() && broker.links == 0)
     }
 
     /// Whether at least one broker lives that takes newcomers: one that is about to leave
@@ -636,8 +638,7 @@ impl Roster {
                 .map_or(settled, |until| until.max(settled));
             // Where fewer hosts are, it isn't better before that changes.
             let counts = broker.missing <= self.broker(self.current).missing;
-            let is_mute = self.troubles.any_of(id).is_some() && broker.links == 0;
-            (counts && broker.accepts_dials() && !is_mute).then_some(usable)
+            (counts && broker.accepts_dials() && !self.is_mute(id)).then_some(usable)
         });
         returned.min()
     }
@@ -754,11 +755,10 @@ impl Roster {
         }
         // Subscribed there twice, a component would get everything twice.
         let is_same = |(other, broker): (BrokerId, &Broker)| {
-            let lives = matches!(broker.health, Health::Up | Health::LameDuck);
             let same = broker
                 .info()
                 .is_some_and(|known| known.server_id == info.server_id);
-            other != id && lives && same && !info.server_id.is_empty()
+            other != id && broker.lives() && same && !info.server_id.is_empty()
         };
         let is_double = matches!(self.placement, Placement::First(_))
             && self.broker(id).links == 0
@@ -844,8 +844,7 @@ impl Roster {
             self.broker_mut(id).line_learned = None;
             self.renewed = true;
             self.changed = true;
-            self.broker_mut(id).dial_limit =
-                Broker::new(self.broker(id).addr.clone(), now).dial_limit;
+            self.broker_mut(id).forget_verdicts();
         }
         let interval = self.probe_interval;
         let broker = self.broker_mut(id);
@@ -1006,8 +1005,9 @@ impl Roster {
 
     fn is_usable(&self, id: BrokerId, now: Instant) -> bool {
         let broker = self.broker(id);
-        let is_mute = self.troubles.any_of(id).is_some() && broker.links == 0;
-        broker.accepts_dials() && !is_mute && broker.held_until.is_none_or(|until| until <= now)
+        broker.accepts_dials()
+            && !self.is_mute(id)
+            && broker.held_until.is_none_or(|until| until <= now)
     }
 
     /// This host's order, from its broker on and round to the one before it.

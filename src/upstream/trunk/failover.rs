@@ -110,11 +110,7 @@ impl Trunk {
             // The sentinel finds the broker silent too. One link alone may have a fault of its
             // own.
             Failure::Silent if suspect => bus.roster.handle_trunk_failure(broker, failure, now),
-            Failure::Silent => {
-                bus.roster.note_failure(broker, failure);
-                self.pause(broker, now, bus);
-            }
-            Failure::Refused => {
+            Failure::Silent | Failure::Refused => {
                 bus.roster.note_failure(broker, failure);
                 self.pause(broker, now, bus);
             }
@@ -209,21 +205,16 @@ impl Trunk {
         let owners = link.owners.take();
         let owner = |end: usize| owners.as_ref()?.of(unproven.base + end as u64);
         let mut settled = settle(unproven.chunks, start, written, repeat, own, owner);
-        if link.too_large {
-            let larger = settled.remove_larger(link.max_payload);
-            let written = larger.min(settled.repeated);
+        let larger = link
+            .too_large
+            .then(|| settled.remove_larger(link.max_payload));
+        let longer = link.longest_line.map(|most| settled.remove_longer(most));
+        for closed_for in [larger, longer].into_iter().flatten() {
+            let written = closed_for.min(settled.repeated);
             settled.repeated -= written;
-            settled.moved -= larger - written;
-            bus.counters.refused += larger;
-            link.account.settled += larger;
-        }
-        if let Some(longest) = link.longest_line {
-            let longer = settled.remove_longer(longest);
-            let written = longer.min(settled.repeated);
-            settled.repeated -= written;
-            settled.moved -= longer - written;
-            bus.counters.refused += longer;
-            link.account.settled += longer;
+            settled.moved -= closed_for - written;
+            bus.counters.refused += closed_for;
+            link.account.settled += closed_for;
         }
         let unsettled = link.account.unsettled();
         let unknown = unsettled.saturating_sub(settled.moved + settled.repeated);

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
-use super::owners::Wanted;
+use super::owners::{Wanted, publishes};
 use super::sharing::Status;
 use super::slot::{Finishing, Slot};
 use super::target::PRESENCE_SID;
@@ -13,7 +13,6 @@ use crate::clock::Instant;
 use crate::ledger::operations::OWN;
 use crate::ledger::{Ping, Rejected, SessionId, Spent, TooMany, UpstreamSid, line_of};
 use crate::net::SHARED_LEAST;
-use crate::proto::client::{self, ClientLimits, ClientOp, Scan};
 use crate::proto::encode;
 use crate::proto::error_text::{BrokerError, classify, first_quoted, unquote};
 use crate::proto::info::ServerInfo;
@@ -635,15 +634,10 @@ impl Trunk {
     fn longest_publish(&self, at: usize) -> (usize, Option<SessionId>) {
         let link = &self.links[at];
         let mut longest = (0, 0);
-        for (offset, frames) in link.out.frames_from(link.proven_offset) {
-            let mut used = 0;
-            while let Scan::Op { op, len } = client::scan(&frames[used..], &ClientLimits::NONE) {
-                let frame = &frames[used..used + len];
-                used += len;
-                let line = line_of(frame);
-                if matches!(op, ClientOp::Publish(_)) && line > longest.0 {
-                    longest = (line, offset + used as u64);
-                }
+        for (start, frame, _) in publishes(&link.out, link.proven_offset) {
+            let line = line_of(frame);
+            if line > longest.0 {
+                longest = (line, start + frame.len() as u64);
             }
         }
         let owners = link.owners.as_ref();

@@ -298,21 +298,14 @@ impl Requests {
 impl Index {
     fn scan(&mut self, out: &Outbox, proven: u64) {
         let from = self.scanned.max(proven);
-        for (offset, frames) in out.frames_from(from) {
-            let mut used = 0;
-            while let Scan::Op { op, len } = client::scan(&frames[used..], &ClientLimits::NONE) {
-                let start = offset + used as u64;
-                used += len;
-                if let ClientOp::Publish(publish) = op
-                    && let Some(reply) = publish.reply
-                {
-                    let (key, end) = (digest(reply), offset + used as u64);
-                    self.by_reply
-                        .entry(key)
-                        .or_default()
-                        .push_back((start, end));
-                    self.order.push_back((end, key));
-                }
+        for (start, frame, publish) in publishes(out, from) {
+            if let Some(reply) = publish.reply {
+                let (key, end) = (digest(reply), start + frame.len() as u64);
+                self.by_reply
+                    .entry(key)
+                    .or_default()
+                    .push_back((start, end));
+                self.order.push_back((end, key));
             }
         }
         self.scanned = out.end();
@@ -325,32 +318,39 @@ fn digest(reply: &[u8]) -> u64 {
     hasher.finish()
 }
 
+/// The publishes in memory from the stream offset `from` on: the offset of each, its frame, and what
+/// that says.
+pub(super) fn publishes(
+    out: &Outbox,
+    from: u64,
+) -> impl Iterator<Item = (u64, &[u8], Publish<'_>)> {
+    out.frames_from(from).flat_map(|(offset, frames)| {
+        let mut used = 0;
+        let whole = std::iter::from_fn(move || {
+            let Scan::Op { op, len } = client::scan(&frames[used..], &ClientLimits::NONE) else {
+                return None;
+            };
+            let start = used;
+            used += len;
+            Some((offset + start as u64, &frames[start..used], op))
+        });
+        whole.filter_map(|(start, frame, op)| match op {
+            ClientOp::Publish(publish) => Some((start, frame, publish)),
+            _ => None,
+        })
+    })
+}
+
 /// The publish that begins at a stream offset.
 fn publish_at(out: &Outbox, start: u64) -> Option<Publish<'_>> {
-    let (_, frames) = out.frames_from(start).next()?;
-    match client::scan(frames, &ClientLimits::NONE) {
-        Scan::Op {
-            op: ClientOp::Publish(publish),
-            ..
-        } => Some(publish),
-        _ => None,
-    }
+    let (at, _, publish) = publishes(out, start).next()?;
+    (at == start).then_some(publish)
 }
 
 /// The stream offset behind the first publish from `from` on that is wanted.
 fn find_from(out: &Outbox, from: u64, wanted: Wanted<'_>) -> Option<u64> {
-    for (offset, frames) in out.frames_from(from) {
-        let mut at = 0;
-        while let Scan::Op { op, len } = client::scan(&frames[at..], &ClientLimits::NONE) {
-            at += len;
-            if let ClientOp::Publish(publish) = op
-                && wanted.is(&publish)
-            {
-                return Some(offset + at as u64);
-            }
-        }
-    }
-    None
+    let found = publishes(out, from).find(|(_, _, publish)| wanted.is(publish));
+    found.map(|(start, frame, _)| start + frame.len() as u64)
 }
 
 #[cfg(test)]

@@ -177,17 +177,15 @@ impl Trunk {
     ) {
         let covered_by = self.next_ping;
         let (mut is_known, mut again, mut new) = (true, false, None);
-        let is_of_2012 = bus.roster.are_of_2012();
-        let is_valid = match is_of_2012 {
-            true => subject::is_valid_subscription_of_2012(subject),
-            false => subject::is_valid_subscription(subject),
-        };
+        // What the server of 2012 takes, all take: few SUBs have natsmux ask which one it is.
+        let is_valid = subject::is_valid_subscription_of_2012(subject)
+            || (subject::is_valid_subscription(subject) && !bus.roster.are_of_2012());
         let upstream = if is_valid {
             match self
                 .subscriptions
                 .subscribe(session, subject, queue_group, sid, covered_by)
             {
-                Subscribed::Duplicate { limited: true, .. } if is_of_2012 => {
+                Subscribed::Duplicate { limited: true, .. } if bus.roster.are_of_2012() => {
                     return self.deliver(session, &[SID_TAKEN], bus);
                 }
                 Subscribed::Duplicate { limited: true, .. } => {

@@ -10,6 +10,7 @@ use crate::config::{Admit, BrokerAddr, BusLimits, PongHold, Sharing, Timings, To
 use crate::proto::info::ServerInfo;
 use crate::upstream::admission::Admission;
 use crate::upstream::bus::{Budget, Budgets, Settings};
+use crate::upstream::presence::Presence;
 use crate::upstream::roster::{Failure, Health, Placement, Roster};
 
 const INFO: &[u8] =
@@ -1083,4 +1084,24 @@ fn a_trunk_that_is_given_up_leaves_nothing_with_the_bus() {
             "{state}"
         );
     }
+}
+
+#[test]
+fn the_oldest_of_many_identities_announce() {
+    let mut bench = Bench::new("{}");
+    let (bus, now) = (&mut bench.bus, bench.now);
+    bus.presence = Presence::new("host", "_P");
+    // Their digests say nothing of their age.
+    let identity = |age: u64| 1_000 - age;
+    for age in 0..100 {
+        bus.attached(TrunkId(age), identity(age), BrokerId(0), now);
+    }
+    bus.take_woken();
+    bus.begin_announcing(now);
+    let woken = bus.take_woken();
+    let carriers: Vec<u64> = (0..100)
+        .filter(|age| bus.is_carrier(TrunkId(*age), identity(*age), now))
+        .collect();
+    assert_eq!(carriers, (0..8).collect::<Vec<_>>());
+    assert!(carriers.iter().all(|age| woken.contains(&TrunkId(*age))));
 }
