@@ -90,6 +90,11 @@ impl Operations {
         self.told += usize::from(told);
     }
 
+    /// Whether there are errors of which the next fence tells whose they are.
+    pub fn has_unexplained(&self) -> bool {
+        self.too_many > 0
+    }
+
     /// Whether what is too many may be natsmux's own.
     pub fn has_own(&self) -> bool {
         let own = |(_, operation): &(u64, Operation)| *operation == Operation::Subscribe(OWN);

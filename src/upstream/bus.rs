@@ -28,6 +28,10 @@ use crate::telemetry::{Counters, Observed};
 /// Identities of a bus that announce its host, the oldest first.
 const CARRIERS_MOST: usize = 8;
 
+/// The bus's rate of fences is kept in windows of this length.
+const FENCE_WINDOW: Duration = Duration::from_millis(100);
+const FENCE_WINDOWS_PER_SECOND: u32 = 10;
+
 /// The daemon's buffers, shared by its buses.
 #[derive(Clone, Debug)]
 pub struct Budgets {
@@ -632,14 +636,21 @@ impl Bus {
 
     /// Whether another fence may be sent now, within the bus's rate (R7).
     pub(super) fn may_fence(&mut self, now: Instant) -> bool {
-        const WINDOWS_PER_SECOND: u32 = 10;
         let (start, sent) = &mut self.fence_window;
-        if now.saturating_duration_since(*start).as_millis()
-            >= 1000 / u128::from(WINDOWS_PER_SECOND)
-        {
+        if now.saturating_duration_since(*start) >= FENCE_WINDOW {
             (*start, *sent) = (now, 0);
         }
+        if *sent >= self.settings.fences_per_second / FENCE_WINDOWS_PER_SECOND {
+            return false;
+        }
         *sent += 1;
-        *sent <= self.settings.fences_per_second / WINDOWS_PER_SECOND
+        true
+    }
+
+    /// Since when, or from when on, the bus's rate has room for another fence.
+    pub(super) fn fences_from(&self) -> Instant {
+        let (start, sent) = self.fence_window;
+        let is_used_up = sent >= self.settings.fences_per_second / FENCE_WINDOWS_PER_SECOND;
+        start + if is_used_up { FENCE_WINDOW } else { Duration::ZERO }
     }
 }

@@ -16,8 +16,6 @@ use crate::upstream::roster::Failure;
 const LATE: Duration = Duration::from_millis(250);
 /// How often the kernel is asked how much is unacknowledged, while a fence waits.
 const MEASURE_EVERY: Duration = Duration::from_millis(500);
-/// Pause before a fence that the bus's rate didn't allow.
-const FENCE_PAUSE: Duration = Duration::from_millis(10);
 
 /// What each replay of the bus that is on its way adds to a replay's patience, how often that
 /// doubles with attempts that failed, and its bound.
@@ -148,15 +146,9 @@ impl Trunk {
 
     fn fence(&mut self, at: usize, now: Instant, bus: &mut Bus) {
         // The rate is for what operations ask for; a sentinel's fences and those of idle links
-        // are few, and putting one off without a new time would be asked for at once again.
+        // are few.
         let regular = self.regular_fence_due(&self.links[at], bus) <= now;
         if !regular && !bus.may_fence(now) {
-            let interval = bus.settings.timings.fence_interval;
-            let since = now + FENCE_PAUSE - interval;
-            let link = &mut self.links[at];
-            link.unfenced_since = Some(since);
-            // Not asked for again before that.
-            link.unfenced_bytes = 0;
             return;
         }
         self.push_ping(at, None, now, bus);
@@ -171,9 +163,11 @@ impl Trunk {
         let interval = bus.settings.timings.fence_interval;
         let regular = self.regular_fence_due(link, bus);
         let asked = link.unfenced_since.map(|since| {
-            let full = link.must_prove_soon(since)
+            let soon = link.must_prove_soon(since)
+                || link.operations.has_unexplained()
                 || link.unfenced_bytes >= bus.settings.limits.fence_bytes;
-            since + if full { Duration::ZERO } else { interval }
+            let due = since + if soon { Duration::ZERO } else { interval };
+            due.max(bus.fences_from())
         });
         Some(asked.map_or(regular, |asked| asked.min(regular)))
     }
