@@ -24,10 +24,11 @@ fn closed_with(client: &mut RawClient, text: &str) {
 }
 
 #[test]
-fn a_component_that_does_not_read_is_closed_at_max_pending_alone() {
+fn a_component_that_does_not_read_is_closed_alone() {
     let brokers = Brokers::start(1);
     let natsmux = Setup::new(&brokers)
         .limit("max_pending", "\"256KiB\"")
+        .timing("write_deadline", "1s")
         .start();
     let (mut slow, mut link) = component(&natsmux, &brokers);
     let (mut neighbour, mut other) = component(&natsmux, &brokers);
