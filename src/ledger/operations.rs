@@ -24,11 +24,19 @@ enum Operation {
     Again,
 }
 
+impl Operation {
+    fn is_own(self) -> bool {
+        matches!(self, Self::Subscribe(OWN) | Self::Unsubscribe(OWN))
+    }
+}
+
 /// What was too many.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct TooMany {
     /// The SUBs that the broker doesn't have.
     pub refused: Vec<UpstreamSid>,
+    /// Those of them that it would have if it hadn't natsmux's own.
+    pub for_own: Vec<UpstreamSid>,
     /// How many SUBs there were of sids that it has.
     pub again: usize,
     /// How many of all these errors a session has heard.
@@ -51,12 +59,16 @@ pub struct Operations {
     in_place: u32,
     /// Errors since the last fence was answered, and how many of these a session has heard.
     too_many: u32,
-    told: usize,
+    told: u32,
+    /// Whether natsmux's own is among those in place, or was asked for since.
+    own_in_place: bool,
+    own_asked: bool,
 }
 
 impl Operations {
     /// A SUB was appended, which the PING with the number `covered_by` will prove.
     pub fn subscribe(&mut self, sid: UpstreamSid, covered_by: u64) {
+        self.own_asked |= sid == OWN;
         self.unproven
             .push_back((covered_by, Operation::Subscribe(sid)));
     }
@@ -87,7 +99,7 @@ impl Operations {
     /// The broker took no more, and a session was told so, or not yet.
     pub fn note_too_many(&mut self, told: bool) {
         self.too_many += 1;
-        self.told += usize::from(told);
+        self.told += u32::from(told);
     }
 
     /// Whether there are errors of which the next fence tells whose they are.
@@ -95,10 +107,9 @@ impl Operations {
         self.too_many > 0
     }
 
-    /// Whether what is too many may be natsmux's own.
+    /// Whether what is too many may be natsmux's own, or be so because of it.
     pub fn has_own(&self) -> bool {
-        let own = |(_, operation): &(u64, Operation)| *operation == Operation::Subscribe(OWN);
-        self.unproven.iter().any(own)
+        self.own_in_place || self.own_asked
     }
 
     /// The PING with the number `answered` is. Names the SUBs before it that were too many.
@@ -112,8 +123,10 @@ impl Operations {
                     Operation::Unsubscribe(_) => self.in_place = self.in_place.saturating_sub(1),
                     Operation::Again => {}
                 }
+                note_own(&mut self.own_in_place, operation);
             }
             self.unproven = Queue::default();
+            self.own_asked = false;
             return TooMany::default();
         }
         let mut proven = Vec::new();
@@ -128,28 +141,53 @@ impl Operations {
             return TooMany::default();
         }
         let errors = std::mem::take(&mut self.too_many);
-        let told = std::mem::take(&mut self.told);
+        let told = std::mem::take(&mut self.told) as usize;
         let (too_many, in_place) = match errors {
             0 => play(self.in_place, u32::MAX, &proven),
             errors => self.find(errors, &proven),
         };
         self.in_place = in_place;
+        for operation in &proven {
+            note_own(&mut self.own_in_place, operation);
+        }
+        self.own_in_place &= !too_many.refused.contains(&OWN);
+        self.own_asked &= !proven.contains(&Operation::Subscribe(OWN));
         TooMany { told, ..too_many }
     }
 
     /// The refusals of the limit that explains this many errors, and what is in place behind them.
     fn find(&self, errors: u32, proven: &[Operation]) -> (TooMany, u32) {
-        // The more a broker takes, the less it refuses.
+        // The more a broker takes, the less it refuses: the highest limit with so many errors.
         let sent = u32::try_from(proven.len()).unwrap_or(u32::MAX);
-        let (mut least, mut most) = (0, self.in_place.saturating_add(sent));
-        while least < most {
-            let limit = least + (most - least) / 2;
-            match play(self.in_place, limit, proven).0.count() > errors as usize {
-                true => least = limit + 1,
-                false => most = limit,
+        let (mut limit, mut beyond) = (0, self.in_place.saturating_add(sent));
+        while limit + 1 < beyond {
+            let middle = limit + (beyond - limit) / 2;
+            match play(self.in_place, middle, proven).0.count() >= errors as usize {
+                true => limit = middle,
+                false => beyond = middle,
             }
         }
-        play(self.in_place, least, proven)
+        let (mut too_many, in_place) = play(self.in_place, limit, proven);
+        if self.has_own() {
+            let in_place = self.in_place.saturating_sub(u32::from(self.own_in_place));
+            let proven = proven.iter().filter(|operation| !operation.is_own());
+            let proven: Vec<_> = proven.copied().collect();
+            let (without, _) = play(in_place, limit, &proven);
+            let refused: BTreeSet<_> = without.refused.into_iter().collect();
+            let for_own = too_many.refused.iter().filter(|sid| !refused.contains(sid));
+            too_many.for_own = for_own.copied().filter(|sid| *sid != OWN).collect();
+            too_many.again = without.again;
+        }
+        (too_many, in_place)
+    }
+}
+
+/// Notes whether natsmux's own is in place behind an operation that the broker took.
+fn note_own(in_place: &mut bool, operation: &Operation) {
+    match operation {
+        Operation::Subscribe(OWN) => *in_place = true,
+        Operation::Unsubscribe(OWN) => *in_place = false,
+        _ => {}
     }
 }
 
@@ -229,9 +267,39 @@ mod tests {
             refused: vec![],
             again: 1,
             told: 1,
+            ..TooMany::default()
         };
         assert_eq!(operations.prove(1), again);
         assert_eq!(operations.in_place, 2);
+    }
+
+    #[test]
+    fn one_that_natsmux_has_takes_nobodys_place() {
+        let mut operations = Operations::default();
+        (1..=2).for_each(|slot| operations.subscribe(sid(slot), 1));
+        operations.subscribe(OWN, 1);
+        assert!(operations.has_own());
+        assert_eq!(operations.prove(1), TooMany::default());
+        // At the broker's limit of three.
+        (3..=5).for_each(|slot| operations.subscribe(sid(slot), 2));
+        (0..3).for_each(|_| operations.note_too_many(false));
+        let too_many = operations.prove(2);
+        assert_eq!(too_many.refused, [sid(3), sid(4), sid(5)]);
+        assert_eq!(too_many.for_own, [sid(3)]);
+        operations.unsubscribe(OWN, 3);
+        operations.subscribe(sid(3), 3);
+        assert_eq!(operations.prove(3), TooMany::default());
+        assert_eq!(operations.in_place, 3);
+        assert!(!operations.has_own());
+        // It is asked for again, in vain.
+        operations.subscribe(OWN, 4);
+        operations.note_too_many(false);
+        let too_many = operations.prove(4);
+        assert_eq!(
+            (&too_many.refused[..], &too_many.for_own[..]),
+            (&[OWN][..], &[][..])
+        );
+        assert!(!operations.has_own());
     }
 
     #[test]

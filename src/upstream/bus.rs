@@ -651,6 +651,11 @@ impl Bus {
     pub(super) fn fences_from(&self) -> Instant {
         let (start, sent) = self.fence_window;
         let is_used_up = sent >= self.settings.fences_per_second / FENCE_WINDOWS_PER_SECOND;
-        start + if is_used_up { FENCE_WINDOW } else { Duration::ZERO }
+        start
+            + if is_used_up {
+                FENCE_WINDOW
+            } else {
+                Duration::ZERO
+            }
     }
 }

@@ -155,6 +155,31 @@ fn the_subscriptions_that_were_too_many_are_those_that_the_broker_refused() {
     round_trip(&mut client, &mut link);
 }
 
+/// D18: where natsmux's own subscription takes the last place, it gives way.
+#[test]
+fn presence_takes_no_place_from_a_component() {
+    let brokers = Brokers::start(1);
+    let natsmux = Setup::new(&brokers)
+        .bus("topology", "\"independent\"")
+        .start();
+    // Of an identity of its own, for which it announces.
+    let connect = "CONNECT {\"verbose\":false,\"user\":\"own\"}";
+    let (mut client, mut link) = component_as(&natsmux, &brokers, connect);
+    let mut before = link.until(|op| op.line.starts_with("SUB _NATSMUX.presence."));
+    let presence = before.pop().expect("a SUB").line;
+    let presence = presence.rsplit(' ').next().expect("a sid").to_owned();
+    client.send("SUB a 1\r\nSUB b 2\r\nPING\r\n");
+    let full = "-ERR 'maximum subscriptions exceeded'\r\n";
+    link.until(|op| op.line.starts_with("SUB b "));
+    link.send(full);
+    link.send(full);
+    let again = link.until(|op| op.line.starts_with("SUB a "));
+    let gives_way = format!("UNSUB {presence}");
+    assert!(again.iter().any(|op| op.line == gives_way), "{again:?}");
+    link.answering(|| client.expect(&format!("{full}PONG\r\n")));
+    round_trip(&mut client, &mut link);
+}
+
 /// D21: brokers say so alone.
 #[test]
 fn a_verbose_connect_of_no_protocol_has_no_ok() {

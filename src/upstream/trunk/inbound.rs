@@ -1,5 +1,6 @@
 //! What brokers send: messages to sessions, PONGs that prove, errors to whom they concern.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::action::{Action, Report};
@@ -492,16 +493,26 @@ impl Trunk {
 
     /// A broker took no more subscriptions; a PONG has told which these were.
     fn handle_too_many(&mut self, at: usize, too_many: &TooMany, now: Instant, bus: &mut Bus) {
-        let refused = &too_many.refused;
+        let mut refused = Cow::Borrowed(&too_many.refused[..]);
         if refused.contains(&OWN) {
             self.lose_presence(at, now, bus);
         }
+        if !too_many.for_own.is_empty() {
+            // A verbose session has heard of each in place of a +OK.
+            let is_told = self.links[at].verbose && !self.is_bystander(at);
+            let asked_again = match is_told {
+                true => &[],
+                false => &too_many.for_own[..],
+            };
+            refused.to_mut().retain(|sid| !asked_again.contains(sid));
+            self.give_way(at, asked_again, now, bus);
+        }
         if self.is_bystander(at) {
-            return self.add_lacks(at, refused, now);
+            return self.add_lacks(at, &refused, now);
         }
         if self.shared && self.slots.len() > 1 {
             if !refused.is_empty() {
-                self.crowd_out(at, refused, now, bus);
+                self.crowd_out(at, &refused, now, bus);
             }
             return;
         }

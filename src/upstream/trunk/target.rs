@@ -393,20 +393,9 @@ impl Trunk {
 
     /// Another trunk announces the host, and hears the others.
     fn stop_hearing(&mut self, now: Instant) {
-        let covered_by = self.next_ping;
-        let mut frame = Vec::new();
-        for link in self
-            .links
-            .iter_mut()
-            .filter(|link| link.phase.is_subscribed())
-        {
-            let independent = link.independent.as_mut();
-            let heard = independent.is_some_and(|own| std::mem::take(&mut own.hears_presence));
-            if heard {
-                encode::unsub(&mut frame, PRESENCE_SID, None);
-                link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
-                link.operations.unsubscribe(OWN, covered_by);
-                frame.clear();
+        for at in 0..self.links.len() {
+            if self.links[at].phase.is_subscribed() {
+                self.unsubscribe_presence(at, now);
             }
         }
     }
@@ -561,6 +550,34 @@ impl Trunk {
             if link.phase.is_subscribed() && ask_at.is_some_and(|at| at <= now) {
                 self.ask_for_lacks(at, now, bus);
             }
+        }
+    }
+
+    /// Natsmux's own subscription gives way to these, which a link's broker refused because of
+    /// it: a component has as many as at the broker itself.
+    pub(super) fn give_way(
+        &mut self,
+        at: usize,
+        sids: &[UpstreamSid],
+        now: Instant,
+        bus: &mut Bus,
+    ) {
+        self.unsubscribe_presence(at, now);
+        self.lose_presence(at, now, bus);
+        self.add_lacks(at, sids, now);
+        self.ask_for_lacks(at, now, bus);
+    }
+
+    /// Ends natsmux's own subscription on a link, where there is one.
+    fn unsubscribe_presence(&mut self, at: usize, now: Instant) {
+        let covered_by = self.next_ping;
+        let link = &mut self.links[at];
+        let independent = link.independent.as_mut();
+        if independent.is_some_and(|own| std::mem::take(&mut own.hears_presence)) {
+            let mut frame = Vec::new();
+            encode::unsub(&mut frame, PRESENCE_SID, None);
+            link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
+            link.operations.unsubscribe(OWN, covered_by);
         }
     }
 
