@@ -4,7 +4,7 @@ use crate::setup::{
     CONNECT, Setup, assert_books_balance, component, component_as, count, round_trip, subscribe,
     wait_count, wait_live,
 };
-use crate::support::{Brokers, Flavour, Greeting, message, no_responders};
+use crate::support::{Brokers, Flavour, Greeting, RawClient, message, no_responders};
 
 #[test]
 fn a_brokers_ping_is_answered_by_natsmux() {
@@ -64,6 +64,27 @@ fn a_broker_of_2012_gets_a_connect_that_it_understands() {
     // It says +OK to a CONNECT that asked for none; nobody hears of it.
     link.send("+OK\r\n");
     let sid = subscribe(&mut client, &mut link, "foo", "2");
+    link.msg("foo", &sid, "x");
+    client.expect(&message("foo", "2", "x"));
+}
+
+/// D21: Go servers close with `Parser Error`.
+#[test]
+fn a_broker_of_2012_stays_open_where_connect_is_no_json() {
+    const INVALID: &str =
+        "-ERR 'Invalid config, valid JSON required for connection configuration'\r\n";
+    let brokers = Brokers::with_flavours(&[Flavour::ruby()]);
+    let natsmux = Setup::new(&brokers).start();
+    let mut client = RawClient::connect(&natsmux.address());
+    client.info();
+    client.send("CONNECT {verbose:false}\r\n");
+    client.expect(INVALID);
+    client.send("CONNECT {\"verbose\":false,\"pedantic\":false}\r\n");
+    let mut link = brokers.link();
+    link.accept();
+    let sid = subscribe(&mut client, &mut link, "foo", "2");
+    client.send("CONNECT nonsense\r\n");
+    link.answering(|| client.expect(INVALID));
     link.msg("foo", &sid, "x");
     client.expect(&message("foo", "2", "x"));
 }

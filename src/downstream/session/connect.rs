@@ -11,6 +11,10 @@ use crate::proto::encode;
 use crate::upstream::trunk::MoveReason;
 use crate::upstream::{Bus, CloseReason, Trunk};
 
+/// What the server of 2012 says to a CONNECT that it can't read.
+const INVALID_CONFIG: &[u8] =
+    b"-ERR 'Invalid config, valid JSON required for connection configuration'\r\n";
+
 impl Session {
     pub(super) fn handle_connect(
         &mut self,
@@ -25,6 +29,13 @@ impl Session {
         };
         let again = self.connect.is_some();
         let refusal = match connect.merge(json) {
+            // The server of 2012 stays open.
+            Err(_) if bus.roster.are_of_2012() => {
+                return match home {
+                    Some(home) => home.trunk.tell(home.id, INVALID_CONFIG, bus),
+                    None => self.out().push(INVALID_CONFIG),
+                };
+            }
             Err(fault) => Some(CloseReason::Fault(fault.into())),
             Ok(()) if connect.is_signed() => unsign(&mut connect, bus),
             Ok(()) => None,

@@ -699,6 +699,11 @@ impl Trunk {
         self.touch(session);
     }
 
+    /// Tells a session's component what natsmux answers by itself.
+    pub fn tell(&mut self, session: SessionId, line: &[u8], bus: &Bus) {
+        self.deliver(session, &[line], bus);
+    }
+
     fn deliver_pong(&mut self, session: SessionId, bus: &Bus) {
         if let Some(slot) = self.slots.get_mut(session.0 as usize) {
             slot.had_pong = true;
