@@ -90,7 +90,11 @@ impl Session {
             (ClientOp::Subscribe { sid, .. }, Some(home)) => {
                 home.trunk.must_settle(home.id, sid, now, bus)
             }
-            (ClientOp::Connect { .. }, Some(home)) => home.trunk.must_depart(home.id, now, bus),
+            (ClientOp::Connect { json }, Some(home)) => {
+                // One that can't be read changes nothing.
+                let mut connect = self.connect.as_deref().cloned().unwrap_or_default();
+                connect.merge(json).is_ok() && home.trunk.must_depart(home.id, now, bus)
+            }
             _ => false,
         }
     }
