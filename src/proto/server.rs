@@ -28,6 +28,22 @@ impl Default for ServerLimits {
     }
 }
 
+/// Payload that every broker may send, in bytes: the most that nats-server takes without a warning.
+const MAX_PAYLOAD_LEAST: usize = 8 * 1024 * 1024;
+
+impl ServerLimits {
+    /// Those of a broker whose INFO has this `max_payload`. A stream may hold messages of a time
+    /// when it was larger, and brokers add headers.
+    pub fn of_broker(max_payload: usize) -> Self {
+        let limits = Self::default();
+        let most = limits.max_payload;
+        Self {
+            max_payload: max_payload.saturating_mul(2).clamp(MAX_PAYLOAD_LEAST, most),
+            ..limits
+        }
+    }
+}
+
 /// An operation that a broker sent. All slices point into the scanned input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ServerOp<'a> {

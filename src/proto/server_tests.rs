@@ -216,6 +216,20 @@ fn a_payload_of_exactly_the_limit_is_taken() {
 }
 
 #[test]
+fn a_payload_may_be_twice_what_the_broker_takes_within_bounds() {
+    const MIB: usize = 1024 * 1024;
+    for (max_payload, most) in [
+        (0, 8 * MIB),
+        (MIB, 8 * MIB),
+        (16 * MIB, 32 * MIB),
+        (64 * MIB, 64 * MIB),
+        (usize::MAX, 64 * MIB),
+    ] {
+        assert_eq!(ServerLimits::of_broker(max_payload).max_payload, most);
+    }
+}
+
+#[test]
 fn only_blanks_end_a_word() {
     let frame = b"MSG a\x01\x02b\x03 s\x1fid re\x7fply\x00 2\r\nhi\r\n";
     let ServerScan::Op {

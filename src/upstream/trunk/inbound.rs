@@ -76,9 +76,9 @@ impl Trunk {
         now: Instant,
         bus: &mut Bus,
     ) -> (usize, Option<usize>) {
-        let limits = ServerLimits::default();
         let mut used = 0;
         while let Some(at) = self.link_index(id) {
+            let limits = ServerLimits::of_broker(self.links[at].max_payload);
             let scanned = server::scan(&bytes[used..], &limits);
             if self.links[at].phase < Phase::Authenticating && is_early(&scanned) {
                 self.fail(at, Failure::Garbage, now, bus);
