@@ -50,6 +50,11 @@ impl Partial {
         take
     }
 
+    /// Total length of the frame in bytes; 0 while unknown, and where there is none.
+    pub fn need(&self) -> usize {
+        self.need
+    }
+
     /// Whether all bytes that are known to be needed are there.
     pub fn is_filled(&self) -> bool {
         self.need == 0 || self.bytes.len() >= self.need

@@ -28,6 +28,12 @@ use crate::telemetry::{Counters, Observed};
 /// Identities of a bus that announce its host, the oldest first.
 const CARRIERS_MOST: usize = 8;
 
+/// How long a large message waits for room in half of `max_pending_total`, and in all of it; and
+/// how often a trunk that waits looks by itself.
+const ROOM_HALF: Duration = Duration::from_millis(250);
+const ROOM_WITHIN: Duration = Duration::from_secs(4);
+pub(super) const ROOM_LOOK: Duration = Duration::from_millis(100);
+
 /// The bus's rate of fences is kept in windows of this length.
 const FENCE_WINDOW: Duration = Duration::from_millis(100);
 const FENCE_WINDOWS_PER_SECOND: u32 = 10;
@@ -80,6 +86,40 @@ impl Settings {
 pub struct Budget {
     used: Cell<usize>,
     total: Cell<usize>,
+    charges: Cell<usize>,
+}
+
+/// How fast a trunk's component took what had its link wait: slow ones wait for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pace {
+    /// At once, or there was none yet.
+    #[default]
+    Fast,
+    /// Not so.
+    Slow,
+}
+
+/// Bytes that are taken from a budget, and given back at the end.
+#[derive(Debug)]
+pub struct Charge {
+    budget: Rc<Budget>,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Takes `bytes`, also beyond the total.
+    pub fn new(budget: Rc<Budget>, bytes: usize) -> Self {
+        budget.take(bytes);
+        budget.charges.set(budget.charges.get() + 1);
+        Self { budget, bytes }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.budget.give(self.bytes);
+        self.budget.charges.set(self.budget.charges.get() - 1);
+    }
 }
 
 impl Budget {
@@ -88,6 +128,7 @@ impl Budget {
         Self {
             used: Cell::new(0),
             total: Cell::new(total),
+            charges: Cell::new(0),
         }
     }
 
@@ -111,6 +152,14 @@ impl Budget {
     /// Bytes in use.
     pub fn used(&self) -> usize {
         self.used.get()
+    }
+
+    /// Whether so many bytes leave half of the total free, or are in it where all of it may be
+    /// used; the first [`Charge`] always may be taken.
+    pub fn has_room(&self, bytes: usize, all: bool) -> bool {
+        let wanted = self.used.get().saturating_add(bytes);
+        let total = self.total.get();
+        self.charges.get() == 0 || wanted <= if all { total } else { total / 2 }
     }
 
     /// Whether more than half of the total is in use.
@@ -167,6 +216,8 @@ pub struct Bus {
     dial_queue: DialQueue,
     at_barrier: BTreeSet<TrunkId>,
     woken: Vec<TrunkId>,
+    /// Trunks that wait for room for a large message (R33), since when.
+    awaiting_room: BTreeSet<(Pace, Instant, TrunkId)>,
     fence_window: (Instant, u32),
     /// Whether the operator knows that PONGs of this outage are unproven (R3).
     unproven_said: bool,
@@ -200,6 +251,7 @@ impl Bus {
             dial_queue: DialQueue::default(),
             at_barrier: BTreeSet::new(),
             woken: Vec::new(),
+            awaiting_room: BTreeSet::new(),
             fence_window: (now, 0),
             unproven_said: false,
         }
@@ -632,6 +684,33 @@ impl Bus {
         self.at_barrier.remove(&trunk);
         self.pass_turn(trunk);
         self.dial_queue.leave(trunk);
+    }
+
+    /// Takes room in `max_pending_total` for a message of `bytes`, which a trunk has waited for
+    /// since then: `None` while there is none. Nobody waits until the broker takes it for a slow
+    /// consumer: those that hold the room are closed first (R25).
+    pub(super) fn take_room(
+        &mut self,
+        (pace, since, trunk): (Pace, Instant, TrunkId),
+        bytes: usize,
+        now: Instant,
+    ) -> Option<Charge> {
+        let waited = now.saturating_duration_since(since);
+        let budget = &self.budgets.pending;
+        if waited < ROOM_WITHIN && !budget.has_room(bytes, waited >= ROOM_HALF) {
+            self.awaiting_room.insert((pace, since, trunk));
+            return None;
+        }
+        let charge = Charge::new(Rc::clone(budget), bytes);
+        self.awaiting_room.remove(&(pace, since, trunk));
+        self.wake_awaiting_room();
+        Some(charge)
+    }
+
+    /// There may be room for the next one.
+    pub(super) fn wake_awaiting_room(&mut self) {
+        let next = self.awaiting_room.pop_first();
+        self.woken.extend(next.map(|(_, _, trunk)| trunk));
     }
 
     /// Whether another fence may be sent now, within the bus's rate (R7).

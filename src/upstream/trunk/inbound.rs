@@ -57,6 +57,7 @@ impl Trunk {
             rest = &rest[partial.fill(rest)..];
             if partial.is_filled() {
                 let frame = partial.take();
+                self.give_room(at, bus);
                 let (used, need) = self.consume(id, &frame, now, bus);
                 if let Some(at) = self.link_index(id)
                     && used < frame.len()

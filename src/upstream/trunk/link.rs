@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::owners::Owners;
+use super::pressure::Room;
 use super::{FAIR_BYTES, OPERATION_BYTES};
 use crate::clock::Instant;
 use crate::ledger::{Account, Operations, Ping, Pings, Received, Seen, SessionId, UpstreamSid};
@@ -174,6 +175,7 @@ pub(super) struct Link {
     pub(super) in_barrier: bool,
     pub(super) out: Outbox,
     pub(super) partial: Partial,
+    pub(super) room: Room,
     pub(super) pings: Pings,
     pub(super) account: Account,
     pub(super) oks: Oks,
@@ -285,6 +287,7 @@ impl Link {
             in_barrier: false,
             out: Outbox::new(retention),
             partial: Partial::default(),
+            room: Room::default(),
             pings: Pings::default(),
             account: Account::default(),
             oks: Oks::default(),

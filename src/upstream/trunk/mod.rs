@@ -53,7 +53,7 @@ use crate::net::{Outbox, Retention};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
 use crate::queue::Queue;
-use crate::upstream::bus::Bus;
+use crate::upstream::bus::{Bus, Pace};
 use crate::upstream::roster::{BrokerId, Failure};
 use crate::upstream::watch::TrunkId;
 use link::{Link, Phase};
@@ -281,8 +281,12 @@ pub struct Trunk {
     any_limited: bool,
     /// Whether a slot may be parked.
     any_parked: bool,
-    /// Whether links aren't read, because the component has much to take (R33).
+    /// Whether links aren't read (R33): the component has much to take, or a large message waits for
+    /// room.
     stalled: bool,
+    /// Since when the component has, and how fast it took what it had before.
+    full_since: Option<Instant>,
+    pace: Pace,
     /// Since when a place among the operations is to be marked by a PING (R23).
     unmarked: Option<Instant>,
     /// All slots for which something happens once a PING is answered, and perhaps others.
@@ -369,6 +373,8 @@ impl Trunk {
             any_limited: false,
             any_parked: false,
             stalled: false,
+            full_since: None,
+            pace: Pace::default(),
             unmarked: None,
             awaiting: BTreeSet::new(),
             touched: SmallVec::new(),

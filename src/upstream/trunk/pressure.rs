@@ -9,16 +9,22 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use super::Trunk;
-use super::link::LinkId;
+use super::link::{Link, LinkId};
 use super::slot::Slot;
 use crate::clock::Instant;
 use crate::ledger::SessionId;
-use crate::upstream::bus::Bus;
+use crate::upstream::bus::{Bus, Charge, Pace, ROOM_LOOK};
 
 /// Bytes waiting for a component beyond which its own link isn't read.
 const STALL_ABOVE: usize = 256 * 1024;
 /// The same bound while components hold more than half of `max_pending_total`.
 const STALL_ABOVE_SCARCE: usize = 16 * 1024;
+/// A message of more bytes than this, unfinished, needs room in `max_pending_total`.
+const LARGE: usize = 64 * 1024;
+/// A component is fast that takes within this what had its link wait.
+const FAST: Duration = Duration::from_millis(250);
+/// Bytes that are read at once while components hold more than half of `max_pending_total`.
+const READ_SCARCE: usize = 16 * 1024;
 /// Bytes that a publisher may send within one pause while a component lags.
 const FLOOD_BYTES: usize = 64 * 1024;
 /// Pause of a publisher that floods, while a component lags and while one lags far.
@@ -52,6 +58,28 @@ impl Lag {
             Self::None => Duration::ZERO,
             Self::Behind => PAUSE,
             Self::Far => LONG_PAUSE,
+        }
+    }
+}
+
+/// Room in `max_pending_total` for a link's unfinished message.
+#[derive(Debug, Default)]
+pub(super) enum Room {
+    /// It needs none.
+    #[default]
+    Unasked,
+    /// There was none since then; it is looked for `again`.
+    Awaited { since: Instant, again: Instant },
+    /// It has it.
+    Taken(Charge),
+}
+
+impl Room {
+    /// When room is looked for again.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        match self {
+            Self::Awaited { again, .. } => Some(*again),
+            _ => None,
         }
     }
 }
@@ -141,23 +169,66 @@ impl Trunk {
     /// Whether a link may be read now: not while much waits for the only session that it serves.
     /// Asked before each read; no clock of R7-R9 runs while the answer is no.
     pub fn wants_link_read(&mut self, link: LinkId, now: Instant, bus: &mut Bus) -> bool {
+        let waits = self.waits_for_room(link, now, bus);
         self.look_at_pressure(now, bus);
         if !self.stalled {
             return true;
         }
         let link = self.links.iter().find(|known| known.id == link);
-        !link.is_some_and(|link| link.takes_subscriptions() || link.is_attached())
+        match link.is_some_and(|link| link.takes_subscriptions() || link.is_attached()) {
+            true => !waits && self.full_since.is_none(),
+            false => true,
+        }
+    }
+
+    /// Whether a link is in the middle of a large message for which there is no room. Many links
+    /// may get the same one at once: each would hold its part of it.
+    fn waits_for_room(&mut self, link: LinkId, now: Instant, bus: &mut Bus) -> bool {
+        let Some(link) = self.links.iter_mut().find(|known| known.id == link) else {
+            return false;
+        };
+        let need = link.partial.need();
+        if need <= LARGE || self.shared {
+            return false;
+        }
+        let since = match link.room {
+            Room::Taken(_) => return false,
+            Room::Unasked => now,
+            Room::Awaited { since, .. } => since,
+        };
+        link.room = match bus.take_room((self.pace, since, self.id), need, now) {
+            Some(charge) => Room::Taken(charge),
+            None => {
+                let again = now + ROOM_LOOK;
+                Room::Awaited { since, again }
+            }
+        };
+        matches!(link.room, Room::Awaited { .. })
+    }
+
+    /// A link's unfinished message is whole.
+    pub(super) fn give_room(&mut self, at: usize, bus: &mut Bus) {
+        if let Room::Taken(charge) = std::mem::take(&mut self.links[at].room) {
+            drop(charge);
+            bus.wake_awaiting_room();
+        }
     }
 
     /// How much of what a broker sends may be read at once, in bytes: a component that reads
     /// must not come near `max_pending` by one read.
     pub fn link_read_at_most(&self, bus: &Bus) -> usize {
-        (bus.settings.limits.max_pending / 2).max(4096)
+        let most = match bus.budgets.pending.is_scarce() {
+            true => READ_SCARCE,
+            false => usize::MAX,
+        };
+        most.min(bus.settings.limits.max_pending / 2).max(4096)
     }
 
     fn look_at_pressure(&mut self, now: Instant, bus: &mut Bus) {
         let pending = self.own_pending();
-        if pending == 0 && !self.stalled {
+        let waits = |link: &Link| matches!(link.room, Room::Awaited { .. });
+        let waits = self.links.iter().any(waits);
+        if pending == 0 && !self.stalled && !waits {
             return;
         }
         let most = match bus.budgets.pending.is_scarce() {
@@ -165,7 +236,18 @@ impl Trunk {
             false => STALL_ABOVE,
         };
         let most = most.min(bus.settings.limits.max_pending / 4);
-        let stalls = pending > if self.stalled { most / 2 } else { most };
+        match self.full_since {
+            Some(since) if pending <= most / 2 => {
+                self.full_since = None;
+                self.pace = match now.saturating_duration_since(since) < FAST {
+                    true => Pace::Fast,
+                    false => Pace::Slow,
+                };
+            }
+            None if pending > most => self.full_since = Some(now),
+            _ => {}
+        }
+        let stalls = self.full_since.is_some() || waits;
         if stalls == self.stalled {
             return;
         }

@@ -9,7 +9,7 @@ use super::*;
 use crate::config::{Admit, BrokerAddr, BusLimits, PongHold, Sharing, Timings, Topology};
 use crate::proto::info::ServerInfo;
 use crate::upstream::admission::Admission;
-use crate::upstream::bus::{Budget, Budgets, Settings};
+use crate::upstream::bus::{Budget, Budgets, Charge, Settings};
 use crate::upstream::presence::Presence;
 use crate::upstream::roster::{Failure, Health, Placement, Roster};
 
@@ -1084,6 +1084,52 @@ fn a_trunk_that_is_given_up_leaves_nothing_with_the_bus() {
             "{state}"
         );
     }
+}
+
+#[test]
+fn a_large_message_waits_for_room_in_the_budget() {
+    const ROOM: usize = 1024 * 1024;
+    let mut bench = Bench::live(PLAIN);
+    bench.subscribe(b"foo", b"1");
+    bench.told();
+    bench.bus.budgets.pending = Rc::new(Budget::new(2 * ROOM));
+    let budget = Rc::clone(&bench.bus.budgets.pending);
+    let others = Charge::new(Rc::clone(&budget), ROOM);
+    let part = [&b"MSG foo 0 500000\r\n"[..], &[b'x'; 1000]].concat();
+    bench.broker(&part);
+    let wants = |bench: &mut Bench| {
+        let (link, now) = (bench.link, bench.now);
+        bench.trunk.wants_link_read(link, now, &mut bench.bus)
+    };
+    assert!(!wants(&mut bench), "half of the budget is used");
+    assert!(bench.trunk.poll_timeout(&bench.bus).expect("due") > bench.now);
+    bench.pass(Duration::from_millis(100));
+    assert!(!wants(&mut bench));
+    bench.bus.take_woken();
+    drop(others);
+    bench.bus.wake_awaiting_room();
+    assert_eq!(bench.bus.take_woken(), [TrunkId(0)]);
+    assert!(wants(&mut bench));
+    assert!(budget.used() >= 500_000, "its message has its room");
+    bench.broker(&vec![b'x'; 499_000]);
+    bench.broker(b"\r\n");
+    assert_eq!(budget.used(), 0, "until it is whole");
+}
+
+#[test]
+fn a_large_message_waits_for_four_seconds_at_most() {
+    let mut bench = Bench::live(PLAIN);
+    bench.subscribe(b"foo", b"1");
+    bench.bus.budgets.pending = Rc::new(Budget::new(1024 * 1024));
+    let spent = Charge::new(Rc::clone(&bench.bus.budgets.pending), 1024 * 1024);
+    bench.broker(b"MSG foo 0 500000\r\nx");
+    let (link, start) = (bench.link, bench.now);
+    for (after, takes) in [(0, false), (250, false), (3_999, false), (4_000, true)] {
+        let now = start + Duration::from_millis(after);
+        let wants = bench.trunk.wants_link_read(link, now, &mut bench.bus);
+        assert_eq!(wants, takes, "after {after} ms");
+    }
+    drop(spent);
 }
 
 #[test]

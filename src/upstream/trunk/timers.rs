@@ -42,6 +42,7 @@ impl Trunk {
         let mut due = Earliest(self.round.retry_at());
         for link in &self.links {
             due.note(link.deadline);
+            due.note(link.room.look_at());
             due.note(self.fence_due(link, bus));
             if !link.pings.is_empty() {
                 due.note(self.suspect_due(link, bus));
