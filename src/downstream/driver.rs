@@ -21,7 +21,7 @@ use crate::proto::connect::{ConnectInfo, Secret};
 use crate::upstream::CloseReason;
 use crate::upstream::driver::Driver;
 use crate::upstream::pool::{Home, Pool};
-use crate::upstream::trunk::MoveReason;
+use crate::upstream::trunk::{MoveReason, ReadAtMost};
 
 /// Reads of one component in a pass, so that a flood doesn't keep the worker.
 const READS_PER_PASS: usize = 2;
@@ -301,9 +301,9 @@ impl Connection {
                 let bus = self.shared.pool.bus.borrow();
                 cell.machine.borrow().read_at_most(self.now, &bus)
             }
-            None => usize::MAX,
+            None => ReadAtMost::Any,
         };
-        let most = most.min(self.read_size.most()).min(buffer.len());
+        let most = self.read_size.most(most).min(buffer.len());
         let polled = socket::poll_read(&mut self.read, cx, &mut buffer[..most]);
         self.watch.note(polled.is_pending());
         match polled {

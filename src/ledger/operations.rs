@@ -102,6 +102,11 @@ impl Operations {
         self.told += u32::from(told);
     }
 
+    /// How many SUBs and UNSUBs no fence has proven.
+    pub fn unproven(&self) -> usize {
+        self.unproven.len()
+    }
+
     /// Whether there are errors of which the next fence tells whose they are.
     pub fn has_unexplained(&self) -> bool {
         self.too_many > 0

@@ -20,8 +20,10 @@ use crate::upstream::roster::BrokerId;
 /// the flood before it alone.
 const WINDOW_LEAST: u64 = 128 * 1024;
 const WINDOW_MOST: u64 = 16 * 1024 * 1024;
+/// What each SUB and UNSUB counts as in that window, besides its bytes.
+const OPERATION_WEIGHT: u64 = 128;
 /// A fence is late that was answered after this and the link's shortest round trip.
-const LATE_AFTER: Duration = Duration::from_millis(50);
+const LATE_AFTER: Duration = Duration::from_millis(10);
 
 /// A link's number: ever-growing within its trunk, its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -416,7 +418,7 @@ impl Link {
         *shortest = took.min(*shortest);
         if took > LATE_AFTER + *shortest {
             self.window = (self.window / 2).max(WINDOW_LEAST);
-        } else if self.unproven_bytes() > self.window / 2 {
+        } else if self.unproven_weight() > self.window / 2 {
             self.window = (self.window * 2).min(WINDOW_MOST);
         }
         self.answered = ping.seq;
@@ -435,11 +437,13 @@ impl Link {
 
     /// Whether more was written than its broker keeps up with.
     pub(super) fn is_overrun(&self) -> bool {
-        self.unproven_bytes() > self.window
+        self.unproven_weight() > self.window
     }
 
-    fn unproven_bytes(&self) -> u64 {
-        self.out.end().saturating_sub(self.proven_offset)
+    /// In bytes; a SUB or UNSUB costs a broker more than its few.
+    fn unproven_weight(&self) -> u64 {
+        let bytes = self.out.end().saturating_sub(self.proven_offset);
+        bytes + self.operations.unproven() as u64 * OPERATION_WEIGHT
     }
 
     /// Appends a SUB or UNSUB, which the PING with the number `covered_by` will prove, and whose

@@ -19,6 +19,7 @@
 //! trunk belongs to.
 
 mod action;
+mod allowance;
 mod failover;
 mod handshake;
 mod inbound;
@@ -69,7 +70,16 @@ const FAIR_BYTES: usize = 32 * 1024;
 
 /// What a SUB or UNSUB counts as there, in bytes, where it is shorter: it costs natsmux and a
 /// broker as much as a publish of this size.
-const OPERATION_BYTES: usize = 256;
+const OPERATION_BYTES: usize = 512;
+
+/// How much of what a component sends a trunk takes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadAtMost {
+    /// As much as there is.
+    Any,
+    /// So many bytes: others write on the same link, or lag.
+    Fair(usize),
+}
 
 /// What the brokers think of the trunk's credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -589,14 +599,11 @@ impl Trunk {
 
     /// How much of what a component sends may be read at once, in bytes: where others publish
     /// on the same link, theirs must not wait behind too much.
-    pub fn read_at_most(&self, now: Instant, bus: &Bus) -> usize {
-        if bus.lags.is_any() {
-            return FAIR_BYTES;
-        }
+    pub fn read_at_most(&self, now: Instant, bus: &Bus) -> ReadAtMost {
         let contended = |link: &Link| link.phase == Phase::Live && link.is_contended(now);
-        match self.shared && self.links.iter().any(contended) {
-            true => FAIR_BYTES,
-            false => usize::MAX,
+        match bus.lags.is_any() || self.shared && self.links.iter().any(contended) {
+            true => ReadAtMost::Fair(FAIR_BYTES),
+            false => ReadAtMost::Any,
         }
     }
 
@@ -605,6 +612,12 @@ impl Trunk {
     /// behind it.
     fn operates_beside_others(&self, slot: &Slot) -> bool {
         self.shared && self.slots.len() > 1 && slot.subs_covered_by > self.answered
+    }
+
+    /// Whether a session that floods a link isn't read until the next fence is answered: where it
+    /// is alone, nobody waits behind it.
+    fn must_prove_soon(&self, link: &Link, now: Instant) -> bool {
+        self.slots.len() > 1 && link.must_prove_soon(now)
     }
 
     fn has_room(&self, session: SessionId, now: Instant, bus: &Bus) -> bool {

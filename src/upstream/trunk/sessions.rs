@@ -152,6 +152,12 @@ impl Trunk {
     /// The same for a SUB or UNSUB of this length.
     fn note_operation_bytes(&mut self, session: SessionId, at: usize, len: usize, now: Instant) {
         self.note_bytes(session, at, len.max(super::OPERATION_BYTES), now);
+        if self.links[at].is_contended(now)
+            && let Some(slot) = self.slots.get_mut(session.0 as usize)
+            && let Some(until) = slot.note_operation_beside_others(now)
+        {
+            self.note_slot_timeout(until);
+        }
     }
 
     /// Counts publishes of a session, and the bytes of their payloads.
@@ -686,12 +692,13 @@ impl Trunk {
         now: Instant,
         bus: &mut Bus,
     ) {
+        self.links[at].note_unfenced(bytes, messages, now);
+        let soon = self.must_prove_soon(&self.links[at], now);
         let link = &mut self.links[at];
         bus.note_publish(link.broker, now);
-        link.note_unfenced(bytes, messages, now);
         let limits = &bus.settings.limits;
         let due = std::mem::take(&mut link.fences_next)
-            || link.must_prove_soon(now)
+            || soon
             || link.unfenced_bytes >= limits.fence_bytes
             || link.unfenced_messages >= limits.fence_messages as u64;
         if due && bus.may_fence(now) {

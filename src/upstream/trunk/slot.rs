@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::allowance::Allowance;
 use super::pressure::{Flow, Lag};
 use crate::clock::Instant;
 use crate::ledger::Held;
@@ -164,7 +165,9 @@ pub(super) struct Slot {
     /// Where it is about to go, from a trunk that it shares.
     pub(super) leaving: Option<Leaving>,
     /// Its second CONNECTs, where there were any.
-    pub(super) reconnects: Option<Box<Reconnects>>,
+    pub(super) reconnects: Option<Box<Allowance>>,
+    /// Its SUBs and UNSUBs, where there were any beside others.
+    pub(super) operations: Option<Box<Allowance>>,
     /// What it has published of late, where a component of the bus lags.
     pub(super) flow: Option<Box<Flow>>,
     /// How far its own component lags, on a shared link.
@@ -214,22 +217,19 @@ impl Unproven {
     }
 }
 
-/// Second CONNECTs of one session: each is a dial and a replay, for sixty bytes.
-#[derive(Debug)]
-pub(super) struct Reconnects {
-    /// How many may follow at once.
-    credit: u32,
-    /// When the last one came.
-    last: Instant,
-    /// The next one waits until then, with all that is behind it.
-    pub(super) until: Option<Instant>,
-}
-
 /// Second CONNECTs that a session may send at once, and the time that each further one takes: so
-/// much, and so much for each subscription that is told again.
+/// much, and so much for each subscription that is told again. Each is a dial and a replay, for
+/// sixty bytes.
 const RECONNECTS_AT_ONCE: u32 = 4;
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
 const RECONNECT_EACH: Duration = Duration::from_micros(50);
+
+/// SUBs and UNSUBs that a session may send at once where others write on the same link, the time
+/// that each further one takes, and how many are waited for at a time. A broker works on all of a
+/// link in turn.
+const OPERATIONS_AT_ONCE: u32 = 4096;
+const OPERATION_EVERY: Duration = Duration::from_micros(16);
+const OPERATIONS_PAUSE: u32 = 64;
 
 /// Why a session leaves a trunk for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,6 +271,7 @@ impl Slot {
             unverified: false,
             leaving: None,
             reconnects: None,
+            operations: None,
             flow: None,
             lag: Lag::None,
             got_before: 0,
@@ -283,31 +284,35 @@ impl Slot {
     pub(super) fn note_reconnect(&mut self, count: usize, now: Instant) -> Option<Instant> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let every = RECONNECT_EVERY + RECONNECT_EACH.saturating_mul(count);
-        let reconnects = self.reconnects.get_or_insert_with(|| {
-            Box::new(Reconnects {
-                credit: RECONNECTS_AT_ONCE,
-                last: now,
-                until: None,
-            })
-        });
-        let since = now.saturating_duration_since(reconnects.last);
-        let earned = (since.as_nanos() / every.as_nanos()).min(RECONNECTS_AT_ONCE.into()) as u32;
-        if earned > 0 {
-            reconnects.last = now;
-            reconnects.credit = (reconnects.credit + earned).min(RECONNECTS_AT_ONCE);
-        }
-        if reconnects.credit == 0 {
-            reconnects.until = Some(reconnects.last + every);
-            return reconnects.until;
-        }
-        reconnects.credit -= 1;
-        None
+        let most = RECONNECTS_AT_ONCE;
+        let full = || Box::new(Allowance::new(most, now));
+        let reconnects = self.reconnects.get_or_insert_with(full);
+        reconnects.take(most, every, 1, now)
     }
 
-    /// Whether its next CONNECT comes too soon, and waits.
+    /// Notes a SUB or UNSUB beside others that write on the same link. Returns until when the
+    /// session isn't read, where there were too many of late.
+    pub(super) fn note_operation_beside_others(&mut self, now: Instant) -> Option<Instant> {
+        let most = OPERATIONS_AT_ONCE;
+        let full = || Box::new(Allowance::new(most, now));
+        let operations = self.operations.get_or_insert_with(full);
+        operations.take(most, OPERATION_EVERY, OPERATIONS_PAUSE, now)
+    }
+
+    /// What it has asked for too often, until when it waits.
+    pub(super) fn allowances(&mut self) -> impl Iterator<Item = &mut Allowance> {
+        let operations = self.operations.as_deref_mut();
+        self.reconnects.as_deref_mut().into_iter().chain(operations)
+    }
+
+    /// Whether it has asked for too much too soon, and waits.
     pub(super) fn is_hasty(&self) -> bool {
-        let reconnects = self.reconnects.as_ref();
-        reconnects.is_some_and(|reconnects| reconnects.until.is_some())
+        let is_used_up = |allowance: &Option<Box<Allowance>>| {
+            allowance
+                .as_ref()
+                .is_some_and(|allowance| allowance.is_used_up())
+        };
+        is_used_up(&self.reconnects) || is_used_up(&self.operations)
     }
 
     /// Whether something of it happens once a PING is answered.
@@ -343,10 +348,8 @@ impl Slot {
         let unasked = self.finishing.as_ref().filter(|end| end.after.is_none());
         let finish = unasked.map(|end| end.until);
         let slowed = self.flow.as_ref().and_then(|flow| flow.until);
-        let hasty = self
-            .reconnects
-            .as_ref()
-            .and_then(|reconnects| reconnects.until);
+        let allowances = [&self.reconnects, &self.operations].into_iter().flatten();
+        let hasty = allowances.filter_map(|allowance| allowance.until).min();
         let timers = [self.pongs_until, self.blocked_until, finish, slowed, hasty];
         timers.into_iter().flatten().min()
     }

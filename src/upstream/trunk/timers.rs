@@ -164,7 +164,7 @@ impl Trunk {
         let interval = bus.settings.timings.fence_interval;
         let regular = self.regular_fence_due(link, bus);
         let asked = link.unfenced_since.map(|since| {
-            let soon = link.must_prove_soon(since)
+            let soon = self.must_prove_soon(link, since)
                 || link.operations.has_unexplained()
                 || link.unfenced_bytes >= bus.settings.limits.fence_bytes;
             let due = since + if soon { Duration::ZERO } else { interval };
@@ -292,6 +292,7 @@ impl Trunk {
         self.slots_timeout = None;
         for session in self.sessions() {
             let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+            let mut waited = false;
             let slot = &mut self.slots[session.0 as usize];
             if due(slot.pongs_until) {
                 self.release_pongs(session, bus);
@@ -309,10 +310,11 @@ impl Trunk {
                 self.release(session);
             }
             let slot = &mut self.slots[session.0 as usize];
-            if let Some(reconnects) = &mut slot.reconnects
-                && due(reconnects.until)
-            {
-                reconnects.until = None;
+            for allowance in slot.allowances().filter(|allowance| due(allowance.until)) {
+                allowance.until = None;
+                waited = true;
+            }
+            if waited {
                 self.release(session);
             }
             let slot = &mut self.slots[session.0 as usize];
