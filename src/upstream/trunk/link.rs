@@ -22,7 +22,8 @@ const WINDOW_LEAST: u64 = 128 * 1024;
 const WINDOW_MOST: u64 = 16 * 1024 * 1024;
 /// What each SUB and UNSUB counts as in that window, besides its bytes.
 const OPERATION_WEIGHT: u64 = 128;
-/// A fence is late that was answered after this and the link's shortest round trip.
+/// A fence is late that was answered after this and one and a half of the link's shortest round
+/// trip: a window's worth of work at the broker, whose other connections wait for it as well.
 const LATE_AFTER: Duration = Duration::from_millis(10);
 
 /// A link's number: ever-growing within its trunk, its generation.
@@ -416,7 +417,7 @@ impl Link {
         let took = now.saturating_duration_since(ping.at);
         let shortest = self.shortest_round_trip.get_or_insert(took);
         *shortest = took.min(*shortest);
-        if took > LATE_AFTER + *shortest {
+        if took > LATE_AFTER + *shortest * 3 / 2 {
             self.window = (self.window / 2).max(WINDOW_LEAST);
         } else if self.unproven_weight() > self.window / 2 {
             self.window = (self.window * 2).min(WINDOW_MOST);
