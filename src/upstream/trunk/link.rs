@@ -21,7 +21,7 @@ use crate::upstream::roster::BrokerId;
 const WINDOW_LEAST: u64 = 128 * 1024;
 const WINDOW_MOST: u64 = 16 * 1024 * 1024;
 /// What each SUB and UNSUB counts as in that window, besides its bytes.
-const OPERATION_WEIGHT: u64 = 128;
+const OPERATION_WEIGHT: usize = 128;
 /// A fence is late that was answered after this and one and a half of the link's shortest round
 /// trip: a window's worth of work at the broker, whose other connections wait for it as well.
 const LATE_AFTER: Duration = Duration::from_millis(10);
@@ -444,7 +444,7 @@ impl Link {
     /// In bytes; a SUB or UNSUB costs a broker more than its few.
     fn unproven_weight(&self) -> u64 {
         let bytes = self.out.end().saturating_sub(self.proven_offset);
-        bytes + self.operations.unproven() as u64 * OPERATION_WEIGHT
+        bytes + (self.operations.unproven() * OPERATION_WEIGHT) as u64
     }
 
     /// Appends a SUB or UNSUB, which the PING with the number `covered_by` will prove, and whose
@@ -463,7 +463,7 @@ impl Link {
         self.out.push(frame);
         let weight = match self.owners {
             Some(_) => frame.len().max(OPERATION_BYTES),
-            None => frame.len(),
+            None => frame.len() + OPERATION_WEIGHT,
         };
         self.note_unfenced(weight, 0, now);
     }
