@@ -518,10 +518,7 @@ impl Bus {
     ) {
         let round_trip = now.saturating_duration_since(asked);
         let cleared = self.watches.answered(broker, trunk, asked, now);
-        if cleared.is_none() {
-            // What came late out of a suspect broker says nothing of the way there.
-            self.watches.note_round_trip(broker, trunk, round_trip);
-        }
+        self.watches.note_round_trip(broker, trunk, round_trip);
         self.roster.handle_answer(broker, now);
         if let Some((suspected, concerned)) = cleared {
             self.counters.suspect_ms += suspected.as_millis() as u64;

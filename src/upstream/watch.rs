@@ -262,6 +262,8 @@ impl Watches {
         if watch.sentinel != Some(trunk) {
             return;
         }
+        // What comes late out of a suspect broker says little of the way there; but a broker that
+        // is far is not suspect for ever.
         let sample = sample.min(watch.suspect_after());
         let smoothed = &mut watch.round_trip;
         *smoothed = Some(smoothed.map_or(sample, |before| (before * 7 + sample) / 8));
@@ -348,6 +350,19 @@ mod tests {
         assert_eq!(watches.suspect_due(BROKER, SECOND, now), None);
         let configured = Duration::from_millis(500);
         assert_eq!(watches.link_timeout(BROKER, configured), 8 * long);
+    }
+
+    #[test]
+    fn a_far_broker_is_not_suspect_for_ever() {
+        let (mut watches, now) = watched();
+        let far = Duration::from_millis(400);
+        let is_suspect = |watches: &Watches| {
+            let due = watches.suspect_due(BROKER, FIRST, now);
+            due.is_some_and(|due| due < now + far)
+        };
+        assert!(is_suspect(&watches));
+        watches.note_round_trip(BROKER, FIRST, far);
+        assert!(!is_suspect(&watches));
     }
 
     #[test]

@@ -416,7 +416,8 @@ impl Link {
     pub(super) fn note_proven(&mut self, ping: &Ping, now: Instant) {
         let took = now.saturating_duration_since(ping.at);
         let shortest = self.shortest_round_trip.get_or_insert(took);
-        *shortest = took.min(*shortest);
+        // The way may become longer.
+        *shortest = took.min(*shortest + *shortest / 128 + Duration::from_micros(1));
         if took > LATE_AFTER + *shortest * 3 / 2 {
             self.window = (self.window / 2).max(WINDOW_LEAST);
         } else if self.unproven_weight() > self.window / 2 {
