@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::setup::{
     MOMENT, SOON, Setup, component, component_as, count, own_connect, round_trip, subscribe,
 };
-use crate::support::{BrokerLink, Brokers, Flavour, RawClient, message};
+use crate::support::{BrokerLink, Brokers, Flavour, RawClient, message, wait_for};
 
 /// Sends it in front of a PONG that a component has asked for.
 fn before_pong(client: &mut RawClient, link: &mut BrokerLink, bytes: &str) {
@@ -153,6 +155,54 @@ fn the_subscriptions_that_were_too_many_are_those_that_the_broker_refused() {
         "s.3", "s.4", "s.5", "s.6", "s.7", "s.8", "s.9", "s.10", "s.13", "s.14",
     ]);
     round_trip(&mut client, &mut link);
+}
+
+/// A4: each CONNECT that a broker accepts leaves a connection behind, and not for long.
+#[test]
+fn idle_shared_connections_are_few() {
+    const MOST: usize = 16;
+    let brokers = Brokers::start(1);
+    let natsmux = Setup::new(&brokers)
+        .bus("sharing", "\"identity\"")
+        .timing("trunk_idle_timeout", "1m")
+        .start();
+    let mut links = Vec::new();
+    for no in 0..3 * MOST {
+        let connect = format!("CONNECT {{\"verbose\":false,\"user\":\"u{no}\"}}");
+        links.push(component_as(&natsmux, &brokers, &connect).1);
+    }
+    // And those of who waited for it to start.
+    let few = |varz: &Value| count(varz, "links") <= MOST as u64 + 1;
+    natsmux.wait_varz("few links", SOON, few);
+}
+
+/// E26: the log names the component that is refused.
+#[test]
+fn a_refusal_names_the_component() {
+    let brokers = Brokers::with_flavours(&[Flavour::v2_15().with_auth()]);
+    let natsmux = Setup::new(&brokers).start();
+    let mut client = RawClient::connect(&natsmux.address());
+    client.info();
+    client.send(
+        "CONNECT {\"verbose\":false,\"user\":\"u\",\"pass\":\"sesame\",\"name\":\"billing\"}\r\nPING\r\n",
+    );
+    let mut link = brokers.link();
+    link.connecting();
+    link.send("-ERR 'Authorization Violation'\r\n");
+    link.fin();
+    let heard = client.until_closed();
+    assert_eq!(heard, b"-ERR 'Authorization Violation'\r\n");
+    wait_for("the refusal in the log", SOON, || {
+        let log = natsmux.log();
+        let line = log
+            .lines()
+            .find(|line| line.contains("component refused"))?;
+        assert!(
+            line.contains("billing") && !log.contains("sesame"),
+            "{line}"
+        );
+        Some(())
+    });
 }
 
 /// D18: where natsmux's own subscription takes the last place, it gives way.

@@ -1,5 +1,10 @@
 //! Limits: they close the session that breaks them, and nobody else notices (R25).
 
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
 use crate::setup::{
     SOON, Setup, component, count, finish, own_connect, round_trip, subscribe, wait_count,
 };
@@ -64,6 +69,33 @@ fn a_component_that_takes_nothing_within_write_deadline_is_closed() {
     wait_count(&natsmux, "slow_consumers", 1);
     round_trip(&mut neighbour, &mut other);
     slow.until_closed();
+}
+
+/// Fault 34: the time in which natsmux didn't run doesn't count (R9).
+#[test]
+fn a_component_is_not_closed_for_what_a_stopped_natsmux_did_not_write() {
+    const MESSAGES: usize = 400;
+    let brokers = Brokers::start(1);
+    let mut natsmux = Setup::new(&brokers)
+        .timing("write_deadline", "500ms")
+        .start();
+    let (mut slow, mut link) = component(&natsmux, &brokers);
+    let sid = subscribe(&mut slow, &mut link, "foo", "1");
+    let all = message("foo", "1", &"x".repeat(BIG));
+    thread::scope(|scope| {
+        // It blocks while natsmux is stopped, and while nobody reads.
+        scope.spawn(|| flood(&mut link, &sid));
+        thread::sleep(Duration::from_millis(200));
+        natsmux.signal(Signal::STOP);
+        scope.spawn(|| {
+            thread::sleep(Duration::from_secs(1));
+            natsmux.signal(Signal::CONT);
+        });
+        for _ in 0..MESSAGES {
+            slow.expect(&all);
+        }
+    });
+    assert_eq!(count(&natsmux.varz(), "slow_consumers"), 0);
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::setup::{
     Daemon, MOMENT, SOON, Setup, assert_books_balance, component, component_as, count, round_trip,
     subscribe, wait_count, wait_outage,
@@ -30,6 +32,49 @@ fn on_first(setup: &Setup, brokers: &Brokers) -> (Daemon, RawClient, BrokerLink,
     assert_eq!(link.broker, 0);
     let sid = subscribe(&mut client, &mut link, "foo", "own");
     (natsmux, client, link, sid)
+}
+
+/// Fault 35.
+#[test]
+fn a_configuration_that_cannot_be_read_hangs_nothing() {
+    let brokers = Brokers::start(1);
+    let mut natsmux = Setup::new(&brokers).start();
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    natsmux.hang_config();
+    natsmux.sighup();
+    natsmux.sighup();
+    let begun = Instant::now();
+    let live = natsmux.get("/livez").expect("an answer");
+    assert_eq!(live.status, 200);
+    round_trip(&mut client, &mut link);
+    assert!(natsmux.terminate().success());
+    assert!(begun.elapsed() < SOON);
+}
+
+/// Fault 35: brokers reopen their log at it.
+#[test]
+fn a_brokers_signal_for_its_log_ends_nothing() {
+    let brokers = Brokers::start(1);
+    let mut natsmux = Setup::new(&brokers).start();
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    natsmux.signal(Signal::USR1);
+    natsmux.signal(Signal::USR1);
+    round_trip(&mut client, &mut link);
+    assert!(natsmux.ended().is_none());
+}
+
+/// Fault 35: what components said in CONNECT is in no core dump.
+#[test]
+fn there_is_no_core_dump() {
+    let brokers = Brokers::start(1);
+    let natsmux = Setup::new(&brokers).start();
+    let limits = format!("/proc/{}/limits", natsmux.pid());
+    let limits = std::fs::read_to_string(limits).expect("its limits");
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    let core = core.expect("a limit").split_whitespace().nth(4);
+    assert_eq!(core, Some("0"), "{limits}");
 }
 
 #[test]

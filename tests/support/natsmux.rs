@@ -208,6 +208,19 @@ impl Natsmux {
         self.process.signal(Signal::HUP);
     }
 
+    /// Puts a FIFO in place of the configuration file: who reads it waits for a writer.
+    pub fn hang_config(&self) {
+        let path = self.folder.path().join(CONFIG_FILE);
+        fs::remove_file(&path).expect("a configuration file");
+        let made = Command::new("mkfifo").arg(&path).status();
+        assert!(made.expect("mkfifo").success());
+    }
+
+    /// Sends a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     /// SIGTERM; returns how it ended.
     pub fn terminate(&mut self) -> ExitStatus {
         self.process.signal(Signal::TERM);
