@@ -172,7 +172,10 @@ fn idle_shared_connections_are_few() {
         links.push(component_as(&natsmux, &brokers, &connect).1);
     }
     // And those of who waited for it to start.
-    let few = |varz: &Value| count(varz, "links") <= MOST as u64 + 1;
+    let few = |varz: &Value| {
+        let all_gone = count(varz, "sessions_closed") >= 3 * MOST as u64;
+        all_gone && count(varz, "links") <= MOST as u64 + 1
+    };
     natsmux.wait_varz("few links", SOON, few);
 }
 
