@@ -168,7 +168,8 @@ fn idle_shared_connections_are_few() {
         .start();
     let mut links = Vec::new();
     for no in 0..3 * MOST {
-        let connect = format!("CONNECT {{\"verbose\":false,\"user\":\"u{no}\"}}");
+        let connect =
+            format!("CONNECT {{\"verbose\":false,\"pedantic\":false,\"user\":\"u{no}\"}}");
         links.push(component_as(&natsmux, &brokers, &connect).1);
     }
     // And those of who waited for it to start.
