@@ -1,8 +1,12 @@
 //! Holds the table of layers in ARCHITECTURE.md against the code: who imports whom, and
-//! what a pure module must not know. Test code inside the modules is left out.
+//! what a pure module must not know; test code inside the modules is left out. And the rules
+//! that the code cites against `docs/RULES.md`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+const RULES: &str = include_str!("../../docs/RULES.md");
 
 /// Module, and the modules of this crate that it may import.
 const LAYERS: &[(&str, &[&str])] = &[
@@ -217,6 +221,66 @@ fn every_module_has_its_layer() {
     assert_eq!(modules, sorted);
 }
 
+/// Rules and invariants that a text cites: `R7`, `I13`.
+fn cited(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let is_number = |word: &&str| {
+        let digits = word.strip_prefix(['R', 'I']).unwrap_or_default();
+        (1..=2).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    words.filter(is_number).map(str::to_owned).collect()
+}
+
+/// Rules and invariants that `docs/RULES.md` has: their numbers are bold where they stand.
+fn defined(rules: &str) -> BTreeSet<String> {
+    let bold = rules.split("**").skip(1).step_by(2);
+    let first = bold.filter_map(|bold| bold.split(' ').next());
+    first.flat_map(cited).collect()
+}
+
+#[test]
+fn rules_are_cited_and_what_is_cited_is_a_rule() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut in_code = BTreeSet::new();
+    for folder in ["src", "tests", "benches"] {
+        for path in sources(&root.join(folder)) {
+            if !path.ends_with("layers/main.rs") {
+                in_code.extend(cited(&fs::read_to_string(path).expect("readable")));
+            }
+        }
+    }
+    assert_eq!(defined(RULES), in_code);
+}
+
+#[test]
+fn files_that_the_rules_name_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut gone = Vec::new();
+    for name in RULES.split('`').skip(1).step_by(2) {
+        let (folder, name) = match name.split_once('/') {
+            Some(("tests" | "benches", _)) => (root.to_owned(), name),
+            Some(("ledger" | "upstream" | "net", _)) => (root.join("src"), name),
+            _ => continue,
+        };
+        for path in alternatives(name) {
+            if !folder.join(&path).exists() {
+                gone.push(path);
+            }
+        }
+    }
+    assert!(gone.is_empty(), "{gone:?}");
+}
+
+/// `a/{b,c}.rs` as its paths.
+fn alternatives(name: &str) -> Vec<String> {
+    let Some((before, rest)) = name.split_once('{') else {
+        return vec![name.to_owned()];
+    };
+    let (within, behind) = rest.split_once('}').expect("a closing brace");
+    let all = within.split(',');
+    all.map(|one| format!("{before}{one}{behind}")).collect()
+}
+
 #[test]
 fn the_checks_find_what_they_are_for() {
     assert_eq!(
@@ -235,4 +299,12 @@ fn the_checks_find_what_they_are_for() {
     assert!(impurities("now: Instant").is_empty());
     let tested = "fn a() {}\n// tokio\n#[cfg(test)]\nmod tests {\n use tokio::x;\n}";
     assert_eq!(code_of(tested), "fn a() {}\n");
+    let numbers = ["I4", "R1", "R3", "R36"].map(str::to_owned);
+    let text = "(R1-R3), `I4 order` R36: not R, R007, XR5, I_6 nor R5a";
+    assert_eq!(cited(text), numbers.into());
+    assert_eq!(
+        defined("**R1 PONG.** R2 **R9** x"),
+        ["R1", "R9"].map(str::to_owned).into()
+    );
+    assert_eq!(alternatives("a/{b,c}.rs"), ["a/b.rs", "a/c.rs"]);
 }

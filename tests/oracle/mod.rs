@@ -1,7 +1,7 @@
 //! The oracle: a naive model of components, subscriptions and brokers that judges every
 //! frame as it happens, and completeness at rest.
 //!
-//! It is written against DESIGN, RULES and the invariants I1-I26, not against natsmux's data
+//! It is written against `docs/RULES.md` and the invariants there, not against natsmux's data
 //! structures: it has its own parser, keeps whole messages, and searches lists. A harness
 //! tells it what crosses each of natsmux's sockets, in the order in which natsmux sees it:
 //!
