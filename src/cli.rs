@@ -23,39 +23,39 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// What natsmux shall do.
+/// The command to run.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serve components until SIGTERM. SIGHUP reads the file of -c again
+    /// Serve components until SIGTERM. SIGHUP reloads the file of -c
     Run(Box<RunArgs>),
     /// Check a file and print what it means
     Check(CheckArgs),
-    /// Show how a running natsmux is
+    /// Show the state of a running natsmux
     Status(StatusArgs),
-    /// Show it again and again, with rates
+    /// Show the state repeatedly, with rates
     Top(TopArgs),
 }
 
 /// Flags of `natsmux run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Configuration file; flags given beside it win
+    /// Configuration file; flags override it
     #[arg(short = 'c', long = "config", value_name = "FILE")]
     file: Option<PathBuf>,
 
-    /// Where components connect; repeats [default: 127.0.0.1:4222 and [::1]:4222]
+    /// Address that components connect to; may be repeated [default: 127.0.0.1:4222 and [::1]:4222]
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<String>,
 
-    /// Where health and metrics are served, or "off" [default: 127.0.0.1:8222]
+    /// Address of health and metrics, or "off" [default: 127.0.0.1:8222]
     #[arg(long, value_name = "ADDRESS")]
     http: Option<String>,
 
-    /// A broker as nats://host:port, or several with commas; repeats
+    /// Broker URL (nats://host:port); several with commas, or repeated
     #[arg(long = "broker", value_name = "URL")]
     brokers: Vec<String>,
 
-    /// How the brokers know each other [default: cluster]
+    /// How the brokers are related [default: cluster]
     #[arg(long, value_name = "TOPOLOGY", value_parser = word::<Topology>())]
     topology: Option<Topology>,
 
@@ -71,11 +71,11 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     name: Option<String>,
 
-    /// How log lines are written [default: text]
+    /// Log format [default: text]
     #[arg(long, value_name = "FORMAT", value_parser = word::<LogFormat>())]
     log: Option<LogFormat>,
 
-    /// Which log lines are written [default: info]
+    /// Log level [default: info]
     #[arg(long, value_name = "LEVEL", value_parser = word::<LogLevel>())]
     log_level: Option<LogLevel>,
 }
@@ -91,11 +91,11 @@ pub(crate) struct CheckArgs {
 /// Flags of `natsmux status`.
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
-    /// Where it serves health and metrics
+    /// Address of its health and metrics
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8222")]
     pub(crate) http: SocketAddr,
 
-    /// Print all that it says, as JSON
+    /// Print everything, as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -103,15 +103,15 @@ pub(crate) struct StatusArgs {
 /// Flags of `natsmux top`.
 #[derive(Debug, Args)]
 pub(crate) struct TopArgs {
-    /// Where it serves health and metrics
+    /// Address of its health and metrics
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8222")]
     pub(crate) http: SocketAddr,
 
-    /// Seconds between two looks
+    /// Seconds between updates
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) every: u64,
 
-    /// Looks after which it ends [default: none]
+    /// Stop after this many updates [default: never]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) rounds: Option<u64>,
 }

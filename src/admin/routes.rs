@@ -163,7 +163,7 @@ impl<S: Source> Routes<S> {
         mut wanted: Wanted,
     ) -> Response<Body> {
         let Ok(place) = Arc::clone(&self.streams).try_acquire_owned() else {
-            return unavailable("as many streams of events as there may be");
+            return unavailable("too many event streams");
         };
         if let Some(id) = request.headers().get(LAST_EVENT_ID) {
             wanted.resume(id.to_str().unwrap_or_default(), &snapshot.server_id);

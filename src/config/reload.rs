@@ -11,7 +11,9 @@ pub enum NeedsRestart {
     #[error("{0} can't change on reload; restart natsmux")]
     Daemon(&'static str),
     /// An option of a bus that is there before and after.
-    #[error("bus {bus}: {option} can't change on reload; restart natsmux or name the bus anew")]
+    #[error(
+        "bus {bus}: {option} can't change on reload; restart natsmux or give the bus a new name"
+    )]
     Bus {
         /// The bus.
         bus: String,

@@ -280,7 +280,7 @@ fn bind_bus(bus: &BusConfig) -> Result<Vec<socket::Bound>, DaemonError> {
         match socket::bind(addr) {
             Ok(listener) => listeners.push(listener),
             Err(error) if optional && lacks_address_family(&error) => {
-                warn!(bus = bus.name, %addr, "no IPv6 on this host: not listening there");
+                warn!(bus = bus.name, %addr, "no IPv6 on this host, skipping this address");
             }
             Err(error) => {
                 let what = format!("bus {}", bus.name);

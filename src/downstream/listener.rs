@@ -35,7 +35,7 @@ pub async fn accept(listener: Listener, shared: Rc<Shared>) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    warn!(bus = shared.pool.name, %error, "can't accept, trying on");
+                    warn!(bus = shared.pool.name, %error, "can't accept connections, retrying");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }

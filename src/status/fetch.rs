@@ -29,7 +29,7 @@ pub(crate) enum FetchError {
     #[error("nothing answered at http://{0} within 5 s")]
     TimedOut(SocketAddr),
     /// Somebody else, or a natsmux that is stuck.
-    #[error("what answers at http://{0} is no healthy natsmux: {1}")]
+    #[error("no healthy natsmux at http://{0}: {1}")]
     Strange(SocketAddr, String),
 }
 

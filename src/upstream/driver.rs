@@ -416,7 +416,7 @@ impl Driver {
             Report::Dropping { held_bytes } => {
                 warn!(
                     bus = name,
-                    trunk, held_bytes, "publish buffer full, dropping"
+                    trunk, held_bytes, "publish buffer full, dropping publishes"
                 );
             }
         }

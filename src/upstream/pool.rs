@@ -304,7 +304,7 @@ impl Pool {
     /// been.
     pub(super) fn give_up(&self, cell: &TrunkCell, now: Instant) {
         if !cell.failed.replace(true) {
-            error!(bus = self.name, "panicked, its sessions close");
+            error!(bus = self.name, "a trunk panicked, closing its sessions");
         }
         for port in cell.ports.borrow().iter().flatten() {
             port.wake();
