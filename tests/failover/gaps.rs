@@ -10,10 +10,15 @@ use crate::support::{Cluster, Version};
 
 const FED_EVERY: Duration = Duration::from_millis(2);
 const SUBSCRIBERS: usize = 10;
-const GAP_MOST_US: u64 = 50_000;
+/// Without the compiler's help, and on a machine that does something else, natsmux takes longer.
+const GAP_MOST_US: u64 = if cfg!(debug_assertions) {
+    250_000
+} else {
+    50_000
+};
 
 #[test]
-fn a_kill_silences_nobody_for_50_ms() {
+fn a_kill_silences_nobody_for_long() {
     let _turn = turn();
     let kills = number("gap_kills", [8, 50, 50]);
     let idle = number("gap_idle", [20, 90, 90]);
