@@ -7,6 +7,9 @@ use super::Oracle;
 use super::frames::{Down, Publish, Splitter, Up, json_value};
 use super::session::{Expected, Kind, SubState};
 
+/// R36: final for a session on whose live link it is said.
+const EXPIRED: &str = "User Authentication Expired";
+
 /// Errors after which a broker closes the connection, and whose text goes to nobody unless
 /// it is a refusal.
 const CLOSING: [&str; 6] = [
@@ -14,7 +17,7 @@ const CLOSING: [&str; 6] = [
     "maximum connections exceeded",
     "Authorization Violation",
     "Authorization failed",
-    "User Authentication Expired",
+    EXPIRED,
     "Authentication Timeout",
 ];
 
@@ -727,6 +730,12 @@ impl Oracle {
         if CLOSING.contains(&text.as_str()) {
             let link = self.link(no);
             link.ended = true;
+            let was_live = link.settled;
+            let mut links = self.links.iter().filter(|(_, link)| !link.closed);
+            let alone = links.all(|(other, link)| *other == no || link.session != session_no);
+            if text == EXPIRED && was_live && alone {
+                self.sessions[session_no].expired = true;
+            }
             if !text.starts_with("Stale") && !text.starts_with("maximum") {
                 self.sessions[session_no].refusals.insert(text);
             }

@@ -226,6 +226,10 @@ impl Oracle {
         if session.options.is_none() {
             return;
         }
+        if session.expired {
+            let what = format!("session {no} lives on with credentials that ran out");
+            return self.fail("R36 expiry", what);
+        }
         if !session.pings.is_empty() {
             let (answered, owed) = (session.pongs, session.pings.len());
             return self.fail(

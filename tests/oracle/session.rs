@@ -190,6 +190,8 @@ pub struct Session {
     pub accepted: bool,
     /// What brokers refused it with.
     pub refusals: BTreeSet<String>,
+    /// Its credentials ran out while it was served.
+    pub expired: bool,
     /// A broker found one of its payloads too large.
     pub too_large: bool,
     /// It may start without a broker's verdict (R16).

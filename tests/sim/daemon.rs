@@ -384,7 +384,15 @@ impl World {
                 continue;
             }
             match segment {
-                Segment::Bytes(bytes) => self.link_bytes(trunk, link, no, &bytes),
+                Segment::Bytes(bytes) => {
+                    // R33: no more is read for a component that has its link for itself.
+                    let limit = self.daemon.bus.settings.limits.max_pending;
+                    let is_large = bytes.len() + LONGEST_FRAME > limit / 2;
+                    if is_large || self.daemon.trunks[&trunk].machine.is_shared() {
+                        self.note_overflow(trunk, bytes.len());
+                    }
+                    self.link_bytes(trunk, link, no, &bytes);
+                }
                 Segment::Fin => self.link_failed(trunk, link, Failure::Closed),
                 Segment::Reset => self.link_failed(trunk, link, Failure::Reset),
             }
@@ -411,7 +419,6 @@ impl World {
             )
         });
         self.oracle.broker_sends(no, bytes);
-        self.note_overflow(trunk, bytes.len());
         self.with_trunk(trunk, |machine, now, bus| {
             machine.handle_link_bytes(link, bytes, now, bus)
         });
@@ -756,6 +763,7 @@ impl World {
         while let Some(Segment::Bytes(bytes)) = self.read(conn, Way::Down) {
             self.oracle.mark("read out behind a write error");
             if self.daemon.trunks[&trunk].machine.has_link(link) {
+                self.note_overflow(trunk, bytes.len());
                 self.link_bytes(trunk, link, no, &bytes);
             }
         }
