@@ -66,7 +66,7 @@ pub struct BusSnapshot {
     pub buffered_bytes: u64,
     /// The broker that publishes go to.
     pub current: Option<String>,
-    /// In the order of the configuration.
+    /// In the order in which this host tries them.
     pub brokers: Vec<BrokerSnapshot>,
     /// What was counted on this bus since start.
     pub counters: Counters,
@@ -94,7 +94,7 @@ pub struct BrokerSnapshot {
     pub links: u64,
     /// Of independent brokers, other hosts that say that they are subscribed there (R29).
     pub hosts: Option<u64>,
-    /// Links that died and dials that failed, since start.
+    /// Dials and probes in a row that failed.
     pub failures: u64,
 }
 

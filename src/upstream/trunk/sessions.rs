@@ -328,6 +328,7 @@ impl Trunk {
             Unsubscribed::Limited(upstream, max) => {
                 self.any_limited = true;
                 if let Some(left) = self.several_left(upstream) {
+                    self.scratch = frame;
                     return self.send_limit(session, upstream, left, now, bus);
                 }
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
