@@ -545,10 +545,10 @@ fn garbage_and_sudden_death_disturb_nobody_on_the_link() {
     );
 }
 
-/// Sends 20 MiB to one sid, reads what the component gets of it, and closes as on a slow consumer.
+/// Sends 4 MiB to one sid, reads what the component gets of it, and closes as on a slow consumer.
 fn flood_and_close(client: &mut RawClient, mut link: BrokerLink, upstream: &str, sid: &str) {
     let payload = "x".repeat(1024 * 1024);
-    for _ in 0..20 {
+    for _ in 0..4 {
         link.msg("fire", upstream, &payload);
         client.expect(&message("fire", sid, &payload));
     }

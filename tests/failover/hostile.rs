@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use crate::process::{cpu_hundredths, open_files, resident_kilobytes};
-use crate::rig::{Delivery, KNOWN, config, natsmux, pause};
+use crate::rig::{Delivery, KNOWN, config, natsmux, pause, shared_config};
 use crate::size::{figures, number, percentile, spread, turn};
 use crate::support::{
-    Cluster, Natsmux, NatsmuxOptions, PATIENCE, RawClient, Version, sharing, wait_for,
+    Broker, BrokerOptions, Cluster, Natsmux, NatsmuxOptions, PATIENCE, RawClient, Version, sharing,
+    wait_for,
 };
 
 const CONNECT: &[u8] = b"CONNECT {\"verbose\":false,\"pedantic\":false,\"protocol\":1}\r\n";
@@ -301,6 +302,58 @@ fn a_component_that_reads_nothing_is_closed_at_its_limit_and_nobody_else_is() {
     assert!(used <= limit_kib * 12 / 10 + 2_048, "R25: {used} kB");
     neighbour.flush();
     let _ = deaf.shutdown(Shutdown::Both);
+}
+
+/// A real broker closes a shared connection for what one component gets: twice, and no more.
+#[test]
+fn one_that_gets_more_than_a_broker_writes_has_its_own_connection() {
+    const PAYLOAD: usize = 900_000;
+    let _turn = turn();
+    let mut options = BrokerOptions::new(Version::V215);
+    options.extra = "max_pending: 2MB".to_owned();
+    let broker = Broker::with(options);
+    let natsmux = natsmux(shared_config(&[broker.url()]));
+    let mut neighbour = RawClient::ready(&natsmux.address());
+    neighbour.send("SUB quiet 1\r\n");
+    neighbour.flush();
+    let mut greedy = TcpStream::connect(natsmux.address()).expect("a connection");
+    let connect = "CONNECT {\"verbose\":false,\"pedantic\":false,\"protocol\":1,\
+                   \"headers\":true,\"no_responders\":true}\r\n";
+    let subs: String = (1..=100).map(|sid| format!("SUB fire {sid}\r\n")).collect();
+    greedy
+        .write_all(format!("{connect}{subs}PING\r\n").as_bytes())
+        .expect("natsmux reads");
+    let ending = greedy.try_clone().expect("a second handle");
+    let reader = thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 20];
+        while greedy.read(&mut buffer).is_ok_and(|count| count > 0) {}
+    });
+    let subscribed = |natsmux: &Natsmux| natsmux.varz()["buses"][0]["subscriptions"] == 101;
+    wait_for("the subscriptions", PATIENCE, || {
+        subscribed(&natsmux).then_some(())
+    });
+    assert_eq!(natsmux.counter("trunks"), 1);
+    let mut publisher = RawClient::ready(&broker.address());
+    let fire = format!("PUB fire {PAYLOAD}\r\n{}\r\n", "x".repeat(PAYLOAD));
+    wait_for("a connection of its own", PATIENCE, || {
+        publisher.send(&fire);
+        publisher.flush();
+        pause(200);
+        (natsmux.counter("trunks") == 2).then_some(())
+    });
+    let closed_before = natsmux.counter("link_failures");
+    neighbour.flush();
+    for _ in 0..10 {
+        publisher.send(&fire);
+        neighbour.send("PUB quiet 2\r\nhi\r\n");
+        assert_eq!(neighbour.message(), b"hi", "nothing of a neighbour is lost");
+        pause(100);
+    }
+    figures(&format!(
+        "a greedy component had its own connection after {closed_before} closings"
+    ));
+    let _ = ending.shutdown(Shutdown::Both);
+    reader.join().expect("it only reads");
 }
 
 #[test]

@@ -75,7 +75,7 @@ pub enum MoveReason {
 
 /// Bytes that a session has got on a link at least, and more than all others together, when the
 /// broker closes it: the second time within this, that is its doing.
-const GREEDY_BYTES: u64 = 16 * 1024 * 1024;
+const GREEDY_BYTES: u64 = 1024 * 1024;
 const GREEDY_WITHIN: Duration = Duration::from_secs(60);
 
 pub(super) fn as_shared(connect: &ConnectInfo, name: String) -> ConnectInfo {
