@@ -46,6 +46,11 @@ fn configuration_files() {
 }
 
 #[test]
+fn subscriptions_at_a_limit() {
+    replay("operations", checks::operations);
+}
+
+#[test]
 fn subscription_tables() {
     replay("subscriptions", checks::subscriptions);
 }

@@ -9,9 +9,11 @@
 )]
 
 mod json;
+mod operations;
 mod scanners;
 mod subscriptions;
 
 pub use json::{config, connect, info};
+pub use operations::operations;
 pub use scanners::{client, server};
 pub use subscriptions::subscriptions;
