@@ -1,5 +1,6 @@
 //! natsmux between clients of any time and two Ruby servers of 2012.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{Natsmux, NatsmuxOptions, PATIENCE, RawClient, RubyServer, message, wait_for};
@@ -42,7 +43,11 @@ fn components(natsmux: &Natsmux, connect: &str) -> [RawClient; 2] {
     components
 }
 
+/// What `/varz` says may be so old: of before a server died, or came back.
+const SNAPSHOT_AGE: Duration = Duration::from_millis(300);
+
 fn wait_links(natsmux: &Natsmux) {
+    thread::sleep(SNAPSHOT_AGE);
     natsmux.wait_varz("links to both", PATIENCE, |varz| {
         varz["links"].as_u64() == varz["trunks"].as_u64().map(|trunks| 2 * trunks)
     });
@@ -57,9 +62,11 @@ fn components_live_on_while_each_server_dies_in_turn() {
     one.expect("PONG\r\n");
     two.send("SUB jobs work 2\r\nPING\r\n");
     two.expect("PONG\r\n");
+    wait_links(&natsmux);
     for round in 0..4 {
         let victim = round % 2;
         servers[victim].kill();
+        thread::sleep(SNAPSHOT_AGE);
         // What is written to it until natsmux has noticed is in doubt.
         natsmux.wait_varz("links to the other alone", PATIENCE, |varz| {
             varz["links"] == varz["trunks"]
