@@ -5,7 +5,7 @@ use crate::upstream::trunk::ReadAtMost;
 
 /// At the least, in bytes: some 300 operations, for which a worker needs less than a millisecond.
 const LEAST: usize = 4 * 1024;
-/// The same beside others on a link, behind a read of little but operations: a broker needs as
+/// The bound of a read beside others on a link, in bytes, behind a read of little but operations: a broker needs as
 /// long for these 40 as for a large publish.
 const LEAST_BESIDE_OTHERS: usize = 512;
 /// Operations in a read, publishes apart, beyond which the next one is the least.

@@ -99,6 +99,9 @@ pub enum Pace {
     Slow,
 }
 
+/// A trunk's place among those that wait for room: how fast it is, and since when it waits.
+pub(super) type RoomPlace = (Pace, Instant, TrunkId);
+
 /// Bytes that are taken from a budget, and given back at the end.
 #[derive(Debug)]
 pub struct Charge {
@@ -154,12 +157,14 @@ impl Budget {
         self.used.get()
     }
 
-    /// Whether so many bytes leave half of the total free, or are in it where all of it may be
-    /// used; the first [`Charge`] always may be taken.
-    pub fn has_room(&self, bytes: usize, all: bool) -> bool {
-        let wanted = self.used.get().saturating_add(bytes);
-        let total = self.total.get();
-        self.charges.get() == 0 || wanted <= if all { total } else { total / 2 }
+    /// Bytes that may be in use.
+    pub fn total(&self) -> usize {
+        self.total.get()
+    }
+
+    /// Whether so many more bytes are within `most`; the first [`Charge`] always may be taken.
+    pub fn has_room(&self, bytes: usize, most: usize) -> bool {
+        self.charges.get() == 0 || self.used.get().saturating_add(bytes) <= most
     }
 
     /// Whether more than half of the total is in use.
@@ -216,8 +221,8 @@ pub struct Bus {
     dial_queue: DialQueue,
     at_barrier: BTreeSet<TrunkId>,
     woken: Vec<TrunkId>,
-    /// Trunks that wait for room for a large message (R33), since when.
-    awaiting_room: BTreeSet<(Pace, Instant, TrunkId)>,
+    /// Trunks that wait for room for a large message (R33).
+    awaiting_room: BTreeSet<RoomPlace>,
     fence_window: (Instant, u32),
     /// Whether the operator knows that PONGs of this outage are unproven (R3).
     unproven_said: bool,
@@ -688,20 +693,30 @@ impl Bus {
     /// consumer: those that hold the room are closed first (R25).
     pub(super) fn take_room(
         &mut self,
-        (pace, since, trunk): (Pace, Instant, TrunkId),
+        place: RoomPlace,
         bytes: usize,
         now: Instant,
     ) -> Option<Charge> {
+        let (_, since, _) = place;
         let waited = now.saturating_duration_since(since);
         let budget = &self.budgets.pending;
-        if waited < ROOM_WITHIN && !budget.has_room(bytes, waited >= ROOM_HALF) {
-            self.awaiting_room.insert((pace, since, trunk));
+        let most = match waited < ROOM_HALF {
+            true => budget.total() / 2,
+            false => budget.total(),
+        };
+        if waited < ROOM_WITHIN && !budget.has_room(bytes, most) {
+            self.awaiting_room.insert(place);
             return None;
         }
         let charge = Charge::new(Rc::clone(budget), bytes);
-        self.awaiting_room.remove(&(pace, since, trunk));
+        self.leave_room_queue(place);
         self.wake_awaiting_room();
         Some(charge)
+    }
+
+    /// A trunk waits for room no more.
+    pub(super) fn leave_room_queue(&mut self, place: RoomPlace) {
+        self.awaiting_room.remove(&place);
     }
 
     /// There may be room for the next one.
@@ -712,26 +727,20 @@ impl Bus {
 
     /// Whether another fence may be sent now, within the bus's rate (R7).
     pub(super) fn may_fence(&mut self, now: Instant) -> bool {
-        let (start, sent) = &mut self.fence_window;
-        if now.saturating_duration_since(*start) >= FENCE_WINDOW {
-            (*start, *sent) = (now, 0);
+        if now.saturating_duration_since(self.fence_window.0) >= FENCE_WINDOW {
+            self.fence_window = (now, 0);
         }
-        if *sent >= self.settings.fences_per_second / FENCE_WINDOWS_PER_SECOND {
-            return false;
-        }
-        *sent += 1;
-        true
+        let may = self.fences_from() <= now;
+        self.fence_window.1 += u32::from(may);
+        may
     }
 
     /// Since when, or from when on, the bus's rate has room for another fence.
     pub(super) fn fences_from(&self) -> Instant {
         let (start, sent) = self.fence_window;
-        let is_used_up = sent >= self.settings.fences_per_second / FENCE_WINDOWS_PER_SECOND;
-        start
-            + if is_used_up {
-                FENCE_WINDOW
-            } else {
-                Duration::ZERO
-            }
+        match sent < self.settings.fences_per_second / FENCE_WINDOWS_PER_SECOND {
+            true => start,
+            false => start + FENCE_WINDOW,
+        }
     }
 }

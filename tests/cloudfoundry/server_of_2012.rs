@@ -43,8 +43,8 @@ fn components(natsmux: &Natsmux, connect: &str) -> [RawClient; 2] {
     components
 }
 
-/// What `/varz` says may be so old: of before a server died, or came back.
-const SNAPSHOT_AGE: Duration = Duration::from_millis(300);
+/// A snapshot in `/varz` is of less than this ago: of before a server died, or came back.
+const SNAPSHOT_AGE: Duration = Duration::from_millis(20);
 
 fn wait_links(natsmux: &Natsmux) {
     thread::sleep(SNAPSHOT_AGE);

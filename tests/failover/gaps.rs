@@ -12,7 +12,7 @@ const FED_EVERY: Duration = Duration::from_millis(2);
 const SUBSCRIBERS: usize = 10;
 /// Without the compiler's help, and on a machine that does something else, natsmux takes longer.
 const GAP_MOST_US: u64 = if cfg!(debug_assertions) {
-    250_000
+    100_000
 } else {
     50_000
 };

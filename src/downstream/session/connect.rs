@@ -11,7 +11,7 @@ use crate::proto::encode;
 use crate::upstream::trunk::MoveReason;
 use crate::upstream::{Bus, CloseReason, Trunk};
 
-/// What the server of 2012 says to a CONNECT that it can't read.
+/// The answer of the server of 2012 to a CONNECT that it can't read.
 const INVALID_CONFIG: &[u8] =
     b"-ERR 'Invalid config, valid JSON required for connection configuration'\r\n";
 

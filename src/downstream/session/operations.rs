@@ -3,6 +3,7 @@
 use super::{Home, Session};
 use crate::clock::Instant;
 use crate::proto::client::{self, ClientFault, ClientLimits, ClientOp, Publish, Scan};
+use crate::proto::connect::ConnectInfo;
 use crate::upstream::{Bus, CloseReason};
 
 /// What is to be done with the bytes behind those that were handled.
@@ -92,8 +93,7 @@ impl Session {
             }
             (ClientOp::Connect { json }, Some(home)) => {
                 // One that can't be read changes nothing.
-                let mut connect = self.connect.as_deref().cloned().unwrap_or_default();
-                connect.merge(json).is_ok() && home.trunk.must_depart(home.id, now, bus)
+                ConnectInfo::parse(json).is_ok() && home.trunk.must_depart(home.id, now, bus)
             }
             _ => false,
         }

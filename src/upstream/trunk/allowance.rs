@@ -1,4 +1,4 @@
-//! What a session may ask for at once, and how fast it may ask again.
+//! The rate at which a session may ask for what is costly.
 
 use std::time::Duration;
 

@@ -372,6 +372,7 @@ impl Trunk {
 
     /// Takes a link out and has its socket closed.
     pub(super) fn drop_link(&mut self, at: usize, abort: bool, bus: &mut Bus) -> Link {
+        self.give_room(at, bus);
         let mut link = self.links.remove(at);
         if std::mem::take(&mut link.dialing) {
             bus.dial_ended(link.broker);
@@ -535,6 +536,7 @@ impl Trunk {
             let refused = link.account.refused.min(unsettled);
             bus.counters.refused += refused;
             bus.counters.in_doubt += unsettled - refused;
+            link.room.give(bus);
         }
         self.actions = Queue::default();
         self.subscriptions = Subscriptions::default();

@@ -77,10 +77,14 @@ impl Trunk {
         now: Instant,
         bus: &mut Bus,
     ) -> (usize, Option<usize>) {
+        let limits = |trunk: &Self| {
+            let at = trunk.link_index(id);
+            at.map(|at| ServerLimits::of_broker(trunk.links[at].max_payload))
+        };
         let mut used = 0;
+        let mut within = limits(self).unwrap_or_default();
         while let Some(at) = self.link_index(id) {
-            let limits = ServerLimits::of_broker(self.links[at].max_payload);
-            let scanned = server::scan(&bytes[used..], &limits);
+            let scanned = server::scan(&bytes[used..], &within);
             if self.links[at].phase < Phase::Authenticating && is_early(&scanned) {
                 self.fail(at, Failure::Garbage, now, bus);
                 continue;
@@ -88,7 +92,11 @@ impl Trunk {
             match scanned {
                 ServerScan::Op { op, len } => {
                     used += len;
+                    let is_info = matches!(op, ServerOp::Info { .. });
                     self.handle_op(at, op, now, bus);
+                    if is_info {
+                        within = limits(self).unwrap_or_default();
+                    }
                 }
                 ServerScan::Incomplete { need } => return (used, need),
                 ServerScan::Fault(_) => {

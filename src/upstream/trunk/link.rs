@@ -20,7 +20,7 @@ use crate::upstream::roster::BrokerId;
 /// the flood before it alone.
 const WINDOW_LEAST: u64 = 128 * 1024;
 const WINDOW_MOST: u64 = 16 * 1024 * 1024;
-/// What each SUB and UNSUB counts as in that window, besides its bytes.
+/// Bytes that each SUB and UNSUB counts as in that window, besides its own.
 const OPERATION_WEIGHT: usize = 128;
 /// A fence is late that was answered after this and one and a half of the link's shortest round
 /// trip: a window's worth of work at the broker, whose other connections wait for it as well.
@@ -495,6 +495,25 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn operations_fill_the_window_by_what_they_cost_a_broker() {
+        let now = Instant::now();
+        let retention = Retention::UntilWritten;
+        let mut link = Link::new(LinkId(0), BrokerId(0), retention, now, now);
+        let frame = b"SUB a b\r\n";
+        let fit = WINDOW_LEAST as usize / (frame.len() + OPERATION_WEIGHT);
+        for slot in 0..=fit as u32 {
+            assert!(!link.is_overrun(), "{slot} of {fit}");
+            let generation = 0;
+            link.operations
+                .subscribe(UpstreamSid { slot, generation }, 1);
+            link.push_operation(frame, OkOwner::Nobody, 1, now);
+        }
+        assert!(link.is_overrun());
+        link.operations.prove(1);
+        assert!(!link.is_overrun());
+    }
 
     #[test]
     fn the_window_grows_with_timely_answers_and_shrinks_with_late_ones() {

@@ -247,7 +247,7 @@ pub struct Trunk {
     shared: bool,
     /// A broker took no more subscriptions when there were so many.
     crowded: Option<sharing::Crowded>,
-    /// Who got most when the broker closed a shared link, and when.
+    /// The session that got most when the broker closed a shared link, and when.
     greedy: Option<(SessionId, Instant)>,
     /// Since when a shared trunk has no session.
     idle_since: Option<Instant>,

@@ -13,7 +13,7 @@ use super::link::{Link, LinkId};
 use super::slot::Slot;
 use crate::clock::Instant;
 use crate::ledger::SessionId;
-use crate::upstream::bus::{Bus, Charge, Pace, ROOM_LOOK};
+use crate::upstream::bus::{Bus, Charge, Pace, ROOM_LOOK, RoomPlace};
 
 /// Bytes waiting for a component beyond which its own link isn't read.
 const STALL_ABOVE: usize = 256 * 1024;
@@ -68,13 +68,25 @@ pub(super) enum Room {
     /// It needs none.
     #[default]
     Unasked,
-    /// There was none since then; it is looked for `again`.
-    Awaited { since: Instant, again: Instant },
+    /// There was none; it is looked for `again`.
+    Awaited { place: RoomPlace, again: Instant },
     /// It has it.
     Taken(Charge),
 }
 
 impl Room {
+    /// It is needed no more.
+    pub(super) fn give(self, bus: &mut Bus) {
+        match self {
+            Self::Unasked => {}
+            Self::Awaited { place, .. } => bus.leave_room_queue(place),
+            Self::Taken(charge) => {
+                drop(charge);
+                bus.wake_awaiting_room();
+            }
+        }
+    }
+
     /// When room is looked for again.
     pub(super) fn look_at(&self) -> Option<Instant> {
         match self {
@@ -191,27 +203,21 @@ impl Trunk {
         if need <= LARGE || self.shared {
             return false;
         }
-        let since = match link.room {
+        let place = match link.room {
             Room::Taken(_) => return false,
-            Room::Unasked => now,
-            Room::Awaited { since, .. } => since,
+            Room::Unasked => (self.pace, now, self.id),
+            Room::Awaited { place, .. } => place,
         };
-        link.room = match bus.take_room((self.pace, since, self.id), need, now) {
-            Some(charge) => Room::Taken(charge),
-            None => {
-                let again = now + ROOM_LOOK;
-                Room::Awaited { since, again }
-            }
-        };
-        matches!(link.room, Room::Awaited { .. })
+        let charge = bus.take_room(place, need, now);
+        let waits = charge.is_none();
+        let again = now + ROOM_LOOK;
+        link.room = charge.map_or(Room::Awaited { place, again }, Room::Taken);
+        waits
     }
 
-    /// A link's unfinished message is whole.
+    /// A link's unfinished message is whole, or will never be.
     pub(super) fn give_room(&mut self, at: usize, bus: &mut Bus) {
-        if let Room::Taken(charge) = std::mem::take(&mut self.links[at].room) {
-            drop(charge);
-            bus.wake_awaiting_room();
-        }
+        std::mem::take(&mut self.links[at].room).give(bus);
     }
 
     /// How much of what a broker sends may be read at once, in bytes: a component that reads

@@ -149,7 +149,7 @@ impl Trunk {
         }
     }
 
-    /// The same for a SUB or UNSUB of this length.
+    /// Counts a SUB or UNSUB of this length, and its share of the broker's time.
     fn note_operation_bytes(&mut self, session: SessionId, at: usize, len: usize, now: Instant) {
         self.note_bytes(session, at, len.max(super::OPERATION_BYTES), now);
         if self.links[at].is_contended(now)
@@ -183,7 +183,7 @@ impl Trunk {
     ) {
         let covered_by = self.next_ping;
         let (mut is_known, mut again, mut new) = (true, false, None);
-        // What the server of 2012 takes, all take: few SUBs have natsmux ask which one it is.
+        // All brokers take what the one of 2012 takes: few SUBs have natsmux ask which one it is.
         let is_valid = subject::is_valid_subscription_of_2012(subject)
             || (subject::is_valid_subscription(subject) && !bus.roster.are_of_2012());
         let upstream = if is_valid {

@@ -326,6 +326,17 @@ fn a_sentinel_fences_although_the_rate_is_used_up() {
 }
 
 #[test]
+fn an_error_that_a_pong_explains_has_a_fence_at_once_within_the_rate() {
+    let mut bench = Bench::live(PLAIN);
+    bench.subscribe(b"a", b"1");
+    bench.broker(b"-ERR 'maximum subscriptions exceeded'\r\n");
+    assert!(bench.trunk.poll_timeout(&bench.bus).expect("due") <= bench.now);
+    bench.bus.settings.fences_per_second = 0;
+    let due = bench.trunk.poll_timeout(&bench.bus).expect("a timer");
+    assert!(due > bench.now, "what is put off isn't asked for at once");
+}
+
+#[test]
 fn a_broker_that_is_away_for_a_moment_may_still_accept() {
     let mut bench = Bench::live(PLAIN);
     bench.pass(Duration::from_millis(1500));
@@ -959,10 +970,9 @@ fn what_a_frozen_brokers_kernel_takes_is_no_sign_of_life() {
     );
 }
 
-#[test]
-fn one_that_floods_beside_others_waits_for_its_pong_and_no_longer() {
-    const PLENTY: usize = 2 * FAIR_BYTES / OPERATION_BYTES;
-    let mut bench = Bench::new(r#"{"verbose":false,"pedantic":false}"#);
+/// Two sessions on a shared trunk with a live link.
+fn sharers() -> (Bench, [SessionId; 2]) {
+    let mut bench = Bench::new(PLAIN);
     let connect = Rc::clone(&bench.trunk.connect);
     bench.trunk = Trunk::shared(TrunkId(0), &connect, "shared".to_owned());
     let sessions = [(); 2].map(|()| {
@@ -973,6 +983,49 @@ fn one_that_floods_beside_others_waits_for_its_pong_and_no_longer() {
     bench.session = sessions[0];
     bench.take_dial();
     bench.join();
+    (bench, sessions)
+}
+
+#[test]
+fn subs_and_unsubs_are_paced_beside_one_that_writes() {
+    let (mut bench, sessions) = sharers();
+    let churn = |bench: &mut Bench, count: usize| {
+        for _ in 0..count / 2 {
+            bench.subscribe(b"a", b"1");
+            let (session, now) = (bench.session, bench.now);
+            bench
+                .trunk
+                .unsubscribe(session, b"1", None, now, &mut bench.bus);
+        }
+        bench.pass(Duration::ZERO);
+        while bench.told().contains("PING\r\n") {
+            bench.broker(b"PONG\r\n");
+        }
+    };
+    let wants = |bench: &mut Bench, at: usize| {
+        let session = sessions[at];
+        bench.trunk.wants_read(session, bench.now, &bench.bus)
+    };
+    // Alone, as many as the broker takes.
+    churn(&mut bench, 10_000);
+    assert!(wants(&mut bench, 0));
+    let (now, bus) = (bench.now, &mut bench.bus);
+    bench
+        .trunk
+        .publish(sessions[1], b"PUB b 0\r\n\r\n", 1, now, bus);
+    churn(&mut bench, 4_000);
+    assert!(wants(&mut bench, 0));
+    churn(&mut bench, 200);
+    assert!(!wants(&mut bench, 0) && wants(&mut bench, 1));
+    bench.pass(Duration::from_millis(2));
+    assert!(wants(&mut bench, 0), "it has earned some");
+}
+
+#[test]
+fn one_that_floods_beside_others_waits_for_its_pong_and_no_longer() {
+    const PLENTY: usize = 2 * FAIR_BYTES / OPERATION_BYTES;
+    let (mut bench, sessions) = sharers();
+    let connect = Rc::clone(&bench.trunk.connect);
     let reads = |bench: &mut Bench| {
         sessions.map(|session| bench.trunk.wants_read(session, bench.now, &bench.bus))
     };
@@ -1114,6 +1167,32 @@ fn a_large_message_waits_for_room_in_the_budget() {
     bench.broker(&vec![b'x'; 499_000]);
     bench.broker(b"\r\n");
     assert_eq!(budget.used(), 0, "until it is whole");
+}
+
+#[test]
+fn a_link_that_ends_leaves_its_room_and_its_place_to_others() {
+    let mut bench = Bench::live(PLAIN);
+    bench.subscribe(b"foo", b"1");
+    bench.bus.budgets.pending = Rc::new(Budget::new(1024 * 1024));
+    let budget = Rc::clone(&bench.bus.budgets.pending);
+    let wants = |bench: &mut Bench| {
+        let (link, now) = (bench.link, bench.now);
+        bench.trunk.wants_link_read(link, now, &mut bench.bus)
+    };
+    bench.broker(b"MSG foo 0 500000\r\nx");
+    assert!(wants(&mut bench));
+    bench.lose();
+    assert_eq!(budget.used(), 0);
+    bench.join();
+    bench.broker(b"PONG\r\n");
+    let others = Charge::new(Rc::clone(&budget), 1024 * 1024);
+    bench.broker(b"MSG foo 0 500000\r\nx");
+    assert!(!wants(&mut bench));
+    bench.lose();
+    bench.bus.take_woken();
+    drop(others);
+    bench.bus.wake_awaiting_room();
+    assert_eq!(bench.bus.take_woken(), [], "nobody waits");
 }
 
 #[test]
