@@ -1,10 +1,12 @@
 //! Simulation of the pure machines: seeded, virtual time, model brokers and components.
 //!
 //! `SEEDS=n` sets how many seeds a batch runs, `FIRST=x` with which it begins, `VIOLATIONS=n`
-//! after how many it ends, `SEED=x` replays one with a readable trace. A run has a safety phase with faults and then a phase
-//! without, in which everything must heal; the oracle judges every frame. A batch fails on
-//! any violation, on a seed that doesn't repeat itself, and where an interesting state was
-//! never reached.
+//! after how many it ends, `HASHES=yes` prints the hash of each trace, `SEED=x` replays one with
+//! a readable trace. A run has a safety phase with faults and then a phase without, in which
+//! everything must heal; the oracle judges every frame. A batch fails on any violation, on a
+//! seed that doesn't repeat itself, and where an interesting state was never reached.
+//!
+//! A change that only moves code leaves the hash of all traces as it was.
 
 #![expect(unreachable_pub, reason = "a test is a crate of its own")]
 
@@ -154,6 +156,9 @@ fn run(seed: u64, verbose: bool, base: Instant) -> Outcome {
 struct Tally {
     /// Violations after which a batch ends.
     enough: usize,
+    prints_hashes: bool,
+    /// The hashes of all traces, added up.
+    hash: AtomicU64,
     next: AtomicU64,
     events: AtomicU64,
     stop: AtomicBool,
@@ -164,6 +169,7 @@ struct Tally {
 fn batch(first: u64, seeds: u64, base: Instant) -> ExitCode {
     let tally = Tally {
         enough: number("VIOLATIONS").unwrap_or(10),
+        prints_hashes: std::env::var_os("HASHES").is_some(),
         ..Tally::default()
     };
     let threads = std::thread::available_parallelism()
@@ -187,6 +193,10 @@ fn work(first: u64, seeds: u64, base: Instant, tally: &Tally) {
         let seed = first + at;
         let outcome = run(seed, false, base);
         tally.events.fetch_add(outcome.events, Ordering::Relaxed);
+        tally.hash.fetch_add(outcome.hash, Ordering::Relaxed);
+        if tally.prints_hashes {
+            println!("seed {seed} hash {:016x}", outcome.hash);
+        }
         for mark in outcome.marks {
             *marks.entry(mark).or_insert(0) += 1;
         }
@@ -227,7 +237,8 @@ fn report(first: u64, seeds: u64, base: Instant, tally: &Tally) -> ExitCode {
     }
     let ran = tally.next.load(Ordering::Relaxed).min(seeds);
     let events = tally.events.load(Ordering::Relaxed);
-    println!("from seed {first} on, {events} events");
+    let hash = tally.hash.load(Ordering::Relaxed);
+    println!("from seed {first} on, {events} events, trace hash {hash:016x}");
     println!(
         "{ran} seeds, {} violations, {:.1} seconds",
         violations.len(),
