@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 0 | [`clock`] | points in time |
 //! | 0 | [`queue`] | queues that are mostly empty |
-//! | 0 | [`contained`] | what a panic may take along |
+//! | 0 | [`catch_panic`] | the end of a panic |
 //! | 0 | [`proto`] | the NATS protocol as bytes (pure) |
 //! | 0 | [`config`] | what was written, and what it means |
 //! | 0 | [`telemetry`] | logging, counters, snapshots |
@@ -19,9 +19,9 @@
 //! | 5 | [`daemon`] | builds, runs, reloads, drains |
 
 pub mod admin;
+pub mod catch_panic;
 pub mod clock;
 pub mod config;
-pub mod contained;
 pub mod daemon;
 pub mod downstream;
 pub mod ledger;

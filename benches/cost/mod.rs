@@ -9,15 +9,15 @@ use std::time::Duration;
 use natsmux::clock::Instant;
 
 use natsmux::config::{Admit, BrokerAddr, BusLimits, Delivery, Sharing, Timings, Topology};
-use natsmux::downstream::session::{Home, Session, SessionAction};
+use natsmux::downstream::session::{Session, SessionAction, Upstream};
 use natsmux::ledger::{Seen, SessionId, Subscribed, Subscriptions, UpstreamSid};
 use natsmux::net::{Outbox, Retention};
 use natsmux::proto::client::{self, ClientLimits, Scan};
 use natsmux::proto::encode;
 use natsmux::proto::info::ServerInfo;
 use natsmux::proto::server::{self, ServerLimits, ServerScan};
-use natsmux::upstream::admission::Admission;
-use natsmux::upstream::roster::{Failure, Placement};
+use natsmux::upstream::brokers::admission::Admission;
+use natsmux::upstream::brokers::roster::{Failure, Placement};
 use natsmux::upstream::trunk::{Action, LinkId};
 use natsmux::upstream::{Budget, Budgets, Bus, Roster, Settings, Trunk, TrunkId};
 
@@ -219,7 +219,7 @@ impl Site {
         let budget = || Rc::new(Budget::new(1 << 30));
         let budgets = Budgets {
             held: budget(),
-            early: budget(),
+            input: budget(),
             pending: budget(),
         };
         let mut bus = Bus::new(
@@ -246,7 +246,7 @@ impl Site {
                 true => trunk.join(out, &connect, now, &mut bus),
                 false => trunk.attach(out, sent, now, &mut bus),
             };
-            session.handle_attached(Home { trunk, id }, now, &mut bus);
+            session.handle_attached(Upstream { trunk, id }, now, &mut bus);
             entered.push((session, id));
         }
         let mut trunk = trunk.expect("at least one session");
@@ -270,7 +270,7 @@ impl Site {
         site.trunk.handle_wake(now, &mut site.bus);
         for at in 0..site.sessions.len() {
             let (session, id) = &mut site.sessions[at];
-            let home = Home {
+            let home = Upstream {
                 trunk: &mut site.trunk,
                 id: *id,
             };
@@ -282,7 +282,7 @@ impl Site {
     /// A component sends this.
     pub(crate) fn send(&mut self, at: usize, bytes: &[u8]) {
         let (session, id) = &mut self.sessions[at];
-        let home = Home {
+        let home = Upstream {
             trunk: &mut self.trunk,
             id: *id,
         };

@@ -26,7 +26,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects, and is past the PONG behind CONNECT.
+    /// ConnectCache, and is past the PONG behind CONNECT.
     pub(crate) fn connect(address: &str) -> Self {
         let stream = TcpStream::connect(address).expect("somebody listens");
         let mut client = Self::new(stream);

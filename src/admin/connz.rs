@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::Source;
 use super::query::{BadValue, Query};
-use super::shape::{nats_duration, rfc3339};
+use super::time_format::{nats_duration, rfc3339};
 use crate::telemetry::{SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
 /// Connections, or subscriptions, in one answer where nothing else is asked for.

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::Source;
 use super::query::{BadValue, Query};
-use super::shape::rfc3339;
+use super::time_format::rfc3339;
 use crate::telemetry::{Event, Snapshot};
 
 /// Pause after which a stream shows that it lives.

@@ -14,9 +14,9 @@ mod process;
 mod query;
 mod routes;
 mod server;
-mod shape;
 #[cfg(test)]
 mod tests;
+mod time_format;
 mod varz;
 
 use std::future::Future;

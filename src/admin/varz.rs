@@ -9,7 +9,7 @@
 use serde_json::{Map, Value, json};
 
 use super::process::{self, CpuMeter};
-use super::shape::{nats_duration, rfc3339};
+use super::time_format::{nats_duration, rfc3339};
 use crate::telemetry::{BrokerSnapshot, BusSnapshot, Counters, Snapshot};
 
 /// The body of `/varz`. `requests` are the HTTP requests by path.

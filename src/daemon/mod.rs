@@ -6,9 +6,9 @@
 
 mod keys;
 mod limits;
-mod picture;
 #[cfg(feature = "turmoil")]
 pub mod simulated;
+mod snapshot;
 mod source;
 mod worker;
 

@@ -21,20 +21,20 @@ use tokio::task::{self, LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::picture::{bus_snapshot, session_snapshot, subscription_snapshots};
+use super::snapshot::{bus_snapshot, session_snapshot, subscription_snapshots};
 use crate::clock::Instant;
 use crate::config::{BusConfig, Config, Failback, Topology};
+use crate::downstream::frontend::{Frontend, Identity};
 use crate::downstream::listener;
-use crate::downstream::shared::{Identity, Shared};
 use crate::net::now;
 use crate::net::socket::{self, Bound};
 use crate::proto::connect::Secret;
 use crate::proto::info::NATSMUX_ID;
 use crate::telemetry::{BusSnapshot, Counters, SessionSnapshot, Snapshot, SubscriptionSnapshot};
-use crate::upstream::admission::Admission;
-use crate::upstream::pool::{Pool, ReadBuffer};
-use crate::upstream::presence::Presence;
-use crate::upstream::roster::Placement;
+use crate::upstream::brokers::admission::Admission;
+use crate::upstream::brokers::presence::Presence;
+use crate::upstream::brokers::roster::Placement;
+use crate::upstream::io::pool::{Pool, ReadBuffer};
 use crate::upstream::{Budget, Budgets, Bus, Roster, Settings};
 
 /// How long components wait at start for the first broker's INFO (R17).
@@ -214,7 +214,7 @@ pub(super) async fn run(start: Start, queue: Queue, stop: CancellationToken) {
 
 /// One bus as the worker runs it.
 struct Running {
-    shared: Rc<Shared>,
+    frontend: Rc<Frontend>,
     listen: SocketAddr,
     removed: Cell<bool>,
 }
@@ -245,7 +245,7 @@ impl Worker {
             buffer: Rc::new(RefCell::new(vec![0; socket::READ_BYTES])),
             budgets: Budgets {
                 held: Rc::new(Budget::new(limits.publish_buffer_total)),
-                early: Rc::new(Budget::new(limits.lenient_buffer_total)),
+                input: Rc::new(Budget::new(limits.lenient_buffer_total)),
                 pending: Rc::new(Budget::new(limits.max_pending_total)),
             },
             started: (now(), SystemTime::now()),
@@ -327,7 +327,7 @@ impl Worker {
             .first()
             .and_then(|listener| socket::local_addr(listener).ok());
         let running = Running {
-            shared: Rc::new(Shared::new(
+            frontend: Rc::new(Frontend::new(
                 pool,
                 listeners.len(),
                 Rc::clone(&self.identity),
@@ -336,24 +336,24 @@ impl Worker {
             removed: Cell::new(false),
         };
         for listener in listeners {
-            self.listen(listener, &running.shared);
+            self.listen(listener, &running.frontend);
         }
         self.buses.borrow_mut().push(running);
     }
 
-    fn listen(&self, listener: Bound, shared: &Rc<Shared>) {
-        let shared = Rc::clone(shared);
+    fn listen(&self, listener: Bound, frontend: &Rc<Frontend>) {
+        let frontend = Rc::clone(frontend);
         if let Ok(addr) = socket::local_addr(&listener) {
-            info!(bus = shared.pool.name, %addr, "listening");
+            info!(bus = frontend.pool.name, %addr, "listening");
         }
-        shared.tasks.clone().spawn_local(async move {
-            wait_for_first_info(&shared.pool).await;
+        frontend.tasks.clone().spawn_local(async move {
+            wait_for_first_info(&frontend.pool).await;
             match socket::into_listener(listener).await {
                 Ok(listener) => {
-                    shared.starting.set(shared.starting.get() - 1);
-                    listener::accept(listener, shared).await;
+                    frontend.starting.set(frontend.starting.get() - 1);
+                    listener::accept(listener, frontend).await;
                 }
-                Err(error) => warn!(bus = shared.pool.name, %error, "can't listen"),
+                Err(error) => warn!(bus = frontend.pool.name, %error, "can't listen"),
             }
         });
     }
@@ -366,17 +366,17 @@ impl Worker {
             .held
             .set_total(config.limits.publish_buffer_total);
         self.budgets
-            .early
+            .input
             .set_total(config.limits.lenient_buffer_total);
         self.budgets
             .pending
             .set_total(config.limits.max_pending_total);
         for running in self.buses.borrow().iter() {
-            let pool = &running.shared.pool;
+            let pool = &running.frontend.pool;
             let Some(bus) = config.buses.iter().find(|bus| bus.name == pool.name) else {
                 if !running.removed.replace(true) {
                     info!(bus = pool.name, "bus removed, draining");
-                    running.shared.drain();
+                    running.frontend.drain();
                     pool.close_idle();
                 }
                 continue;
@@ -411,15 +411,15 @@ impl Worker {
         }
     }
 
-    fn drain_all(&self) -> Vec<Rc<Shared>> {
+    fn drain_all(&self) -> Vec<Rc<Frontend>> {
         let buses = self.buses.borrow();
         for running in buses.iter() {
-            running.shared.drain();
-            running.shared.tasks.close();
+            running.frontend.drain();
+            running.frontend.tasks.close();
         }
         buses
             .iter()
-            .map(|running| Rc::clone(&running.shared))
+            .map(|running| Rc::clone(&running.frontend))
             .collect()
     }
 
@@ -428,7 +428,7 @@ impl Worker {
             .buses
             .borrow()
             .iter()
-            .map(|running| bus_snapshot(&running.shared))
+            .map(|running| bus_snapshot(&running.frontend))
             .collect();
         let mut counters = Counters::default();
         for bus in &buses {
@@ -436,7 +436,7 @@ impl Worker {
         }
         let all = self.buses.borrow();
         let first = all.first();
-        let infos = first.map(|running| running.shared.pool.bus.borrow());
+        let infos = first.map(|running| running.frontend.pool.bus.borrow());
         let max_payload =
             infos.and_then(|bus| bus.roster.infos().map(|info| info.max_payload).min());
         Snapshot {
@@ -464,11 +464,11 @@ impl Worker {
         let mut sessions: Vec<_> = buses
             .iter()
             .flat_map(|running| {
-                let cards = running.shared.cards.above(page.after, page.count);
-                let shared = &running.shared;
-                cards
+                let connections = running.frontend.connections.above(page.after, page.count);
+                let frontend = &running.frontend;
+                connections
                     .into_iter()
-                    .map(move |card| session_snapshot(shared, &card, now))
+                    .map(move |info| session_snapshot(frontend, &info, now))
             })
             .collect();
         // Numbers are shared by all buses: behind a page's last one, all is still to come.
@@ -479,12 +479,12 @@ impl Worker {
 
     fn subscriptions(&self, page: &SubscriptionPage) -> SubscriptionList {
         let buses = self.buses.borrow();
-        let mut cards = buses
+        let mut connections = buses
             .iter()
-            .map(|running| running.shared.cards.get(page.cid));
-        let card = cards.find_map(|card| card);
-        card.map_or_else(SubscriptionList::default, |card| {
-            subscription_snapshots(&card, page)
+            .map(|running| running.frontend.connections.get(page.cid));
+        let info = connections.find_map(|info| info);
+        info.map_or_else(SubscriptionList::default, |info| {
+            subscription_snapshots(&info, page)
         })
     }
 }
@@ -526,9 +526,9 @@ async fn wait_for_first_info(pool: &Pool) {
     }
 }
 
-async fn drain(buses: Vec<Rc<Shared>>, reply: oneshot::Sender<()>) {
-    for shared in buses {
-        shared.tasks.wait().await;
+async fn drain(buses: Vec<Rc<Frontend>>, reply: oneshot::Sender<()>) {
+    for frontend in buses {
+        frontend.tasks.wait().await;
     }
     // The control thread may have run out of patience.
     let _ = reply.send(());

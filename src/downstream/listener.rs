@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
-use super::driver;
+use super::connection;
+use super::frontend::{self, Counted, Frontend};
 use super::session::Session;
-use super::shared::{self, Counted, Shared};
-use crate::contained::contained;
+use crate::catch_panic::catch_panic;
 use crate::net::socket::{self, Listener, Stream};
 use crate::net::{Port, now};
 
@@ -18,24 +18,24 @@ use crate::net::{Port, now};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts on one address until the bus drains.
-pub async fn accept(listener: Listener, shared: Rc<Shared>) {
+pub async fn accept(listener: Listener, frontend: Rc<Frontend>) {
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
             biased;
-            () = shared.closed.cancelled() => return,
+            () = frontend.closed.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
                 failing = false;
                 // Others must still be let in.
-                let _ = contained(|| welcome(stream, peer, &shared));
+                let _ = catch_panic(|| welcome(stream, peer, &frontend));
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    warn!(bus = shared.pool.name, %error, "can't accept connections, retrying");
+                    warn!(bus = frontend.pool.name, %error, "can't accept connections, retrying");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -43,31 +43,37 @@ pub async fn accept(listener: Listener, shared: Rc<Shared>) {
     }
 }
 
-fn welcome(stream: Stream, peer: SocketAddr, shared: &Rc<Shared>) {
+fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
     socket::tune(&stream);
-    let identity = Rc::clone(&shared.identity);
+    let identity = Rc::clone(&frontend.identity);
     let cid = identity.next_cid.get() + 1;
     identity.next_cid.set(cid);
     let ends = (stream.local_addr(), stream.peer_addr());
-    let mut info = shared::info(ends, cid, usize::MAX, shared);
+    let mut info = frontend::info(ends, cid, usize::MAX, frontend);
     let full = identity.connections.get() >= identity.max_connections.get();
     if full {
         info.extend_from_slice(b"-ERR 'maximum connections exceeded'\r\n");
     }
     if !socket::send_first(&stream, &info) || full {
-        debug!(bus = shared.pool.name, %peer, full, "connection turned away");
+        debug!(bus = frontend.pool.name, %peer, full, "connection turned away");
         return;
     }
     let session = {
-        let mut bus = shared.pool.bus.borrow_mut();
+        let mut bus = frontend.pool.bus.borrow_mut();
         bus.counters.sessions_opened += 1;
         Session::new(now(), &bus)
     };
-    debug!(bus = shared.pool.name, cid, %peer, "session opened");
+    debug!(bus = frontend.pool.name, cid, %peer, "session opened");
     let (read, write) = stream.into_split();
     let port = Rc::new(Port::new(write));
-    let entry = shared.cards.enter(cid, peer, now());
+    let registration = frontend.connections.enter(cid, peer, now());
     let counted = Counted::new(identity);
-    let connection = driver::run(Rc::clone(shared), session, read, port, (entry, counted));
-    shared.tasks.spawn_local(connection);
+    let connection = connection::run(
+        Rc::clone(frontend),
+        session,
+        read,
+        port,
+        (registration, counted),
+    );
+    frontend.tasks.spawn_local(connection);
 }

@@ -1,11 +1,11 @@
 //! Towards components: the listener, and the session machine with its driver.
 
-pub mod card;
-pub mod driver;
-pub mod early;
+pub mod connection;
+pub mod frontend;
 pub mod listener;
+pub mod pending_input;
 mod read_size;
+pub mod registry;
 pub mod session;
-pub mod shared;
 
 pub use session::Session;

@@ -6,24 +6,24 @@
 
 mod chunks;
 mod clock;
-mod fair;
 mod listen;
 pub mod names;
 mod outbox;
 mod partial;
 mod port;
+mod readiness;
 #[cfg_attr(feature = "turmoil", path = "simulated.rs")]
 pub mod socket;
 mod timer;
 #[cfg(not(feature = "turmoil"))]
 mod unacked;
-mod watch;
+mod yield_after_io;
 
 pub use clock::now;
-pub use fair::wake_after_io;
 pub use listen::listen;
 pub use outbox::{Outbox, Retention, SHARED_LEAST, Unproven};
 pub use partial::Partial;
 pub use port::{Flush, Port};
+pub use readiness::Readiness;
 pub use timer::Timer;
-pub use watch::Watch;
+pub use yield_after_io::yield_after_io;

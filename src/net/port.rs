@@ -9,8 +9,8 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll, Waker};
 
 use super::Outbox;
-use super::fair::wake_after_io;
 use super::socket::{self, WriteHalf};
+use super::yield_after_io::yield_after_io;
 
 /// Chunks offered to one write.
 const SLICES: usize = 64;
@@ -65,11 +65,11 @@ impl Port {
 
     /// Ends a poll. A task that wakes itself would be polled before the runtime looks at its
     /// sockets: so it isn't woken at once by what it drives, but by
-    /// [`wake_after_io`](super::wake_after_io).
+    /// [`yield_after_io`](super::yield_after_io).
     pub fn rest(&self, cx: &mut Context<'_>) {
         self.awake.set(false);
         if self.woken.get() {
-            wake_after_io(cx);
+            yield_after_io(cx);
         }
     }
 

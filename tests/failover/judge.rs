@@ -75,7 +75,7 @@ impl Track {
         }
     }
 
-    /// Watches for the first message that is sent after `from`.
+    /// Liveness for the first message that is sent after `from`.
     pub(crate) fn watch(&mut self, from: u64) {
         self.watch_from = Some(from);
         self.watch_hit = None;

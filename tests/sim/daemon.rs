@@ -13,15 +13,15 @@ use std::time::{Duration, UNIX_EPOCH};
 use natsmux::clock::Instant;
 
 use natsmux::config::BrokerAddr;
-use natsmux::downstream::session::{Home, Session, SessionAction};
+use natsmux::downstream::session::{Session, SessionAction, Upstream};
 use natsmux::ledger::SessionId;
 use natsmux::net::Outbox;
 use natsmux::proto::connect::{ConnectInfo, Secret};
 use natsmux::proto::info::{FirstInfo, ServerInfo, first_info};
-use natsmux::upstream::admission::Admission;
-use natsmux::upstream::presence::Presence;
-use natsmux::upstream::roster::{Failure, Placement};
-use natsmux::upstream::sharers::{Sharers, sharing_key};
+use natsmux::upstream::brokers::admission::Admission;
+use natsmux::upstream::brokers::presence::Presence;
+use natsmux::upstream::brokers::roster::{Failure, Placement};
+use natsmux::upstream::io::shared_trunks::{SharedTrunks, sharing_key};
 use natsmux::upstream::trunk::{Action, LinkId, MoveReason, Report};
 use natsmux::upstream::{BrokerId, Budget, Budgets, Bus, CloseReason, Roster, Trunk, TrunkId};
 
@@ -57,7 +57,7 @@ pub struct Daemon {
     /// Drops that the oracle knows of.
     dropped: u64,
     next_trunk: u64,
-    sharers: Sharers,
+    shared_trunks: SharedTrunks,
 }
 
 /// A trunk and its sockets.
@@ -109,7 +109,7 @@ impl Daemon {
         let budget = |total| Rc::new(Budget::new(total));
         let budgets = Budgets {
             held: budget(1 << 20),
-            early: budget(1 << 20),
+            input: budget(1 << 20),
             pending: budget(plan.pending_total),
         };
         let mut bus = Bus::new(
@@ -136,7 +136,7 @@ impl Daemon {
             overflowed: BTreeSet::new(),
             dropped: 0,
             next_trunk: 0,
-            sharers: Sharers::default(),
+            shared_trunks: SharedTrunks::default(),
         }
     }
 
@@ -233,7 +233,7 @@ impl World {
                 )
             });
         }
-        self.trace(|| format!("{:?}", self.daemon.bus.watches));
+        self.trace(|| format!("{:?}", self.daemon.bus.liveness));
         self.oracle.fail(
             "harness",
             format!("the machines never come to rest: {busy:?}"),
@@ -549,7 +549,7 @@ impl World {
                 Action::Report(report) => self.reported(&report),
                 Action::Done => {
                     if let Some(io) = self.daemon.trunks.remove(&id) {
-                        self.daemon.sharers.leave(io.machine.connect(), id);
+                        self.daemon.shared_trunks.leave(io.machine.connect(), id);
                     }
                 }
             }
@@ -963,7 +963,8 @@ impl World {
             let home = io
                 .home
                 .and_then(|(trunk, slot)| Some((self.daemon.trunks.get(&trunk)?, slot)));
-            io.machine.has_early() && home.is_some_and(|(trunk, slot)| trunk.machine.is_ready(slot))
+            io.machine.has_pending_input()
+                && home.is_some_and(|(trunk, slot)| trunk.machine.is_ready(slot))
         });
         if waiting {
             self.with_session(no, |session, home, now, bus| {
@@ -1039,7 +1040,7 @@ impl World {
     fn with_session(
         &mut self,
         no: usize,
-        input: impl FnOnce(&mut Session, Option<Home<'_>>, Instant, &mut Bus),
+        input: impl FnOnce(&mut Session, Option<Upstream<'_>>, Instant, &mut Bus),
     ) {
         let now = self.instant();
         let Some(io) = self.daemon.sessions.get_mut(&no) else {
@@ -1047,7 +1048,7 @@ impl World {
         };
         let trunks = &mut self.daemon.trunks;
         let home = io.home.and_then(|(trunk, id)| {
-            Some(Home {
+            Some(Upstream {
                 trunk: &mut trunks.get_mut(&trunk)?.machine,
                 id,
             })
@@ -1195,11 +1196,14 @@ impl World {
             let trunk = &self.daemon.trunks.get(&id)?.machine;
             trunk.takes_sessions().then(|| trunk.session_count())
         };
-        let chosen = self.daemon.sharers.choose(&key, wanted, not, sessions);
+        let chosen = self
+            .daemon
+            .shared_trunks
+            .choose(&key, wanted, not, sessions);
         chosen.unwrap_or_else(|| {
             let name = "natsmux:sim:default".to_owned();
             let id = self.enter_trunk(session, |id| Trunk::shared(id, connect, name));
-            self.daemon.sharers.enter(key, id);
+            self.daemon.shared_trunks.enter(key, id);
             id
         })
     }
@@ -1367,7 +1371,7 @@ impl World {
     /// What must be true of natsmux itself once all is healed.
     pub fn judge_daemon(&mut self) {
         let budgets = &self.daemon.bus.budgets;
-        let used = [&budgets.held, &budgets.early, &budgets.pending].map(|budget| budget.used());
+        let used = [&budgets.held, &budgets.input, &budgets.pending].map(|budget| budget.used());
         let mut here = self
             .components
             .iter()
@@ -1430,7 +1434,7 @@ impl World {
 fn suspect_links(io: &TrunkIo, bus: &Bus) -> BTreeSet<u64> {
     let suspect = |link: &&LinkIo| {
         let broker = link.broker;
-        bus.watches.suspect_since(broker).is_some()
+        bus.liveness.suspect_since(broker).is_some()
     };
     io.links
         .values()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use natsmux::config::{Admit, BusLimits, Delivery, PongHold, Sharing, Timings, Topology};
 use natsmux::upstream::Settings;
-use natsmux::upstream::roster::Placement;
+use natsmux::upstream::brokers::roster::Placement;
 
 use super::broker::Flavour;
 use super::net::{MS, SECOND, Time, Weather};

@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
-use super::{Home, Session, SessionAction, Stage};
+use super::{Session, SessionAction, Stage, Upstream};
 use crate::clock::Instant;
-use crate::downstream::early::Early;
+use crate::downstream::pending_input::PendingInput;
 use crate::proto::client::{self, ClientOp, Scan};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
@@ -19,7 +19,7 @@ impl Session {
     pub(super) fn handle_connect(
         &mut self,
         json: &[u8],
-        home: Option<&mut Home<'_>>,
+        upstream: Option<&mut Upstream<'_>>,
         now: Instant,
         bus: &mut Bus,
     ) {
@@ -31,8 +31,8 @@ impl Session {
         let refusal = match connect.merge(json) {
             // The server of 2012 stays open.
             Err(_) if bus.roster.are_of_2012() => {
-                return match home {
-                    Some(home) => home.trunk.tell(home.id, INVALID_CONFIG, bus),
+                return match upstream {
+                    Some(upstream) => upstream.trunk.tell(upstream.id, INVALID_CONFIG, bus),
                     None => self.out().push(INVALID_CONFIG),
                 };
             }
@@ -42,23 +42,25 @@ impl Session {
         };
         if let Some(reason) = refusal {
             bus.counters.protocol_errors += 1;
-            return match home {
-                Some(home) => home.trunk.finish(home.id, reason, now, bus),
+            return match upstream {
+                Some(upstream) => upstream.trunk.finish(upstream.id, reason, now, bus),
                 None => self.close(reason),
             };
         }
         self.headers = connect.headers;
         let connect = bus.connects.share(connect);
         self.connect = Some(Rc::clone(&connect));
-        match home {
-            Some(home) if home.trunk.is_shared() => {
-                let keeps = !(again && drops_subscriptions(bus, home.trunk));
+        match upstream {
+            Some(upstream) if upstream.trunk.is_shared() => {
+                let keeps = !(again && drops_subscriptions(bus, upstream.trunk));
                 let why = MoveReason::Reconnect { keeps };
                 self.action = Some(SessionAction::Move { connect, why });
             }
-            Some(home) => {
-                let drop = again && drops_subscriptions(bus, home.trunk);
-                home.trunk.reconnect(home.id, connect, drop, now, bus);
+            Some(upstream) => {
+                let drop = again && drops_subscriptions(bus, upstream.trunk);
+                upstream
+                    .trunk
+                    .reconnect(upstream.id, connect, drop, now, bus);
             }
             None => self.ask_for_trunk(connect, true, now, bus),
         }
@@ -80,11 +82,14 @@ impl Session {
     pub(super) fn handle_before_connect(&mut self, op: ClientOp<'_>, frame: &[u8], bus: &mut Bus) {
         if !bus.roster.auth_required() {
             if matches!(op, ClientOp::Ping)
-                && self.early.as_ref().is_none_or(|early| early.is_empty())
+                && self
+                    .pending_input
+                    .as_ref()
+                    .is_none_or(|pending| pending.is_empty())
             {
                 return self.out().push(encode::PONG);
             }
-            if !self.early(bus).keep(frame) {
+            if !self.pending_input(bus).keep(frame) {
                 return self.close(CloseReason::EarlyBytesExceeded);
             }
             self.stage = Stage::Attaching;
@@ -97,24 +102,24 @@ impl Session {
         if !bus.settings.lenient_connect {
             return self.close(CloseReason::ConnectExpected);
         }
-        if !self.early(bus).keep(frame) {
+        if !self.pending_input(bus).keep(frame) {
             self.close(CloseReason::EarlyBytesExceeded);
         }
     }
 
-    pub(super) fn early(&mut self, bus: &Bus) -> &mut Early {
+    pub(super) fn pending_input(&mut self, bus: &Bus) -> &mut PendingInput {
         let limit = bus.settings.limits.lenient_buffer;
-        self.early
-            .get_or_insert_with(|| Box::new(Early::new(limit, bus.budgets.early.clone())))
+        self.pending_input
+            .get_or_insert_with(|| Box::new(PendingInput::new(limit, bus.budgets.input.clone())))
     }
 
     /// The session is over. Publishes that waited for a verdict on its CONNECT, and will not
     /// get one, are counted as refused (R4).
     pub fn abandon(&mut self, bus: &mut Bus) {
-        let Some(mut early) = self.early.take() else {
+        let Some(mut pending) = self.pending_input.take() else {
             return;
         };
-        let bytes = early.take();
+        let bytes = pending.take();
         let limits = self.limits(&None, bus);
         let mut rest = &bytes[..];
         while let Scan::Op { op, len } = client::scan(rest, &limits) {

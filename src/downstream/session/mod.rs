@@ -12,13 +12,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use self::operations::Then;
-use super::early::Early;
+use super::pending_input::PendingInput;
 use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::net::{Outbox, Partial, Retention};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
-use crate::upstream::roster::Offer;
+use crate::upstream::brokers::roster::Offer;
 use crate::upstream::trunk::MoveReason;
 use crate::upstream::{Bus, CloseReason, Trunk};
 
@@ -48,7 +48,7 @@ pub enum SessionAction {
 }
 
 /// Where a session's operations go: its trunk and its place there.
-pub struct Home<'a> {
+pub struct Upstream<'a> {
     /// The trunk.
     pub trunk: &'a mut Trunk,
     /// The session's place in it.
@@ -82,7 +82,7 @@ const AUTH_TIMEOUT_OF_2012: Duration = Duration::from_secs(1);
 pub struct Session {
     stage: Stage,
     partial: Partial,
-    early: Option<Box<Early>>,
+    pending_input: Option<Box<PendingInput>>,
     /// What goes to the component while there is no trunk.
     out: Option<Box<Outbox>>,
     headers: bool,
@@ -125,7 +125,7 @@ impl Session {
                 deadline: must_connect.then(|| now + auth_timeout),
             },
             partial: Partial::default(),
-            early: None,
+            pending_input: None,
             out: None,
             headers: false,
             operations: 0,
@@ -149,33 +149,33 @@ impl Session {
     pub fn handle_bytes(
         &mut self,
         input: &[u8],
-        mut home: Option<Home<'_>>,
+        mut upstream: Option<Upstream<'_>>,
         now: Instant,
         bus: &mut Bus,
     ) -> usize {
         let mut used = 0;
-        while used < input.len() && self.is_open(&home) {
-            if self.must_wait(&home) {
-                self.early(bus).push(&input[used..]);
+        while used < input.len() && self.is_open(&upstream) {
+            if self.must_wait(&upstream) {
+                self.pending_input(bus).push(&input[used..]);
                 return input.len();
             }
             let rest = &input[used..];
             if self.partial.is_empty() {
-                let (count, then) = self.consume(rest, &mut home, now, bus);
+                let (count, then) = self.consume(rest, &mut upstream, now, bus);
                 used += count;
                 if let Then::Unfinished(need) = then {
                     if used < input.len() {
                         self.partial.keep(&input[used..], need);
                     }
-                    self.bound_unfinished(need, &home, bus);
+                    self.bound_unfinished(need, &upstream, bus);
                     return input.len();
                 }
             } else {
                 used += self.partial.fill(rest);
                 if self.partial.is_filled() {
-                    self.handle_filled(&mut home, now, bus);
+                    self.handle_filled(&mut upstream, now, bus);
                 }
-                self.bound_unfinished(None, &home, bus);
+                self.bound_unfinished(None, &upstream, bus);
             }
             if self.action.is_some() {
                 return used;
@@ -186,66 +186,71 @@ impl Session {
 
     /// An unfinished frame counts as what is kept while there is no trunk (R21). `need` is its
     /// length, where that is known.
-    fn bound_unfinished(&mut self, need: Option<usize>, home: &Option<Home<'_>>, bus: &mut Bus) {
+    fn bound_unfinished(
+        &mut self,
+        need: Option<usize>,
+        upstream: &Option<Upstream<'_>>,
+        bus: &mut Bus,
+    ) {
         let bytes = self.partial.bytes().len();
-        let is_bounded = home.is_none() && matches!(self.stage, Stage::Greeting { .. });
+        let is_bounded = upstream.is_none() && matches!(self.stage, Stage::Greeting { .. });
         if !is_bounded || bytes == 0 {
-            let counts_nothing = |early: &mut Box<Early>| {
-                early.count_unfinished(0);
-                early.is_empty()
+            let counts_nothing = |pending: &mut Box<PendingInput>| {
+                pending.count_unfinished(0);
+                pending.is_empty()
             };
-            self.early.take_if(counts_nothing);
+            self.pending_input.take_if(counts_nothing);
             return;
         }
         let too_long = need.is_some_and(|need| need > bus.settings.limits.lenient_buffer);
-        if too_long || !self.early(bus).count_unfinished(bytes) {
+        if too_long || !self.pending_input(bus).count_unfinished(bytes) {
             self.close(CloseReason::EarlyBytesExceeded);
         }
     }
 
     /// Handles a frame that arrived in several reads, if it is whole now.
-    fn handle_filled(&mut self, home: &mut Option<Home<'_>>, now: Instant, bus: &mut Bus) {
+    fn handle_filled(&mut self, upstream: &mut Option<Upstream<'_>>, now: Instant, bus: &mut Bus) {
         let frame = self.partial.take();
-        match self.consume(&frame, home, now, bus) {
+        match self.consume(&frame, upstream, now, bus) {
             (0, Then::Unfinished(need)) => self.partial.restore(frame, need),
-            (0, Then::Later) if self.must_wait(home) => self.early(bus).push(&frame),
+            (0, Then::Later) if self.must_wait(upstream) => self.pending_input(bus).push(&frame),
             _ => {}
         }
     }
 
     /// The driver has attached the session.
-    pub fn handle_attached(&mut self, home: Home<'_>, now: Instant, bus: &mut Bus) {
+    pub fn handle_attached(&mut self, upstream: Upstream<'_>, now: Instant, bus: &mut Bus) {
         self.stage = Stage::Attached;
-        if self.early.is_some() && self.connect.is_some() {
+        if self.pending_input.is_some() && self.connect.is_some() {
             bus.counters.lenient_connects += 1;
         }
-        self.handle_ready(home, now, bus);
+        self.handle_ready(upstream, now, bus);
     }
 
     /// The trunk may have become ready: what the component sent before that goes on, in its
     /// order.
-    pub fn handle_ready(&mut self, home: Home<'_>, now: Instant, bus: &mut Bus) {
-        if !home.trunk.is_ready(home.id) || home.trunk.is_ending(home.id) {
+    pub fn handle_ready(&mut self, upstream: Upstream<'_>, now: Instant, bus: &mut Bus) {
+        if !upstream.trunk.is_ready(upstream.id) || upstream.trunk.is_ending(upstream.id) {
             // What waits for a session that ends is counted by `abandon`.
             return;
         }
         self.begun = true;
-        let (trunk, id) = (home.trunk, home.id);
-        if let Some(mut early) = self.early.take() {
-            let bytes = early.take();
-            let home = Home {
+        let (trunk, id) = (upstream.trunk, upstream.id);
+        if let Some(mut pending) = self.pending_input.take() {
+            let bytes = pending.take();
+            let upstream = Upstream {
                 trunk: &mut *trunk,
                 id,
             };
-            let used = self.handle_bytes(&bytes, Some(home), now, bus);
+            let used = self.handle_bytes(&bytes, Some(upstream), now, bus);
             if used < bytes.len() {
                 // Behind an action, with which the driver comes back here.
-                self.early(bus).push(&bytes[used..]);
+                self.pending_input(bus).push(&bytes[used..]);
                 return;
             }
         }
         // Behind an action, the driver comes back here once the session is where it belongs.
-        if self.eof && self.early.is_none() && self.action.is_none() {
+        if self.eof && self.pending_input.is_none() && self.action.is_none() {
             trunk.finish(id, CloseReason::ComponentClosed, now, bus);
         }
     }
@@ -253,23 +258,26 @@ impl Session {
     /// The component closed its side. What it sent is carried out first, unless it waits for
     /// the verdict on its CONNECT and no broker serves: then it has given up waiting. A component
     /// that is gone looks like one that has only closed its side, so no wait is for long.
-    pub fn handle_eof(&mut self, home: Option<Home<'_>>, now: Instant, bus: &mut Bus) {
+    pub fn handle_eof(&mut self, upstream: Option<Upstream<'_>>, now: Instant, bus: &mut Bus) {
         self.eof = true;
         self.eof_until = Some(now + FINISH_WITHIN);
-        match home {
-            Some(home) if home.trunk.is_ready(home.id) => self.handle_ready(home, now, bus),
-            Some(home) if home.trunk.is_gated(home.id) || bus.roster.serves_newcomers() => {}
-            Some(home) => home
+        match upstream {
+            Some(upstream) if upstream.trunk.is_ready(upstream.id) => {
+                self.handle_ready(upstream, now, bus)
+            }
+            Some(upstream)
+                if upstream.trunk.is_gated(upstream.id) || bus.roster.serves_newcomers() => {}
+            Some(upstream) => upstream
                 .trunk
-                .close_session(home.id, CloseReason::ComponentClosed),
+                .close_session(upstream.id, CloseReason::ComponentClosed),
             None => self.close(CloseReason::ComponentClosed),
         }
     }
 
     /// The session may have to leave a trunk that it shares.
-    pub fn handle_crowding(&mut self, home: &Home<'_>) {
+    pub fn handle_crowding(&mut self, upstream: &Upstream<'_>) {
         if self.action.is_none()
-            && let Some(why) = home.trunk.reason_to_leave(home.id)
+            && let Some(why) = upstream.trunk.reason_to_leave(upstream.id)
         {
             let connect = self.connect.clone().unwrap_or_default();
             self.action = Some(SessionAction::Move { connect, why });
@@ -277,11 +285,11 @@ impl Session {
     }
 
     /// What the brokers offer may have changed.
-    pub fn handle_offer(&mut self, home: &Home<'_>, bus: &Bus) {
+    pub fn handle_offer(&mut self, upstream: &Upstream<'_>, bus: &Bus) {
         let mut offer = bus.roster.offer();
         // An account may have a bound of its own, which a broker tells behind CONNECT.
-        offer.max_payload = offer.max_payload.min(home.trunk.max_payload());
-        if offer != self.told && self.action.is_none() && home.trunk.takes_info(home.id) {
+        offer.max_payload = offer.max_payload.min(upstream.trunk.max_payload());
+        if offer != self.told && self.action.is_none() && upstream.trunk.takes_info(upstream.id) {
             self.told = offer;
             self.action = Some(SessionAction::SayInfo);
         }
@@ -290,12 +298,15 @@ impl Session {
     /// Whether the driver may read although the trunk has no room: to notice that the
     /// component is gone while it waits for a broker's verdict.
     pub fn may_wait_for_more(&self, bus: &Bus) -> bool {
-        let kept = self.early.as_ref().map_or(0, |early| early.len());
+        let kept = self
+            .pending_input
+            .as_ref()
+            .map_or(0, |pending| pending.len());
         let limit = match self.begun {
             true => GATED_BYTES,
             false => bus.settings.limits.lenient_buffer,
         };
-        kept < limit.min(bus.budgets.early.share().max(4096))
+        kept < limit.min(bus.budgets.input.share().max(4096))
     }
 
     /// Operations that were handled since the last call, but for publishes that went on in runs.
@@ -309,38 +320,43 @@ impl Session {
     }
 
     /// Whether something waits for [`Session::handle_ready`].
-    pub fn has_early(&self) -> bool {
-        self.early.is_some() || self.eof
+    pub fn has_pending_input(&self) -> bool {
+        self.pending_input.is_some() || self.eof
     }
 
     /// Bytes that the component sent and that were not acted upon: they wait for the trunk,
     /// or for the rest of their frame.
     pub fn unhandled_bytes(&self) -> usize {
-        let kept = self.early.as_ref().map_or(0, |early| early.len());
+        let kept = self
+            .pending_input
+            .as_ref()
+            .map_or(0, |pending| pending.len());
         kept + self.partial.bytes().len()
     }
 
     /// natsmux shuts down: end the session once what it sent is carried out.
-    pub fn handle_drain(&mut self, home: Option<Home<'_>>, now: Instant, bus: &mut Bus) {
-        match home {
-            Some(home) => home.trunk.finish(home.id, CloseReason::Drained, now, bus),
+    pub fn handle_drain(&mut self, upstream: Option<Upstream<'_>>, now: Instant, bus: &mut Bus) {
+        match upstream {
+            Some(upstream) => upstream
+                .trunk
+                .finish(upstream.id, CloseReason::Drained, now, bus),
             None => self.close(CloseReason::Drained),
         }
     }
 
     /// Does what is due.
-    pub fn handle_timeout(&mut self, home: Option<Home<'_>>, now: Instant, bus: &mut Bus) {
-        let mut home = home;
+    pub fn handle_timeout(&mut self, upstream: Option<Upstream<'_>>, now: Instant, bus: &mut Bus) {
+        let mut upstream = upstream;
         if self.eof_until.is_some_and(|until| until <= now) {
             self.eof_until = None;
-            if let Some(home) = &mut home
-                && !home.trunk.is_ready(home.id)
+            if let Some(upstream) = &mut upstream
+                && !upstream.trunk.is_ready(upstream.id)
             {
                 let reason = CloseReason::ComponentClosed;
-                return home.trunk.close_session(home.id, reason);
+                return upstream.trunk.close_session(upstream.id, reason);
             }
         }
-        match (&self.stage, home) {
+        match (&self.stage, upstream) {
             (Stage::Greeting { deadline: Some(at) }, _) if *at <= now => {
                 self.close(match bus.roster.are_of_2012() {
                     true => CloseReason::AuthTimeoutOf2012,
@@ -350,8 +366,8 @@ impl Session {
             (Stage::Greeting { deadline: None }, _) if self.pings.next <= now => {
                 self.tick_first_pings(now, bus);
             }
-            (Stage::Attached, Some(home)) if self.pings.next <= now => {
-                self.tick_pings(home, now, bus);
+            (Stage::Attached, Some(upstream)) if self.pings.next <= now => {
+                self.tick_pings(upstream, now, bus);
             }
             _ => {}
         }
@@ -385,14 +401,15 @@ impl Session {
     }
 
     /// Whether what comes now must wait until the trunk is ready.
-    fn must_wait(&self, home: &Option<Home<'_>>) -> bool {
-        home.as_ref()
-            .is_some_and(|home| !home.trunk.is_ready(home.id))
+    fn must_wait(&self, upstream: &Option<Upstream<'_>>) -> bool {
+        upstream
+            .as_ref()
+            .is_some_and(|upstream| !upstream.trunk.is_ready(upstream.id))
     }
 
-    fn is_open(&self, home: &Option<Home<'_>>) -> bool {
-        let closing = |home: &Home<'_>| home.trunk.is_ending(home.id);
-        !matches!(self.stage, Stage::Over) && !home.as_ref().is_some_and(closing)
+    fn is_open(&self, upstream: &Option<Upstream<'_>>) -> bool {
+        let closing = |upstream: &Upstream<'_>| upstream.trunk.is_ending(upstream.id);
+        !matches!(self.stage, Stage::Over) && !upstream.as_ref().is_some_and(closing)
     }
 
     /// Where nothing asks for a CONNECT, one that never comes is no reason to keep a dead
@@ -407,24 +424,26 @@ impl Session {
         self.out().push(encode::PING);
     }
 
-    fn tick_pings(&mut self, home: Home<'_>, now: Instant, bus: &mut Bus) {
+    fn tick_pings(&mut self, upstream: Upstream<'_>, now: Instant, bus: &mut Bus) {
         self.pings.next = now + bus.settings.timings.ping_interval;
-        if !home.trunk.is_ready(home.id) {
+        if !upstream.trunk.is_ready(upstream.id) {
             // Between INFO and the first PONG a component hears nothing but +OK or -ERR.
             return;
         }
-        if self.eof || home.trunk.is_parked(home.id) {
+        if self.eof || upstream.trunk.is_parked(upstream.id) {
             // Its PONG may have come, or can't: natsmux doesn't read it (R6).
             return;
         }
         if self.pings.outstanding >= bus.settings.limits.ping_max as u32 {
             bus.counters.stale_sessions += 1;
-            home.trunk.close_session(home.id, CloseReason::Stale);
+            upstream
+                .trunk
+                .close_session(upstream.id, CloseReason::Stale);
         } else if std::mem::take(&mut self.pings.active) {
             self.pings.outstanding = 0;
         } else {
             self.pings.outstanding += 1;
-            home.trunk.ping_component(home.id, bus);
+            upstream.trunk.ping_component(upstream.id, bus);
         }
     }
 
@@ -432,12 +451,12 @@ impl Session {
     fn end(
         &mut self,
         reason: CloseReason,
-        home: &mut Option<Home<'_>>,
+        upstream: &mut Option<Upstream<'_>>,
         now: Instant,
         bus: &mut Bus,
     ) {
-        match home {
-            Some(home) => home.trunk.finish(home.id, reason, now, bus),
+        match upstream {
+            Some(upstream) => upstream.trunk.finish(upstream.id, reason, now, bus),
             None => self.close(reason),
         }
     }

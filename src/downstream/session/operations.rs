@@ -1,6 +1,6 @@
 //! What a component sends once it has a trunk: frames become operations of the trunk.
 
-use super::{Home, Session};
+use super::{Session, Upstream};
 use crate::clock::Instant;
 use crate::proto::client::{self, ClientFault, ClientLimits, ClientOp, Publish, Scan};
 use crate::proto::connect::ConnectInfo;
@@ -20,11 +20,11 @@ impl Session {
     pub(super) fn consume(
         &mut self,
         bytes: &[u8],
-        home: &mut Option<Home<'_>>,
+        upstream: &mut Option<Upstream<'_>>,
         now: Instant,
         bus: &mut Bus,
     ) -> (usize, Then) {
-        let limits = self.limits(home, bus);
+        let limits = self.limits(upstream, bus);
         let mut run = Run::default();
         let mut used = 0;
         loop {
@@ -34,8 +34,8 @@ impl Session {
                     op: ClientOp::Publish(publish),
                     len,
                 },
-                Some(home),
-            ) = (&scanned, home.as_mut())
+                Some(upstream),
+            ) = (&scanned, upstream.as_mut())
                 && publish.canonical
                 && (publish.header_len.is_none() || self.headers)
                 && !bus.presence.is_subject(publish.subject)
@@ -45,15 +45,15 @@ impl Session {
                 run.payload_bytes += publish.size;
                 run.has_request |= publish.reply.is_some();
                 if run.is_full(used, bus) {
-                    run.flush(bytes, used, home, now, bus);
+                    run.flush(bytes, used, upstream, now, bus);
                 }
                 continue;
             }
-            if let Some(home) = home.as_mut() {
-                run.flush(bytes, used, home, now, bus);
+            if let Some(upstream) = upstream.as_mut() {
+                run.flush(bytes, used, upstream, now, bus);
             }
             match scanned {
-                Scan::Op { op, .. } if self.must_settle(&op, home, now, bus) => {
+                Scan::Op { op, .. } if self.must_settle(&op, upstream, now, bus) => {
                     return (used, Then::Later);
                 }
                 Scan::Op { op, len } => {
@@ -62,8 +62,9 @@ impl Session {
                     run.start = used;
                     self.pings.active = true;
                     self.operations = self.operations.saturating_add(1);
-                    self.handle_op(op, frame, home, now, bus);
-                    if self.action.is_some() || self.must_wait(home) || !self.is_open(home) {
+                    self.handle_op(op, frame, upstream, now, bus);
+                    if self.action.is_some() || self.must_wait(upstream) || !self.is_open(upstream)
+                    {
                         return (used, Then::Later);
                     }
                 }
@@ -73,7 +74,7 @@ impl Session {
                 }
                 Scan::Fault(fault) => {
                     bus.counters.protocol_errors += 1;
-                    self.end(CloseReason::Fault(fault), home, now, bus);
+                    self.end(CloseReason::Fault(fault), upstream, now, bus);
                     return (used, Then::Later);
                 }
             }
@@ -83,24 +84,27 @@ impl Session {
     pub(super) fn must_settle(
         &self,
         op: &ClientOp<'_>,
-        home: &mut Option<Home<'_>>,
+        upstream: &mut Option<Upstream<'_>>,
         now: Instant,
         bus: &mut Bus,
     ) -> bool {
-        match (op, home) {
-            (ClientOp::Subscribe { sid, .. }, Some(home)) => {
-                home.trunk.must_settle(home.id, sid, now, bus)
+        match (op, upstream) {
+            (ClientOp::Subscribe { sid, .. }, Some(upstream)) => {
+                upstream.trunk.must_settle(upstream.id, sid, now, bus)
             }
-            (ClientOp::Connect { json }, Some(home)) => {
+            (ClientOp::Connect { json }, Some(upstream)) => {
                 // One that can't be read changes nothing.
-                ConnectInfo::parse(json).is_ok() && home.trunk.must_depart(home.id, now, bus)
+                ConnectInfo::parse(json).is_ok()
+                    && upstream.trunk.must_depart(upstream.id, now, bus)
             }
             _ => false,
         }
     }
 
-    pub(super) fn limits(&self, home: &Option<Home<'_>>, bus: &Bus) -> ClientLimits {
-        let of_broker = home.as_ref().map(|home| home.trunk.max_payload());
+    pub(super) fn limits(&self, upstream: &Option<Upstream<'_>>, bus: &Bus) -> ClientLimits {
+        let of_broker = upstream
+            .as_ref()
+            .map(|upstream| upstream.trunk.max_payload());
         ClientLimits {
             max_control_line: self.max_control_line.min(bus.roster.max_control_line()),
             max_payload: of_broker
@@ -113,15 +117,15 @@ impl Session {
         &mut self,
         op: ClientOp<'_>,
         frame: &[u8],
-        home: &mut Option<Home<'_>>,
+        upstream: &mut Option<Upstream<'_>>,
         now: Instant,
         bus: &mut Bus,
     ) {
-        match (op, home.as_mut()) {
-            (ClientOp::Connect { json }, home) => self.handle_connect(json, home, now, bus),
+        match (op, upstream.as_mut()) {
+            (ClientOp::Connect { json }, upstream) => self.handle_connect(json, upstream, now, bus),
             (ClientOp::Ignored, _) => {}
             (ClientOp::Pong, _) => self.pings.outstanding = 0,
-            (op, Some(home)) => self.forward(op, home, now, bus),
+            (op, Some(upstream)) => self.forward(op, upstream, now, bus),
             (op, None) => self.handle_before_connect(op, frame, bus),
         }
     }
@@ -129,13 +133,13 @@ impl Session {
     pub(super) fn forward(
         &mut self,
         op: ClientOp<'_>,
-        home: &mut Home<'_>,
+        upstream: &mut Upstream<'_>,
         now: Instant,
         bus: &mut Bus,
     ) {
-        let (trunk, id) = (&mut *home.trunk, home.id);
+        let (trunk, id) = (&mut *upstream.trunk, upstream.id);
         match op {
-            ClientOp::Publish(publish) => self.publish(&publish, home, now, bus),
+            ClientOp::Publish(publish) => self.publish(&publish, upstream, now, bus),
             ClientOp::Subscribe {
                 subject,
                 queue_group,
@@ -151,25 +155,29 @@ impl Session {
     pub(super) fn publish(
         &mut self,
         publish: &Publish<'_>,
-        home: &mut Home<'_>,
+        upstream: &mut Upstream<'_>,
         now: Instant,
         bus: &mut Bus,
     ) {
         if publish.header_len.is_some() && !self.headers {
             bus.counters.protocol_errors += 1;
             let reason = CloseReason::Fault(ClientFault::BadArguments);
-            return home.trunk.finish(home.id, reason, now, bus);
+            return upstream.trunk.finish(upstream.id, reason, now, bus);
         }
         if bus.presence.is_subject(publish.subject) {
-            return home.trunk.refuse_publish(home.id, publish.subject, bus);
+            return upstream
+                .trunk
+                .refuse_publish(upstream.id, publish.subject, bus);
         }
         let mut frame = Vec::with_capacity(publish.frame.len());
         publish.encode(&mut frame);
-        home.trunk.note_sent(home.id, 1, publish.size as u64, bus);
+        upstream
+            .trunk
+            .note_sent(upstream.id, 1, publish.size as u64, bus);
         if publish.reply.is_some() {
-            home.trunk.note_request(home.id, bus);
+            upstream.trunk.note_request(upstream.id, bus);
         }
-        home.trunk.publish(home.id, &frame, 1, now, bus);
+        upstream.trunk.publish(upstream.id, &frame, 1, now, bus);
     }
 }
 
@@ -194,19 +202,22 @@ impl Run {
         &mut self,
         bytes: &[u8],
         end: usize,
-        home: &mut Home<'_>,
+        upstream: &mut Upstream<'_>,
         now: Instant,
         bus: &mut Bus,
     ) {
         if self.messages > 0 {
             let frames = &bytes[self.start..end];
             let payload_bytes = self.payload_bytes as u64;
-            home.trunk
-                .note_sent(home.id, self.messages, payload_bytes, bus);
+            upstream
+                .trunk
+                .note_sent(upstream.id, self.messages, payload_bytes, bus);
             if std::mem::take(&mut self.has_request) {
-                home.trunk.note_request(home.id, bus);
+                upstream.trunk.note_request(upstream.id, bus);
             }
-            home.trunk.publish(home.id, frames, self.messages, now, bus);
+            upstream
+                .trunk
+                .publish(upstream.id, frames, self.messages, now, bus);
             self.messages = 0;
             self.payload_bytes = 0;
         }

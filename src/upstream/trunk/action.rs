@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::link::LinkId;
-use crate::upstream::roster::{BrokerId, Failure};
+use crate::upstream::brokers::roster::{BrokerId, Failure};
 
 /// Something that only a driver can do.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::owners::Owners;
+use super::attribution::Owners;
 use super::pressure::Room;
 use super::{FAIR_BYTES, OPERATION_BYTES};
 use crate::clock::Instant;
@@ -12,7 +12,7 @@ use crate::net::{Outbox, Partial, Retention};
 use crate::proto::encode;
 use crate::queue::Queue;
 use crate::telemetry::Counters;
-use crate::upstream::roster::BrokerId;
+use crate::upstream::brokers::roster::BrokerId;
 
 /// What a link may have written that no fence proved, in bytes, before the sessions that feed
 /// it aren't read: it starts at the least, doubles while fences are answered in time, and is

@@ -12,24 +12,24 @@
 //!   [`link_out`](Trunk::link_out);
 //! - questions: [`wants_read`](Trunk::wants_read), [`gauges`](Trunk::gauges), …
 //!
-//! Files: `sessions` holds the inputs from sessions, `handshake` the way of a link from
-//! dial to live, `inbound` what brokers send, `failover` the end of links, `target` what is
+//! Files: `sessions` holds the inputs from sessions, `link_setup` the way of a link from
+//! dial to live, `broker_input` what brokers send, `link_end` the end of links, `independent` what is
 //! different with independent brokers, `sharing` what is where sessions share the trunk,
-//! `owners` whose an error is then, `timers` the clock. Every method takes the [`Bus`] that the
+//! `attribution` whose an error is then, `timers` the clock. Every method takes the [`Bus`] that the
 //! trunk belongs to.
 
 mod action;
 mod allowance;
-mod failover;
-mod handshake;
-mod inbound;
+mod attribution;
+mod broker_input;
+mod independent;
 mod link;
-mod owners;
+mod link_end;
+mod link_setup;
 mod pressure;
 mod sessions;
 mod sharing;
 mod slot;
-mod target;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -54,9 +54,9 @@ use crate::net::{Outbox, Retention};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
 use crate::queue::Queue;
+use crate::upstream::brokers::liveness::TrunkId;
+use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::bus::{Bus, Pace};
-use crate::upstream::roster::{BrokerId, Failure};
-use crate::upstream::watch::TrunkId;
 use link::{Link, Phase};
 use slot::Slot;
 
@@ -269,14 +269,14 @@ pub struct Trunk {
     answered: u64,
     round: Round,
     moving: Option<Move>,
-    switch: Option<Box<target::Switch>>,
+    switch: Option<Box<independent::Switch>>,
     /// When the first target is chosen, whatever is on its way.
     choose_at: Option<Instant>,
     /// Whether it announces the host, and the last announcement that it made (R29).
     carries: bool,
     announced: u64,
     /// Of independent brokers, those that turned the trunk away.
-    pauses: Vec<target::Pause>,
+    pauses: Vec<independent::Pause>,
     /// Since when there is no link that serves.
     needed_since: Option<Instant>,
     /// The last live link's broker, why it ended, and when.
@@ -667,7 +667,7 @@ impl Trunk {
     /// since then was answered.
     fn is_suspect(&self, at: usize, bus: &Bus) -> bool {
         let link = &self.links[at];
-        let since = bus.watches.suspect_since(link.broker);
+        let since = bus.liveness.suspect_since(link.broker);
         since.is_some_and(|since| link.proven_at.is_none_or(|proven| proven < since))
     }
 

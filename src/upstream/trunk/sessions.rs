@@ -13,8 +13,8 @@ use crate::net::Outbox;
 use crate::proto::client::ClientFault;
 use crate::proto::connect::ConnectInfo;
 use crate::proto::{encode, subject};
+use crate::upstream::brokers::roster::Failure;
 use crate::upstream::bus::Bus;
-use crate::upstream::roster::Failure;
 
 /// What a SUB's line has besides what a broker's bound is for: the verb, a blank, CR and LF.
 const LINE_BESIDES: usize = 6;

@@ -4,8 +4,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::attribution::Wanted;
 use super::link::Link;
-use super::owners::Wanted;
 use super::pressure::Lag;
 use super::slot::{Leaving, Slot, Unproven};
 use super::{CloseReason, Trunk};
@@ -16,8 +16,8 @@ use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
 use crate::proto::server::Msg;
 use crate::queue::Queue;
+use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::bus::Bus;
-use crate::upstream::roster::{BrokerId, Failure};
 
 /// What a trunk says of itself in place of a component.
 const LANG: &str = "natsmux";

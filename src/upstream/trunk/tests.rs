@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::*;
 use crate::config::{Admit, BrokerAddr, BusLimits, PongHold, Sharing, Timings, Topology};
 use crate::proto::info::ServerInfo;
-use crate::upstream::admission::Admission;
+use crate::upstream::brokers::admission::Admission;
+use crate::upstream::brokers::presence::Presence;
+use crate::upstream::brokers::roster::{Failure, Health, Placement, Roster};
 use crate::upstream::bus::{Budget, Budgets, Charge, Settings};
-use crate::upstream::presence::Presence;
-use crate::upstream::roster::{Failure, Health, Placement, Roster};
 
 const INFO: &[u8] =
     b"INFO {\"server_id\":\"x\",\"version\":\"2.9.10\",\"headers\":true,\"max_payload\":1048576,\"proto\":1}\r\n";
@@ -57,7 +57,7 @@ impl Bench {
         let budget = || Rc::new(Budget::new(1 << 20));
         let budgets = Budgets {
             held: budget(),
-            early: budget(),
+            input: budget(),
             pending: budget(),
         };
         let admission = Admission::new(RandomState::new());
@@ -187,7 +187,7 @@ fn pongs_that_are_released_take_those_before_them_along() {
     bench.ping();
     bench.pass(Duration::from_millis(200));
     assert!(
-        bench.bus.watches.suspect_since(BrokerId(0)).is_some(),
+        bench.bus.liveness.suspect_since(BrokerId(0)).is_some(),
         "the fence waits for too long"
     );
     bench.publish(b"PUB b 0\r\n\r\n");
@@ -1119,7 +1119,7 @@ fn a_trunk_that_is_given_up_leaves_nothing_with_the_bus() {
         assert!(matches!(actions[..], [Action::Done]), "{state}");
         for (id, broker) in bus.roster.brokers() {
             assert_eq!((broker.dialing, broker.links()), (0, 0), "{state}");
-            assert_eq!(bus.watches.attached(id), 0, "{state}");
+            assert_eq!(bus.liveness.attached(id), 0, "{state}");
         }
         assert_eq!(bus.barrier_opens_at(now), None, "{state}");
         let budgets = &bus.budgets;

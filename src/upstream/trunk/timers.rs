@@ -8,9 +8,9 @@ use super::link::{Link, LinkId, Phase};
 use super::slot::Finishing;
 use crate::clock::Instant;
 use crate::ledger::SessionId;
-use crate::upstream::backoff::unit;
+use crate::upstream::brokers::backoff::unit;
+use crate::upstream::brokers::roster::Failure;
 use crate::upstream::bus::Bus;
-use crate::upstream::roster::Failure;
 
 /// A tick that comes later than this restarts the clocks of silence (R9).
 const LATE: Duration = Duration::from_millis(250);
@@ -176,7 +176,7 @@ impl Trunk {
     /// The same, whatever was written: the sentinel's pace, or an idle link's.
     fn regular_fence_due(&self, link: &Link, bus: &Bus) -> Instant {
         let sentinel_due = bus
-            .watches
+            .liveness
             .fence_due(link.broker, self.id, link.last_ping_at);
         sentinel_due.unwrap_or_else(|| {
             let idle = bus.settings.timings.idle_fence_interval;
@@ -188,13 +188,13 @@ impl Trunk {
     /// R8: when the sentinel's oldest fence makes its broker suspect.
     fn suspect_due(&self, link: &Link, bus: &Bus) -> Option<Instant> {
         let asked = self.oldest_asked(link)?;
-        bus.watches.suspect_due(link.broker, self.id, asked)
+        bus.liveness.suspect_due(link.broker, self.id, asked)
     }
 
     /// When the sentinel's oldest fence is so late that other trunks are asked as well.
     fn witness_due(&self, link: &Link, bus: &Bus) -> Option<Instant> {
         let asked = self.oldest_asked(link)?;
-        bus.watches.witness_due(link.broker, self.id, asked)
+        bus.liveness.witness_due(link.broker, self.id, asked)
     }
 
     /// Since when a live link owes a PONG, in time that natsmux ran.
@@ -264,7 +264,7 @@ impl Trunk {
         }
         let oldest = link.pings.oldest()?;
         let configured = bus.settings.timings.link_timeout;
-        let mut timeout = bus.watches.link_timeout(link.broker, configured);
+        let mut timeout = bus.liveness.link_timeout(link.broker, configured);
         if link.phase == Phase::Replaying {
             timeout = self.replay_patience(timeout, bus);
         }

@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::trouble::IdentityDigest;
-use super::watch::TrunkId;
+use crate::upstream::brokers::liveness::TrunkId;
+use crate::upstream::brokers::trouble::IdentityDigest;
 
 /// The trunks in the order in which they came, each once, and those whose turn has come.
 #[derive(Debug, Default)]

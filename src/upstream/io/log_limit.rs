@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::roster::BrokerId;
 use crate::clock::Instant;
+use crate::upstream::brokers::roster::BrokerId;
 
 /// The same text of the same broker is logged again after this at the earliest.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -16,12 +16,12 @@ type Said = (Option<BrokerId>, Box<[u8]>);
 
 /// The errors that brokers sent lately.
 #[derive(Debug, Default)]
-pub(super) struct Repeats {
+pub(super) struct LogLimit {
     /// When each was logged last, and how often it came since.
     said: BTreeMap<Said, (Instant, u64)>,
 }
 
-impl Repeats {
+impl LogLimit {
     /// A broker sent this text. `Some` says that it is to be logged, and how often it came
     /// since it was logged last.
     pub(super) fn note(
@@ -56,9 +56,9 @@ mod tests {
 
     #[test]
     fn a_text_is_logged_once_in_a_while_with_the_number_of_the_others() {
-        let mut repeats = Repeats::default();
+        let mut log_limit = LogLimit::default();
         let start = Instant::now();
-        let mut note = |broker, text: &[u8], at| repeats.note(Some(BrokerId(broker)), text, at);
+        let mut note = |broker, text: &[u8], at| log_limit.note(Some(BrokerId(broker)), text, at);
         assert_eq!(note(0, b"a", start), Some(0));
         for _ in 0..9_000 {
             assert_eq!(note(0, b"a", start), None);
@@ -71,14 +71,14 @@ mod tests {
 
     #[test]
     fn the_oldest_of_many_texts_is_forgotten() {
-        let mut repeats = Repeats::default();
+        let mut log_limit = LogLimit::default();
         let start = Instant::now();
         for number in 0..=KEPT as u64 {
             let at = start + Duration::from_millis(number);
-            repeats.note(Some(BrokerId(0)), number.to_string().as_bytes(), at);
+            log_limit.note(Some(BrokerId(0)), number.to_string().as_bytes(), at);
         }
-        assert_eq!(repeats.said.len(), KEPT);
-        assert_eq!(repeats.note(Some(BrokerId(0)), b"1", start), None);
-        assert_eq!(repeats.note(Some(BrokerId(0)), b"0", start), Some(0));
+        assert_eq!(log_limit.said.len(), KEPT);
+        assert_eq!(log_limit.note(Some(BrokerId(0)), b"1", start), None);
+        assert_eq!(log_limit.note(Some(BrokerId(0)), b"0", start), Some(0));
     }
 }

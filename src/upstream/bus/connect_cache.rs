@@ -12,7 +12,7 @@ const FEW: usize = 64;
 
 /// The CONNECTs of a bus's sessions. It keeps none alive.
 #[derive(Debug, Default)]
-pub struct Connects {
+pub struct ConnectCache {
     known: HashMap<u64, Weak<ConnectInfo>>,
     /// Random, so that nobody can choose what is taken for the same key.
     salt: RandomState,
@@ -20,7 +20,7 @@ pub struct Connects {
     sweep_above: usize,
 }
 
-impl Connects {
+impl ConnectCache {
     /// One that is equal to `connect`, the same for all that are.
     pub fn share(&mut self, connect: ConnectInfo) -> Rc<ConnectInfo> {
         let key = self.salt.hash_one(&connect);
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn equal_ones_are_the_same_while_one_of_them_lives() {
-        let mut connects = Connects::default();
+        let mut connects = ConnectCache::default();
         let first = connects.share(named(1));
         assert!(Rc::ptr_eq(&first, &connects.share(named(1))));
         let other = connects.share(named(2));
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn those_of_sessions_that_are_gone_are_forgotten() {
-        let mut connects = Connects::default();
+        let mut connects = ConnectCache::default();
         let kept = connects.share(named(0));
         for name in 1..10_000 {
             connects.share(named(name));

@@ -17,12 +17,12 @@ use tokio::task::spawn_local;
 use tracing::{debug, error, warn};
 
 use super::pool::{Pool, TrunkCell};
-use super::roster::{BrokerId, Failure};
-use super::trunk::{Action, LinkId, Report};
+use crate::catch_panic::catch_panic;
 use crate::clock::Instant;
-use crate::contained::contained;
 use crate::net::socket::{self, ReadHalf, Stream};
-use crate::net::{Flush, Port, Timer, Watch, names, now, wake_after_io};
+use crate::net::{Flush, Port, Readiness, Timer, names, now, yield_after_io};
+use crate::upstream::brokers::roster::{BrokerId, Failure};
+use crate::upstream::trunk::{Action, LinkId, Report};
 
 /// Rounds of one pass, each with one read of every link, before the worker's other tasks get
 /// a turn.
@@ -37,7 +37,7 @@ enum Socket {
 
 struct LinkIo {
     id: LinkId,
-    watch: Watch,
+    watch: Readiness,
     socket: Socket,
 }
 
@@ -74,10 +74,10 @@ impl Driver {
         spawn_local(poll_fn(move |cx| {
             let passed = self.pass(now(), cx);
             if passed.is_pending() && timer.arm(self.due, self.now, cx) {
-                wake_after_io(cx);
+                yield_after_io(cx);
             }
             // What panics there isn't this trunk's: its sessions mustn't lose who drives it.
-            let _ = contained(|| self.pool.settle(self.now));
+            let _ = catch_panic(|| self.pool.settle(self.now));
             passed
         }));
     }
@@ -90,7 +90,7 @@ impl Driver {
     /// One pass, by the task that is to be woken for the next; ready once the trunk is done. One
     /// that panics takes its sessions along: they mustn't wait for it for ever.
     pub fn pass(&mut self, began: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        contained(|| self.play(began, cx)).unwrap_or_else(|| {
+        catch_panic(|| self.play(began, cx)).unwrap_or_else(|| {
             self.pool.give_up(&self.cell, began);
             Poll::Ready(())
         })
@@ -115,7 +115,7 @@ impl Driver {
             // Once a round: asking the clock costs as much as a frame.
             self.now = now();
         }
-        wake_after_io(cx);
+        yield_after_io(cx);
         Poll::Pending
     }
 
@@ -228,7 +228,7 @@ impl Driver {
         let dial = async move { names::connect(&ips, port, within).await };
         self.links.push(LinkIo {
             id,
-            watch: Watch::default(),
+            watch: Readiness::default(),
             socket: Socket::Dialing(Box::pin(dial)),
         });
     }
@@ -336,7 +336,7 @@ impl Driver {
 
     fn with_machine(
         &self,
-        input: impl FnOnce(&mut super::trunk::Trunk, Instant, &mut super::bus::Bus),
+        input: impl FnOnce(&mut crate::upstream::trunk::Trunk, Instant, &mut crate::upstream::bus::Bus),
     ) {
         let mut bus = self.pool.bus.borrow_mut();
         input(&mut self.cell.machine.borrow_mut(), self.now, &mut bus);
@@ -387,7 +387,7 @@ impl Driver {
             Report::BrokerError { broker, text } => {
                 let repeated = self
                     .pool
-                    .repeats
+                    .log_limit
                     .borrow_mut()
                     .note(Some(*broker), text, self.now);
                 let broker = addr(*broker);

@@ -174,7 +174,7 @@ pub struct Broker {
     pub(super) probing: bool,
     /// How long the last probe took that was answered.
     pub(super) probe_took: Option<Duration>,
-    pub(super) dialing: u32,
+    pub(crate) dialing: u32,
     /// Dials that may be in flight: as many as it gives verdicts on in good time.
     pub(super) dial_limit: u32,
     pub(super) limit_cut_at: Option<Instant>,
@@ -303,7 +303,7 @@ impl Broker {
     }
 
     /// Whether another dial may be on its way (R12).
-    pub(super) fn has_turn(&self) -> bool {
+    pub(crate) fn has_turn(&self) -> bool {
         self.dialing < self.dial_limit
     }
 

@@ -13,7 +13,7 @@ const LITTLE_BYTES: usize = 4096;
 
 /// Whole frames that wait for a CONNECT. Gives its bytes back to the budget when dropped.
 #[derive(Debug)]
-pub struct Early {
+pub struct PendingInput {
     frames: Vec<u8>,
     /// Bytes of an unfinished frame behind them, which are counted too.
     unfinished: usize,
@@ -21,7 +21,7 @@ pub struct Early {
     budget: Rc<Budget>,
 }
 
-impl Early {
+impl PendingInput {
     /// Nothing waits. `limit` bounds this session, `budget` the daemon, in bytes.
     pub fn new(limit: usize, budget: Rc<Budget>) -> Self {
         Self {
@@ -79,7 +79,7 @@ impl Early {
     }
 }
 
-impl Drop for Early {
+impl Drop for PendingInput {
     fn drop(&mut self) {
         self.budget.give(self.frames.len() + self.unfinished);
     }
@@ -93,15 +93,15 @@ mod tests {
     fn frames_are_kept_within_both_bounds() {
         let budget = Rc::new(Budget::new(100_000));
         let frame = [b'x'; 10_000];
-        let mut early = Early::new(25_000, Rc::clone(&budget));
+        let mut early = PendingInput::new(25_000, Rc::clone(&budget));
         assert!(early.keep(&frame) && early.keep(&frame));
         assert!(!early.keep(&frame), "over the session's bound");
         assert!(early.count_unfinished(5_000) && !early.count_unfinished(5_001));
         assert_eq!(budget.used(), 25_001);
-        let mut hog = Early::new(1 << 20, Rc::clone(&budget));
+        let mut hog = PendingInput::new(1 << 20, Rc::clone(&budget));
         while hog.keep(&frame) {}
         assert!(budget.used() <= 100_000, "the daemon's bound");
-        let mut little = Early::new(25_000, Rc::clone(&budget));
+        let mut little = PendingInput::new(25_000, Rc::clone(&budget));
         assert!(little.keep(b"PING\r\n"), "who has little doesn't pay");
         drop((early, hog));
         assert_eq!(little.take(), b"PING\r\n");

@@ -11,12 +11,12 @@ use tokio::time::{sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::pool::Pool;
-use super::roster::{BrokerId, Failure};
 use crate::clock::Instant;
 use crate::net::socket::{self, Stream};
 use crate::net::{names, now};
 use crate::proto::info::ServerInfo;
 use crate::proto::server::{self, ServerLimits, ServerOp, ServerScan};
+use crate::upstream::brokers::roster::{BrokerId, Failure};
 
 impl Pool {
     /// Probes the bus's brokers for as long as the worker runs.

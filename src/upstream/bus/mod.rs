@@ -4,26 +4,32 @@
 //! A trunk gets the bus as an argument of every call, so the pure machines need no shared
 //! ownership, and a simulation holds one bus per daemon.
 
+pub mod barrier;
+mod connect_cache;
+mod dial_queue;
+pub mod failover_report;
+mod tracked;
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::admission::Admission;
-use super::barrier::Barrier;
-use super::connects::Connects;
-use super::dial_queue::DialQueue;
-use super::failover::{Failover, Failovers, LostLink, TOGETHER};
-use super::noted::Noted;
-use super::presence::{Heard, Presence};
-use super::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
-use super::trouble::IdentityDigest;
-use super::trunk::Lags;
-use super::watch::{TrunkId, Watches};
 use crate::clock::Instant;
 use crate::config::{Admit, BusLimits, Delivery, Sharing, Timings, Topology};
 use crate::ledger::Settled;
 use crate::telemetry::{Counters, Observed};
+use crate::upstream::brokers::admission::Admission;
+use crate::upstream::brokers::liveness::{Liveness, TrunkId};
+use crate::upstream::brokers::presence::{Heard, Presence};
+use crate::upstream::brokers::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
+use crate::upstream::brokers::trouble::IdentityDigest;
+use crate::upstream::trunk::Lags;
+use barrier::Barrier;
+use connect_cache::ConnectCache;
+use dial_queue::DialQueue;
+use failover_report::{Failover, Failovers, LostLink, TOGETHER};
+use tracked::Tracked;
 
 /// Identities of a bus that announce its host, the oldest first.
 const CARRIERS_MOST: usize = 8;
@@ -44,7 +50,7 @@ pub struct Budgets {
     /// Publishes that wait for a link (R6).
     pub held: Rc<Budget>,
     /// Operations that came before CONNECT (R21).
-    pub early: Rc<Budget>,
+    pub input: Rc<Budget>,
     /// What components have not taken yet (R25).
     pub pending: Rc<Budget>,
 }
@@ -192,15 +198,15 @@ pub struct Bus {
     /// From the configuration.
     pub settings: Settings,
     /// The brokers.
-    pub roster: Noted<Roster>,
+    pub roster: Tracked<Roster>,
     /// R14.
     pub barrier: Barrier,
     /// R16.
     pub admission: Admission,
     /// What sessions said in CONNECT.
-    pub connects: Connects,
+    pub connects: ConnectCache,
     /// R7, R8.
-    pub watches: Watches,
+    pub liveness: Liveness,
     /// Components that lag on shared links (R33).
     pub lags: Lags,
     /// Shared trunks without sessions.
@@ -239,11 +245,11 @@ impl Bus {
     ) -> Self {
         Self {
             settings,
-            roster: Noted::new(roster),
+            roster: Tracked::new(roster),
             barrier: Barrier::default(),
             admission,
-            connects: Connects::default(),
-            watches: Watches::default(),
+            connects: ConnectCache::default(),
+            liveness: Liveness::default(),
             lags: Lags::default(),
             idle_trunks: Cell::new(0),
             presence: Presence::new("", ""),
@@ -276,7 +282,7 @@ impl Bus {
 
     /// Whether something may have come up since [`Bus::settle`] that concerns the whole bus.
     pub(super) fn has_stirred(&self) -> bool {
-        Noted::is_changed(&self.roster)
+        Tracked::is_changed(&self.roster)
             || !self.woken.is_empty()
             || self.failovers.is_open()
             || self.settings.is_independent()
@@ -284,7 +290,7 @@ impl Bus {
 
     /// All of that was looked at.
     pub(super) fn settle(&mut self) {
-        Noted::settle(&mut self.roster);
+        Tracked::settle(&mut self.roster);
     }
 
     pub(super) fn pick(
@@ -383,7 +389,7 @@ impl Bus {
     fn stragglers(&self) -> usize {
         let down = |broker: &Broker| broker.health() == Health::Down;
         let brokers = self.roster.brokers().filter(|(_, broker)| down(broker));
-        brokers.map(|(id, _)| self.watches.attached(id)).sum()
+        brokers.map(|(id, _)| self.liveness.attached(id)).sum()
     }
 
     /// A trunk's link to this broker went live.
@@ -399,7 +405,7 @@ impl Bus {
         if let Some(since) = self.roster.take_outage(now) {
             self.presence.gather(since, now);
         }
-        self.watches.attach(broker, trunk);
+        self.liveness.attach(broker, trunk);
         let is_new =
             self.presence.is_on() && self.carriers.entry(identity).or_default().insert(trunk);
         self.note_reach(broker, 1, is_new, now);
@@ -408,9 +414,9 @@ impl Bus {
     /// A trunk's live link to this broker is gone.
     pub(super) fn detached(&mut self, trunk: TrunkId, broker: BrokerId, now: Instant) {
         self.roster.link_closed(broker, now);
-        let next_sentinel = self.watches.detach(broker, trunk);
+        let next_sentinel = self.liveness.detach(broker, trunk);
         self.woken.extend(next_sentinel);
-        let is_gone = self.presence.is_on() && self.watches.brokers_of(trunk).is_empty();
+        let is_gone = self.presence.is_on() && self.liveness.brokers_of(trunk).is_empty();
         if is_gone {
             self.presence.bury(trunk);
             self.carriers.retain(|_, trunks| {
@@ -419,7 +425,7 @@ impl Bus {
             });
         }
         self.note_reach(broker, 0, is_gone, now);
-        if self.watches.suspect_since(broker).is_none() {
+        if self.liveness.suspect_since(broker).is_none() {
             self.roster.set_suspect(broker, false);
         }
         self.check_barrier();
@@ -427,25 +433,25 @@ impl Bus {
 
     /// All live links of this trunk are gone.
     pub(super) fn detach_everywhere(&mut self, trunk: TrunkId, now: Instant) {
-        for broker in self.watches.brokers_of(trunk) {
+        for broker in self.liveness.brokers_of(trunk) {
             self.detached(trunk, broker, now);
         }
     }
 
     /// A trunk doesn't read its links for now (R33): it can't watch over brokers.
     pub(super) fn step_aside(&mut self, trunk: TrunkId, now: Instant) {
-        let sentinels = self.watches.step_aside(trunk, now);
+        let sentinels = self.liveness.step_aside(trunk, now);
         self.woken.extend(sentinels);
     }
 
     /// A trunk reads its links again.
     pub(super) fn step_back(&mut self, trunk: TrunkId) {
-        self.watches.step_back(trunk);
+        self.liveness.step_back(trunk);
     }
 
     /// Something is published to this broker.
     pub(super) fn note_publish(&mut self, broker: BrokerId, now: Instant) {
-        let sentinel = self.watches.note_publish(broker, now);
+        let sentinel = self.liveness.note_publish(broker, now);
         self.woken.extend(sentinel);
     }
 
@@ -479,7 +485,7 @@ impl Bus {
             .failovers
             .leaving()
             .filter(|_| !self.settings.is_independent());
-        let staying = leaving.map_or(0, |broker| self.watches.attached(broker));
+        let staying = leaving.map_or(0, |broker| self.liveness.attached(broker));
         let confirmed = self.counters.confirmed;
         // There each trunk goes on at once, and they don't notice together.
         let quiet = match self.settings.is_independent() {
@@ -501,7 +507,7 @@ impl Bus {
 
     /// The broker's sentinel waits long for an answer: others are to ask as well.
     pub(super) fn call_witnesses(&mut self, broker: BrokerId, now: Instant) {
-        let called = self.watches.call_witnesses(broker, now);
+        let called = self.liveness.call_witnesses(broker, now);
         self.woken.extend(called);
     }
 
@@ -509,7 +515,7 @@ impl Bus {
     pub(super) fn suspect(&mut self, broker: BrokerId, now: Instant) {
         self.counters.suspicions += 1;
         self.roster.set_suspect(broker, true);
-        let concerned = self.watches.suspect(broker, now);
+        let concerned = self.liveness.suspect(broker, now);
         self.woken.extend(concerned);
     }
 
@@ -522,8 +528,8 @@ impl Bus {
         now: Instant,
     ) {
         let round_trip = now.saturating_duration_since(asked);
-        let cleared = self.watches.answered(broker, trunk, asked, now);
-        self.watches.note_round_trip(broker, trunk, round_trip);
+        let cleared = self.liveness.answered(broker, trunk, asked, now);
+        self.liveness.note_round_trip(broker, trunk, round_trip);
         self.roster.handle_answer(broker, now);
         if let Some((suspected, concerned)) = cleared {
             self.counters.suspect_ms += suspected.as_millis() as u64;
@@ -536,7 +542,7 @@ impl Bus {
     /// The smoothed round trip to the farthest broker.
     pub(super) fn longest_round_trip(&self) -> Duration {
         let brokers = self.roster.brokers();
-        let trips = brokers.filter_map(|(id, _)| self.watches.round_trip(id));
+        let trips = brokers.filter_map(|(id, _)| self.liveness.round_trip(id));
         trips.max().unwrap_or_default()
     }
 
@@ -585,7 +591,7 @@ impl Bus {
     /// A trunk came to a broker, or left it: announced where it was the first or the last, or
     /// where another one announces from now on.
     fn note_reach(&mut self, broker: BrokerId, edge: usize, is_news: bool, now: Instant) {
-        let news = self.watches.attached(broker) == edge || is_news;
+        let news = self.liveness.attached(broker) == edge || is_news;
         if news && self.presence.is_on() {
             self.presence.change(now);
             self.wake_carriers(now);
@@ -597,7 +603,7 @@ impl Bus {
         let reached = self
             .roster
             .brokers()
-            .filter(|(id, _)| self.watches.attached(*id) > 0);
+            .filter(|(id, _)| self.liveness.attached(*id) > 0);
         let infos = reached.filter_map(|(_, broker)| broker.info());
         infos.map(|info| info.server_id.clone()).collect()
     }

@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::action::{Action, Report};
+use super::attribution::{Wanted, publishes};
+use super::independent::PRESENCE_SID;
 use super::link::{Link, LinkId, OkOwner, Phase};
-use super::owners::{Wanted, publishes};
 use super::sharing::Status;
 use super::slot::{Finishing, Slot};
-use super::target::PRESENCE_SID;
 use super::{CloseReason, Trunk, Verdict};
 use crate::clock::Instant;
 use crate::ledger::operations::OWN;
@@ -18,8 +18,8 @@ use crate::proto::encode;
 use crate::proto::error_text::{BrokerError, classify, first_quoted, unquote};
 use crate::proto::info::ServerInfo;
 use crate::proto::server::{self, Msg, ServerLimits, ServerOp, ServerScan};
+use crate::upstream::brokers::roster::Failure;
 use crate::upstream::bus::Bus;
-use crate::upstream::roster::Failure;
 
 /// Errors that close the link, and that on a trunk with one session are the session's own
 /// doing: the broker's bound is lower than the one natsmux could know.

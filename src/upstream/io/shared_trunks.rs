@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::watch::TrunkId;
 use crate::proto::connect::ConnectInfo;
+use crate::upstream::brokers::liveness::TrunkId;
 
 /// The options under which sessions share a trunk, or `None` for those that never do.
 pub fn sharing_key(connect: &ConnectInfo) -> Option<ConnectInfo> {
@@ -22,9 +22,9 @@ pub fn sharing_key(connect: &ConnectInfo) -> Option<ConnectInfo> {
 
 /// The trunks that sessions share, by what these have in common.
 #[derive(Debug, Default)]
-pub struct Sharers(HashMap<ConnectInfo, Vec<TrunkId>>);
+pub struct SharedTrunks(HashMap<ConnectInfo, Vec<TrunkId>>);
 
-impl Sharers {
+impl SharedTrunks {
     /// The trunk for a session with this key: the one of fewest sessions, once there are as many
     /// as `wanted`; `None`: a new one. One that leaves the trunk `not` takes any other that there
     /// is. `sessions` says how many a trunk has, and `None` where it takes no more.
@@ -76,18 +76,22 @@ mod tests {
 
     #[test]
     fn sessions_spread_over_as_many_trunks_as_are_wanted() {
-        let mut sharers = Sharers::default();
-        let choose = |sharers: &Sharers, wanted, sessions: [Option<usize>; 2]| {
-            sharers.choose(&key(), wanted, None, |id| sessions[id.0 as usize - 1])
+        let mut shared_trunks = SharedTrunks::default();
+        let choose = |shared_trunks: &SharedTrunks, wanted, sessions: [Option<usize>; 2]| {
+            shared_trunks.choose(&key(), wanted, None, |id| sessions[id.0 as usize - 1])
         };
-        assert_eq!(choose(&sharers, 1, [None, None]), None);
-        sharers.enter(key(), A);
-        assert_eq!(choose(&sharers, 1, [Some(9), None]), Some(A));
-        assert_eq!(choose(&sharers, 2, [Some(9), None]), None, "a second one");
-        sharers.enter(key(), B);
-        assert_eq!(choose(&sharers, 2, [Some(9), Some(3)]), Some(B));
+        assert_eq!(choose(&shared_trunks, 1, [None, None]), None);
+        shared_trunks.enter(key(), A);
+        assert_eq!(choose(&shared_trunks, 1, [Some(9), None]), Some(A));
         assert_eq!(
-            choose(&sharers, 2, [None, Some(3)]),
+            choose(&shared_trunks, 2, [Some(9), None]),
+            None,
+            "a second one"
+        );
+        shared_trunks.enter(key(), B);
+        assert_eq!(choose(&shared_trunks, 2, [Some(9), Some(3)]), Some(B));
+        assert_eq!(
+            choose(&shared_trunks, 2, [None, Some(3)]),
             None,
             "one takes no more"
         );
@@ -95,23 +99,24 @@ mod tests {
 
     #[test]
     fn one_that_leaves_takes_any_other_and_never_the_same() {
-        let mut sharers = Sharers::default();
-        sharers.enter(key(), A);
-        let choose = |sharers: &Sharers| sharers.choose(&key(), 5, Some(A), |_| Some(1));
-        assert_eq!(choose(&sharers), None);
-        sharers.enter(key(), B);
-        assert_eq!(choose(&sharers), Some(B));
+        let mut shared_trunks = SharedTrunks::default();
+        shared_trunks.enter(key(), A);
+        let choose =
+            |shared_trunks: &SharedTrunks| shared_trunks.choose(&key(), 5, Some(A), |_| Some(1));
+        assert_eq!(choose(&shared_trunks), None);
+        shared_trunks.enter(key(), B);
+        assert_eq!(choose(&shared_trunks), Some(B));
     }
 
     #[test]
     fn what_has_ended_leaves_nothing() {
-        let mut sharers = Sharers::default();
-        sharers.enter(key(), A);
+        let mut shared_trunks = SharedTrunks::default();
+        shared_trunks.enter(key(), A);
         let named = ConnectInfo {
             name: Some("natsmux:host:bus:1".to_owned()),
             ..key()
         };
-        sharers.leave(&named, A);
-        assert!(sharers.0.is_empty());
+        shared_trunks.leave(&named, A);
+        assert!(shared_trunks.0.is_empty());
     }
 }

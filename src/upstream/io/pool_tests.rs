@@ -11,9 +11,9 @@ use tokio::time::timeout;
 use super::*;
 use crate::config::{Admit, BrokerAddr, BusLimits, Delivery, Timings, Topology};
 use crate::net::{Retention, now};
-use crate::upstream::admission::Admission;
+use crate::upstream::brokers::admission::Admission;
+use crate::upstream::brokers::roster::{Placement, Roster};
 use crate::upstream::bus::{Budget, Budgets, Settings};
-use crate::upstream::roster::{Placement, Roster};
 
 const INFO: &[u8] = b"INFO {\"server_id\":\"x\",\"version\":\"2.9.10\",\"headers\":true,\"max_payload\":1048576,\"proto\":1}\r\n";
 
@@ -71,7 +71,7 @@ fn pool(broker: &BrokerAddr, sharing: Sharing) -> Rc<Pool> {
     let budget = || Rc::new(Budget::new(1 << 20));
     let budgets = Budgets {
         held: budget(),
-        early: budget(),
+        input: budget(),
         pending: budget(),
     };
     let bus = Bus::new(
@@ -87,7 +87,7 @@ fn pool(broker: &BrokerAddr, sharing: Sharing) -> Rc<Pool> {
 
 /// A session that came to a live broker, and published once. What drives its trunk runs in a task,
 /// as that of a session does.
-async fn session(pool: &Rc<Pool>, component: TcpStream) -> Home {
+async fn session(pool: &Rc<Pool>, component: TcpStream) -> Attachment {
     let connect = ConnectInfo::parse(br#"{"verbose":false,"pedantic":false}"#);
     let connect = Rc::new(connect.expect("options"));
     let port = Rc::new(Port::new(component.into_split().1));
@@ -142,7 +142,7 @@ async fn a_trunk_that_panics_ends_alone_and_leaves_its_broker_to_others() -> io:
             {
                 let bus = pool.bus.borrow();
                 let (id, broker) = bus.roster.brokers().next().expect("one");
-                assert_eq!((broker.links(), bus.watches.attached(id)), (0, 0));
+                assert_eq!((broker.links(), bus.liveness.attached(id)), (0, 0));
                 assert_eq!(bus.counters.in_doubt, 1);
             }
             let (cell, _) = session(&pool, component().await?).await;

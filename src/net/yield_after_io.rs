@@ -9,7 +9,7 @@ use std::task::Context;
 ///
 /// A task that wakes itself is polled some sixty times until then: beside one component that
 /// floods, every other waits that long to be seen as readable.
-pub fn wake_after_io(cx: &mut Context<'_>) {
+pub fn yield_after_io(cx: &mut Context<'_>) {
     // The runtime keeps the waker of a poll of this, whatever becomes of the future.
     let _pending = pin!(tokio::task::yield_now()).poll(cx);
 }
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn a_busy_task_lets_the_runtime_look_at_timers_after_each_pass() {
-        assert!(passes(wake_after_io) < 20, "passes of 1 ms");
+        assert!(passes(yield_after_io) < 20, "passes of 1 ms");
         assert!(
             passes(|cx| cx.waker().wake_by_ref()) > 40,
             "a task that wakes itself isn't that fair: this test sees the difference"

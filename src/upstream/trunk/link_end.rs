@@ -12,8 +12,8 @@ use crate::config::Delivery;
 use crate::ledger::{Held, Settled, Subscriptions, settle};
 use crate::proto::encode;
 use crate::queue::Queue;
+use crate::upstream::brokers::roster::{BrokerId, Failure, Health};
 use crate::upstream::bus::Bus;
-use crate::upstream::roster::{BrokerId, Failure, Health};
 
 /// The text that a component hears where brokers give no verdict, as from one that waits in vain.
 const NO_VERDICT: &[u8] = b"Authentication Timeout";
@@ -101,7 +101,7 @@ impl Trunk {
         now: Instant,
         bus: &mut Bus,
     ) {
-        let suspect = bus.watches.suspect_since(broker).is_some();
+        let suspect = bus.liveness.suspect_since(broker).is_some();
         bus.detached(self.id, broker, now);
         if failure != Failure::Refused {
             bus.admission.refresh(&self.connect, now);
@@ -133,7 +133,7 @@ impl Trunk {
             self.round.forget_refusals();
         }
         bus.counters.link_failures += u64::from(!failure.is_own());
-        let suspect = bus.watches.suspect_since(broker).is_some();
+        let suspect = bus.liveness.suspect_since(broker).is_some();
         self.note_lost_link(broker, failure, now, bus);
         self.switch = None;
         if brief {

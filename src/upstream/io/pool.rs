@@ -15,25 +15,25 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
-use super::bus::Bus;
 use super::driver::Driver;
-use super::repeats::Repeats;
-use super::roster::{BrokerId, Failure};
-use super::sharers::{Sharers, sharing_key};
-use super::trunk::{Gauges, MoveReason, Trunk};
-use super::watch::TrunkId;
+use super::log_limit::LogLimit;
+use super::shared_trunks::{SharedTrunks, sharing_key};
+use crate::catch_panic::catch_panic;
 use crate::clock::Instant;
 use crate::config::Sharing;
-use crate::contained::contained;
 use crate::ledger::SessionId;
 use crate::net::{Outbox, Port};
 use crate::proto::connect::ConnectInfo;
+use crate::upstream::brokers::liveness::TrunkId;
+use crate::upstream::brokers::roster::{BrokerId, Failure};
+use crate::upstream::bus::Bus;
+use crate::upstream::trunk::{Gauges, MoveReason, Trunk};
 
 /// The buffer that a readable socket borrows: one per worker.
 pub type ReadBuffer = Rc<RefCell<Vec<u8>>>;
 
 /// A session's trunk, and its number there.
-pub type Home = (Rc<TrunkCell>, SessionId);
+pub type Attachment = (Rc<TrunkCell>, SessionId);
 
 /// A trunk, and what its driver and its sessions share.
 #[derive(Debug)]
@@ -101,10 +101,10 @@ pub struct Pool {
     pub(super) reloaded: Notify,
     /// The bus is no longer configured.
     closed: Cell<bool>,
-    pub(super) repeats: RefCell<Repeats>,
+    pub(super) log_limit: RefCell<LogLimit>,
     trunks: RefCell<BTreeMap<TrunkId, Rc<TrunkCell>>>,
     next_trunk: Cell<u64>,
-    sharers: RefCell<Sharers>,
+    shared_trunks: RefCell<SharedTrunks>,
     /// What brokers are told that shared trunks are, but for their numbers.
     label: String,
     probe_waker: RefCell<Option<Waker>>,
@@ -125,13 +125,13 @@ impl Pool {
     pub fn new(name: String, instance: &str, bus: Bus, buffer: ReadBuffer) -> Self {
         Self {
             label: format!("natsmux:{instance}:{name}"),
-            sharers: RefCell::default(),
+            shared_trunks: RefCell::default(),
             name,
             bus: RefCell::new(bus),
             buffer,
             reloaded: Notify::new(),
             closed: Cell::new(false),
-            repeats: RefCell::default(),
+            log_limit: RefCell::default(),
             trunks: RefCell::new(BTreeMap::new()),
             next_trunk: Cell::new(0),
             probe_waker: RefCell::new(None),
@@ -153,7 +153,7 @@ impl Pool {
         out: Outbox,
         port: &Rc<Port>,
         now: Instant,
-    ) -> Option<(Home, Option<Driver>)> {
+    ) -> Option<(Attachment, Option<Driver>)> {
         let (cell, driver) = match self.sharing_key(&connect) {
             Some(key) => (self.shared_trunk(key, &connect, None), None),
             None => {
@@ -178,7 +178,7 @@ impl Pool {
         now: Instant,
         input: impl FnOnce(&mut Trunk, &mut Bus) -> T,
     ) -> Option<T> {
-        let done = contained(|| {
+        let done = catch_panic(|| {
             let mut bus = self.bus.borrow_mut();
             input(&mut cell.machine.borrow_mut(), &mut bus)
         });
@@ -193,11 +193,11 @@ impl Pool {
     /// isn't there any more, or one of the trunks has panicked.
     pub fn move_session(
         self: &Rc<Self>,
-        (old, session): Home,
+        (old, session): Attachment,
         connect: Rc<ConnectInfo>,
         why: MoveReason,
         now: Instant,
-    ) -> Option<(Home, Option<Driver>)> {
+    ) -> Option<(Attachment, Option<Driver>)> {
         let port = old.port(session)?;
         old.set_port(session, None);
         let moved =
@@ -241,10 +241,13 @@ impl Pool {
             let trunk = cell.machine.borrow();
             trunk.takes_sessions().then(|| trunk.session_count())
         };
-        let chosen = self.sharers.borrow().choose(&key, wanted, not, sessions);
+        let chosen = self
+            .shared_trunks
+            .borrow()
+            .choose(&key, wanted, not, sessions);
         chosen.and_then(known).unwrap_or_else(|| {
             let id = self.next_id();
-            self.sharers.borrow_mut().enter(key, id);
+            self.shared_trunks.borrow_mut().enter(key, id);
             let name = format!("{}:{}", self.label, id.0);
             let (cell, driver) = self.enter(Trunk::shared(id, connect, name));
             driver.spawn();
@@ -276,7 +279,7 @@ impl Pool {
     /// Whether something that may come often is to be said now: `Some` says how often it came
     /// since it was said last.
     pub fn note_repeated(&self, key: &[u8], now: Instant) -> Option<u64> {
-        self.repeats.borrow_mut().note(None, key, now)
+        self.log_limit.borrow_mut().note(None, key, now)
     }
 
     /// Whether nobody asks brokers of this bus any more: it isn't configured, and its last trunk
@@ -310,7 +313,7 @@ impl Pool {
             port.wake();
         }
         // It panicked in the midst of something: it may again.
-        let _ = contained(|| {
+        let _ = catch_panic(|| {
             let mut bus = self.bus.borrow_mut();
             cell.machine.borrow_mut().give_up(now, &mut bus);
         });
@@ -484,7 +487,7 @@ impl Pool {
     pub(super) fn remove(&self, id: TrunkId) {
         if let Some(cell) = self.trunks.borrow_mut().remove(&id) {
             let trunk = cell.machine.borrow();
-            self.sharers.borrow_mut().leave(trunk.connect(), id);
+            self.shared_trunks.borrow_mut().leave(trunk.connect(), id);
         }
         if self.is_closed() {
             self.reloaded.notify_one();

@@ -9,19 +9,19 @@ use std::rc::Rc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::card::Cards;
+use super::registry::Registry;
 use crate::proto::info::{FirstInfo, first_info};
-use crate::upstream::pool::Pool;
+use crate::upstream::io::pool::Pool;
 
 /// What all connections of a bus share.
 #[derive(Debug)]
-pub struct Shared {
+pub struct Frontend {
     /// The bus's trunks.
     pub pool: Rc<Pool>,
     /// Listeners that don't take components yet.
     pub starting: Cell<usize>,
     /// Its connections, for monitoring.
-    pub cards: Rc<Cards>,
+    pub connections: Rc<Registry>,
     /// What natsmux says of itself.
     pub identity: Rc<Identity>,
     /// Ends the listeners.
@@ -33,13 +33,13 @@ pub struct Shared {
     pub tasks: TaskTracker,
 }
 
-impl Shared {
+impl Frontend {
     /// A bus with so many listeners that don't take components yet, and no connections.
     pub fn new(pool: Rc<Pool>, starting: usize, identity: Rc<Identity>) -> Self {
         Self {
             pool,
             starting: Cell::new(starting),
-            cards: Rc::default(),
+            connections: Rc::default(),
             identity,
             closed: CancellationToken::new(),
             draining: Cell::new(false),
@@ -52,7 +52,7 @@ impl Shared {
     pub fn drain(&self) {
         self.closed.cancel();
         self.draining.set(true);
-        self.cards.wake_all();
+        self.connections.wake_all();
     }
 }
 
@@ -103,16 +103,16 @@ fn nonce(cid: u64, identity: &Identity) -> String {
 pub(super) type Ends = (io::Result<SocketAddr>, io::Result<SocketAddr>);
 
 /// The INFO for one component (R17), whose account takes payloads of `most` bytes.
-pub(super) fn info((local, peer): Ends, cid: u64, most: usize, shared: &Shared) -> Vec<u8> {
+pub(super) fn info((local, peer): Ends, cid: u64, most: usize, frontend: &Frontend) -> Vec<u8> {
     let address = |addr: io::Result<SocketAddr>| addr.ok().map(|addr| (addr.ip(), addr.port()));
     let unknown = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
     let (host, port) = address(local).unwrap_or(unknown);
     let (client_ip, _) = address(peer).unwrap_or(unknown);
-    let bus = shared.pool.bus.borrow();
+    let bus = frontend.pool.bus.borrow();
     let brokers = bus.roster.offered();
     let local = FirstInfo {
-        server_id: &shared.identity.server_id,
-        server_name: &shared.identity.server_name,
+        server_id: &frontend.identity.server_id,
+        server_name: &frontend.identity.server_name,
         host: &host.to_string(),
         port,
         client_ip: &client_ip.to_string(),
@@ -120,7 +120,7 @@ pub(super) fn info((local, peer): Ends, cid: u64, most: usize, shared: &Shared) 
         jetstream: !bus.settings.is_independent(),
         auth_required: bus.roster.auth_required(),
         max_payload: most,
-        nonce: &nonce(cid, &shared.identity),
+        nonce: &nonce(cid, &frontend.identity),
     };
     first_info(&brokers, &local)
 }

@@ -9,12 +9,12 @@ use super::socket::{self, ReadHalf};
 /// Knows whether the runtime will wake a socket's task anyway. A task that owns two sockets is
 /// woken for one of them, and asks for both.
 #[derive(Debug, Default)]
-pub struct Watch {
+pub struct Readiness {
     /// The runtime has the task's waker, for as long as the socket isn't readable.
     armed: bool,
 }
 
-impl Watch {
+impl Readiness {
     /// Ready once there may be something to read, the end, or an error, which the read finds.
     /// Called by one task only.
     pub fn poll_readable(&mut self, half: &ReadHalf, cx: &mut Context<'_>) -> Poll<()> {
@@ -65,7 +65,7 @@ mod tests {
     }
 
     /// Asks twice in each poll until there is something, and says in which poll that was.
-    async fn wait(watch: &mut Watch, read: &ReadHalf) -> io::Result<u32> {
+    async fn wait(watch: &mut Readiness, read: &ReadHalf) -> io::Result<u32> {
         let mut polls = 0;
         let ready = poll_fn(|cx| {
             polls += 1;
@@ -81,7 +81,7 @@ mod tests {
     #[tokio::test]
     async fn who_asks_again_and_again_is_woken_each_time() -> io::Result<()> {
         let (mut peer, mut read) = pair().await?;
-        let mut watch = Watch::default();
+        let mut watch = Readiness::default();
         for _ in 0..3 {
             let write = tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -101,7 +101,7 @@ mod tests {
     #[tokio::test]
     async fn another_task_is_woken_once_the_first_is_forgotten() -> io::Result<()> {
         let (mut peer, read) = pair().await?;
-        let mut watch = Watch::default();
+        let mut watch = Readiness::default();
         poll_fn(|cx| Poll::Ready(watch.poll_readable(&read, cx).is_pending())).await;
         assert!(watch.armed);
         watch.disarm();
@@ -115,7 +115,7 @@ mod tests {
     #[tokio::test]
     async fn who_has_had_its_share_doesnt_rely_on_being_woken_by_the_socket() -> io::Result<()> {
         let (_peer, read) = pair().await?;
-        let mut watch = Watch::default();
+        let mut watch = Readiness::default();
         poll_fn(|cx| {
             while let Poll::Ready(share) = poll_proceed(cx) {
                 share.made_progress();

@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use super::Trunk;
 use super::action::{Action, Report};
-use super::handshake::RETRY;
 use super::link::{Link, LinkId, OkOwner, Phase};
+use super::link_setup::RETRY;
 use super::sessions::NO_SID;
 use crate::clock::Instant;
 use crate::ledger::operations::OWN;
 use crate::ledger::{SessionId, Settled, UpstreamSid};
 use crate::proto::encode;
 use crate::proto::error_text::{BrokerError, unquote};
+use crate::upstream::brokers::presence::Heard;
+use crate::upstream::brokers::roster::{BrokerId, Failure, Health};
 use crate::upstream::bus::Bus;
-use crate::upstream::presence::Heard;
-use crate::upstream::roster::{BrokerId, Failure, Health};
 
 /// The sid of what other hosts announce; no [`UpstreamSid`] is written so.
 pub(super) const PRESENCE_SID: &[u8] = b"-p";
@@ -170,7 +170,7 @@ impl Trunk {
 
     /// The lower, the better: suspect, about to leave, not the bus's choice, its place.
     fn rank(&self, link: &Link, now: Instant, bus: &Bus) -> (bool, bool, bool, usize) {
-        let suspect = bus.watches.suspect_since(link.broker).is_some();
+        let suspect = bus.liveness.suspect_since(link.broker).is_some();
         let broker = bus.roster.broker(link.broker);
         let leaving = broker.is_removed() || broker.health() == Health::LameDuck;
         let chosen = bus.roster.current() == link.broker;

@@ -34,7 +34,7 @@ const DEAD_AFTER_ROUND_TRIPS: u32 = 8;
 
 /// The watch over one broker.
 #[derive(Debug, Default)]
-struct Watch {
+struct BrokerWatch {
     /// Trunks with a live link there.
     attached: BTreeSet<TrunkId>,
     /// Those of them that don't read their links for now (R33).
@@ -50,11 +50,11 @@ struct Watch {
 
 /// The watches of a bus.
 #[derive(Debug, Default)]
-pub struct Watches {
-    by_broker: Vec<Watch>,
+pub struct Liveness {
+    by_broker: Vec<BrokerWatch>,
 }
 
-impl Watch {
+impl BrokerWatch {
     /// The trunk to be sentinel: the oldest that reads its link, else the oldest.
     fn fittest(&self) -> Option<TrunkId> {
         let reads = |trunk: &&TrunkId| !self.aside.contains(trunk);
@@ -69,7 +69,7 @@ impl Watch {
     }
 }
 
-impl Watches {
+impl Liveness {
     /// A trunk has a live link to this broker.
     pub fn attach(&mut self, broker: BrokerId, trunk: TrunkId) {
         let watch = self.watch_mut(broker);
@@ -235,7 +235,7 @@ impl Watches {
 
     /// The brokers to which this trunk has a live link.
     pub fn brokers_of(&self, trunk: TrunkId) -> Vec<BrokerId> {
-        let attached = |watch: &Watch| watch.attached.contains(&trunk);
+        let attached = |watch: &BrokerWatch| watch.attached.contains(&trunk);
         let ids = (0..).map(BrokerId).zip(&self.by_broker);
         ids.filter_map(|(id, watch)| attached(watch).then_some(id))
             .collect()
@@ -280,14 +280,14 @@ impl Watches {
         configured.max(round_trip * DEAD_AFTER_ROUND_TRIPS)
     }
 
-    fn watch(&self, broker: BrokerId) -> Option<&Watch> {
+    fn watch(&self, broker: BrokerId) -> Option<&BrokerWatch> {
         self.by_broker.get(usize::from(broker.0))
     }
 
-    fn watch_mut(&mut self, broker: BrokerId) -> &mut Watch {
+    fn watch_mut(&mut self, broker: BrokerId) -> &mut BrokerWatch {
         let at = usize::from(broker.0);
         if self.by_broker.len() <= at {
-            self.by_broker.resize_with(at + 1, Watch::default);
+            self.by_broker.resize_with(at + 1, BrokerWatch::default);
         }
         &mut self.by_broker[at]
     }
@@ -301,8 +301,8 @@ mod tests {
     const FIRST: TrunkId = TrunkId(1);
     const SECOND: TrunkId = TrunkId(2);
 
-    fn watched() -> (Watches, Instant) {
-        let mut watches = Watches::default();
+    fn watched() -> (Liveness, Instant) {
+        let mut watches = Liveness::default();
         watches.attach(BROKER, FIRST);
         watches.attach(BROKER, SECOND);
         (watches, Instant::now())
@@ -356,7 +356,7 @@ mod tests {
     fn a_far_broker_is_not_suspect_for_ever() {
         let (mut watches, now) = watched();
         let far = Duration::from_millis(400);
-        let is_suspect = |watches: &Watches| {
+        let is_suspect = |watches: &Liveness| {
             let due = watches.suspect_due(BROKER, FIRST, now);
             due.is_some_and(|due| due < now + far)
         };
@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn witnesses_are_taken_in_turn_from_behind_the_sentinel() {
-        let mut watches = Watches::default();
+        let mut watches = Liveness::default();
         let now = Instant::now();
         for id in [5, 1, 2, 3, 4, 6, 7] {
             watches.attach(BROKER, TrunkId(id));

@@ -12,10 +12,10 @@ use crate::ledger::SessionId;
 use crate::proto::connect::HeaderSupport;
 use crate::proto::encode;
 use crate::proto::info::ServerInfo;
-use crate::upstream::backoff::Backoff;
+use crate::upstream::brokers::backoff::Backoff;
+use crate::upstream::brokers::roster::{BrokerId, Failure, Pick};
+use crate::upstream::brokers::trouble::IdentityDigest;
 use crate::upstream::bus::Bus;
-use crate::upstream::roster::{BrokerId, Failure, Pick};
-use crate::upstream::trouble::IdentityDigest;
 
 /// From this version on, a status that nobody listens names the subject.
 const FIRST_TO_NAME_SUBJECTS: [u64; 3] = [2, 12, 0];
@@ -469,7 +469,7 @@ impl Trunk {
             return;
         };
         let link = &self.links[at];
-        match bus.watches.suspect_since(link.broker) {
+        match bus.liveness.suspect_since(link.broker) {
             Some(since) if self.is_suspect(at, bus) => {
                 if link.last_ping_at < since {
                     self.push_ping(at, None, now, bus);
@@ -477,7 +477,7 @@ impl Trunk {
             }
             _ => {
                 if bus
-                    .watches
+                    .liveness
                     .wants_witness(link.broker, self.id, link.last_ping_at)
                 {
                     self.push_ping(at, None, now, bus);
@@ -491,9 +491,9 @@ impl Trunk {
     fn ask_for_proof(&mut self, at: usize, now: Instant, bus: &mut Bus) {
         let link = &self.links[at];
         let (broker, last) = (link.broker, link.last_ping_at);
-        let suspect = bus.watches.suspect_since(broker);
+        let suspect = bus.liveness.suspect_since(broker);
         let asked = suspect.is_some_and(|since| last < since);
-        if asked || bus.watches.wants_witness(broker, self.id, last) {
+        if asked || bus.liveness.wants_witness(broker, self.id, last) {
             self.push_ping(at, None, now, bus);
         }
     }

@@ -9,18 +9,18 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::card::Entry;
+use super::frontend::{self, Counted, Frontend};
 use super::read_size::ReadSize;
+use super::registry::Registration;
 use super::session::{self, Session, SessionAction};
-use super::shared::{self, Counted, Shared};
+use crate::catch_panic::catch_panic;
 use crate::clock::Instant;
-use crate::contained::contained;
 use crate::net::socket::{self, ReadHalf};
-use crate::net::{Flush, Port, Timer, Watch, now, wake_after_io};
+use crate::net::{Flush, Port, Readiness, Timer, now, yield_after_io};
 use crate::proto::connect::{ConnectInfo, Secret};
 use crate::upstream::CloseReason;
-use crate::upstream::driver::Driver;
-use crate::upstream::pool::{Home, Pool};
+use crate::upstream::io::driver::Driver;
+use crate::upstream::io::pool::{Attachment, Pool};
 use crate::upstream::trunk::{MoveReason, ReadAtMost};
 
 /// Reads of one component in a pass, so that a flood doesn't keep the worker.
@@ -37,15 +37,15 @@ const UNREAD_MOST: usize = 64 * 1024;
 const LATE: Duration = Duration::from_millis(250);
 
 struct Connection {
-    shared: Rc<Shared>,
+    frontend: Rc<Frontend>,
     session: Session,
     read: ReadHalf,
-    watch: Watch,
+    watch: Readiness,
     read_size: ReadSize,
     port: Rc<Port>,
-    entry: Entry,
+    registration: Registration,
     _counted: Counted,
-    home: Option<Home>,
+    attachment: Option<Attachment>,
     /// Of a trunk that is the session's alone.
     trunk: Option<Driver>,
     timer: Timer,
@@ -66,24 +66,24 @@ struct Connection {
 
 /// Runs one connection until it is closed, and says why it was.
 pub(super) fn run(
-    shared: Rc<Shared>,
+    frontend: Rc<Frontend>,
     session: Session,
     read: ReadHalf,
     port: Rc<Port>,
-    (entry, counted): (Entry, Counted),
+    (registration, counted): (Registration, Counted),
 ) -> impl Future<Output = ()> {
     // A task that has just been made has no port there: nobody has set it before.
-    let _ = entry.card.port.set(Rc::clone(&port));
+    let _ = registration.info.port.set(Rc::clone(&port));
     let mut connection = Connection {
-        shared,
+        frontend,
         session,
         read,
-        watch: Watch::default(),
+        watch: Readiness::default(),
         read_size: ReadSize::default(),
         port,
-        entry,
+        registration,
         _counted: counted,
-        home: None,
+        attachment: None,
         trunk: None,
         timer: Timer::default(),
         due: None,
@@ -98,7 +98,7 @@ pub(super) fn run(
     async move {
         let has_last_words = {
             let reason = poll_fn(|cx| {
-                let polled = contained(|| connection.poll(cx));
+                let polled = catch_panic(|| connection.poll(cx));
                 polled.unwrap_or(Poll::Ready(CloseReason::Internal))
             });
             let reason = reason.await;
@@ -125,17 +125,17 @@ impl Drop for Connection {
 impl Connection {
     /// Leaves the trunk, and says why.
     fn end(&mut self, reason: &CloseReason) {
-        *self.entry.card.home.borrow_mut() = None;
-        let pool = Rc::clone(&self.shared.pool);
+        *self.registration.info.attachment.borrow_mut() = None;
+        let pool = Rc::clone(&self.frontend.pool);
         self.report_end(reason);
-        if let Some((cell, id)) = self.home.take() {
+        if let Some((cell, id)) = self.attachment.take() {
             pool.detach(&cell, id, now());
         }
         // What the component left behind still has a way to go.
         self.trunk.take().into_iter().for_each(Driver::spawn);
         self.session.abandon(&mut pool.bus.borrow_mut());
         count(&pool, reason);
-        let (bus, cid) = (&pool.name, self.entry.card.cid);
+        let (bus, cid) = (&pool.name, self.registration.info.cid);
         debug!(bus, cid, reason = reason.as_str(), "session closed");
     }
 
@@ -164,12 +164,16 @@ impl Connection {
         let user = text(user.map(Secret::expose));
         let error = reason.error_text().map(String::from_utf8_lossy);
         let error = text(error.as_deref());
-        let pool = &self.shared.pool;
+        let pool = &self.frontend.pool;
         let key = format!("{what}\n{name}\n{user}\n{error}");
         let Some(repeated) = pool.note_repeated(key.as_bytes(), self.now) else {
             return;
         };
-        let (bus, cid, peer) = (&pool.name, self.entry.card.cid, self.entry.card.peer);
+        let (bus, cid, peer) = (
+            &pool.name,
+            self.registration.info.cid,
+            self.registration.info.peer,
+        );
         let reason = reason.as_str();
         warn!(bus, cid, %peer, name, user, reason, error, repeated, "{what}");
     }
@@ -179,7 +183,7 @@ impl Connection {
         let mut left = DISCARD_BYTES;
         while left > 0 {
             let read = poll_fn(|cx| {
-                let mut buffer = self.shared.pool.buffer.borrow_mut();
+                let mut buffer = self.frontend.pool.buffer.borrow_mut();
                 socket::poll_read(&mut self.read, cx, &mut buffer)
             });
             match read.await {
@@ -201,17 +205,17 @@ impl Connection {
             let trunk_due = self.drive_trunk(cx);
             let due = [self.due, trunk_due].into_iter().flatten().min();
             if self.timer.arm(due, self.now, cx) {
-                wake_after_io(cx);
+                yield_after_io(cx);
             }
         }
-        self.shared.pool.settle(self.now);
+        self.frontend.pool.settle(self.now);
         self.port.rest(cx);
         ended
     }
 
     /// Whether its trunk has panicked.
     fn is_lost(&self) -> bool {
-        self.home
+        self.attachment
             .as_ref()
             .is_some_and(|(cell, _)| cell.has_failed())
     }
@@ -240,7 +244,7 @@ impl Connection {
             // Once for all that a read brings: asking the clock costs as much as a frame.
             self.now = now();
         }
-        wake_after_io(cx);
+        yield_after_io(cx);
         Poll::Pending
     }
 
@@ -256,12 +260,16 @@ impl Connection {
     }
 
     fn tick(&mut self) {
-        if self.shared.draining.get() && !std::mem::replace(&mut self.drained, true) {
-            self.with_session(|session, home, now, bus| session.handle_drain(home, now, bus));
+        if self.frontend.draining.get() && !std::mem::replace(&mut self.drained, true) {
+            self.with_session(|session, upstream, now, bus| {
+                session.handle_drain(upstream, now, bus)
+            });
         }
         let now = self.now;
         if self.session.poll_timeout().is_some_and(|at| at <= now) {
-            self.with_session(|session, home, now, bus| session.handle_timeout(home, now, bus));
+            self.with_session(|session, upstream, now, bus| {
+                session.handle_timeout(upstream, now, bus)
+            });
             self.act(now);
             self.wake_trunk();
         }
@@ -269,19 +277,19 @@ impl Connection {
 
     /// Lets what waited for the trunk go on.
     fn go_on(&mut self) {
-        let ready = |(cell, id): &Home| cell.machine.borrow().is_ready(*id);
-        if self.session.has_early() && self.home.as_ref().is_some_and(ready) {
-            self.with_session(|session, home, now, bus| {
-                if let Some(home) = home {
-                    session.handle_ready(home, now, bus);
+        let ready = |(cell, id): &Attachment| cell.machine.borrow().is_ready(*id);
+        if self.session.has_pending_input() && self.attachment.as_ref().is_some_and(ready) {
+            self.with_session(|session, upstream, now, bus| {
+                if let Some(upstream) = upstream {
+                    session.handle_ready(upstream, now, bus);
                 }
             });
             self.wake_trunk();
         }
-        self.with_session(|session, home, _, bus| {
-            if let Some(home) = home {
-                session.handle_crowding(&home);
-                session.handle_offer(&home, bus);
+        self.with_session(|session, upstream, _, bus| {
+            if let Some(upstream) = upstream {
+                session.handle_crowding(&upstream);
+                session.handle_offer(&upstream, bus);
             }
         });
         self.act(self.now);
@@ -294,11 +302,11 @@ impl Connection {
         if self.parked {
             return false;
         }
-        let buffer = Rc::clone(&self.shared.pool.buffer);
+        let buffer = Rc::clone(&self.frontend.pool.buffer);
         let mut buffer = buffer.borrow_mut();
-        let most = match &self.home {
+        let most = match &self.attachment {
             Some((cell, _)) => {
-                let bus = self.shared.pool.bus.borrow();
+                let bus = self.frontend.pool.bus.borrow();
                 cell.machine.borrow().read_at_most(self.now, &bus)
             }
             None => ReadAtMost::Any,
@@ -310,7 +318,9 @@ impl Connection {
             Poll::Pending => false,
             Poll::Ready(Ok(0)) => {
                 self.eof = true;
-                self.with_session(|session, home, now, bus| session.handle_eof(home, now, bus));
+                self.with_session(|session, upstream, now, bus| {
+                    session.handle_eof(upstream, now, bus)
+                });
                 self.act(self.now);
                 self.wake_trunk();
                 false
@@ -321,7 +331,7 @@ impl Connection {
                 self.handle_bytes(&buffer[..count]);
                 self.read_size.note(count, self.session.take_operations());
                 // What waits for the trunk is let go on, or parked, before the task sleeps.
-                more || self.session.has_early()
+                more || self.session.has_pending_input()
             }
             Poll::Ready(Err(_)) => {
                 self.close(CloseReason::ComponentLost, self.now);
@@ -331,11 +341,11 @@ impl Connection {
     }
 
     fn handle_bytes(&mut self, mut bytes: &[u8]) {
-        self.entry.card.read_at.set(self.now);
+        self.registration.info.read_at.set(self.now);
         while !bytes.is_empty() {
             let mut used = 0;
-            self.with_session(|session, home, now, bus| {
-                used = session.handle_bytes(bytes, home, now, bus);
+            self.with_session(|session, upstream, now, bus| {
+                used = session.handle_bytes(bytes, upstream, now, bus);
             });
             bytes = &bytes[used..];
             if !self.act(self.now) {
@@ -358,21 +368,24 @@ impl Connection {
                 true
             }
             Some(SessionAction::Move { connect, why }) => {
-                self.move_home(connect, why, now);
+                self.move_trunk(connect, why, now);
                 true
             }
             Some(SessionAction::Attach { connect, sent }) => {
                 let out = self.session.take_out();
-                let attached = self.shared.pool.attach(connect, sent, out, &self.port, now);
-                let Some((home, trunk)) = attached else {
+                let attached = self
+                    .frontend
+                    .pool
+                    .attach(connect, sent, out, &self.port, now);
+                let Some((attachment, trunk)) = attached else {
                     self.close(CloseReason::Internal, now);
                     return true;
                 };
-                *self.entry.card.home.borrow_mut() = Some(home.clone());
-                (self.home, self.trunk) = (Some(home), trunk);
-                self.with_session(|session, home, now, bus| {
-                    if let Some(home) = home {
-                        session.handle_attached(home, now, bus);
+                *self.registration.info.attachment.borrow_mut() = Some(attachment.clone());
+                (self.attachment, self.trunk) = (Some(attachment), trunk);
+                self.with_session(|session, upstream, now, bus| {
+                    if let Some(upstream) = upstream {
+                        session.handle_attached(upstream, now, bus);
                     }
                 });
                 true
@@ -380,19 +393,23 @@ impl Connection {
         }
     }
 
-    fn move_home(&mut self, connect: Rc<ConnectInfo>, why: MoveReason, now: Instant) {
-        let Some(old) = self.home.take() else {
+    fn move_trunk(&mut self, connect: Rc<ConnectInfo>, why: MoveReason, now: Instant) {
+        let Some(old) = self.attachment.take() else {
             return;
         };
         self.trunk.take().into_iter().for_each(Driver::spawn);
-        match self.shared.pool.move_session(old, connect, why, now) {
-            Some((home, trunk)) => (self.home, self.trunk) = (Some(home), trunk),
+        match self.frontend.pool.move_session(old, connect, why, now) {
+            Some((attachment, trunk)) => (self.attachment, self.trunk) = (Some(attachment), trunk),
             None => self.close(CloseReason::Internal, now),
         }
-        self.entry.card.home.borrow_mut().clone_from(&self.home);
-        self.with_session(|session, home, now, bus| {
-            if let Some(home) = home {
-                session.handle_ready(home, now, bus);
+        self.registration
+            .info
+            .attachment
+            .borrow_mut()
+            .clone_from(&self.attachment);
+        self.with_session(|session, upstream, now, bus| {
+            if let Some(upstream) = upstream {
+                session.handle_ready(upstream, now, bus);
             }
         });
     }
@@ -400,17 +417,17 @@ impl Connection {
     fn say_info(&self) {
         let socket = self.port.socket();
         let ends = (socket.local_addr(), socket.peer_addr());
-        let Some((cell, id)) = &self.home else {
+        let Some((cell, id)) = &self.attachment else {
             return;
         };
         let mut trunk = cell.machine.borrow_mut();
         let most = trunk.max_payload();
-        let info = shared::info(ends, self.entry.card.cid, most, &self.shared);
-        trunk.say_info(*id, &info, &self.shared.pool.bus.borrow());
+        let info = frontend::info(ends, self.registration.info.cid, most, &self.frontend);
+        trunk.say_info(*id, &info, &self.frontend.pool.bus.borrow());
     }
 
     fn note_closing(&mut self) {
-        let Some((cell, id)) = &self.home else {
+        let Some((cell, id)) = &self.attachment else {
             return;
         };
         if self.closing.is_none() {
@@ -459,20 +476,20 @@ impl Connection {
     }
 
     fn flush_once(&mut self) -> Flush {
-        if let Some((cell, id)) = &self.home {
+        if let Some((cell, id)) = &self.attachment {
             let mut trunk = cell.machine.borrow_mut();
             let Some(out) = trunk.out(*id) else {
                 return Flush::Done;
             };
             let flushed = self.port.flush(out);
-            trunk.account(*id, &self.shared.pool.bus.borrow());
+            trunk.account(*id, &self.frontend.pool.bus.borrow());
             return flushed;
         }
         self.port.flush(self.session.out())
     }
 
     fn pending_bytes(&mut self) -> usize {
-        match &self.home {
+        match &self.attachment {
             Some((cell, id)) => {
                 let mut trunk = cell.machine.borrow_mut();
                 trunk.out(*id).map_or(0, |out| out.pending_bytes())
@@ -491,7 +508,7 @@ impl Connection {
     }
 
     fn write_deadline(&self) -> Duration {
-        self.shared
+        self.frontend
             .pool
             .bus
             .borrow()
@@ -501,12 +518,12 @@ impl Connection {
     }
 
     fn wants_read(&mut self) -> bool {
-        let Some((cell, id)) = &self.home else {
+        let Some((cell, id)) = &self.attachment else {
             // What natsmux answers by itself is taken before more is asked.
             return self.session.out().pending_bytes() < UNREAD_MOST;
         };
         let wants = {
-            let bus = self.shared.pool.bus.borrow();
+            let bus = self.frontend.pool.bus.borrow();
             let mut trunk = cell.machine.borrow_mut();
             let wants = trunk.wants_read(*id, self.now, &bus);
             let waits = !trunk.is_ready(*id) && !trunk.is_ending(*id);
@@ -521,7 +538,7 @@ impl Connection {
 
     /// Lets the trunk do what it was given; where this task drives it, it does so anyway.
     fn wake_trunk(&self) {
-        if let Some((cell, _)) = &self.home
+        if let Some((cell, _)) = &self.attachment
             && self.trunk.is_none()
         {
             cell.wake();
@@ -530,18 +547,23 @@ impl Connection {
 
     fn with_session(
         &mut self,
-        input: impl FnOnce(&mut Session, Option<session::Home<'_>>, Instant, &mut crate::upstream::Bus),
+        input: impl FnOnce(
+            &mut Session,
+            Option<session::Upstream<'_>>,
+            Instant,
+            &mut crate::upstream::Bus,
+        ),
     ) {
-        let mut bus = self.shared.pool.bus.borrow_mut();
+        let mut bus = self.frontend.pool.bus.borrow_mut();
         let now = self.now;
-        match &self.home {
+        match &self.attachment {
             Some((cell, id)) => {
                 let mut trunk = cell.machine.borrow_mut();
-                let home = session::Home {
+                let upstream = session::Upstream {
                     trunk: &mut trunk,
                     id: *id,
                 };
-                input(&mut self.session, Some(home), now, &mut bus);
+                input(&mut self.session, Some(upstream), now, &mut bus);
             }
             None => input(&mut self.session, None, now, &mut bus),
         }

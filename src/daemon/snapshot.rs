@@ -2,22 +2,26 @@
 
 use super::worker::{SubscriptionList, SubscriptionPage};
 use crate::clock::Instant;
-use crate::downstream::card::Card;
-use crate::downstream::shared::Shared;
+use crate::downstream::frontend::Frontend;
+use crate::downstream::registry::ConnectionInfo;
 use crate::net::now;
 use crate::telemetry::{BrokerSnapshot, BusSnapshot, SessionSnapshot, SubscriptionSnapshot};
-use crate::upstream::roster::Health;
+use crate::upstream::brokers::roster::Health;
 use crate::upstream::{BrokerId, Bus};
 
 /// One session.
-pub(super) fn session_snapshot(shared: &Shared, card: &Card, now: Instant) -> SessionSnapshot {
+pub(super) fn session_snapshot(
+    frontend: &Frontend,
+    info: &ConnectionInfo,
+    now: Instant,
+) -> SessionSnapshot {
     let ago = |moment| now.saturating_duration_since(moment);
     let mut session = SessionSnapshot {
-        cid: card.cid,
-        bus: shared.pool.name.clone(),
-        peer: card.peer,
-        uptime: ago(card.start),
-        idle: ago(card.read_at.get()),
+        cid: info.cid,
+        bus: frontend.pool.name.clone(),
+        peer: info.peer,
+        uptime: ago(info.start),
+        idle: ago(info.read_at.get()),
         in_msgs: 0,
         in_bytes: 0,
         out_msgs: 0,
@@ -32,13 +36,13 @@ pub(super) fn session_snapshot(shared: &Shared, card: &Card, now: Instant) -> Se
         trunk: None,
         broker: None,
     };
-    let home = card.home.borrow();
-    let Some((cell, id)) = home.as_ref() else {
+    let attachment = info.attachment.borrow();
+    let Some((cell, id)) = attachment.as_ref() else {
         return session;
     };
     let trunk = cell.machine.borrow();
     session.trunk = Some(trunk.id().0);
-    let bus = shared.pool.bus.borrow();
+    let bus = frontend.pool.bus.borrow();
     let broker = trunk
         .broker()
         .map(|broker| bus.roster.broker(broker).label());
@@ -60,9 +64,12 @@ pub(super) fn session_snapshot(shared: &Shared, card: &Card, now: Instant) -> Se
 }
 
 /// A page of a session's subscriptions.
-pub(super) fn subscription_snapshots(card: &Card, page: &SubscriptionPage) -> SubscriptionList {
-    let home = card.home.borrow();
-    let Some((cell, id)) = home.as_ref() else {
+pub(super) fn subscription_snapshots(
+    info: &ConnectionInfo,
+    page: &SubscriptionPage,
+) -> SubscriptionList {
+    let attachment = info.attachment.borrow();
+    let Some((cell, id)) = attachment.as_ref() else {
         return SubscriptionList::default();
     };
     let trunk = cell.machine.borrow();
@@ -77,7 +84,7 @@ pub(super) fn subscription_snapshots(card: &Card, page: &SubscriptionPage) -> Su
         .map(|sub| {
             last = Some(sub.sid());
             SubscriptionSnapshot {
-                cid: card.cid,
+                cid: info.cid,
                 subject: text(sub.subject()),
                 queue_group: sub.queue_group().map(text),
                 sid: text(sub.sid()),
@@ -97,15 +104,15 @@ fn state(bus: &Bus, id: BrokerId) -> (&'static str, Instant) {
         // It listens, and serves nobody.
         return (Health::Down.as_str(), trouble.since);
     }
-    match bus.watches.suspect_since(id) {
+    match bus.liveness.suspect_since(id) {
         Some(since) if broker.health() != Health::Down => ("suspect", since),
         _ => (broker.health().as_str(), broker.since()),
     }
 }
 
 /// One bus.
-pub(super) fn bus_snapshot(shared: &Shared) -> BusSnapshot {
-    let pool = &shared.pool;
+pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
+    let pool = &frontend.pool;
     let (trunks, gauges) = pool.gauges();
     let bus = &*pool.bus.borrow();
     let roster = &bus.roster;
@@ -120,7 +127,7 @@ pub(super) fn bus_snapshot(shared: &Shared) -> BusSnapshot {
                 .last_failure()
                 .map(|failure| failure.as_str().to_owned()),
             version: broker.info().map(|info| info.version.clone()),
-            round_trip: bus.watches.round_trip(id).or(broker.probe_took()),
+            round_trip: bus.liveness.round_trip(id).or(broker.probe_took()),
             links: u64::from(broker.links()),
             hosts: bus
                 .settings
@@ -136,7 +143,7 @@ pub(super) fn bus_snapshot(shared: &Shared) -> BusSnapshot {
     });
     BusSnapshot {
         name: pool.name.clone(),
-        listening: shared.starting.get() == 0,
+        listening: frontend.starting.get() == 0,
         attached: roster.was_seen(),
         healthy,
         wrong_topology: bus.has_wrong_topology(),

@@ -7,8 +7,8 @@
 
 use std::time::Duration;
 
-use super::roster::{BrokerId, Failure};
 use crate::clock::Instant;
+use crate::upstream::brokers::roster::{BrokerId, Failure};
 
 /// A failover that takes longer is reported as it stands, and again at its end.
 const REPORT_AFTER: Duration = Duration::from_secs(5);
@@ -106,7 +106,7 @@ impl Failovers {
     }
 
     /// A trunk that had lost its link is live again.
-    pub(super) fn attached(&mut self, to: BrokerId, replayed: u64, held: u64, now: Instant) {
+    pub(crate) fn attached(&mut self, to: BrokerId, replayed: u64, held: u64, now: Instant) {
         if let Some(Current {
             since, sum, last, ..
         }) = &mut self.current
@@ -121,7 +121,7 @@ impl Failovers {
     }
 
     /// A trunk that had lost its link ended instead.
-    pub(super) fn gone(&mut self) {
+    pub(crate) fn gone(&mut self) {
         if let Some(Current { sum, .. }) = &mut self.current {
             sum.trunks = sum.trunks.saturating_sub(1);
         }

@@ -4,12 +4,12 @@ use std::ops::{Deref, DerefMut};
 
 /// Whoever borrows the value to change it leaves a note.
 #[derive(Debug)]
-pub struct Noted<T> {
+pub struct Tracked<T> {
     value: T,
     changed: bool,
 }
 
-impl<T> Noted<T> {
+impl<T> Tracked<T> {
     /// A value that nobody has looked at yet.
     pub(super) fn new(value: T) -> Self {
         Self {
@@ -18,7 +18,7 @@ impl<T> Noted<T> {
         }
     }
 
-    /// Whether it may have changed since [`Noted::settle`].
+    /// Whether it may have changed since [`Tracked::settle`].
     pub(super) fn is_changed(noted: &Self) -> bool {
         noted.changed
     }
@@ -29,7 +29,7 @@ impl<T> Noted<T> {
     }
 }
 
-impl<T> Deref for Noted<T> {
+impl<T> Deref for Tracked<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -37,7 +37,7 @@ impl<T> Deref for Noted<T> {
     }
 }
 
-impl<T> DerefMut for Noted<T> {
+impl<T> DerefMut for Tracked<T> {
     fn deref_mut(&mut self) -> &mut T {
         self.changed = true;
         &mut self.value
@@ -50,12 +50,12 @@ mod tests {
 
     #[test]
     fn looking_leaves_no_note_and_changing_does() {
-        let mut noted = Noted::new(vec![1]);
-        assert!(Noted::is_changed(&noted));
-        Noted::settle(&mut noted);
+        let mut noted = Tracked::new(vec![1]);
+        assert!(Tracked::is_changed(&noted));
+        Tracked::settle(&mut noted);
         assert_eq!(noted.len(), 1);
-        assert!(!Noted::is_changed(&noted));
+        assert!(!Tracked::is_changed(&noted));
         noted.push(2);
-        assert!(Noted::is_changed(&noted));
+        assert!(Tracked::is_changed(&noted));
     }
 }

@@ -13,8 +13,8 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
 use super::backoff::Backoff;
+use super::liveness::TrunkId;
 use super::trouble::IdentityDigest;
-use super::watch::TrunkId;
 use crate::clock::Instant;
 use crate::proto::announcement::Announcement;
 use crate::proto::connect::Secret;
@@ -55,7 +55,7 @@ const CLOCKS_APART: Duration = Duration::from_secs(30);
 
 /// What an announcement has told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(crate) enum Heard {
     /// Nothing new.
     Nothing,
     /// It isn't one, is too much, or isn't authenticated.
@@ -153,7 +153,7 @@ impl Presence {
     }
 
     /// A broker is another process than before: how they are routed may have changed.
-    pub(super) fn doubt_routes(&mut self) -> bool {
+    pub(crate) fn doubt_routes(&mut self) -> bool {
         std::mem::take(&mut self.routed)
     }
 
@@ -176,19 +176,19 @@ impl Presence {
     }
 
     /// Whether an identity may announce, as far as is known.
-    pub(super) fn permits(&self, identity: IdentityDigest, now: Instant) -> bool {
+    pub(crate) fn permits(&self, identity: IdentityDigest, now: Instant) -> bool {
         let forbidden = self.forbidden.get(&identity);
         let is_forbidden = forbidden.is_some_and(|forbidden| forbidden.until > now);
         self.is_on() && !is_forbidden && !self.elders.contains_key(&identity)
     }
 
     /// An older carrier speaks for this identity's account. Returns whether that is new.
-    pub(super) fn defer(&mut self, identity: IdentityDigest, elder: TrunkId) -> bool {
+    pub(crate) fn defer(&mut self, identity: IdentityDigest, elder: TrunkId) -> bool {
         self.elders.insert(identity, elder) != Some(elder)
     }
 
     /// A trunk is no carrier any more: those that deferred to it speak for themselves.
-    pub(super) fn bury(&mut self, trunk: TrunkId) {
+    pub(crate) fn bury(&mut self, trunk: TrunkId) {
         self.elders.retain(|_, elder| *elder != trunk);
     }
 
@@ -215,21 +215,21 @@ impl Presence {
     }
 
     /// What is announced, and what is listened to.
-    pub(super) fn own_subject(&self) -> Vec<u8> {
+    pub(crate) fn own_subject(&self) -> Vec<u8> {
         [&self.prefix, self.id.as_bytes()].concat()
     }
 
-    pub(super) fn subscription(&self) -> Vec<u8> {
+    pub(crate) fn subscription(&self) -> Vec<u8> {
         [&self.prefix[..], b"*"].concat()
     }
 
     /// The subjects of presence begin with this; empty where there is none.
-    pub(super) fn prefix(&self) -> &[u8] {
+    pub(crate) fn prefix(&self) -> &[u8] {
         &self.prefix
     }
 
     /// An announcement to the broker `via`, from a host that is subscribed on `reaches`.
-    pub(super) fn announcement(
+    pub(crate) fn announcement(
         &self,
         via: &str,
         by: TrunkId,
@@ -253,7 +253,7 @@ impl Presence {
     }
 
     /// Hears what came from the broker `from`.
-    pub(super) fn hear(&mut self, json: &[u8], from: &str, to: TrunkId, now: Instant) -> Heard {
+    pub(crate) fn hear(&mut self, json: &[u8], from: &str, to: TrunkId, now: Instant) -> Heard {
         let longest = LONGEST_JSON + JSON_PER_BROKER * self.brokers;
         if json.len() > longest || !self.is_on() || !self.may_look(now) {
             return Heard::Refused;
@@ -327,7 +327,7 @@ impl Presence {
     }
 
     /// Forgets who was not heard of for long. Returns whether anybody was.
-    pub(super) fn expire(&mut self, now: Instant) -> bool {
+    pub(crate) fn expire(&mut self, now: Instant) -> bool {
         let before = self.peers.len();
         self.peers.retain(|_, peer| peer.until > now);
         self.peers.len() < before
@@ -335,7 +335,7 @@ impl Presence {
 
     /// The first broker is back after an outage. Who was there when that began will be, soon;
     /// what they said of themselves is old.
-    pub(super) fn gather(&mut self, since: Instant, now: Instant) {
+    pub(crate) fn gather(&mut self, since: Instant, now: Instant) {
         let peers = std::mem::take(&mut self.peers).into_iter();
         let present = peers.filter(|(_, peer)| peer.until > since);
         self.awaited.extend(present.map(|(id, _)| id));
@@ -343,19 +343,19 @@ impl Presence {
     }
 
     /// Whether an outage was over only lately.
-    pub(super) fn is_gathering(&self, now: Instant) -> bool {
+    pub(crate) fn is_gathering(&self, now: Instant) -> bool {
         self.gathers_until.is_some_and(|until| until > now)
     }
 
     /// Until when a publish to this broker might miss a host that is on its way back to it.
-    pub(super) fn awaits(&self, server_id: &str, now: Instant) -> Option<Instant> {
+    pub(crate) fn awaits(&self, server_id: &str, now: Instant) -> Option<Instant> {
         let until = self.gathers_until.filter(|_| self.is_gathering(now))?;
         let away = !self.awaited.is_empty() || self.missing(server_id) > 0;
         (away && self.is_on()).then_some(until)
     }
 
     /// Hosts that aren't subscribed on this broker.
-    pub(super) fn missing(&self, server_id: &str) -> usize {
+    pub(crate) fn missing(&self, server_id: &str) -> usize {
         let lacks = |peer: &&Peer| !peer.reaches.iter().any(|reached| reached == server_id);
         self.peers.values().filter(lacks).count()
     }
@@ -372,7 +372,7 @@ impl Presence {
 
     /// A broker doesn't permit it to this identity: another one carries it for a while. Returns
     /// whether that is to be said.
-    pub(super) fn forbid(&mut self, identity: IdentityDigest, now: Instant) -> bool {
+    pub(crate) fn forbid(&mut self, identity: IdentityDigest, now: Instant) -> bool {
         let forbidden = self.forbidden.entry(identity).or_insert(Forbidden {
             times: 0,
             until: now,
@@ -386,17 +386,17 @@ impl Presence {
     }
 
     /// When the next announcement is due.
-    pub(super) fn due(&self) -> Option<Instant> {
+    pub(crate) fn due(&self) -> Option<Instant> {
         self.due.filter(|_| self.is_on())
     }
 
     /// The announcement that carriers are to have made by now.
-    pub(super) fn round(&self) -> u64 {
+    pub(crate) fn round(&self) -> u64 {
         self.round
     }
 
     /// All carriers announce now.
-    pub(super) fn announced(&mut self, now: Instant) {
+    pub(crate) fn announced(&mut self, now: Instant) {
         self.round += 1;
         self.announced_at = Some(now);
         self.due = Some(now + self.every());
@@ -410,12 +410,12 @@ impl Presence {
 
     /// Where this host is subscribed has changed: announced at once, or soon where this is the
     /// first link.
-    pub(super) fn change(&mut self, now: Instant) {
+    pub(crate) fn change(&mut self, now: Instant) {
         self.due = Some(self.due.map_or(now + START, |due| due.min(now)));
     }
 
     /// It can't be made yet.
-    pub(super) fn put_off(&mut self, now: Instant) {
+    pub(crate) fn put_off(&mut self, now: Instant) {
         self.due = Some(now + PUT_OFF);
     }
 

@@ -1,0 +1,10 @@
+//! What is known of a bus's brokers: which of them live, which one this host uses, and who may
+//! come to them. Pure.
+
+pub mod admission;
+pub mod backoff;
+mod broker;
+pub mod liveness;
+pub mod presence;
+pub mod roster;
+pub mod trouble;

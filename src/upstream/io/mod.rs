@@ -1,0 +1,9 @@
+//! Sockets and timers: the trunks of a bus on one worker, each with the driver of its links, and
+//! the prober that asks brokers without a link.
+
+pub mod driver;
+mod log_limit;
+pub mod pool;
+mod prober;
+mod resolve;
+pub mod shared_trunks;
