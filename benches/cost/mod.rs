@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use natsmux::clock::Instant;
 
-use natsmux::config::{Admit, BrokerAddr, BusLimits, Delivery, Sharing, Timings, Topology};
+use natsmux::config::{Admit, BrokerAddr, Sharing};
 use natsmux::downstream::session::{Session, SessionAction, Upstream};
 use natsmux::ledger::{Seen, SessionId, Subscribed, Subscriptions, UpstreamSid};
 use natsmux::net::{Outbox, Retention};
@@ -19,7 +19,7 @@ use natsmux::proto::server::{self, ServerLimits, ServerScan};
 use natsmux::upstream::brokers::admission::Admission;
 use natsmux::upstream::brokers::roster::{Failure, Placement};
 use natsmux::upstream::trunk::{Action, LinkId};
-use natsmux::upstream::{Budget, Budgets, Bus, Roster, Settings, Trunk, TrunkId};
+use natsmux::upstream::{Budgets, Bus, Roster, Settings, Trunk, TrunkId};
 
 /// Operations of one run.
 pub(crate) const RUN: usize = 1_000;
@@ -196,32 +196,20 @@ impl Site {
     fn new(sessions: usize, shares: bool) -> Self {
         let now = Instant::now();
         let settings = Settings {
-            timings: Timings::default(),
-            limits: BusLimits::default(),
-            topology: Topology::Cluster,
-            delivery: Delivery::AtMostOnce,
             admit: Admit::Always,
-            lenient_connect: true,
             sharing: if shares {
                 Sharing::Identity
             } else {
                 Sharing::None
             },
-            trunks_per_identity: 1,
-            believed_for: Duration::from_secs(60),
-            fences_per_second: 5_000,
+            ..Settings::default()
         };
         let addrs = [BrokerAddr {
             host: "10.0.0.1".to_owned(),
             port: 4222,
         }];
         let roster = Roster::new(&addrs, Placement::Spread(0), Duration::from_secs(3), 1, now);
-        let budget = || Rc::new(Budget::new(1 << 30));
-        let budgets = Budgets {
-            held: budget(),
-            input: budget(),
-            pending: budget(),
-        };
+        let budgets = Budgets::new(1 << 30, 1 << 30, 1 << 30);
         let mut bus = Bus::new(
             settings,
             roster,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::Client;
 use crate::cpu::Meter;
-use crate::results::Sample;
+use crate::sample::Sample;
 use crate::ways::Site;
 
 /// Short, since closed connections keep their ports for a minute.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::client::Client;
 use crate::cpu::{self, Used};
-use crate::results::Sample;
+use crate::sample::Sample;
 use crate::ways::Site;
 
 const SESSIONS: usize = 1_000;

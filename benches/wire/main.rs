@@ -19,6 +19,7 @@ mod messages;
 mod plot;
 mod requests;
 mod results;
+mod sample;
 mod scenarios;
 #[path = "../../tests/support/mod.rs"]
 mod support;

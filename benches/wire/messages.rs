@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::Client;
 use crate::cpu::Meter;
-use crate::results::Sample;
+use crate::sample::Sample;
 use crate::ways::Site;
 
 /// How long publishers write.

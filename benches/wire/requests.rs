@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::Client;
 use crate::cpu::Meter;
-use crate::results::Sample;
+use crate::sample::Sample;
 use crate::ways::Site;
 
 const RATE: u64 = 5_000;

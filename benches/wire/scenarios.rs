@@ -1,7 +1,7 @@
 //! What is played.
 
 use crate::messages::{self, Shape};
-use crate::results::Sample;
+use crate::sample::Sample;
 use crate::ways::Site;
 use crate::{connect, idle, requests};
 

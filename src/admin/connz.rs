@@ -24,12 +24,12 @@ const LIMIT: usize = 1024;
 const MOST: usize = 65_536;
 
 /// What a request asks for.
-struct Page {
+struct PageRequest {
     offset: usize,
     limit: usize,
 }
 
-impl Page {
+impl PageRequest {
     fn of(query: Query<'_>) -> Result<Self, BadValue> {
         let limit = query.number("limit", LIMIT)?;
         Ok(Self {
@@ -66,7 +66,7 @@ pub(super) async fn connz<S: Source>(
     snapshot: &Snapshot,
     query: Query<'_>,
 ) -> Result<Option<String>, BadValue> {
-    let page = Page::of(query)?;
+    let page = PageRequest::of(query)?;
     let subs = Subs::of(query)?;
     let auth = query.flag("auth")?;
     let cid: u64 = query.number("cid", 0)?;
@@ -104,14 +104,14 @@ pub(super) async fn connz<S: Source>(
             None => return Ok(None),
         }
     }
-    let connections: Vec<Connection<'_>> = shown
+    let connections: Vec<ConnzEntry<'_>> = shown
         .iter()
         .map(|session| {
             let own = lists.get(&session.cid).map_or(&[][..], Vec::as_slice);
             connection(session, snapshot.now, auth, subs, own)
         })
         .collect();
-    let listing = Listing {
+    let listing = Connz {
         server_id: &snapshot.server_id,
         now: rfc3339(snapshot.now),
         num_connections: connections.len(),
@@ -156,18 +156,18 @@ fn sort(sessions: &mut [SessionSnapshot], key: &str) -> Result<(), BadValue> {
 /// The whole answer. It is long where there are many sessions, so it is written at once, without
 /// a tree of values between.
 #[derive(Serialize)]
-struct Listing<'a> {
+struct Connz<'a> {
     server_id: &'a str,
     now: String,
     num_connections: usize,
     total: usize,
     offset: usize,
     limit: usize,
-    connections: Vec<Connection<'a>>,
+    connections: Vec<ConnzEntry<'a>>,
 }
 
 #[derive(Serialize)]
-struct Connection<'a> {
+struct ConnzEntry<'a> {
     cid: u64,
     kind: &'static str,
     #[serde(rename = "type")]
@@ -214,11 +214,11 @@ fn connection<'a>(
     auth: bool,
     subs: Subs,
     list: &'a [SubscriptionSnapshot],
-) -> Connection<'a> {
+) -> ConnzEntry<'a> {
     let ago = |duration: Duration| rfc3339(now.checked_sub(duration).unwrap_or(now));
     let subjects = || list.iter().map(|sub| sub.subject.as_str()).collect();
     let details = || list.iter().map(subscription).collect();
-    Connection {
+    ConnzEntry {
         cid: session.cid,
         kind: "Client",
         protocol: "nats",
@@ -275,7 +275,7 @@ pub(super) async fn subsz<S: Source>(
     snapshot: &Snapshot,
     query: Query<'_>,
 ) -> Result<Option<String>, BadValue> {
-    let page = Page::of(query)?;
+    let page = PageRequest::of(query)?;
     let wanted = Subs::of(query)?;
     let mut body = json!({
         "server_id": snapshot.server_id,

@@ -24,14 +24,14 @@ const UNREAD: usize = 4;
 
 /// Which events are asked for.
 #[derive(Clone, Debug)]
-pub(super) struct Wanted {
+pub(super) struct Filter {
     after: u64,
     /// The last so many.
     limit: usize,
     bus: Option<String>,
 }
 
-impl Wanted {
+impl Filter {
     /// `after=N` leaves out those up to number N, `limit=N` shows the last N, `bus=name` those
     /// of one bus.
     ///
@@ -69,7 +69,7 @@ impl Wanted {
 }
 
 /// The body of `/eventz`: the oldest first.
-pub(super) fn eventz(snapshot: &Snapshot, source: &impl Source, mut wanted: Wanted) -> Value {
+pub(super) fn eventz(snapshot: &Snapshot, source: &impl Source, mut wanted: Filter) -> Value {
     let events = wanted.take(source);
     let shown: Vec<Value> = events.iter().map(|one| event(one)).collect();
     json!({
@@ -85,7 +85,7 @@ pub(super) fn eventz(snapshot: &Snapshot, source: &impl Source, mut wanted: Want
 pub(super) fn stream<S: Source>(
     server_id: String,
     source: Arc<S>,
-    wanted: Wanted,
+    wanted: Filter,
     place: OwnedSemaphorePermit,
 ) -> Channel<Bytes> {
     let (sender, body) = Channel::new(UNREAD);
@@ -100,7 +100,7 @@ pub(super) fn stream<S: Source>(
 async fn tell(
     server_id: &str,
     source: &impl Source,
-    mut wanted: Wanted,
+    mut wanted: Filter,
     mut sender: Sender<Bytes>,
 ) -> Result<(), http_body_util::channel::SendError> {
     let mut text = format!("retry: {RETRY_MS}\n\n");

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::connz::{connz, subsz};
-use super::eventz::{Wanted, eventz, stream};
+use super::eventz::{Filter, eventz, stream};
 use super::hosts;
 use super::metrics::{self, metrics};
 use super::process::CpuMeter;
@@ -138,7 +138,7 @@ impl<S: Source> Routes<S> {
             "/subsz" | "/subscriptionsz" => {
                 self.listing(subsz(&*self.source, &snapshot, query)).await
             }
-            "/eventz" => match Wanted::new(query) {
+            "/eventz" => match Filter::new(query) {
                 Ok(wanted) if takes_stream(&request) => self.stream(&request, &snapshot, wanted),
                 Ok(wanted) => reply(StatusCode::OK, &eventz(&snapshot, &*self.source, wanted)),
                 Err(bad) => bad_value(bad),
@@ -160,7 +160,7 @@ impl<S: Source> Routes<S> {
         &self,
         request: &Request<B>,
         snapshot: &Snapshot,
-        mut wanted: Wanted,
+        mut wanted: Filter,
     ) -> Response<Body> {
         let Ok(place) = Arc::clone(&self.streams).try_acquire_owned() else {
             return unavailable("too many event streams");

@@ -1,55 +1,35 @@
 //! What must hold between options: no duplicates, no loop, no limit above its total.
 //!
 //! Runs on a finished [`Config`], whether it came from a file or from flags;
-//! [`Places`] says where each value was written.
+//! [`Locations`] says where each value was written.
 
 use super::address::ListenAddr;
-use super::error::{ConfigError, Fault, Place};
+use super::error::{ConfigError, Fault, Location};
 use super::options::{BusConfig, Config, host_name};
-use super::section::Section;
 use super::units::show_size;
 
 /// Where the values were written that a check may find at fault.
 #[derive(Debug, Default)]
-pub(super) struct Places {
+pub(super) struct Locations {
     /// `[http] listen`.
-    pub(super) http: Place,
+    pub(super) http: Location,
     /// One for each bus.
-    pub(super) buses: Vec<BusPlaces>,
+    pub(super) buses: Vec<BusLocations>,
 }
 
 /// Where the values of one bus were written.
 #[derive(Debug, Default)]
-pub(super) struct BusPlaces {
-    pub(super) name: Place,
-    pub(super) listen: Vec<Place>,
-    pub(super) brokers: Vec<Place>,
-    pub(super) max_pending: Place,
-    pub(super) publish_buffer: Place,
-    pub(super) lenient_buffer: Place,
-}
-
-impl Places {
-    pub(super) fn push_bus(
-        &mut self,
-        name: Place,
-        listen: Vec<Place>,
-        brokers: Vec<Place>,
-        section: &Section<'_>,
-    ) {
-        self.buses.push(BusPlaces {
-            name,
-            listen,
-            brokers,
-            max_pending: section.place_of_missing("limits.max_pending"),
-            publish_buffer: section.place_of_missing("limits.publish_buffer"),
-            lenient_buffer: section.place_of_missing("limits.lenient_buffer"),
-        });
-    }
+pub(super) struct BusLocations {
+    pub(super) name: Location,
+    pub(super) listen: Vec<Location>,
+    pub(super) brokers: Vec<Location>,
+    pub(super) max_pending: Location,
+    pub(super) publish_buffer: Location,
+    pub(super) lenient_buffer: Location,
 }
 
 /// Checks what must hold between options.
-pub(super) fn check(config: &Config, places: &Places) -> Result<(), ConfigError> {
+pub(super) fn check(config: &Config, locations: &Locations) -> Result<(), ConfigError> {
     let mut listeners: Vec<ListenAddr> = Vec::new();
     if let Some(addr) = config.http {
         listeners.push(ListenAddr {
@@ -57,22 +37,22 @@ pub(super) fn check(config: &Config, places: &Places) -> Result<(), ConfigError>
             optional: false,
         });
     }
-    for (index, (bus, at)) in config.buses.iter().zip(&places.buses).enumerate() {
+    for (index, (bus, at)) in config.buses.iter().zip(&locations.buses).enumerate() {
         if config.buses[..index].iter().any(|b| b.name == bus.name) {
             let fault = Fault::DuplicateBus(bus.name.clone());
             return Err(ConfigError::wrong(at.name.clone(), fault));
         }
         check_totals(config, bus, at)?;
-        for (listen, place) in bus.listen.iter().zip(&at.listen) {
+        for (listen, location) in bus.listen.iter().zip(&at.listen) {
             if listeners.iter().any(|l| l.conflicts_with(*listen)) {
                 let fault = Fault::DuplicateListen(listen.to_string());
-                return Err(ConfigError::wrong(place.clone(), fault));
+                return Err(ConfigError::wrong(location.clone(), fault));
             }
             listeners.push(*listen);
         }
     }
     let host = host_name();
-    for (bus, at) in config.buses.iter().zip(&places.buses) {
+    for (bus, at) in config.buses.iter().zip(&locations.buses) {
         check_brokers(bus, &at.brokers, &listeners, &host)?;
     }
     Ok(())
@@ -80,11 +60,11 @@ pub(super) fn check(config: &Config, places: &Places) -> Result<(), ConfigError>
 
 fn check_brokers(
     bus: &BusConfig,
-    places: &[Place],
+    locations: &[Location],
     own: &[ListenAddr],
     host: &str,
 ) -> Result<(), ConfigError> {
-    for (index, (broker, place)) in bus.brokers.iter().zip(places).enumerate() {
+    for (index, (broker, location)) in bus.brokers.iter().zip(locations).enumerate() {
         let fault = if bus.brokers[..index].contains(broker) {
             Fault::DuplicateBroker(broker.to_string())
         } else if own.iter().any(|l| broker.reaches(l.addr, host)) {
@@ -92,14 +72,14 @@ fn check_brokers(
         } else {
             continue;
         };
-        return Err(ConfigError::wrong(place.clone(), fault));
+        return Err(ConfigError::wrong(location.clone(), fault));
     }
     Ok(())
 }
 
-fn check_totals(config: &Config, bus: &BusConfig, at: &BusPlaces) -> Result<(), ConfigError> {
+fn check_totals(config: &Config, bus: &BusConfig, at: &BusLocations) -> Result<(), ConfigError> {
     let (one, all) = (&bus.limits, &config.limits);
-    for (value, total, key, place) in [
+    for (value, total, key, location) in [
         (
             one.max_pending,
             all.max_pending_total,
@@ -122,7 +102,7 @@ fn check_totals(config: &Config, bus: &BusConfig, at: &BusPlaces) -> Result<(), 
         if value > total {
             let total = show_size(u64::try_from(total).unwrap_or(u64::MAX));
             let fault = Fault::AboveTotal { key, total };
-            return Err(ConfigError::wrong(place.clone(), fault));
+            return Err(ConfigError::wrong(location.clone(), fault));
         }
     }
     Ok(())

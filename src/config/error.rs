@@ -1,6 +1,6 @@
 //! What can be wrong with a configuration, and where it stands.
 //!
-//! Every fault names its place (file, line, key) and what was expected there.
+//! Every fault names its location (file, line, key) and what was expected there.
 //! It never repeats the value that was found: a broker's URL may hold a
 //! password, and errors end up in logs.
 
@@ -20,20 +20,20 @@ pub enum ConfigError {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// A value, or the lack of one, at a known place.
-    #[error("{place}: {fault}")]
+    /// A value, or the lack of one, at a known location.
+    #[error("{location}: {fault}")]
     Wrong {
         /// Where it stands.
-        place: Box<Place>,
+        location: Box<Location>,
         /// What is wrong there.
         fault: Fault,
     },
 }
 
 impl ConfigError {
-    pub(super) fn wrong(place: Place, fault: impl Into<Fault>) -> Self {
+    pub(super) fn wrong(location: Location, fault: impl Into<Fault>) -> Self {
         Self::Wrong {
-            place: Box::new(place),
+            location: Box::new(location),
             fault: fault.into(),
         }
     }
@@ -42,9 +42,12 @@ impl ConfigError {
     pub(super) fn in_file(self, path: &Path) -> Self {
         match self {
             Self::Read { .. } => self,
-            Self::Wrong { mut place, fault } => {
-                place.file = Some(path.to_owned());
-                Self::Wrong { place, fault }
+            Self::Wrong {
+                mut location,
+                fault,
+            } => {
+                location.file = Some(path.to_owned());
+                Self::Wrong { location, fault }
             }
         }
     }
@@ -52,7 +55,7 @@ impl ConfigError {
 
 /// Where a value was written: a line and a key of a file, or a flag.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Location {
     /// The file; `None` for flags and for text that came from no file.
     pub file: Option<PathBuf>,
     /// The line, counted from 1; `None` where nothing was written.
@@ -62,8 +65,8 @@ pub struct Place {
     pub key: String,
 }
 
-impl Place {
-    /// The place of a flag of the command line.
+impl Location {
+    /// The location of a flag of the command line.
     pub(super) fn flag(name: &str) -> Self {
         Self {
             key: name.to_owned(),
@@ -72,7 +75,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
         if let Some(file) = &self.file {
@@ -90,7 +93,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is wrong at a place.
+/// What is wrong at a location.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Fault {
     /// The text is no TOML. The parser's words, without what was found.

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use toml::de::DeTable;
 
 use super::address::{BrokerAddr, ListenAddr};
-use super::check::{self, Places};
-use super::error::{ConfigError, Fault, Place};
+use super::check::{self, BusLocations, Locations};
+use super::error::{ConfigError, Fault, Location};
 use super::options::{BusConfig, Config};
 use super::section::{Section, line_of};
 use super::walk;
@@ -58,24 +58,26 @@ impl Config {
         let table = DeTable::parse(text).map_err(|error| syntax(text, &error))?;
         let mut root = Section::root(text, &table);
         let mut config = Self::default();
-        let mut places = Places::default();
-        if let Some((name, place)) = root.text("name", A_NAME)?
+        let mut locations = Locations::default();
+        if let Some((name, location)) = root.text("name", A_NAME)?
             && !name.is_empty()
         {
-            config.name = instance_name(name, place)?;
+            config.name = instance_name(name, location)?;
         }
         walk::top(&mut root, &mut config)?;
         let mut http = root.section("http")?;
-        if let Some((text, place)) = http.text("listen", AN_HTTP)? {
-            config.http = http_listen(text, &place)?;
-            places.http = place;
+        if let Some((text, location)) = http.text("listen", AN_HTTP)? {
+            config.http = http_listen(text, &location)?;
+            locations.http = location;
         }
         if let Some(found) = http.texts("cors_origins", ORIGINS)? {
             if found.len() > MAX_ORIGINS {
-                let place = http.place_of_missing("cors_origins");
-                return Err(ConfigError::wrong(place, Fault::Expected(ORIGINS)));
+                let location = http.location_of("cors_origins");
+                return Err(ConfigError::wrong(location, Fault::Expected(ORIGINS)));
             }
-            let origins = found.into_iter().map(|(text, place)| origin(text, place));
+            let origins = found
+                .into_iter()
+                .map(|(text, location)| origin(text, location));
             config.cors_origins = origins.collect::<Result<_, _>>()?;
         }
         http.finish()?;
@@ -86,40 +88,40 @@ impl Config {
         walk::limits(&mut limits, &mut config.limits)?;
         limits.finish()?;
         for section in root.sections("bus")? {
-            config.buses.push(read_bus(section, &mut places)?);
+            config.buses.push(read_bus(section, &mut locations)?);
         }
         if config.buses.is_empty() || config.buses.len() > MAX_BUSES {
-            let place = root.place_of_missing("bus");
-            return Err(ConfigError::wrong(place, Fault::Missing(BUSES)));
+            let location = root.location_of("bus");
+            return Err(ConfigError::wrong(location, Fault::Missing(BUSES)));
         }
         root.finish()?;
-        check::check(&config, &places)?;
+        check::check(&config, &locations)?;
         Ok(config)
     }
 }
 
-fn read_bus(mut section: Section<'_>, places: &mut Places) -> Result<BusConfig, ConfigError> {
+fn read_bus(mut section: Section<'_>, locations: &mut Locations) -> Result<BusConfig, ConfigError> {
     let missing = |section: &Section<'_>, key, expected| {
-        ConfigError::wrong(section.place_of_missing(key), Fault::Missing(expected))
+        ConfigError::wrong(section.location_of(key), Fault::Missing(expected))
     };
-    let (name, name_place) = section
+    let (name, name_location) = section
         .text("name", A_BUS_NAME)?
         .ok_or_else(|| missing(&section, "name", A_BUS_NAME))?;
-    let mut bus = BusConfig::new(bus_name(name, &name_place)?, Vec::new());
-    let mut listen_places = vec![section.place_of_missing("listen"); bus.listen.len()];
+    let mut bus = BusConfig::new(bus_name(name, &name_location)?, Vec::new());
+    let mut listen_locations = vec![section.location_of("listen"); bus.listen.len()];
     if let Some(found) = section.texts("listen", LISTENS)? {
-        let place = section.place_of_missing("listen");
-        (bus.listen, listen_places) = listen_list(found, &place)?;
+        let location = section.location_of("listen");
+        (bus.listen, listen_locations) = listen_list(found, &location)?;
     }
     let found = section
         .texts("brokers", BROKERS)?
         .ok_or_else(|| missing(&section, "brokers", BROKERS))?;
-    let place = section.place_of_missing("brokers");
-    let broker_places;
-    (bus.brokers, broker_places) = broker_list(found, &place)?;
+    let location = section.location_of("brokers");
+    let broker_locations;
+    (bus.brokers, broker_locations) = broker_list(found, &location)?;
     walk::bus(&mut section, &mut bus)?;
-    if let Some((text, place)) = section.text("presence", A_PRESENCE)? {
-        bus.presence = presence(text, place)?;
+    if let Some((text, location)) = section.text("presence", A_PRESENCE)? {
+        bus.presence = presence(text, location)?;
     }
     if let Some((text, _)) = section.text("presence_key_file", A_FILE)? {
         bus.presence_key_file = Some(text)
@@ -132,91 +134,101 @@ fn read_bus(mut section: Section<'_>, places: &mut Places) -> Result<BusConfig, 
     let mut limits = section.section("limits")?;
     walk::bus_limits(&mut limits, &mut bus.limits)?;
     limits.finish()?;
-    places.push_bus(name_place, listen_places, broker_places, &section);
+    locations.buses.push(BusLocations {
+        name: name_location,
+        listen: listen_locations,
+        brokers: broker_locations,
+        max_pending: section.location_of("limits.max_pending"),
+        publish_buffer: section.location_of("limits.publish_buffer"),
+        lenient_buffer: section.location_of("limits.lenient_buffer"),
+    });
     section.finish()?;
     Ok(bus)
 }
 
-/// The listeners of a bus, with the place of each.
+/// The listeners of a bus, with the location of each.
 pub(super) fn listen_list<'t>(
-    found: impl IntoIterator<Item = (&'t str, Place)>,
-    list: &Place,
-) -> Result<(Vec<ListenAddr>, Vec<Place>), ConfigError> {
-    let (addrs, places) = parse_list(found, |text, place| {
+    found: impl IntoIterator<Item = (&'t str, Location)>,
+    list: &Location,
+) -> Result<(Vec<ListenAddr>, Vec<Location>), ConfigError> {
+    let (addrs, locations) = parse_list(found, |text, location| {
         let parsed: Result<SocketAddr, _> = text.parse();
-        parsed.map_err(|_| ConfigError::wrong(place.clone(), Fault::Expected(A_LISTEN)))
+        parsed.map_err(|_| ConfigError::wrong(location.clone(), Fault::Expected(A_LISTEN)))
     })?;
     if addrs.is_empty() || addrs.len() > MAX_LISTEN {
         return Err(ConfigError::wrong(list.clone(), Fault::Expected(LISTENS)));
     }
-    Ok((ListenAddr::list(&addrs), places))
+    Ok((ListenAddr::list(&addrs), locations))
 }
 
-/// The brokers of a bus, with the place of each.
+/// The brokers of a bus, with the location of each.
 pub(super) fn broker_list<'t>(
-    found: impl IntoIterator<Item = (&'t str, Place)>,
-    list: &Place,
-) -> Result<(Vec<BrokerAddr>, Vec<Place>), ConfigError> {
-    let (brokers, places) = parse_list(found, |text, place| {
+    found: impl IntoIterator<Item = (&'t str, Location)>,
+    list: &Location,
+) -> Result<(Vec<BrokerAddr>, Vec<Location>), ConfigError> {
+    let (brokers, locations) = parse_list(found, |text, location| {
         let parsed: Result<BrokerAddr, _> = text.parse();
-        parsed.map_err(|fault| ConfigError::wrong(place.clone(), fault))
+        parsed.map_err(|fault| ConfigError::wrong(location.clone(), fault))
     })?;
     if brokers.is_empty() || brokers.len() > MAX_BROKERS {
         return Err(ConfigError::wrong(list.clone(), Fault::Expected(BROKERS)));
     }
-    Ok((brokers, places))
+    Ok((brokers, locations))
 }
 
 fn parse_list<'t, T>(
-    found: impl IntoIterator<Item = (&'t str, Place)>,
-    parse: impl Fn(&str, &Place) -> Result<T, ConfigError>,
-) -> Result<(Vec<T>, Vec<Place>), ConfigError> {
+    found: impl IntoIterator<Item = (&'t str, Location)>,
+    parse: impl Fn(&str, &Location) -> Result<T, ConfigError>,
+) -> Result<(Vec<T>, Vec<Location>), ConfigError> {
     let mut values = Vec::new();
-    let mut places = Vec::new();
-    for (text, place) in found {
-        values.push(parse(text, &place)?);
-        places.push(place);
+    let mut locations = Vec::new();
+    for (text, location) in found {
+        values.push(parse(text, &location)?);
+        locations.push(location);
     }
-    Ok((values, places))
+    Ok((values, locations))
 }
 
 /// `"off"` or an address.
-pub(super) fn http_listen(text: &str, place: &Place) -> Result<Option<SocketAddr>, ConfigError> {
+pub(super) fn http_listen(
+    text: &str,
+    location: &Location,
+) -> Result<Option<SocketAddr>, ConfigError> {
     if text == "off" {
         return Ok(None);
     }
     let parsed = text.parse().map(Some);
-    parsed.map_err(|_| ConfigError::wrong(place.clone(), Fault::Expected(AN_HTTP)))
+    parsed.map_err(|_| ConfigError::wrong(location.clone(), Fault::Expected(AN_HTTP)))
 }
 
 /// An origin as browsers write it: `http://host` or `https://host:port`, nothing behind it.
-fn origin(text: &str, place: Place) -> Result<String, ConfigError> {
+fn origin(text: &str, location: Location) -> Result<String, ConfigError> {
     let host = text
         .strip_prefix("https://")
         .or_else(|| text.strip_prefix("http://"));
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-.:[]".contains(&byte);
     match host {
         Some(host) if !host.is_empty() && host.bytes().all(plain) => Ok(text.to_ascii_lowercase()),
-        _ => Err(ConfigError::wrong(place, Fault::Expected(ORIGINS))),
+        _ => Err(ConfigError::wrong(location, Fault::Expected(ORIGINS))),
     }
 }
 
 /// The name of this instance.
-pub(super) fn instance_name(text: &str, place: Place) -> Result<String, ConfigError> {
+pub(super) fn instance_name(text: &str, location: Location) -> Result<String, ConfigError> {
     let visible = |c: char| !c.is_whitespace() && !c.is_control();
     if text.is_empty() || text.len() > 255 || !text.chars().all(visible) {
-        return Err(ConfigError::wrong(place, Fault::Expected(A_NAME)));
+        return Err(ConfigError::wrong(location, Fault::Expected(A_NAME)));
     }
     Ok(text.to_owned())
 }
 
-fn bus_name(text: &str, place: &Place) -> Result<String, ConfigError> {
+fn bus_name(text: &str, location: &Location) -> Result<String, ConfigError> {
     let known = |byte: u8| {
         byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')
     };
     if text.is_empty() || text.len() > 32 || !text.bytes().all(known) {
         return Err(ConfigError::wrong(
-            place.clone(),
+            location.clone(),
             Fault::Expected(A_BUS_NAME),
         ));
     }
@@ -224,13 +236,13 @@ fn bus_name(text: &str, place: &Place) -> Result<String, ConfigError> {
 }
 
 /// `"off"`, or a subject of plain tokens.
-fn presence(text: &str, place: Place) -> Result<String, ConfigError> {
+fn presence(text: &str, location: Location) -> Result<String, ConfigError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     let token = |token: &str| !token.is_empty() && token.bytes().all(plain);
     match text {
         "off" => Ok(String::new()),
         text if text.len() <= 64 && text.split('.').all(token) => Ok(text.to_owned()),
-        _ => Err(ConfigError::wrong(place, Fault::Expected(A_PRESENCE))),
+        _ => Err(ConfigError::wrong(location, Fault::Expected(A_PRESENCE))),
     }
 }
 
@@ -250,10 +262,10 @@ fn syntax(text: &str, error: &toml::de::Error) -> ConfigError {
     } else {
         message.replace('\n', ", ")
     };
-    let place = Place {
+    let location = Location {
         file: None,
         line,
         key: key.unwrap_or_default().to_owned(),
     };
-    ConfigError::wrong(place, Fault::Syntax(message))
+    ConfigError::wrong(location, Fault::Syntax(message))
 }

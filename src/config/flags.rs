@@ -3,34 +3,10 @@
 
 use std::path::Path;
 
-use super::check::{self, BusPlaces, Places};
-use super::choice::{Delivery, LogFormat, LogLevel, Sharing, Topology};
-use super::error::{ConfigError, Fault, Place};
+use super::check::{self, BusLocations, Locations};
+use super::error::{ConfigError, Fault, Location};
 use super::file::{broker_list, http_listen, instance_name, listen_list};
-use super::options::{BusConfig, Config};
-
-/// The flags as they were written; `None` or empty where one wasn't.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Flags {
-    /// `--listen`, each an address.
-    pub listen: Vec<String>,
-    /// `--http`, an address or `off`.
-    pub http: Option<String>,
-    /// `--broker`, each one broker or several with commas.
-    pub brokers: Vec<String>,
-    /// `--topology`.
-    pub topology: Option<Topology>,
-    /// `--sharing`.
-    pub sharing: Option<Sharing>,
-    /// `--delivery`.
-    pub delivery: Option<Delivery>,
-    /// `--name`.
-    pub name: Option<String>,
-    /// `--log`.
-    pub log: Option<LogFormat>,
-    /// `--log-level`.
-    pub log_level: Option<LogLevel>,
-}
+use super::options::{BusConfig, Config, Flags};
 
 impl Flags {
     /// The first flag that describes a bus, if there is one.
@@ -57,7 +33,7 @@ impl Config {
         if flags.brokers.is_empty() {
             let expected = "a broker, such as --broker nats://10.0.0.1:4222, or a file with -c";
             return Err(ConfigError::wrong(
-                Place::flag("--broker"),
+                Location::flag("--broker"),
                 Fault::Missing(expected),
             ));
         }
@@ -85,10 +61,10 @@ impl Config {
 
     fn with_flags(mut self, flags: Flags) -> Result<Self, ConfigError> {
         if let Some(name) = &flags.name {
-            self.name = instance_name(name, Place::flag("--name"))?;
+            self.name = instance_name(name, Location::flag("--name"))?;
         }
         if let Some(http) = &flags.http {
-            self.http = http_listen(http, &Place::flag("--http"))?;
+            self.http = http_listen(http, &Location::flag("--http"))?;
         }
         self.log.format = flags.log.unwrap_or(self.log.format);
         self.log.level = flags.log_level.unwrap_or(self.log.level);
@@ -96,26 +72,26 @@ impl Config {
             let several = self.buses.len();
             let [bus] = self.buses.as_mut_slice() else {
                 let fault = Fault::SeveralBuses(several);
-                return Err(ConfigError::wrong(Place::flag(flag), fault));
+                return Err(ConfigError::wrong(Location::flag(flag), fault));
             };
             set_bus(bus, &flags)?;
         }
-        check::check(&self, &flag_places(&self))?;
+        check::check(&self, &flag_locations(&self))?;
         self.flags = flags;
         Ok(self)
     }
 }
 
 fn set_bus(bus: &mut BusConfig, flags: &Flags) -> Result<(), ConfigError> {
-    let place = Place::flag("--listen");
+    let location = Location::flag("--listen");
     if !flags.listen.is_empty() {
-        let found = split(&flags.listen).map(|text| (text, place.clone()));
-        (bus.listen, _) = listen_list(found, &place)?;
+        let found = split(&flags.listen).map(|text| (text, location.clone()));
+        (bus.listen, _) = listen_list(found, &location)?;
     }
-    let place = Place::flag("--broker");
+    let location = Location::flag("--broker");
     if !flags.brokers.is_empty() {
-        let found = split(&flags.brokers).map(|text| (text, place.clone()));
-        (bus.brokers, _) = broker_list(found, &place)?;
+        let found = split(&flags.brokers).map(|text| (text, location.clone()));
+        (bus.brokers, _) = broker_list(found, &location)?;
     }
     bus.topology = flags.topology.unwrap_or(bus.topology);
     bus.sharing = flags.sharing.unwrap_or(bus.sharing);
@@ -128,14 +104,14 @@ fn split(values: &[String]) -> impl Iterator<Item = &str> {
 }
 
 /// The file was checked by itself, so what is wrong now came from a flag.
-fn flag_places(config: &Config) -> Places {
-    let buses = config.buses.iter().map(|bus| BusPlaces {
-        listen: vec![Place::flag("--listen"); bus.listen.len()],
-        brokers: vec![Place::flag("--broker"); bus.brokers.len()],
-        ..BusPlaces::default()
+fn flag_locations(config: &Config) -> Locations {
+    let buses = config.buses.iter().map(|bus| BusLocations {
+        listen: vec![Location::flag("--listen"); bus.listen.len()],
+        brokers: vec![Location::flag("--broker"); bus.brokers.len()],
+        ..BusLocations::default()
     });
-    Places {
-        http: Place::flag("--http"),
+    Locations {
+        http: Location::flag("--http"),
         buses: buses.collect(),
     }
 }

@@ -26,9 +26,8 @@ mod walk;
 
 pub use address::{BrokerAddr, DEFAULT_PORT, ListenAddr};
 pub use choice::{Admit, Choice, Delivery, Failback, LogFormat, LogLevel, Sharing, Topology};
-pub use error::{BrokerFault, ConfigError, Fault, Place};
-pub use flags::Flags;
+pub use error::{BrokerFault, ConfigError, Fault, Location};
 pub use options::{
-    BusConfig, BusLimits, Config, DaemonLimits, LogConfig, PongHold, Timings, host_name,
+    BusConfig, BusLimits, Config, DaemonLimits, Flags, LogConfig, PongHold, Timings, host_name,
 };
 pub use reload::NeedsRestart;

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use super::address::{BrokerAddr, ListenAddr};
 use super::choice::{Admit, Delivery, Failback, LogFormat, LogLevel, Sharing, Topology};
-use super::flags::Flags;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -175,6 +174,29 @@ impl BusConfig {
         }
         self.delivery = delivery;
     }
+}
+
+/// The flags as they were written; `None` or empty where one wasn't.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// `--listen`, each an address.
+    pub listen: Vec<String>,
+    /// `--http`, an address or `off`.
+    pub http: Option<String>,
+    /// `--broker`, each one broker or several with commas.
+    pub brokers: Vec<String>,
+    /// `--topology`.
+    pub topology: Option<Topology>,
+    /// `--sharing`.
+    pub sharing: Option<Sharing>,
+    /// `--delivery`.
+    pub delivery: Option<Delivery>,
+    /// `--name`.
+    pub name: Option<String>,
+    /// `--log`.
+    pub log: Option<LogFormat>,
+    /// `--log-level`.
+    pub log_level: Option<LogLevel>,
 }
 
 /// How long a PONG waits for what it would confirm (R3).

@@ -10,7 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::choice::Choice;
-use super::error::{ConfigError, Fault, Place};
+use super::error::{ConfigError, Fault, Location};
 use super::options::PongHold;
 use super::units::{parse_duration, parse_size, show_duration, show_size};
 use super::walk::Visitor;
@@ -91,12 +91,12 @@ impl<'t> Section<'t> {
         &mut self,
         key: &'static str,
         expected: &'static str,
-    ) -> Result<Option<(&'t str, Place)>, ConfigError> {
+    ) -> Result<Option<(&'t str, Location)>, ConfigError> {
         let Some(value) = self.take(key) else {
             return Ok(None);
         };
         match value.get_ref().as_str() {
-            Some(text) => Ok(Some((text, self.place(key, value.span())))),
+            Some(text) => Ok(Some((text, self.location(key, value.span())))),
             None => Err(self.fault(key, value, Fault::Expected(expected))),
         }
     }
@@ -106,7 +106,7 @@ impl<'t> Section<'t> {
         &mut self,
         key: &'static str,
         expected: &'static str,
-    ) -> Result<Option<Vec<(&'t str, Place)>>, ConfigError> {
+    ) -> Result<Option<Vec<(&'t str, Location)>>, ConfigError> {
         let Some(value) = self.take(key) else {
             return Ok(None);
         };
@@ -114,7 +114,7 @@ impl<'t> Section<'t> {
             return Err(self.fault(key, value, Fault::Expected(expected)));
         };
         let texts = items.iter().map(|item| match item.get_ref().as_str() {
-            Some(text) => Ok((text, self.place(key, item.span()))),
+            Some(text) => Ok((text, self.location(key, item.span()))),
             None => Err(self.fault(key, item, Fault::Expected(expected))),
         });
         texts.collect::<Result<_, _>>().map(Some)
@@ -125,16 +125,16 @@ impl<'t> Section<'t> {
         for (key, _) in self.table.into_iter().flatten() {
             let name = key.get_ref();
             if !self.known.iter().any(|known| known == name) {
-                let place = self.place(&shown_key(name), key.span());
-                return Err(ConfigError::wrong(place, Fault::UnknownKey(self.known)));
+                let location = self.location(&shown_key(name), key.span());
+                return Err(ConfigError::wrong(location, Fault::UnknownKey(self.known)));
             }
         }
         Ok(())
     }
 
-    /// The place of the table itself, for a key that is missing in it.
-    pub(super) fn place_of_missing(&self, key: &str) -> Place {
-        self.place(key, self.span.clone())
+    /// The location of the table itself, for a key that is missing in it.
+    pub(super) fn location_of(&self, key: &str) -> Location {
+        self.location(key, self.span.clone())
     }
 
     fn take(&mut self, key: &'static str) -> Option<&'t Value<'t>> {
@@ -150,8 +150,8 @@ impl<'t> Section<'t> {
         }
     }
 
-    fn place(&self, key: &str, span: Range<usize>) -> Place {
-        Place {
+    fn location(&self, key: &str, span: Range<usize>) -> Location {
+        Location {
             file: None,
             line: Some(line_of(self.text, span.start)),
             key: self.key_path(key),
@@ -159,7 +159,7 @@ impl<'t> Section<'t> {
     }
 
     fn fault(&self, key: &str, value: &Value<'_>, fault: Fault) -> ConfigError {
-        ConfigError::wrong(self.place(key, value.span()), fault)
+        ConfigError::wrong(self.location(key, value.span()), fault)
     }
 
     /// A number within bounds, read from what `parse` makes of the value.
@@ -306,7 +306,7 @@ fn whole_number(value: &DeValue<'_>) -> Option<u64> {
 }
 
 /// A key that nobody knows, as far as it can't be a secret: a password in the
-/// place of a key isn't one bare word.
+/// location of a key isn't one bare word.
 fn shown_key(name: &str) -> String {
     let bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     if name.len() <= 64 && name.bytes().all(bare) {

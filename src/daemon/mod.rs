@@ -4,6 +4,7 @@
 //! [`run`] handles signals and HTTP and talks to the worker through a small queue of
 //! commands. So no HTTP request can slow the data path by more than one snapshot.
 
+mod handle;
 mod keys;
 mod limits;
 #[cfg(feature = "turmoil")]
@@ -30,9 +31,9 @@ use crate::config::{BusConfig, Config, ConfigError, ListenAddr, LogFormat};
 use crate::net::{self, socket};
 use crate::proto::connect::Secret;
 use crate::telemetry::{self, LineFormat, LogError, LogGuard};
+use handle::{Handle, Listeners, Start};
 pub use keys::{KeyError, presence_keys};
 use source::WorkerSource;
-use worker::{Handle, Listeners, Start};
 
 /// Why the daemon couldn't start, or ended.
 #[derive(Debug, Error)]

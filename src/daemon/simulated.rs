@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use tokio::task::spawn_local;
 
-use super::worker::{self, Handle, Listeners, Start};
+use super::handle::{Handle, Listeners, Start};
+use super::worker;
 use super::{DaemonError, bind_bus};
 use crate::config::Config;
 use crate::telemetry::Snapshot;

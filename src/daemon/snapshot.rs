@@ -1,6 +1,6 @@
 //! What the worker knows, as a picture for monitoring: each function copies, and holds nothing.
 
-use super::worker::{SubscriptionList, SubscriptionPage};
+use super::handle::{SubscriptionList, SubscriptionPage};
 use crate::clock::Instant;
 use crate::downstream::frontend::Frontend;
 use crate::downstream::registry::ConnectionInfo;
@@ -18,7 +18,7 @@ pub(super) fn session_snapshot(
     let ago = |moment| now.saturating_duration_since(moment);
     let mut session = SessionSnapshot {
         cid: info.cid,
-        bus: frontend.pool.name.clone(),
+        bus: frontend.pool.bus.name.clone(),
         peer: info.peer,
         uptime: ago(info.start),
         idle: ago(info.read_at.get()),
@@ -142,7 +142,7 @@ pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
         None => format!("{} is {}", broker.addr, broker.state),
     });
     BusSnapshot {
-        name: pool.name.clone(),
+        name: pool.bus.name.clone(),
         listening: frontend.starting.get() == 0,
         attached: roster.was_seen(),
         healthy,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-use super::worker::{Handle, Page, SubscriptionPage};
+use super::handle::{Handle, SessionPage, SubscriptionPage};
 use crate::admin::Source;
 use crate::telemetry::{Event, Events, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
@@ -71,7 +71,7 @@ impl Source for WorkerSource {
         let mut all = Vec::new();
         let mut after = 0;
         loop {
-            let page = Page { after, count: PAGE };
+            let page = SessionPage { after, count: PAGE };
             let sessions = self.handle.sessions(page).await?;
             let is_last = sessions.len() < PAGE;
             after = sessions.last().map_or(after, |session| session.cid);

@@ -4,9 +4,8 @@
 //! handled in one pass and never waits for a socket.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
-use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::panic::resume_unwind;
@@ -16,162 +15,39 @@ use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::{self, LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::handle::{
+    Commands, Handle, SessionPage, Start, SubscriptionList, SubscriptionPage, WorkerCommand,
+};
 use super::snapshot::{bus_snapshot, session_snapshot, subscription_snapshots};
 use crate::clock::Instant;
-use crate::config::{BusConfig, Config, Failback, Topology};
+use crate::config::{BusConfig, Config, Topology};
 use crate::downstream::frontend::{Frontend, Identity};
 use crate::downstream::listener;
 use crate::net::now;
 use crate::net::socket::{self, Bound};
 use crate::proto::connect::Secret;
 use crate::proto::info::NATSMUX_ID;
-use crate::telemetry::{BusSnapshot, Counters, SessionSnapshot, Snapshot, SubscriptionSnapshot};
+use crate::telemetry::{BusSnapshot, Counters, SessionSnapshot, Snapshot};
 use crate::upstream::brokers::admission::Admission;
 use crate::upstream::brokers::presence::Presence;
 use crate::upstream::brokers::roster::Placement;
-use crate::upstream::io::pool::{Pool, ReadBuffer};
-use crate::upstream::{Budget, Budgets, Bus, Roster, Settings};
+use crate::upstream::io::cell::ReadBuffer;
+use crate::upstream::io::pool::Pool;
+use crate::upstream::{Budgets, Bus, Roster, Settings};
 
 /// How long components wait at start for the first broker's INFO (R17).
 const FIRST_INFO: Duration = Duration::from_millis(300);
-/// Fences per second, over all buses (R7).
-const FENCES_PER_SECOND: u32 = 5_000;
-/// How long a broker's acceptance of credentials is believed of a session that joins others.
-const BELIEVED_FOR: Duration = Duration::from_secs(60);
 /// What monitoring shows where there is no listener.
 const NOWHERE: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
-/// Commands that may wait.
-const QUEUE: usize = 16;
-
-/// Bound sockets by bus.
-pub(super) type Listeners = BTreeMap<String, Vec<Bound>>;
-
-/// What the worker is started with, or reloads to: then with the listeners of new buses only.
-pub(super) struct Start {
-    pub(super) config: Config,
-    /// The keys of presence, by bus.
-    pub(super) keys: BTreeMap<String, Secret>,
-    pub(super) listeners: Listeners,
-    pub(super) max_connections: usize,
-    /// Of what is left to chance: the server's id, and the jitter of retries.
-    pub(super) seed: u64,
-}
-
-/// The worker's end of the queue.
-pub(super) type Queue = mpsc::Receiver<Command>;
-
-pub(super) enum Command {
-    Snapshot(oneshot::Sender<Snapshot>),
-    Sessions(Page, oneshot::Sender<Vec<SessionSnapshot>>),
-    Subscriptions(SubscriptionPage, oneshot::Sender<SubscriptionList>),
-    Reload(Box<Start>, oneshot::Sender<()>),
-    Drain(oneshot::Sender<()>),
-}
-
-/// Which sessions, in the order of their numbers.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Page {
-    /// Those with larger numbers than this.
-    pub(super) after: u64,
-    /// At most this many of each bus.
-    pub(super) count: usize,
-}
-
-/// Which subscriptions of one session, in the order of their sids.
-#[derive(Clone, Debug)]
-pub(super) struct SubscriptionPage {
-    /// The session's number.
-    pub(super) cid: u64,
-    /// Those with larger sids than this.
-    pub(super) after: Option<Box<[u8]>>,
-    /// At most this many.
-    pub(super) count: usize,
-}
-
-/// Subscriptions, and the sid of the last one where there may be more.
-pub(super) type SubscriptionList = (Vec<SubscriptionSnapshot>, Option<Box<[u8]>>);
-
-/// The control thread's end of the queue.
-#[derive(Clone)]
-pub(super) struct Handle {
-    commands: mpsc::Sender<Command>,
-    stop: CancellationToken,
-}
-
-impl Handle {
-    /// A queue's two ends.
-    pub(super) fn new() -> (Self, Queue) {
-        let (commands, queue) = mpsc::channel(QUEUE);
-        let stop = CancellationToken::new();
-        (Self { commands, stop }, queue)
-    }
-
-    /// A snapshot; `None` where the worker is gone.
-    pub(super) async fn snapshot(&self) -> Option<Snapshot> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Snapshot(reply)).await.ok()?;
-        answer.await.ok()
-    }
-
-    /// A page of sessions; `None` where the worker is gone.
-    pub(super) async fn sessions(&self, page: Page) -> Option<Vec<SessionSnapshot>> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Sessions(page, reply);
-        self.commands.send(command).await.ok()?;
-        answer.await.ok()
-    }
-
-    /// A page of a session's subscriptions; `None` where the worker is gone.
-    pub(super) async fn subscriptions(&self, page: SubscriptionPage) -> Option<SubscriptionList> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Subscriptions(page, reply);
-        self.commands.send(command).await.ok()?;
-        answer.await.ok()
-    }
-
-    /// Applies a configuration that was checked against the running one.
-    pub(super) async fn reload(&self, start: Start) {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Reload(Box::new(start), reply);
-        if self.commands.send(command).await.is_ok() {
-            let _ = answer.await;
-        }
-    }
-
-    /// Ready once every session is closed.
-    pub(super) async fn drain(&self) {
-        let (reply, answer) = oneshot::channel();
-        if self.commands.send(Command::Drain(reply)).await.is_ok() {
-            let _ = answer.await;
-        }
-    }
-
-    /// Ends the worker at once.
-    pub(super) fn stop(&self) {
-        self.stop.cancel();
-    }
-
-    /// What ends it.
-    #[cfg(feature = "turmoil")]
-    pub(super) fn stopped(&self) -> CancellationToken {
-        self.stop.clone()
-    }
-
-    /// Ready once the worker has ended by itself, which it doesn't unless it panics.
-    pub(super) async fn gone(&self) {
-        self.commands.closed().await;
-    }
-}
-
 /// Starts the worker.
 pub(super) fn spawn(start: Start) -> io::Result<(JoinHandle<()>, Handle)> {
     let (handle, queue) = Handle::new();
-    let stop = handle.stop.clone();
+    let stop = handle.stopped();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -202,7 +78,7 @@ async fn finished(mut task: task::JoinHandle<()>) -> Result<(), task::JoinError>
 }
 
 /// Runs a worker until it is stopped, or nobody is left who could.
-pub(super) async fn run(start: Start, queue: Queue, stop: CancellationToken) {
+pub(super) async fn run(start: Start, queue: Commands, stop: CancellationToken) {
     let worker = Worker::new(&start);
     worker.start(start).await;
     tokio::select! {
@@ -243,11 +119,11 @@ impl Worker {
             }),
             buses: RefCell::new(Vec::new()),
             buffer: Rc::new(RefCell::new(vec![0; socket::READ_BYTES])),
-            budgets: Budgets {
-                held: Rc::new(Budget::new(limits.publish_buffer_total)),
-                input: Rc::new(Budget::new(limits.lenient_buffer_total)),
-                pending: Rc::new(Budget::new(limits.max_pending_total)),
-            },
+            budgets: Budgets::new(
+                limits.publish_buffer_total,
+                limits.lenient_buffer_total,
+                limits.max_pending_total,
+            ),
             started: (now(), SystemTime::now()),
             seed,
         }
@@ -261,24 +137,24 @@ impl Worker {
         }
     }
 
-    async fn serve(&self, mut queue: Queue) {
+    async fn serve(&self, mut queue: Commands) {
         while let Some(command) = queue.recv().await {
             match command {
-                Command::Snapshot(reply) => {
+                WorkerCommand::Snapshot(reply) => {
                     // Whoever asked may have given up.
                     let _ = reply.send(self.snapshot());
                 }
-                Command::Sessions(page, reply) => {
+                WorkerCommand::Sessions(page, reply) => {
                     let _ = reply.send(self.sessions(page));
                 }
-                Command::Subscriptions(page, reply) => {
+                WorkerCommand::Subscriptions(page, reply) => {
                     let _ = reply.send(self.subscriptions(&page));
                 }
-                Command::Reload(start, reply) => {
+                WorkerCommand::Reload(start, reply) => {
                     self.reload(*start);
                     let _ = reply.send(());
                 }
-                Command::Drain(reply) => {
+                WorkerCommand::Drain(reply) => {
                     spawn_local(drain(self.drain_all(), reply));
                 }
             }
@@ -295,13 +171,13 @@ impl Worker {
         let now = now();
         let roster = Roster::new(
             &bus.brokers,
-            placement(&config.name, bus),
+            Placement::of(&config.name, bus),
             bus.timings.probe_interval,
             self.seed,
             now,
         );
         let machine = Bus::new(
-            settings(bus, config.buses.len()),
+            Settings::of(bus, config.buses.len()),
             roster,
             Admission::new(RandomState::new()),
             self.budgets.clone(),
@@ -344,7 +220,7 @@ impl Worker {
     fn listen(&self, listener: Bound, frontend: &Rc<Frontend>) {
         let frontend = Rc::clone(frontend);
         if let Ok(addr) = socket::local_addr(&listener) {
-            info!(bus = frontend.pool.name, %addr, "listening");
+            info!(bus = frontend.pool.bus.name, %addr, "listening");
         }
         frontend.tasks.clone().spawn_local(async move {
             wait_for_first_info(&frontend.pool).await;
@@ -353,7 +229,7 @@ impl Worker {
                     frontend.starting.set(frontend.starting.get() - 1);
                     listener::accept(listener, frontend).await;
                 }
-                Err(error) => warn!(bus = frontend.pool.name, %error, "can't listen"),
+                Err(error) => warn!(bus = frontend.pool.bus.name, %error, "can't listen"),
             }
         });
     }
@@ -373,28 +249,30 @@ impl Worker {
             .set_total(config.limits.max_pending_total);
         for running in self.buses.borrow().iter() {
             let pool = &running.frontend.pool;
-            let Some(bus) = config.buses.iter().find(|bus| bus.name == pool.name) else {
+            let Some(bus) = config.buses.iter().find(|bus| bus.name == pool.bus.name) else {
                 if !running.removed.replace(true) {
-                    info!(bus = pool.name, "bus removed, draining");
+                    info!(bus = pool.bus.name, "bus removed, draining");
                     running.frontend.drain();
                     pool.close_idle();
                 }
                 continue;
             };
             let mut machine = pool.bus.borrow_mut();
-            machine.settings = settings(bus, config.buses.len());
+            machine.settings = Settings::of(bus, config.buses.len());
             let interval = bus.timings.probe_interval;
-            let removed =
-                machine
-                    .roster
-                    .configure(&bus.brokers, placement(&config.name, bus), interval, now);
+            let removed = machine.roster.configure(
+                &bus.brokers,
+                Placement::of(&config.name, bus),
+                interval,
+                now,
+            );
             machine
                 .presence
                 .configure(bus.brokers.len(), keys.remove(&bus.name));
             machine.roster.note_change();
             drop(machine);
             info!(
-                bus = pool.name,
+                bus = pool.bus.name,
                 brokers = bus.brokers.len(),
                 removed = removed.len(),
                 "bus reloaded"
@@ -458,7 +336,7 @@ impl Worker {
 }
 
 impl Worker {
-    fn sessions(&self, page: Page) -> Vec<SessionSnapshot> {
+    fn sessions(&self, page: SessionPage) -> Vec<SessionSnapshot> {
         let now = now();
         let buses = self.buses.borrow();
         let mut sessions: Vec<_> = buses
@@ -486,35 +364,6 @@ impl Worker {
         info.map_or_else(SubscriptionList::default, |info| {
             subscription_snapshots(&info, page)
         })
-    }
-}
-
-fn placement(name: &str, bus: &BusConfig) -> Placement {
-    match (bus.topology, bus.failback) {
-        (Topology::Cluster, _) => {
-            let mut rotation = DefaultHasher::new();
-            name.hash(&mut rotation);
-            Placement::Spread(rotation.finish())
-        }
-        (Topology::Independent, Failback::Auto) => {
-            Placement::First(Some(bus.timings.failback_delay))
-        }
-        (Topology::Independent, Failback::Never) => Placement::First(None),
-    }
-}
-
-fn settings(bus: &BusConfig, buses: usize) -> Settings {
-    Settings {
-        timings: bus.timings,
-        limits: bus.limits,
-        topology: bus.topology,
-        delivery: bus.delivery,
-        admit: bus.admit,
-        lenient_connect: bus.lenient_connect,
-        sharing: bus.sharing,
-        trunks_per_identity: bus.trunks_per_identity,
-        believed_for: BELIEVED_FOR,
-        fences_per_second: FENCES_PER_SECOND / buses.max(1) as u32,
     }
 }
 

@@ -132,10 +132,12 @@ impl Connection {
             pool.detach(&cell, id, now());
         }
         // What the component left behind still has a way to go.
-        self.trunk.take().into_iter().for_each(Driver::spawn);
+        if let Some(trunk) = self.trunk.take() {
+            pool.spawn(trunk);
+        }
         self.session.abandon(&mut pool.bus.borrow_mut());
         count(&pool, reason);
-        let (bus, cid) = (&pool.name, self.registration.info.cid);
+        let (bus, cid) = (&pool.bus.name, self.registration.info.cid);
         debug!(bus, cid, reason = reason.as_str(), "session closed");
     }
 
@@ -170,7 +172,7 @@ impl Connection {
             return;
         };
         let (bus, cid, peer) = (
-            &pool.name,
+            &pool.bus.name,
             self.registration.info.cid,
             self.registration.info.peer,
         );
@@ -183,7 +185,7 @@ impl Connection {
         let mut left = DISCARD_BYTES;
         while left > 0 {
             let read = poll_fn(|cx| {
-                let mut buffer = self.frontend.pool.buffer.borrow_mut();
+                let mut buffer = self.frontend.pool.bus.buffer.borrow_mut();
                 socket::poll_read(&mut self.read, cx, &mut buffer)
             });
             match read.await {
@@ -252,7 +254,8 @@ impl Connection {
     /// when it wants to be driven again.
     fn drive_trunk(&mut self, cx: &mut Context<'_>) -> Option<Instant> {
         let driver = self.trunk.as_mut()?;
-        if driver.pass(self.now, cx).is_pending() {
+        let pool = &self.frontend.pool;
+        if pool.drive(driver, self.now, cx).is_pending() {
             return driver.due();
         }
         self.trunk = None;
@@ -302,7 +305,7 @@ impl Connection {
         if self.parked {
             return false;
         }
-        let buffer = Rc::clone(&self.frontend.pool.buffer);
+        let buffer = Rc::clone(&self.frontend.pool.bus.buffer);
         let mut buffer = buffer.borrow_mut();
         let most = match &self.attachment {
             Some((cell, _)) => {
@@ -397,7 +400,9 @@ impl Connection {
         let Some(old) = self.attachment.take() else {
             return;
         };
-        self.trunk.take().into_iter().for_each(Driver::spawn);
+        if let Some(trunk) = self.trunk.take() {
+            self.frontend.pool.spawn(trunk);
+        }
         match self.frontend.pool.move_session(old, connect, why, now) {
             Some((attachment, trunk)) => (self.attachment, self.trunk) = (Some(attachment), trunk),
             None => self.close(CloseReason::Internal, now),

@@ -35,7 +35,7 @@ pub async fn accept(listener: Listener, frontend: Rc<Frontend>) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    warn!(bus = frontend.pool.name, %error, "can't accept connections, retrying");
+                    warn!(bus = frontend.pool.bus.name, %error, "can't accept connections, retrying");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -55,7 +55,7 @@ fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
         info.extend_from_slice(b"-ERR 'maximum connections exceeded'\r\n");
     }
     if !socket::send_first(&stream, &info) || full {
-        debug!(bus = frontend.pool.name, %peer, full, "connection turned away");
+        debug!(bus = frontend.pool.bus.name, %peer, full, "connection turned away");
         return;
     }
     let session = {
@@ -63,7 +63,7 @@ fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
         bus.counters.sessions_opened += 1;
         Session::new(now(), &bus)
     };
-    debug!(bus = frontend.pool.name, cid, %peer, "session opened");
+    debug!(bus = frontend.pool.bus.name, cid, %peer, "session opened");
     let (read, write) = stream.into_split();
     let port = Rc::new(Port::new(write));
     let registration = frontend.connections.enter(cid, peer, now());

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::net::Port;
-use crate::upstream::io::pool::TrunkCell;
+use crate::upstream::io::cell::TrunkCell;
 
 /// One connection.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use group::{Group, Joinable};
 pub use group::{Seen, Spent};
 
 use super::own_sid::OwnSid;
-use super::text::Text;
+use super::text::Words;
 use super::{SessionId, UpstreamSid};
 use crate::proto::subject;
 use crate::queue::Queue;
@@ -29,7 +29,7 @@ pub struct Subscription {
     /// Of its place.
     generation: u32,
     session: SessionId,
-    text: Text,
+    text: Words,
     /// Messages delivered since the SUB, over all links.
     delivered: u64,
     /// `delivered` when the SUB was sent on the present link, where the broker counts anew.
@@ -349,7 +349,7 @@ impl Subscriptions {
         let subscription = Subscription {
             generation: 0,
             session,
-            text: Text::new(subject, queue_group, sid),
+            text: Words::new(subject, queue_group, sid),
             delivered: 0,
             base: 0,
             max: 0,

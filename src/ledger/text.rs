@@ -10,7 +10,7 @@ const SID_LEN: usize = size_of::<u32>();
 
 /// A subject, a queue group and a sid, back to back.
 #[derive(Debug)]
-pub(super) enum Text {
+pub(super) enum Words {
     Short {
         subject_len: u8,
         sid_at: u8,
@@ -24,7 +24,7 @@ pub(super) enum Text {
     },
 }
 
-impl Text {
+impl Words {
     pub(super) fn new(subject: &[u8], queue_group: &[u8], sid: &[u8]) -> Self {
         let len = subject.len() + queue_group.len() + sid.len();
         if len > SHORT {
@@ -102,7 +102,7 @@ mod tests {
             for (queue_group, sid) in [(0, 1), (3, 1), (0, 14), (SHORT, 20)] {
                 let parts = [&text[..subject], &b"yyyyyyyyyyyyyyyyyyyyy"[..queue_group]];
                 let sid = &b"12345678901234567890"[..sid];
-                let all = Text::new(parts[0], parts[1], sid);
+                let all = Words::new(parts[0], parts[1], sid);
                 assert_eq!([all.subject(), all.queue_group()], parts);
                 assert_eq!(all.sid(), sid);
             }
@@ -111,6 +111,6 @@ mod tests {
 
     #[test]
     fn a_short_one_is_no_larger_than_a_long_one() {
-        assert_eq!(size_of::<Text>(), 24);
+        assert_eq!(size_of::<Words>(), 24);
     }
 }

@@ -21,7 +21,7 @@ mod yield_after_io;
 
 pub use clock::now;
 pub use listen::listen;
-pub use outbox::{Outbox, Retention, SHARED_LEAST, Unproven};
+pub use outbox::{DeadOutbox, Outbox, Retention, SHARED_LEAST};
 pub use partial::Partial;
 pub use port::{Flush, Port};
 pub use readiness::Readiness;

@@ -93,7 +93,7 @@ pub struct Outbox {
 
 /// What is left of an outbox when its socket is dead: see [`Outbox::into_unproven`].
 #[derive(Debug)]
-pub struct Unproven {
+pub struct DeadOutbox {
     /// Chunks that hold at least one byte that is unwritten (or unconfirmed, where kept).
     pub chunks: SmallVec<[Vec<u8>; 1]>,
     /// Offset in the first chunk of the first frame to look at.
@@ -249,12 +249,12 @@ impl Outbox {
     }
 
     /// Takes what is left when the socket is dead.
-    pub fn into_unproven(self) -> Unproven {
+    pub fn into_unproven(self) -> DeadOutbox {
         let start = match self.retention {
             Retention::UntilWritten => 0,
             Retention::UntilConfirmed => self.confirmed.saturating_sub(self.base) as usize,
         };
-        Unproven {
+        DeadOutbox {
             start,
             written: (self.written - self.base) as usize,
             base: self.base,

@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use super::info::ServerInfo;
 use super::line::{self, Line, Verb};
-use super::publish_head::{self, Head};
+use super::publish_head::{self, PublishHead};
 
 /// What a component may send, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,7 +251,7 @@ fn operation<'a>(
     };
     let op = match verb {
         Pub | Hpub => {
-            return match Head::parse(&input[..len], arg, verb == Hpub) {
+            return match PublishHead::parse(&input[..len], arg, verb == Hpub) {
                 Some(head) => publish(input, &head, limits),
                 None => Scan::Fault(ClientFault::BadArguments),
             };
@@ -274,7 +274,7 @@ fn operation<'a>(
 
 /// Payload and line end behind a head.
 #[inline]
-fn publish<'a>(input: &'a [u8], head: &Head<'a>, limits: &ClientLimits) -> Scan<'a> {
+fn publish<'a>(input: &'a [u8], head: &PublishHead<'a>, limits: &ClientLimits) -> Scan<'a> {
     if head.size > limits.max_payload {
         return Scan::Fault(ClientFault::MaxPayload);
     }

@@ -179,7 +179,7 @@ fn the_short_way_and_the_long_way_read_the_same() {
         else {
             panic!("whole")
         };
-        let long = Head::parse(&input[..len], arg, headers)
+        let long = PublishHead::parse(&input[..len], arg, headers)
             .expect("the long way accepts what the short way does");
         assert!(long.canonical);
         assert_eq!(

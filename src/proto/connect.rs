@@ -12,7 +12,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use thiserror::Error;
 
-use super::json::{self, Text};
+use super::info::HeaderSupport;
+use super::json::{self, LossyText};
 
 /// A credential. It has no readable `Debug`, and its memory is zeroed when it is dropped.
 #[derive(Clone)]
@@ -113,17 +114,6 @@ impl Default for ConnectInfo {
             new_account: false,
         }
     }
-}
-
-/// What a broker knows of headers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum HeaderSupport {
-    /// It is older than they are (2.2), and ignores options that need them.
-    Unheard,
-    /// They are switched off: it refuses `no_responders`.
-    Off,
-    /// It takes `HPUB`.
-    On,
 }
 
 /// Why a CONNECT is answered by closing without a word. Holds nothing of what was sent, which may be a password.
@@ -240,7 +230,7 @@ impl ConnectInfo {
             }
         }
         out.extend_from_slice(b",\"protocol\":");
-        super::encode::decimal(out, u64::from(protocol));
+        super::number::decimal(out, u64::from(protocol));
         out.extend_from_slice(b"}\r\n");
     }
 
@@ -290,7 +280,7 @@ impl<'de> Visitor<'de> for Merge<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let options = self.0;
-        while let Some(Text(key)) = map.next_key()? {
+        while let Some(LossyText(key)) = map.next_key()? {
             match json::folded(&key).as_str() {
                 "verbose" => take(&mut map, &mut options.verbose)?,
                 "pedantic" => take(&mut map, &mut options.pedantic)?,
@@ -337,7 +327,7 @@ fn take_text<'de, A: MapAccess<'de>>(
     map: &mut A,
     value: &mut Option<String>,
 ) -> Result<(), A::Error> {
-    if let Some(Text(new)) = map.next_value()? {
+    if let Some(LossyText(new)) = map.next_value()? {
         *value = (!new.is_empty()).then_some(new);
     }
     Ok(())
@@ -347,7 +337,7 @@ fn take_secret<'de, A: MapAccess<'de>>(
     map: &mut A,
     value: &mut Option<Secret>,
 ) -> Result<(), A::Error> {
-    if let Some(Text(new)) = map.next_value()? {
+    if let Some(LossyText(new)) = map.next_value()? {
         *value = (!new.is_empty()).then(|| Secret(SecretString::from(new)));
     }
     Ok(())

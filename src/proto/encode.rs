@@ -3,6 +3,7 @@
 //! Arguments are written as they are: they come from parsed operations, so they hold no blank, CR or LF.
 
 use super::client::{self, ClientLimits, ClientOp, Scan};
+use super::number::decimal;
 use super::server::Msg;
 
 /// `PING`, from either side.
@@ -110,22 +111,6 @@ pub fn publishes_without_headers(out: &mut Vec<u8>, mut frames: &[u8]) -> u64 {
     stripped
 }
 
-/// Appends a number without going through the formatter.
-pub fn decimal(out: &mut Vec<u8>, mut number: u64) {
-    const MAX_DIGITS: usize = 20;
-    let mut digits = [0; MAX_DIGITS];
-    let mut at = MAX_DIGITS;
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,12 +190,5 @@ mod tests {
         let expected = "PUB a r 2\r\nok\r\nPUB b 5\r\nHPUB \r\nPUB c 0\r\n\r\nPUB d 1\r\nx\r\nPUB e\x01f 1\r\ny\r\n";
         assert_eq!(String::from_utf8_lossy(&out), expected);
         assert_eq!(publishes_without_headers(&mut out, b""), 0);
-    }
-
-    #[test]
-    fn decimals_have_no_leading_zero() {
-        for number in [0, 9, 10, 1_048_576, u64::MAX] {
-            assert_eq!(written(|out| decimal(out, number)), format!("+{number}"));
-        }
     }
 }

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
-use super::connect::HeaderSupport;
-use super::{encode, json};
+use super::json;
+use super::number::decimal;
 
 /// Longest first INFO with `INFO ` and CRLF, in bytes. Node clients up to 0.7 match control lines on the first 512
 /// bytes they get, and hang for ever on a longer one.
@@ -190,6 +190,17 @@ fn max_payload<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::E
         .map_or(DEFAULT_MAX_PAYLOAD, |number| number.min(most)))
 }
 
+/// What a broker knows of headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HeaderSupport {
+    /// It is older than they are (2.2), and ignores options that need them.
+    Unheard,
+    /// They are switched off: it refuses `no_responders`.
+    Off,
+    /// It takes `HPUB`.
+    On,
+}
+
 /// What natsmux says of itself to one component.
 #[derive(Debug, Clone, Copy)]
 pub struct FirstInfo<'a> {
@@ -219,7 +230,7 @@ pub struct FirstInfo<'a> {
 /// empty before any was seen. At most [`MAX_FIRST_INFO`] bytes: fields are left out from the end of R17's list.
 pub fn first_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
     let common = Common::of(brokers);
-    let mut line = Line::new();
+    let mut line = InfoLine::new();
     line.text("server_id", Some(local.server_id));
     line.text("version", Some(cut(common.version, 32)));
     line.number("proto", Some(1));
@@ -322,14 +333,14 @@ impl<'a> Common<'a> {
 }
 
 /// An INFO line to which fields are added as long as they fit.
-struct Line {
+struct InfoLine {
     bytes: Vec<u8>,
     full: bool,
 }
 
 const END: &[u8] = b"}\r\n";
 
-impl Line {
+impl InfoLine {
     fn new() -> Self {
         let mut bytes = Vec::with_capacity(MAX_FIRST_INFO);
         bytes.extend_from_slice(b"INFO {");
@@ -362,7 +373,7 @@ impl Line {
 
     fn number(&mut self, key: &str, value: Option<u64>) {
         if let Some(value) = value {
-            self.field(key, |out| encode::decimal(out, value));
+            self.field(key, |out| decimal(out, value));
         }
     }
 

@@ -8,7 +8,7 @@ use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, Visitor};
 
 /// Checks the syntax of `json`, and makes its UTF-8 valid: Go puts one U+FFFD for every byte that isn't.
 ///
-/// The check stands on its own because [`Text`] reads strings as bytes, where serde_json lets raw control characters
+/// The check stands on its own because [`LossyText`] reads strings as bytes, where serde_json lets raw control characters
 /// pass.
 pub(super) fn checked(json: &[u8]) -> Result<Cow<'_, [u8]>, serde_json::Error> {
     let json = match std::str::from_utf8(json) {
@@ -46,22 +46,22 @@ pub(super) fn folded(key: &str) -> String {
 }
 
 /// A string in which `\ud800` and other lone surrogates became U+FFFD. Only for JSON that was [`checked`].
-pub(super) struct Text(pub(super) String);
+pub(super) struct LossyText(pub(super) String);
 
-impl<'de> Deserialize<'de> for Text {
+impl<'de> Deserialize<'de> for LossyText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct TextVisitor;
 
         impl Visitor<'_> for TextVisitor {
-            type Value = Text;
+            type Value = LossyText;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string")
             }
 
-            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Text, E> {
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<LossyText, E> {
                 // serde_json writes a lone surrogate as the three bytes that UTF-8 forbids.
-                Ok(Text(replaced(bytes, |_| 3)))
+                Ok(LossyText(replaced(bytes, |_| 3)))
             }
         }
 
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     fn text(json: &[u8]) -> Option<String> {
-        serde_json::from_slice::<Text>(&checked(json).ok()?)
+        serde_json::from_slice::<LossyText>(&checked(json).ok()?)
             .ok()
             .map(|text| text.0)
     }

@@ -26,4 +26,5 @@ pub mod subject;
 
 mod json;
 mod line;
+mod number;
 mod publish_head;

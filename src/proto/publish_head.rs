@@ -1,14 +1,14 @@
 //! The header line of `PUB` and `HPUB`.
 //!
 //! [`canonical`] is the short way for what client libraries really send. It takes the line word by word and gives up
-//! (`None`) at anything unusual, which [`Head::parse`] then judges as nats-server does.
+//! (`None`) at anything unusual, which [`PublishHead::parse`] then judges as nats-server does.
 
 use memchr::memchr;
 
 use super::line;
 
 /// A parsed header line. Sizes are not yet compared with a limit.
-pub(super) struct Head<'a> {
+pub(super) struct PublishHead<'a> {
     /// Bytes up to behind the line feed.
     pub(super) len: usize,
     /// Whether the line may be forwarded as it is.
@@ -20,7 +20,7 @@ pub(super) struct Head<'a> {
     pub(super) size: usize,
 }
 
-impl<'a> Head<'a> {
+impl<'a> PublishHead<'a> {
     /// Judges the argument of any header line. `None` where nats-server closes for malformed arguments, and where CR
     /// or LF stand inside an argument (see the module `client`).
     pub(super) fn parse(whole: &'a [u8], arg: &'a [u8], headers: bool) -> Option<Self> {
@@ -62,7 +62,7 @@ impl<'a> Head<'a> {
 /// The head at the start of `input`, if it is whole, within the limit and in canonical form. `None` says nothing else
 /// about the input.
 #[inline]
-pub(super) fn canonical(input: &[u8], max_control_line: usize) -> Option<Head<'_>> {
+pub(super) fn canonical(input: &[u8], max_control_line: usize) -> Option<PublishHead<'_>> {
     let (verb_len, headers) = match input.first_chunk::<5>()? {
         b"HPUB " => (5, true),
         [b'P', b'U', b'B', b' ', _] => (4, false),
@@ -93,7 +93,7 @@ pub(super) fn canonical(input: &[u8], max_control_line: usize) -> Option<Head<'_
         Some(digits) => Some(line::number(digits).filter(|&len| len <= size)?),
         None => None,
     };
-    Some(Head {
+    Some(PublishHead {
         len: at + 2,
         canonical: true,
         subject,

@@ -166,7 +166,7 @@ pub enum ServerFault {
 
 /// Says what stands at the start of `input`, which must be where an operation starts.
 pub fn scan<'a>(input: &'a [u8], limits: &ServerLimits) -> ServerScan<'a> {
-    if let Some((head, len)) = Head::short(input, limits.max_control_line) {
+    if let Some((head, len)) = MsgHead::short(input, limits.max_control_line) {
         return message(input, &head, len, limits);
     }
     let (verb, verb_len) = match line::verb(input, VERBS) {
@@ -188,7 +188,7 @@ pub fn scan<'a>(input: &'a [u8], limits: &ServerLimits) -> ServerScan<'a> {
     let arg = arg.strip_suffix(b"\r").unwrap_or(arg);
     let op = match verb {
         ServerVerb::Msg | ServerVerb::Hmsg => {
-            return match Head::parse(arg, verb_len, verb == ServerVerb::Hmsg) {
+            return match MsgHead::parse(arg, verb_len, verb == ServerVerb::Hmsg) {
                 Some(head) => message(input, &head, len, limits),
                 None => ServerScan::Fault(ServerFault::BadArguments),
             };
@@ -229,7 +229,7 @@ const VERBS: &[(&[u8], ServerVerb)] = &[
 ];
 
 /// The arguments of a message.
-struct Head<'a> {
+struct MsgHead<'a> {
     headers: bool,
     subject: &'a [u8],
     sid: &'a [u8],
@@ -240,7 +240,7 @@ struct Head<'a> {
     size: usize,
 }
 
-impl<'a> Head<'a> {
+impl<'a> MsgHead<'a> {
     /// The short way for a `MSG` as brokers write it, word by word, and the length of its line. `None`
     /// says nothing about the input.
     #[inline]
@@ -344,7 +344,7 @@ fn word<'a>(arg: &'a [u8], at: &mut usize) -> &'a [u8] {
 #[inline]
 fn message<'a>(
     input: &'a [u8],
-    head: &Head<'a>,
+    head: &MsgHead<'a>,
     head_len: usize,
     limits: &ServerLimits,
 ) -> ServerScan<'a> {

@@ -1,7 +1,8 @@
 //! The scanner alone, without a socket, closes where the brokers on record closed, and with the same words.
 
 use natsmux::proto::client::{ClientFault, ClientLimits, ClientOp, Scan, scan};
-use natsmux::proto::connect::{ConnectInfo, HeaderSupport};
+use natsmux::proto::connect::ConnectInfo;
+use natsmux::proto::info::HeaderSupport;
 
 use crate::broker::{V2_9, V2_15};
 use crate::case::{self, Broker, Case, End};

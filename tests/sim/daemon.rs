@@ -23,7 +23,7 @@ use natsmux::upstream::brokers::presence::Presence;
 use natsmux::upstream::brokers::roster::{Failure, Placement};
 use natsmux::upstream::io::shared_trunks::{SharedTrunks, sharing_key};
 use natsmux::upstream::trunk::{Action, LinkId, MoveReason, Report};
-use natsmux::upstream::{BrokerId, Budget, Budgets, Bus, CloseReason, Roster, Trunk, TrunkId};
+use natsmux::upstream::{BrokerId, Budgets, Bus, CloseReason, Roster, Trunk, TrunkId};
 
 use super::broker::{Flavour, Life};
 use super::component::Component;
@@ -106,12 +106,7 @@ impl Daemon {
             7,
             now,
         );
-        let budget = |total| Rc::new(Budget::new(total));
-        let budgets = Budgets {
-            held: budget(1 << 20),
-            input: budget(1 << 20),
-            pending: budget(plan.pending_total),
-        };
+        let budgets = Budgets::new(1 << 20, 1 << 20, plan.pending_total);
         let mut bus = Bus::new(
             plan.settings.clone(),
             roster,

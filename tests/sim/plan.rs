@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use natsmux::config::{Admit, BusLimits, Delivery, PongHold, Sharing, Timings, Topology};
+use natsmux::config::{BusLimits, Delivery, PongHold, Sharing, Timings, Topology};
 use natsmux::upstream::Settings;
 use natsmux::upstream::brokers::roster::Placement;
 
@@ -196,11 +196,6 @@ fn settings(rng: &mut Rng, at_least_once: bool, independent: Option<Placement>) 
             None => Topology::Cluster,
         },
         delivery,
-        admit: Admit::Known,
-        lenient_connect: true,
-        sharing: Sharing::None,
-        trunks_per_identity: 1,
-        believed_for: Duration::from_secs(60),
-        fences_per_second: 5000,
+        ..Settings::default()
     }
 }

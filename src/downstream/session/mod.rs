@@ -93,7 +93,7 @@ pub struct Session {
     told: Offer,
     connect: Option<Rc<ConnectInfo>>,
     action: Option<SessionAction>,
-    pings: Pings,
+    pings: KeepAlive,
     /// Whether its trunk has ever been ready for it.
     begun: bool,
     /// The component closed its side.
@@ -104,7 +104,7 @@ pub struct Session {
 
 /// natsmux's own PINGs to the component, as nats-server sends them.
 #[derive(Debug)]
-struct Pings {
+struct KeepAlive {
     outstanding: u32,
     next: Instant,
     /// Whether an operation came since the last tick: then the component is alive.
@@ -133,7 +133,7 @@ impl Session {
             told: bus.roster.offer(),
             connect: None,
             action: None,
-            pings: Pings {
+            pings: KeepAlive {
                 outstanding: 0,
                 next: now + settings.timings.ping_interval,
                 active: false,

@@ -6,6 +6,7 @@
 //! own probe only; the trunks wait for its answer instead of dialling, each by itself.
 
 use core::net::IpAddr;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -14,9 +15,8 @@ use super::backoff::Backoff;
 pub use super::broker::{Broker, BrokerId, Failure, Health};
 use super::trouble::{IdentityDigest, Trouble, Troubles};
 use crate::clock::Instant;
-use crate::config::BrokerAddr;
-use crate::proto::connect::HeaderSupport;
-use crate::proto::info::ServerInfo;
+use crate::config::{BrokerAddr, BusConfig, Failback, Topology};
+use crate::proto::info::{HeaderSupport, ServerInfo};
 
 /// What nats-server takes unless it is configured otherwise, in bytes.
 const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
@@ -80,6 +80,23 @@ pub enum Placement {
     /// All hosts use the first in configured order; one that has returned counts again after
     /// this time, or with `None` not before the next failover (R30).
     First(Option<Duration>),
+}
+
+impl Placement {
+    /// The placement of a bus on the host with this instance's name.
+    pub fn of(name: &str, bus: &BusConfig) -> Self {
+        match (bus.topology, bus.failback) {
+            (Topology::Cluster, _) => {
+                let mut rotation = DefaultHasher::new();
+                name.hash(&mut rotation);
+                Self::Spread(rotation.finish())
+            }
+            (Topology::Independent, Failback::Auto) => {
+                Self::First(Some(bus.timings.failback_delay))
+            }
+            (Topology::Independent, Failback::Never) => Self::First(None),
+        }
+    }
 }
 
 /// The brokers of a bus.

@@ -5,18 +5,23 @@
 //! ownership, and a simulation holds one bus per daemon.
 
 pub mod barrier;
+mod budget;
+mod carriers;
 mod connect_cache;
 mod dial_queue;
 pub mod failover_report;
+mod fence_rate;
+pub mod lags;
+pub(crate) mod room;
+mod settings;
 mod tracked;
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::clock::Instant;
-use crate::config::{Admit, BusLimits, Delivery, Sharing, Timings, Topology};
+use crate::config::Topology;
 use crate::ledger::Settled;
 use crate::telemetry::{Counters, Observed};
 use crate::upstream::brokers::admission::Admission;
@@ -24,173 +29,19 @@ use crate::upstream::brokers::liveness::{Liveness, TrunkId};
 use crate::upstream::brokers::presence::{Heard, Presence};
 use crate::upstream::brokers::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
 use crate::upstream::brokers::trouble::IdentityDigest;
-use crate::upstream::trunk::Lags;
+pub use budget::{Budget, Budgets, Charge};
+pub use room::Pace;
+pub use settings::Settings;
+
 use barrier::Barrier;
+use carriers::Carriers;
 use connect_cache::ConnectCache;
 use dial_queue::DialQueue;
 use failover_report::{Failover, Failovers, LostLink, TOGETHER};
+use fence_rate::FenceRate;
+use lags::Lags;
+use room::{RoomPlace, RoomQueue};
 use tracked::Tracked;
-
-/// Identities of a bus that announce its host, the oldest first.
-const CARRIERS_MOST: usize = 8;
-
-/// How long a large message waits for room in half of `max_pending_total`, and in all of it; and
-/// how often a trunk that waits looks by itself.
-const ROOM_HALF: Duration = Duration::from_millis(250);
-const ROOM_WITHIN: Duration = Duration::from_secs(4);
-pub(super) const ROOM_LOOK: Duration = Duration::from_millis(100);
-
-/// The bus's rate of fences is kept in windows of this length.
-const FENCE_WINDOW: Duration = Duration::from_millis(100);
-const FENCE_WINDOWS_PER_SECOND: u32 = 10;
-
-/// The daemon's buffers, shared by its buses.
-#[derive(Clone, Debug)]
-pub struct Budgets {
-    /// Publishes that wait for a link (R6).
-    pub held: Rc<Budget>,
-    /// Operations that came before CONNECT (R21).
-    pub input: Rc<Budget>,
-    /// What components have not taken yet (R25).
-    pub pending: Rc<Budget>,
-}
-
-/// The part of a bus's configuration that the machines read.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Deadlines and intervals.
-    pub timings: Timings,
-    /// Bounds.
-    pub limits: BusLimits,
-    /// How the brokers know each other.
-    pub topology: Topology,
-    /// What happens to publishes that were written and not proven.
-    pub delivery: Delivery,
-    /// R16.
-    pub admit: Admit,
-    /// R21.
-    pub lenient_connect: bool,
-    /// R22.
-    pub sharing: Sharing,
-    /// The trunks that the sessions of one identity are spread over, where they share.
-    pub trunks_per_identity: usize,
-    /// How long a broker's acceptance of credentials is believed of a session that joins others.
-    pub believed_for: Duration,
-    /// Fences that this bus sends per second at most, apart from the components' PINGs (R7).
-    pub fences_per_second: u32,
-}
-
-impl Settings {
-    /// Whether brokers know nothing of each other: a trunk has a link to each (R26-R32).
-    pub fn is_independent(&self) -> bool {
-        self.topology == Topology::Independent
-    }
-}
-
-/// Bytes of one kind that the daemon may hold, over all buses.
-#[derive(Debug)]
-pub struct Budget {
-    used: Cell<usize>,
-    total: Cell<usize>,
-    charges: Cell<usize>,
-}
-
-/// How fast a trunk's component took what had its link wait: slow ones wait for others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Pace {
-    /// At once, or there was none yet.
-    #[default]
-    Fast,
-    /// Not so.
-    Slow,
-}
-
-/// A trunk's place among those that wait for room: how fast it is, and since when it waits.
-pub(super) type RoomPlace = (Pace, Instant, TrunkId);
-
-/// Bytes that are taken from a budget, and given back at the end.
-#[derive(Debug)]
-pub struct Charge {
-    budget: Rc<Budget>,
-    bytes: usize,
-}
-
-impl Charge {
-    /// Takes `bytes`, also beyond the total.
-    pub fn new(budget: Rc<Budget>, bytes: usize) -> Self {
-        budget.take(bytes);
-        budget.charges.set(budget.charges.get() + 1);
-        Self { budget, bytes }
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        self.budget.give(self.bytes);
-        self.budget.charges.set(self.budget.charges.get() - 1);
-    }
-}
-
-impl Budget {
-    /// A budget of `total` bytes.
-    pub fn new(total: usize) -> Self {
-        Self {
-            used: Cell::new(0),
-            total: Cell::new(total),
-            charges: Cell::new(0),
-        }
-    }
-
-    /// Changes the total (reload).
-    pub fn set_total(&self, total: usize) {
-        self.total.set(total);
-    }
-
-    /// Takes `bytes`, also beyond the total: what was read must be kept, and reading stops
-    /// while [`Budget::is_spent`].
-    pub fn take(&self, bytes: usize) {
-        self.used.set(self.used.get() + bytes);
-    }
-
-    /// Gives `bytes` back.
-    pub fn give(&self, bytes: usize) {
-        debug_assert!(bytes <= self.used.get());
-        self.used.set(self.used.get().saturating_sub(bytes));
-    }
-
-    /// Bytes in use.
-    pub fn used(&self) -> usize {
-        self.used.get()
-    }
-
-    /// Bytes that may be in use.
-    pub fn total(&self) -> usize {
-        self.total.get()
-    }
-
-    /// Whether so many more bytes are within `most`; the first [`Charge`] always may be taken.
-    pub fn has_room(&self, bytes: usize, most: usize) -> bool {
-        self.charges.get() == 0 || self.used.get().saturating_add(bytes) <= most
-    }
-
-    /// Whether more than half of the total is in use.
-    pub fn is_scarce(&self) -> bool {
-        self.used.get() > self.total.get() / 2
-    }
-
-    /// What one user of the budget may have, in bytes, where others want some as well: a part of
-    /// what is free. Whoever has more stops, so a user with little always finds some (R34).
-    pub fn share(&self) -> usize {
-        const PARTS: usize = 8;
-        let free = self.total.get().saturating_sub(self.used.get());
-        free.saturating_mul(PARTS)
-    }
-
-    /// Whether the total is reached.
-    pub fn is_spent(&self) -> bool {
-        self.used.get() >= self.total.get()
-    }
-}
 
 /// What the trunks of a bus share.
 #[derive(Debug)]
@@ -222,14 +73,12 @@ pub struct Bus {
     /// Buffers, shared with the other buses.
     pub budgets: Budgets,
     waiting: BTreeSet<TrunkId>,
-    /// Trunks with a link by identity, where there is presence.
-    carriers: BTreeMap<IdentityDigest, BTreeSet<TrunkId>>,
+    carriers: Carriers,
     dial_queue: DialQueue,
     at_barrier: BTreeSet<TrunkId>,
     woken: Vec<TrunkId>,
-    /// Trunks that wait for room for a large message (R33).
-    awaiting_room: BTreeSet<RoomPlace>,
-    fence_window: (Instant, u32),
+    rooms: RoomQueue,
+    fence_rate: FenceRate,
     /// Whether the operator knows that PONGs of this outage are unproven (R3).
     unproven_said: bool,
 }
@@ -258,12 +107,12 @@ impl Bus {
             observed: Observed::default(),
             budgets,
             waiting: BTreeSet::new(),
-            carriers: BTreeMap::new(),
+            carriers: Carriers::default(),
             dial_queue: DialQueue::default(),
             at_barrier: BTreeSet::new(),
             woken: Vec::new(),
-            awaiting_room: BTreeSet::new(),
-            fence_window: (now, 0),
+            rooms: RoomQueue::default(),
+            fence_rate: FenceRate::new(now),
             unproven_said: false,
         }
     }
@@ -406,8 +255,7 @@ impl Bus {
             self.presence.gather(since, now);
         }
         self.liveness.attach(broker, trunk);
-        let is_new =
-            self.presence.is_on() && self.carriers.entry(identity).or_default().insert(trunk);
+        let is_new = self.presence.is_on() && self.carriers.enter(trunk, identity);
         self.note_reach(broker, 1, is_new, now);
     }
 
@@ -419,10 +267,7 @@ impl Bus {
         let is_gone = self.presence.is_on() && self.liveness.brokers_of(trunk).is_empty();
         if is_gone {
             self.presence.bury(trunk);
-            self.carriers.retain(|_, trunks| {
-                trunks.remove(&trunk);
-                !trunks.is_empty()
-            });
+            self.carriers.leave(trunk);
         }
         self.note_reach(broker, 0, is_gone, now);
         if self.liveness.suspect_since(broker).is_none() {
@@ -546,38 +391,21 @@ impl Bus {
         trips.max().unwrap_or_default()
     }
 
-    /// Whether this trunk announces the host (R29): the oldest of its identity, of the oldest
-    /// identities.
+    /// Whether this trunk announces the host (R29).
     pub(super) fn is_carrier(
         &self,
         trunk: TrunkId,
         identity: IdentityDigest,
         now: Instant,
     ) -> bool {
-        let oldest = self.carriers.get(&identity).and_then(BTreeSet::first);
-        if oldest != Some(&trunk) || !self.presence.permits(identity, now) {
-            return false;
-        }
-        let is_before = |(other, first): (&IdentityDigest, &TrunkId)| {
-            *first < trunk && self.presence.permits(*other, now)
-        };
-        let firsts = self
-            .carriers
-            .iter()
-            .filter_map(|(identity, trunks)| Some((identity, trunks.first()?)));
-        let elders = firsts.filter(|first| is_before(*first));
-        elders.take(CARRIERS_MOST).count() < CARRIERS_MOST
+        let permits = |identity| self.presence.permits(identity, now);
+        self.carriers.includes(trunk, identity, permits)
     }
 
     /// The trunks that may announce the host, and those that did until an older one came.
     fn wake_carriers(&mut self, now: Instant) {
-        let permitted = |identity: &IdentityDigest| self.presence.permits(*identity, now);
-        let of_permitted = self.carriers.iter().filter(|(id, _)| permitted(id));
-        let firsts = of_permitted.filter_map(|(_, trunks)| trunks.first().copied());
-        let mut oldest: Vec<TrunkId> = firsts.collect();
-        oldest.sort_unstable();
-        oldest.truncate(2 * CARRIERS_MOST);
-        self.woken.extend(oldest);
+        let permits = |identity| self.presence.permits(identity, now);
+        self.woken.extend(self.carriers.oldest(permits));
     }
 
     /// All carriers announce now.
@@ -695,58 +523,36 @@ impl Bus {
     }
 
     /// Takes room in `max_pending_total` for a message of `bytes`, which a trunk has waited for
-    /// since then: `None` while there is none. Nobody waits until the broker takes it for a slow
-    /// consumer: those that hold the room are closed first (R25).
+    /// since `place` says; `None` while there is none.
     pub(super) fn take_room(
         &mut self,
         place: RoomPlace,
         bytes: usize,
         now: Instant,
     ) -> Option<Charge> {
-        let (_, since, _) = place;
-        let waited = now.saturating_duration_since(since);
         let budget = &self.budgets.pending;
-        let most = match waited < ROOM_HALF {
-            true => budget.total() / 2,
-            false => budget.total(),
-        };
-        if waited < ROOM_WITHIN && !budget.has_room(bytes, most) {
-            self.awaiting_room.insert(place);
-            return None;
-        }
-        let charge = Charge::new(Rc::clone(budget), bytes);
-        self.leave_room_queue(place);
+        let charge = self.rooms.take(place, bytes, budget, now)?;
         self.wake_awaiting_room();
         Some(charge)
     }
 
-    /// A trunk waits for room no more.
+    /// Ends the wait of a trunk for room.
     pub(super) fn leave_room_queue(&mut self, place: RoomPlace) {
-        self.awaiting_room.remove(&place);
+        self.rooms.leave(place);
     }
 
-    /// There may be room for the next one.
+    /// Wakes the next trunk for which there may be room.
     pub(super) fn wake_awaiting_room(&mut self) {
-        let next = self.awaiting_room.pop_first();
-        self.woken.extend(next.map(|(_, _, trunk)| trunk));
+        self.woken.extend(self.rooms.next());
     }
 
-    /// Whether another fence may be sent now, within the bus's rate (R7).
+    /// Counts a fence, and returns whether it may be sent now, within the bus's rate (R7).
     pub(super) fn may_fence(&mut self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.fence_window.0) >= FENCE_WINDOW {
-            self.fence_window = (now, 0);
-        }
-        let may = self.fences_from() <= now;
-        self.fence_window.1 += u32::from(may);
-        may
+        self.fence_rate.take(self.settings.fences_per_second, now)
     }
 
     /// Since when, or from when on, the bus's rate has room for another fence.
     pub(super) fn fences_from(&self) -> Instant {
-        let (start, sent) = self.fence_window;
-        match sent < self.settings.fences_per_second / FENCE_WINDOWS_PER_SECOND {
-            true => start,
-            false => start + FENCE_WINDOW,
-        }
+        self.fence_rate.free_at(self.settings.fences_per_second)
     }
 }

@@ -7,20 +7,19 @@
 //! and to the sessions that were touched. Everything that is readable is read before
 //! anything is written, so that a broker gets few large writes.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use tokio::task::spawn_local;
 use tracing::{debug, error, warn};
 
-use super::pool::{Pool, TrunkCell};
+use super::cell::{BusCell, TrunkCell};
 use crate::catch_panic::catch_panic;
 use crate::clock::Instant;
 use crate::net::socket::{self, ReadHalf, Stream};
-use crate::net::{Flush, Port, Readiness, Timer, names, now, yield_after_io};
+use crate::net::{Flush, Port, Readiness, names, now, yield_after_io};
 use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::trunk::{Action, LinkId, Report};
 
@@ -41,9 +40,20 @@ struct LinkIo {
     socket: Socket,
 }
 
+/// What came of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// The trunk waits for its sockets, its timer, or another turn.
+    Waits,
+    /// The trunk has ended.
+    Done,
+    /// The trunk panicked.
+    Panicked,
+}
+
 /// The driver of one trunk.
 pub struct Driver {
-    pool: Rc<Pool>,
+    bus: Rc<BusCell>,
     cell: Rc<TrunkCell>,
     links: Vec<LinkIo>,
     /// When the present round began.
@@ -54,9 +64,9 @@ pub struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(pool: Rc<Pool>, cell: Rc<TrunkCell>) -> Self {
+    pub(super) fn new(bus: Rc<BusCell>, cell: Rc<TrunkCell>) -> Self {
         Self {
-            pool,
+            bus,
             cell,
             links: Vec::with_capacity(1),
             now: now(),
@@ -65,21 +75,21 @@ impl Driver {
         }
     }
 
-    /// Gives the trunk a task of its own.
-    pub fn spawn(mut self) {
-        let mut timer = Timer::default();
+    /// The trunk.
+    pub(super) fn cell(&self) -> &Rc<TrunkCell> {
+        &self.cell
+    }
+
+    /// When the present round began.
+    pub(super) fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Has another task woken from now on.
+    pub(super) fn disarm(&mut self) {
         for link in &mut self.links {
             link.watch.disarm();
         }
-        spawn_local(poll_fn(move |cx| {
-            let passed = self.pass(now(), cx);
-            if passed.is_pending() && timer.arm(self.due, self.now, cx) {
-                yield_after_io(cx);
-            }
-            // What panics there isn't this trunk's: its sessions mustn't lose who drives it.
-            let _ = catch_panic(|| self.pool.settle(self.now));
-            passed
-        }));
     }
 
     /// When the trunk wants another pass, whatever happens until then.
@@ -87,16 +97,12 @@ impl Driver {
         self.due
     }
 
-    /// One pass, by the task that is to be woken for the next; ready once the trunk is done. One
-    /// that panics takes its sessions along: they mustn't wait for it for ever.
-    pub fn pass(&mut self, began: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        catch_panic(|| self.play(began, cx)).unwrap_or_else(|| {
-            self.pool.give_up(&self.cell, began);
-            Poll::Ready(())
-        })
+    /// One pass, by the task that is to be woken for the next.
+    pub(super) fn pass(&mut self, began: Instant, cx: &mut Context<'_>) -> Pass {
+        catch_panic(|| self.play(began, cx)).unwrap_or(Pass::Panicked)
     }
 
-    fn play(&mut self, began: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    fn play(&mut self, began: Instant, cx: &mut Context<'_>) -> Pass {
         self.cell.register(cx);
         self.now = began;
         for _ in 0..ROUNDS_PER_PASS {
@@ -106,17 +112,16 @@ impl Driver {
             busy |= self.flush_links(cx);
             self.flush_sessions();
             if self.done {
-                self.pool.remove(self.cell.machine.borrow().id());
-                return Poll::Ready(());
+                return Pass::Done;
             }
             if !busy && self.due.is_none_or(|due| due > self.now) {
-                return Poll::Pending;
+                return Pass::Waits;
             }
             // Once a round: asking the clock costs as much as a frame.
             self.now = now();
         }
         yield_after_io(cx);
-        Poll::Pending
+        Pass::Waits
     }
 
     /// Lets dials and reads get on. Returns whether there may be more.
@@ -157,7 +162,7 @@ impl Driver {
             return false;
         };
         let most = {
-            let mut bus = self.pool.bus.borrow_mut();
+            let mut bus = self.bus.borrow_mut();
             let mut trunk = self.cell.machine.borrow_mut();
             if !trunk.wants_link_read(id, self.now, &mut bus) {
                 // The component takes what it has first, and its socket wakes this task.
@@ -168,7 +173,7 @@ impl Driver {
         if watch.poll_readable(read, cx).is_pending() {
             return false;
         }
-        let buffer = Rc::clone(&self.pool.buffer);
+        let buffer = Rc::clone(&self.bus.buffer);
         let mut buffer = buffer.borrow_mut();
         let most = most.min(buffer.len());
         match socket::poll_read(read, cx, &mut buffer[..most]) {
@@ -191,7 +196,7 @@ impl Driver {
         if self.cell.take_woken() {
             self.with_machine(|trunk, now, bus| trunk.handle_wake(now, bus));
         }
-        let mut bus = self.pool.bus.borrow_mut();
+        let mut bus = self.bus.borrow_mut();
         let mut trunk = self.cell.machine.borrow_mut();
         self.due = trunk.poll_timeout(&bus);
         if self.due.is_some_and(|due| due <= now) {
@@ -221,7 +226,7 @@ impl Driver {
     }
 
     fn dial(&mut self, id: LinkId, broker: BrokerId) {
-        let bus = self.pool.bus.borrow();
+        let bus = self.bus.borrow();
         let broker = bus.roster.broker(broker);
         let (ips, port) = (broker.ips().to_vec(), broker.addr().port);
         let within = bus.settings.timings.connect_timeout;
@@ -280,7 +285,7 @@ impl Driver {
             }
         }
         let mut trunk = self.cell.machine.borrow_mut();
-        trunk.unpark(self.now, &self.pool.bus.borrow());
+        trunk.unpark(self.now, &self.bus.borrow());
         busy
     }
 
@@ -288,7 +293,7 @@ impl Driver {
     /// computed.
     fn read_out(&self, at: usize) {
         let id = self.links[at].id;
-        let buffer = Rc::clone(&self.pool.buffer);
+        let buffer = Rc::clone(&self.bus.buffer);
         let mut buffer = buffer.borrow_mut();
         loop {
             let Socket::Open { read, .. } = &self.links[at].socket else {
@@ -323,7 +328,7 @@ impl Driver {
                 continue;
             };
             let flushed = port.flush(out);
-            trunk.account(session, &self.pool.bus.borrow());
+            trunk.account(session, &self.bus.borrow());
             if flushed != Flush::Done || closing || trunk.take_released(session) {
                 port.wake();
             }
@@ -338,14 +343,14 @@ impl Driver {
         &self,
         input: impl FnOnce(&mut crate::upstream::trunk::Trunk, Instant, &mut crate::upstream::bus::Bus),
     ) {
-        let mut bus = self.pool.bus.borrow_mut();
+        let mut bus = self.bus.borrow_mut();
         input(&mut self.cell.machine.borrow_mut(), self.now, &mut bus);
     }
 
     fn log(&self, report: &Report) {
-        let bus = self.pool.bus.borrow();
+        let bus = self.bus.borrow();
         let addr = |broker: BrokerId| bus.roster.broker(broker).label();
-        let (name, trunk) = (&self.pool.name, self.cell.machine.borrow().id().0);
+        let (name, trunk) = (&self.bus.name, self.cell.machine.borrow().id().0);
         match report {
             Report::Attached {
                 link,
@@ -385,11 +390,8 @@ impl Driver {
                 "dial failed"
             ),
             Report::BrokerError { broker, text } => {
-                let repeated = self
-                    .pool
-                    .log_limit
-                    .borrow_mut()
-                    .note(Some(*broker), text, self.now);
+                let mut known = self.bus.log.borrow_mut();
+                let repeated = known.limit.note(Some(*broker), text, self.now);
                 let broker = addr(*broker);
                 let text = String::from_utf8_lossy(text);
                 let text = text.escape_debug();

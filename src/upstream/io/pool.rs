@@ -6,116 +6,47 @@
 //! were readable have had their turn.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use smallvec::SmallVec;
 use tokio::sync::Notify;
-use tracing::{error, info, warn};
+use tokio::task::spawn_local;
+use tracing::error;
 
-use super::driver::Driver;
-use super::log_limit::LogLimit;
+use super::cell::{BusCell, ReadBuffer, TrunkCell};
+use super::driver::{Driver, Pass};
 use super::shared_trunks::{SharedTrunks, sharing_key};
 use crate::catch_panic::catch_panic;
 use crate::clock::Instant;
 use crate::config::Sharing;
 use crate::ledger::SessionId;
-use crate::net::{Outbox, Port};
+use crate::net::{Outbox, Port, Timer, now, yield_after_io};
 use crate::proto::connect::ConnectInfo;
 use crate::upstream::brokers::liveness::TrunkId;
-use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::bus::Bus;
 use crate::upstream::trunk::{Gauges, MoveReason, Trunk};
-
-/// The buffer that a readable socket borrows: one per worker.
-pub type ReadBuffer = Rc<RefCell<Vec<u8>>>;
 
 /// A session's trunk, and its number there.
 pub type Attachment = (Rc<TrunkCell>, SessionId);
 
-/// A trunk, and what its driver and its sessions share.
-#[derive(Debug)]
-pub struct TrunkCell {
-    /// The machine.
-    pub machine: RefCell<Trunk>,
-    ports: RefCell<SmallVec<[Option<Rc<Port>>; 1]>>,
-    waker: RefCell<Option<Waker>>,
-    woken: Cell<bool>,
-    failed: Cell<bool>,
-}
-
-impl TrunkCell {
-    /// Whether it panicked: its sessions must close.
-    pub fn has_failed(&self) -> bool {
-        self.failed.get()
-    }
-
-    /// Lets the trunk's driver run: its machine has something to do.
-    pub fn wake(&self) {
-        if let Some(waker) = self.waker.borrow().as_ref() {
-            waker.wake_by_ref();
-        }
-    }
-
-    pub(super) fn register(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        if !waker
-            .as_ref()
-            .is_some_and(|waker| waker.will_wake(cx.waker()))
-        {
-            *waker = Some(cx.waker().clone());
-        }
-    }
-
-    pub(super) fn take_woken(&self) -> bool {
-        self.woken.take()
-    }
-
-    /// The socket of a session, for a flush.
-    pub(super) fn port(&self, session: SessionId) -> Option<Rc<Port>> {
-        self.ports.borrow().get(session.0 as usize)?.clone()
-    }
-
-    fn set_port(&self, session: SessionId, port: Option<Rc<Port>>) {
-        let mut ports = self.ports.borrow_mut();
-        let at = session.0 as usize;
-        if ports.len() <= at {
-            ports.resize(at + 1, None);
-        }
-        ports[at] = port;
-    }
-}
-
 /// The trunks of a bus.
 #[derive(Debug)]
 pub struct Pool {
-    /// The bus's name, for logs.
-    pub name: String,
     /// What the trunks share.
-    pub bus: RefCell<Bus>,
-    /// The worker's read buffer.
-    pub buffer: ReadBuffer,
+    pub bus: Rc<BusCell>,
     /// A reload may have brought new names.
     pub(super) reloaded: Notify,
     /// The bus is no longer configured.
     closed: Cell<bool>,
-    pub(super) log_limit: RefCell<LogLimit>,
     trunks: RefCell<BTreeMap<TrunkId, Rc<TrunkCell>>>,
     next_trunk: Cell<u64>,
     shared_trunks: RefCell<SharedTrunks>,
     /// What brokers are told that shared trunks are, but for their numbers.
     label: String,
     probe_waker: RefCell<Option<Waker>>,
-    /// What the operator was last told.
-    alive: Cell<Option<bool>>,
-    /// Whether the operator knows that the brokers aren't routed as configured.
-    wrong: Cell<bool>,
-    /// The brokers of which the operator knows that they live and serve nobody, and why.
-    troubles: RefCell<BTreeMap<BrokerId, Failure>>,
-    /// The spares of which the operator knows that they offer less than the broker in use.
-    lesser: RefCell<BTreeSet<BrokerId>>,
     /// When the prober will look again by itself.
     pub(super) probe_at: Cell<Option<Instant>>,
 }
@@ -126,19 +57,12 @@ impl Pool {
         Self {
             label: format!("natsmux:{instance}:{name}"),
             shared_trunks: RefCell::default(),
-            name,
-            bus: RefCell::new(bus),
-            buffer,
+            bus: Rc::new(BusCell::new(name, bus, buffer)),
             reloaded: Notify::new(),
             closed: Cell::new(false),
-            log_limit: RefCell::default(),
             trunks: RefCell::new(BTreeMap::new()),
             next_trunk: Cell::new(0),
             probe_waker: RefCell::new(None),
-            alive: Cell::new(None),
-            wrong: Cell::new(false),
-            troubles: RefCell::default(),
-            lesser: RefCell::default(),
             probe_at: Cell::new(None),
         }
     }
@@ -250,7 +174,7 @@ impl Pool {
             self.shared_trunks.borrow_mut().enter(key, id);
             let name = format!("{}:{}", self.label, id.0);
             let (cell, driver) = self.enter(Trunk::shared(id, connect, name));
-            driver.spawn();
+            self.spawn(driver);
             cell
         })
     }
@@ -264,22 +188,45 @@ impl Pool {
     /// Enters a trunk, which its driver runs.
     fn enter(self: &Rc<Self>, machine: Trunk) -> (Rc<TrunkCell>, Driver) {
         let id = machine.id();
-        let cell = Rc::new(TrunkCell {
-            machine: RefCell::new(machine),
-            ports: RefCell::default(),
-            waker: RefCell::new(None),
-            woken: Cell::new(false),
-            failed: Cell::new(false),
-        });
+        let cell = Rc::new(TrunkCell::new(machine));
         self.trunks.borrow_mut().insert(id, Rc::clone(&cell));
-        let driver = Driver::new(Rc::clone(self), Rc::clone(&cell));
+        let driver = Driver::new(Rc::clone(&self.bus), Rc::clone(&cell));
         (cell, driver)
+    }
+
+    /// Lets a driver do one pass of its trunk, by the task that is to be woken for the next. Ready
+    /// once the trunk is done. One that panics takes its sessions along: they mustn't wait for it
+    /// for ever.
+    pub fn drive(&self, driver: &mut Driver, began: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        match driver.pass(began, cx) {
+            Pass::Waits => return Poll::Pending,
+            Pass::Done => self.remove(driver.cell().machine.borrow().id()),
+            Pass::Panicked => self.give_up(driver.cell(), began),
+        }
+        Poll::Ready(())
+    }
+
+    /// Gives a trunk a task of its own.
+    pub fn spawn(self: &Rc<Self>, mut driver: Driver) {
+        let pool = Rc::clone(self);
+        let mut timer = Timer::default();
+        driver.disarm();
+        spawn_local(poll_fn(move |cx| {
+            let began = now();
+            let passed = pool.drive(&mut driver, began, cx);
+            if passed.is_pending() && timer.arm(driver.due(), driver.now(), cx) {
+                yield_after_io(cx);
+            }
+            // What panics there isn't this trunk's: its sessions mustn't lose who drives it.
+            let _ = catch_panic(|| pool.settle(driver.now()));
+            passed
+        }));
     }
 
     /// Whether something that may come often is to be said now: `Some` says how often it came
     /// since it was said last.
     pub fn note_repeated(&self, key: &[u8], now: Instant) -> Option<u64> {
-        self.log_limit.borrow_mut().note(None, key, now)
+        self.bus.log.borrow_mut().limit.note(None, key, now)
     }
 
     /// Whether nobody asks brokers of this bus any more: it isn't configured, and its last trunk
@@ -306,12 +253,13 @@ impl Pool {
     /// A trunk has panicked: it ends here, and its sessions close. Others go on as if it had never
     /// been.
     pub(super) fn give_up(&self, cell: &TrunkCell, now: Instant) {
-        if !cell.failed.replace(true) {
-            error!(bus = self.name, "a trunk panicked, closing its sessions");
+        if cell.fail() {
+            error!(
+                bus = self.bus.name,
+                "a trunk panicked, closing its sessions"
+            );
         }
-        for port in cell.ports.borrow().iter().flatten() {
-            port.wake();
-        }
+        cell.wake_sessions();
         // It panicked in the midst of something: it may again.
         let _ = catch_panic(|| {
             let mut bus = self.bus.borrow_mut();
@@ -340,31 +288,29 @@ impl Pool {
         if news {
             self.wake_sessions();
         }
-        self.report(now);
+        let mut bus = self.bus.borrow_mut();
+        self.bus.log.borrow_mut().report(&mut bus, now);
+        drop(bus);
         if probe_at != self.probe_at.get() {
             self.wake_prober();
         }
         let trunks = self.trunks.borrow();
         for cell in woken.iter().filter_map(|id| trunks.get(id)) {
-            cell.woken.set(true);
-            cell.wake();
+            cell.wake_machine();
         }
     }
 
     /// Lets every session see what the brokers offer now.
     fn wake_sessions(&self) {
         for cell in self.trunks.borrow().values() {
-            for port in cell.ports.borrow().iter().flatten() {
-                port.wake();
-            }
+            cell.wake_sessions();
         }
     }
 
     /// Gives every trunk a look at a changed configuration.
     pub fn wake_all(&self) {
         for cell in self.trunks.borrow().values() {
-            cell.woken.set(true);
-            cell.wake();
+            cell.wake_machine();
         }
         self.reloaded.notify_one();
         self.wake_prober();
@@ -403,85 +349,6 @@ impl Pool {
             cell.machine.borrow_mut().close_slow(session, &bus);
             cell.wake();
         }
-    }
-
-    /// Tells the operator what concerns the whole bus.
-    fn report(&self, now: Instant) {
-        let mut bus = self.bus.borrow_mut();
-        let addr = |bus: &Bus, id| bus.roster.broker(id).label();
-        if let Some(failover) = bus.poll_failover(now) {
-            info!(
-                bus = self.name,
-                from = addr(&bus, failover.from),
-                to = failover.to.map(|to| addr(&bus, to)),
-                cause = failover.cause.as_str(),
-                detection_ms = failover.detection.as_millis() as u64,
-                took_ms = failover.took.as_millis() as u64,
-                trunks = failover.trunks,
-                attached = failover.attached,
-                replayed = failover.replayed,
-                moved = failover.moved,
-                in_doubt = failover.in_doubt,
-                repeated = failover.repeated,
-                held = failover.held,
-                confirmed = failover.confirmed,
-                complete = failover.complete,
-                "failover"
-            );
-        }
-        self.report_troubles(&bus);
-        let wrong = bus.has_wrong_topology();
-        if !self.wrong.replace(wrong) && wrong && !bus.settings.is_independent() {
-            warn!(
-                bus = self.name,
-                "wrong topology: brokers name different clusters, or none"
-            );
-        }
-        let alive = bus.roster.is_alive();
-        if self.alive.replace(Some(alive)) != Some(alive) {
-            match alive {
-                true => info!(bus = self.name, "bus has a live broker"),
-                false if bus.roster.was_asked() => {
-                    error!(bus = self.name, "bus has no live broker");
-                }
-                false => self.alive.set(None),
-            }
-        }
-    }
-
-    /// Tells the operator which brokers began, or ceased, to turn everybody away, and which spares
-    /// offer less than the broker in use.
-    fn report_troubles(&self, bus: &Bus) {
-        let mut known = self.troubles.borrow_mut();
-        for (id, broker) in bus.roster.brokers() {
-            match bus.roster.trouble(id) {
-                Some(trouble) if known.insert(id, trouble.cause) != Some(trouble.cause) => {
-                    let text = String::from_utf8_lossy(&trouble.text);
-                    let (text, cause) = (text.escape_debug(), trouble.cause.as_str());
-                    let broker = broker.label();
-                    warn!(bus = self.name, broker, cause, %text, "broker serves nobody");
-                }
-                Some(_) => {}
-                None => {
-                    if known.remove(&id).is_some() {
-                        let broker = broker.label();
-                        info!(bus = self.name, broker, "broker serves again, or is gone");
-                    }
-                }
-            }
-        }
-        let mut known = self.lesser.borrow_mut();
-        let lesser: BTreeSet<BrokerId> = bus.roster.lesser().collect();
-        for id in lesser.difference(&known) {
-            let broker = bus.roster.broker(*id);
-            let max_payload = broker.info().map(|info| info.max_payload);
-            let broker = broker.label();
-            warn!(
-                bus = self.name,
-                broker, max_payload, "broker offers less than the one in use"
-            );
-        }
-        *known = lesser;
     }
 
     pub(super) fn remove(&self, id: TrunkId) {

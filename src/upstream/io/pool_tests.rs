@@ -9,11 +9,11 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use super::*;
-use crate::config::{Admit, BrokerAddr, BusLimits, Delivery, Timings, Topology};
+use crate::config::{Admit, BrokerAddr};
 use crate::net::{Retention, now};
 use crate::upstream::brokers::admission::Admission;
 use crate::upstream::brokers::roster::{Placement, Roster};
-use crate::upstream::bus::{Budget, Budgets, Settings};
+use crate::upstream::bus::{Budgets, Settings};
 
 const INFO: &[u8] = b"INFO {\"server_id\":\"x\",\"version\":\"2.9.10\",\"headers\":true,\"max_payload\":1048576,\"proto\":1}\r\n";
 
@@ -54,26 +54,14 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
 fn pool(broker: &BrokerAddr, sharing: Sharing) -> Rc<Pool> {
     let now = now();
     let settings = Settings {
-        timings: Timings::default(),
-        limits: BusLimits::default(),
-        delivery: Delivery::AtMostOnce,
         admit: Admit::Always,
-        topology: Topology::Cluster,
-        lenient_connect: true,
         sharing,
-        trunks_per_identity: 1,
-        believed_for: Duration::from_secs(60),
-        fences_per_second: 5000,
+        ..Settings::default()
     };
     let brokers = [broker.clone()];
     let interval = Duration::from_secs(3);
     let roster = Roster::new(&brokers, Placement::Spread(0), interval, 1, now);
-    let budget = || Rc::new(Budget::new(1 << 20));
-    let budgets = Budgets {
-        held: budget(),
-        input: budget(),
-        pending: budget(),
-    };
+    let budgets = Budgets::new(1 << 20, 1 << 20, 1 << 20);
     let bus = Bus::new(
         settings,
         roster,
@@ -94,7 +82,7 @@ async fn session(pool: &Rc<Pool>, component: TcpStream) -> Attachment {
     let out = Outbox::new(Retention::UntilWritten);
     let attached = pool.attach(connect, true, out, &port, now());
     let ((cell, id), driver) = attached.expect("no panic");
-    driver.into_iter().for_each(Driver::spawn);
+    driver.into_iter().for_each(|driver| pool.spawn(driver));
     until(|| cell.machine.borrow().is_ready(id)).await;
     let mut bus = pool.bus.borrow_mut();
     let mut trunk = cell.machine.borrow_mut();
@@ -132,7 +120,7 @@ async fn a_trunk_that_panics_ends_alone_and_leaves_its_broker_to_others() -> io:
             let (cell, id) = session(&pool, component().await?).await;
             assert_eq!(pool.gauges().1.links, 1);
             // What the broker says now can't be read.
-            let buffer = Rc::clone(&pool.buffer);
+            let buffer = Rc::clone(&pool.bus.buffer);
             let borrowed = buffer.borrow_mut();
             cell.wake();
             until(|| cell.has_failed()).await;
@@ -163,7 +151,7 @@ async fn a_trunk_that_panics_without_sessions_is_gone() -> io::Result<()> {
     let play = async {
         let pool = pool(&broker().await?, Sharing::None);
         let (cell, id) = session(&pool, component().await?).await;
-        let buffer = Rc::clone(&pool.buffer);
+        let buffer = Rc::clone(&pool.bus.buffer);
         let borrowed = buffer.borrow_mut();
         pool.detach(&cell, id, now());
         assert_eq!(pool.gauges().0, 1, "what it published has no proof");

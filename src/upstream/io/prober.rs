@@ -73,16 +73,21 @@ impl Pool {
                 let took = now.saturating_duration_since(start);
                 bus.roster.note_probe(broker, took);
                 if bus.roster.broker(broker).health() != before {
-                    info!(bus = self.name, broker = addr, version, "broker up");
+                    info!(bus = self.bus.name, broker = addr, version, "broker up");
                 }
             }
             Err(failure) => {
                 let cause = failure.as_str();
                 bus.roster.handle_failure(broker, failure, now);
                 if bus.roster.broker(broker).health() != before {
-                    warn!(bus = self.name, broker = addr, cause, "broker down");
+                    warn!(bus = self.bus.name, broker = addr, cause, "broker down");
                 } else {
-                    debug!(bus = self.name, broker = addr, cause, "broker still down");
+                    debug!(
+                        bus = self.bus.name,
+                        broker = addr,
+                        cause,
+                        "broker still down"
+                    );
                 }
             }
         }

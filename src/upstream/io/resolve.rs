@@ -70,14 +70,14 @@ impl Pool {
                 bus.presence.set_brokers(brokers);
                 drop(bus);
                 if changed {
-                    let (bus, name) = (&self.name, name.to_string());
+                    let (bus, name) = (&self.bus.name, name.to_string());
                     info!(bus, name, ?addrs, "name resolved");
                 }
                 self.settle(now);
                 self.wake_prober();
             }
             Ok(Err(error)) => {
-                debug!(bus = self.name, name = %name, %error, "name not resolved");
+                debug!(bus = self.bus.name, name = %name, %error, "name not resolved");
                 self.name_failed(&name, false);
             }
             Err(_) => self.name_failed(&name, true),
@@ -88,7 +88,7 @@ impl Pool {
         let now = now();
         let news = self.bus.borrow_mut().roster.name_failed(name, is_slow, now);
         if let Some(cause) = news {
-            let (bus, cause) = (&self.name, cause.as_str());
+            let (bus, cause) = (&self.bus.name, cause.as_str());
             warn!(bus, broker = %name, cause, "broker down");
         }
         self.settle(now);

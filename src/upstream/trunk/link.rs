@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::attribution::Owners;
-use super::pressure::Room;
+use super::room::Room;
 use super::{FAIR_BYTES, OPERATION_BYTES};
 use crate::clock::Instant;
 use crate::ledger::{Account, Operations, Ping, Pings, Received, Seen, SessionId, UpstreamSid};

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
-use super::pressure::Lag;
 use super::slot::{Finishing, Leaving};
 use super::{CloseReason, Move, Trunk, Verdict};
 use crate::clock::Instant;
@@ -14,6 +13,7 @@ use crate::proto::encode;
 use crate::queue::Queue;
 use crate::upstream::brokers::roster::{BrokerId, Failure, Health};
 use crate::upstream::bus::Bus;
+use crate::upstream::bus::lags::Lag;
 
 /// The text that a component hears where brokers give no verdict, as from one that waits in vain.
 const NO_VERDICT: &[u8] = b"Authentication Timeout";

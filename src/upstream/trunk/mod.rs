@@ -22,11 +22,13 @@ mod action;
 mod allowance;
 mod attribution;
 mod broker_input;
+mod flow;
 mod independent;
 mod link;
 mod link_end;
 mod link_setup;
 mod pressure;
+mod room;
 mod sessions;
 mod sharing;
 mod slot;
@@ -43,7 +45,6 @@ use smallvec::SmallVec;
 
 pub use action::{Action, Report};
 pub use link::LinkId;
-pub use pressure::Lags;
 pub use sharing::{MoveReason, Moved};
 pub use slot::{CloseReason, Traffic};
 

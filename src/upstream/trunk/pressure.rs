@@ -5,15 +5,18 @@
 //! so there the publishers behind this natsmux are slowed down while a component lags, as
 //! nats-server stalls its producers; only a component that lags all the same is closed.
 
-use std::cell::Cell;
 use std::time::Duration;
 
 use super::Trunk;
+use super::flow::Flow;
 use super::link::{Link, LinkId};
+use super::room::Room;
 use super::slot::Slot;
 use crate::clock::Instant;
 use crate::ledger::SessionId;
-use crate::upstream::bus::{Bus, Charge, Pace, ROOM_LOOK, RoomPlace};
+use crate::upstream::bus::lags::{Lag, PAUSE};
+use crate::upstream::bus::room::LOOK_EVERY;
+use crate::upstream::bus::{Bus, Pace};
 
 /// Bytes waiting for a component beyond which its own link isn't read.
 const STALL_ABOVE: usize = 256 * 1024;
@@ -25,157 +28,6 @@ const LARGE: usize = 64 * 1024;
 const FAST: Duration = Duration::from_millis(250);
 /// Bytes that are read at once while components hold more than half of `max_pending_total`.
 const READ_SCARCE: usize = 16 * 1024;
-/// Bytes that a publisher may send within one pause while a component lags.
-const FLOOD_BYTES: usize = 64 * 1024;
-/// Pause of a publisher that floods, while a component lags and while one lags far.
-const PAUSE: Duration = Duration::from_millis(10);
-const LONG_PAUSE: Duration = Duration::from_secs(1);
-
-/// How far a component on a shared link lags.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Lag {
-    /// It keeps up.
-    #[default]
-    None,
-    /// More than an eighth of `max_pending` waits for it.
-    Behind,
-    /// More than half of `max_pending` waits for it.
-    Far,
-}
-
-impl Lag {
-    fn of(pending: usize, max_pending: usize) -> Self {
-        match pending {
-            _ if pending > max_pending / 2 => Self::Far,
-            _ if pending > max_pending / 8 => Self::Behind,
-            _ => Self::None,
-        }
-    }
-
-    /// How long a publisher that floods waits.
-    fn pause(self) -> Duration {
-        match self {
-            Self::None => Duration::ZERO,
-            Self::Behind => PAUSE,
-            Self::Far => LONG_PAUSE,
-        }
-    }
-}
-
-/// Room in `max_pending_total` for a link's unfinished message.
-#[derive(Debug, Default)]
-pub(super) enum Room {
-    /// It needs none.
-    #[default]
-    Unasked,
-    /// There was none; it is looked for `again`.
-    Awaited { place: RoomPlace, again: Instant },
-    /// It has it.
-    Taken(Charge),
-}
-
-impl Room {
-    /// It is needed no more.
-    pub(super) fn give(self, bus: &mut Bus) {
-        match self {
-            Self::Unasked => {}
-            Self::Awaited { place, .. } => bus.leave_room_queue(place),
-            Self::Taken(charge) => {
-                drop(charge);
-                bus.wake_awaiting_room();
-            }
-        }
-    }
-
-    /// When room is looked for again.
-    pub(super) fn look_at(&self) -> Option<Instant> {
-        match self {
-            Self::Awaited { again, .. } => Some(*again),
-            _ => None,
-        }
-    }
-}
-
-/// Counts the components of a bus that lag.
-#[derive(Debug, Default)]
-pub struct Lags {
-    behind: Cell<usize>,
-    far: Cell<usize>,
-}
-
-impl Lags {
-    /// Whether any component lags.
-    pub(super) fn is_any(&self) -> bool {
-        self.worst() > Lag::None
-    }
-
-    fn worst(&self) -> Lag {
-        match (self.behind.get(), self.far.get()) {
-            (_, 1..) => Lag::Far,
-            (1.., _) => Lag::Behind,
-            _ => Lag::None,
-        }
-    }
-
-    fn count(&self, lag: Lag) -> Option<&Cell<usize>> {
-        match lag {
-            Lag::None => None,
-            Lag::Behind => Some(&self.behind),
-            Lag::Far => Some(&self.far),
-        }
-    }
-
-    /// A component's lag changes.
-    pub(super) fn change(&self, from: Lag, to: Lag) {
-        if from == to {
-            return;
-        }
-        if let Some(count) = self.count(from) {
-            count.set(count.get().saturating_sub(1));
-        }
-        if let Some(count) = self.count(to) {
-            count.set(count.get() + 1);
-        }
-    }
-}
-
-/// What a session has published of late, counted while a component of the bus lags.
-#[derive(Debug)]
-pub(super) struct Flow {
-    since: Instant,
-    bytes: usize,
-    /// When a session that is slowed down is looked at again.
-    pub(super) until: Option<Instant>,
-}
-
-impl Slot {
-    /// Counts published bytes while a component lags.
-    pub(super) fn note_flow(&mut self, bytes: usize, lags: &Lags, now: Instant) {
-        let flow = self.flow.get_or_insert_with(|| {
-            Box::new(Flow {
-                since: now,
-                bytes: 0,
-                until: None,
-            })
-        });
-        let window = match flow.bytes < FLOOD_BYTES {
-            true => PAUSE,
-            false => lags.worst().pause().max(PAUSE),
-        };
-        if now.saturating_duration_since(flow.since) >= window {
-            (flow.since, flow.bytes) = (now, 0);
-        }
-        flow.bytes += bytes;
-    }
-
-    /// Whether it floods, and must wait for components that lag.
-    fn floods(&self, lag: Lag, now: Instant) -> bool {
-        let flow = self.flow.as_ref();
-        flow.is_some_and(|flow| {
-            flow.bytes >= FLOOD_BYTES && now.saturating_duration_since(flow.since) < lag.pause()
-        })
-    }
-}
 
 impl Trunk {
     /// Whether a link may be read now: not while much waits for the only session that it serves.
@@ -210,7 +62,7 @@ impl Trunk {
         };
         let charge = bus.take_room(place, need, now);
         let waits = charge.is_none();
-        let again = now + ROOM_LOOK;
+        let again = now + LOOK_EVERY;
         link.room = charge.map_or(Room::Awaited { place, again }, Room::Taken);
         waits
     }
@@ -294,7 +146,9 @@ impl Trunk {
 
     /// Whether a session isn't read because it floods while a component lags.
     pub(super) fn is_slowed_down(&self, slot: &Slot, now: Instant, bus: &Bus) -> bool {
-        bus.lags.is_any() && slot.floods(bus.lags.worst(), now)
+        let worst = bus.lags.worst();
+        let floods = |flow: &Flow| flow.floods(worst, now);
+        bus.lags.is_any() && slot.flow.as_deref().is_some_and(floods)
     }
 
     /// A session that is slowed down is looked at again soon: the others may have caught up.
@@ -306,46 +160,6 @@ impl Trunk {
         {
             flow.until = Some(until);
             self.note_slot_timeout(until);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_worst_lag_of_all_counts() {
-        let lags = Lags::default();
-        lags.change(Lag::None, Lag::Behind);
-        lags.change(Lag::None, Lag::Behind);
-        assert_eq!(lags.worst(), Lag::Behind);
-        lags.change(Lag::Behind, Lag::Far);
-        assert_eq!(lags.worst(), Lag::Far);
-        lags.change(Lag::Far, Lag::None);
-        assert_eq!(lags.worst(), Lag::Behind);
-        lags.change(Lag::Behind, Lag::None);
-        assert!(!lags.is_any());
-    }
-
-    #[test]
-    fn a_publisher_that_sends_little_is_never_slowed_down() {
-        let lags = Lags::default();
-        lags.change(Lag::None, Lag::Behind);
-        let mut slot = Slot::default();
-        let start = Instant::now();
-        for step in 0..100 {
-            let now = start + PAUSE * step;
-            slot.note_flow(FLOOD_BYTES / 2, &lags, now);
-            assert!(!slot.floods(Lag::Far, now));
-        }
-        let now = start + PAUSE * 100;
-        for step in 0..3 {
-            let now = now + PAUSE * step;
-            slot.note_flow(FLOOD_BYTES, &lags, now);
-            assert!(slot.floods(Lag::Behind, now), "each time");
-            assert!(!slot.floods(Lag::Behind, now + PAUSE));
-            assert!(slot.floods(Lag::Far, now + PAUSE));
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::rc::Rc;
 
+use super::flow::Flow;
 use super::link::{Link, OkOwner, Phase};
-use super::pressure::Lag;
 use super::slot::{Finishing, Leaving, Slot};
 use super::{CloseReason, Move, Trunk, Verdict};
 use crate::clock::Instant;
@@ -15,6 +15,7 @@ use crate::proto::connect::ConnectInfo;
 use crate::proto::{encode, subject};
 use crate::upstream::brokers::roster::Failure;
 use crate::upstream::bus::Bus;
+use crate::upstream::bus::lags::Lag;
 
 /// What a SUB's line has besides what a broker's bound is for: the verb, a blank, CR and LF.
 const LINE_BESIDES: usize = 6;
@@ -98,7 +99,8 @@ impl Trunk {
             return;
         };
         if bus.lags.is_any() {
-            slot.note_flow(frames.len(), &bus.lags, now);
+            let flow = slot.flow.get_or_insert_with(|| Box::new(Flow::new(now)));
+            flow.count(frames.len(), &bus.lags, now);
         }
         match open {
             Some(at) if slot.held.is_empty() => {

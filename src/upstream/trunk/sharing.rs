@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::attribution::Wanted;
 use super::link::Link;
-use super::pressure::Lag;
 use super::slot::{Leaving, Slot, Unproven};
 use super::{CloseReason, Trunk};
 use crate::clock::Instant;
@@ -18,6 +17,7 @@ use crate::proto::server::Msg;
 use crate::queue::Queue;
 use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::bus::Bus;
+use crate::upstream::bus::lags::Lag;
 
 /// What a trunk says of itself in place of a component.
 const LANG: &str = "natsmux";

@@ -4,13 +4,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::allowance::Allowance;
-use super::pressure::{Flow, Lag};
+use super::flow::Flow;
 use crate::clock::Instant;
 use crate::ledger::Held;
 use crate::net::{Outbox, Retention};
 use crate::proto::client::ClientFault;
 use crate::proto::connect::ConnectInfo;
 use crate::queue::Queue;
+use crate::upstream::bus::lags::Lag;
 
 /// Why a session ends. A closed set: it labels a metric and says what the component hears.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::*;
-use crate::config::{Admit, BrokerAddr, BusLimits, PongHold, Sharing, Timings, Topology};
+use crate::config::{Admit, BrokerAddr, PongHold, Timings};
 use crate::proto::info::ServerInfo;
 use crate::upstream::brokers::admission::Admission;
 use crate::upstream::brokers::presence::Presence;
@@ -39,27 +39,16 @@ impl Bench {
                 pong_hold: PongHold::After(Duration::from_millis(300)),
                 ..Timings::default()
             },
-            limits: BusLimits::default(),
             delivery,
             admit: Admit::Always,
-            topology: Topology::Cluster,
-            lenient_connect: true,
-            sharing: Sharing::None,
-            trunks_per_identity: 1,
-            believed_for: Duration::from_secs(60),
-            fences_per_second: 5000,
+            ..Settings::default()
         };
         let addrs = ["10.0.0.1", "10.0.0.2"].map(|host| BrokerAddr {
             host: host.to_owned(),
             port: 4222,
         });
         let roster = Roster::new(&addrs, Placement::Spread(0), Duration::from_secs(3), 1, now);
-        let budget = || Rc::new(Budget::new(1 << 20));
-        let budgets = Budgets {
-            held: budget(),
-            input: budget(),
-            pending: budget(),
-        };
+        let budgets = Budgets::new(1 << 20, 1 << 20, 1 << 20);
         let admission = Admission::new(RandomState::new());
         let mut bus = Bus::new(settings, roster, admission, budgets, now);
         let connect = ConnectInfo::parse(options.as_bytes()).expect("options");

@@ -3,7 +3,8 @@
 
 use natsmux::config::Config;
 use natsmux::proto::client::{self, ClientLimits, ClientOp, Scan};
-use natsmux::proto::connect::{ConnectInfo, HeaderSupport};
+use natsmux::proto::connect::ConnectInfo;
+use natsmux::proto::info::HeaderSupport;
 use natsmux::proto::info::{FirstInfo, ServerInfo, first_info};
 
 /// INFO is at most this long, with `INFO ` and CRLF (R17).

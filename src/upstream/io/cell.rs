@@ -1,0 +1,129 @@
+//! What tasks of one worker share: the bus, and each trunk.
+
+use std::cell::{Cell, Ref, RefCell, RefMut};
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+use smallvec::SmallVec;
+
+use super::operator_log::OperatorLog;
+use crate::ledger::SessionId;
+use crate::net::Port;
+use crate::upstream::bus::Bus;
+use crate::upstream::trunk::Trunk;
+
+/// The buffer that a readable socket borrows: one per worker.
+pub type ReadBuffer = Rc<RefCell<Vec<u8>>>;
+
+/// The machine of a bus, and what those share who drive its trunks.
+#[derive(Debug)]
+pub struct BusCell {
+    /// The bus's name, for logs.
+    pub name: String,
+    /// The worker's read buffer.
+    pub buffer: ReadBuffer,
+    machine: RefCell<Bus>,
+    pub(super) log: RefCell<OperatorLog>,
+}
+
+impl BusCell {
+    pub(super) fn new(name: String, machine: Bus, buffer: ReadBuffer) -> Self {
+        Self {
+            log: RefCell::new(OperatorLog::new(name.clone())),
+            name,
+            buffer,
+            machine: RefCell::new(machine),
+        }
+    }
+
+    /// Borrows the machine to look at it.
+    pub fn borrow(&self) -> Ref<'_, Bus> {
+        self.machine.borrow()
+    }
+
+    /// Borrows the machine to change it.
+    pub fn borrow_mut(&self) -> RefMut<'_, Bus> {
+        self.machine.borrow_mut()
+    }
+}
+
+/// A trunk, and what its driver and its sessions share.
+#[derive(Debug)]
+pub struct TrunkCell {
+    /// The machine.
+    pub machine: RefCell<Trunk>,
+    ports: RefCell<SmallVec<[Option<Rc<Port>>; 1]>>,
+    waker: RefCell<Option<Waker>>,
+    woken: Cell<bool>,
+    failed: Cell<bool>,
+}
+
+impl TrunkCell {
+    pub(super) fn new(machine: Trunk) -> Self {
+        Self {
+            machine: RefCell::new(machine),
+            ports: RefCell::default(),
+            waker: RefCell::new(None),
+            woken: Cell::new(false),
+            failed: Cell::new(false),
+        }
+    }
+
+    /// Notes that it panicked. Returns whether that is news.
+    pub(super) fn fail(&self) -> bool {
+        !self.failed.replace(true)
+    }
+
+    /// Has its machine look at what the bus has changed.
+    pub(super) fn wake_machine(&self) {
+        self.woken.set(true);
+        self.wake();
+    }
+
+    /// Wakes the tasks of its sessions.
+    pub(super) fn wake_sessions(&self) {
+        for port in self.ports.borrow().iter().flatten() {
+            port.wake();
+        }
+    }
+
+    /// Whether it panicked: its sessions must close.
+    pub fn has_failed(&self) -> bool {
+        self.failed.get()
+    }
+
+    /// Lets the trunk's driver run: its machine has something to do.
+    pub fn wake(&self) {
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub(super) fn register(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    pub(super) fn take_woken(&self) -> bool {
+        self.woken.take()
+    }
+
+    /// The socket of a session, for a flush.
+    pub(super) fn port(&self, session: SessionId) -> Option<Rc<Port>> {
+        self.ports.borrow().get(session.0 as usize)?.clone()
+    }
+
+    pub(super) fn set_port(&self, session: SessionId, port: Option<Rc<Port>>) {
+        let mut ports = self.ports.borrow_mut();
+        let at = session.0 as usize;
+        if ports.len() <= at {
+            ports.resize(at + 1, None);
+        }
+        ports[at] = port;
+    }
+}
