@@ -1,10 +1,14 @@
-//! Holds the table of layers in ARCHITECTURE.md against the code: who imports whom, and
-//! what a pure module must not know; test code inside the modules is left out. And the rules
+//! Holds the table of layers in ARCHITECTURE.md against the code: who imports whom, that no two
+//! modules need each other, and what a pure module must not know; test code inside the modules is left out. And the rules
 //! that the code cites against `docs/RULES.md`.
+
+mod circles;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use circles::circles;
 
 const RULES: &str = include_str!("../../docs/RULES.md");
 
@@ -161,12 +165,16 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 
 /// Every file under `src` as its path below it and its code; files of tests are left out.
 fn tree() -> Vec<(String, String)> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    tree_of("src")
+}
+
+fn tree_of(folder: &str) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let shown = |path: &Path| {
-        let below = path.strip_prefix(&src).expect("below src");
+        let below = path.strip_prefix(&root).expect("below the folder");
         below.to_string_lossy().into_owned()
     };
-    sources(&src)
+    sources(&root)
         .iter()
         .map(|path| (shown(path), fs::read_to_string(path).expect("readable")))
         .filter(|(path, _)| !path.ends_with("tests.rs") && !path.contains("/tests/"))
@@ -184,6 +192,14 @@ fn modules_import_only_lower_layers() {
         }
     }
     assert!(breaches.is_empty(), "{breaches:#?}");
+}
+
+#[test]
+fn no_module_needs_one_that_needs_it() {
+    for folder in ["src", "benches/wire"] {
+        let circles = circles(&tree_of(folder));
+        assert!(circles.is_empty(), "{folder}: {circles:#?}");
+    }
 }
 
 #[test]

@@ -336,5 +336,4 @@ fn separates_subscription(byte: u8) -> bool {
 }
 
 #[cfg(test)]
-#[path = "client_tests.rs"]
 mod tests;

@@ -395,5 +395,4 @@ fn cut(text: &str, max: usize) -> &str {
 }
 
 #[cfg(test)]
-#[path = "info_tests.rs"]
 mod tests;

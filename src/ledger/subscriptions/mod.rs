@@ -894,5 +894,4 @@ impl Subscriptions {
 }
 
 #[cfg(test)]
-#[path = "subscriptions_tests.rs"]
 mod tests;

@@ -383,5 +383,4 @@ fn unquoted(arg: &[u8]) -> &[u8] {
 }
 
 #[cfg(test)]
-#[path = "server_tests.rs"]
 mod tests;

@@ -374,5 +374,4 @@ impl Pool {
 }
 
 #[cfg(all(test, not(feature = "turmoil")))]
-#[path = "pool_tests.rs"]
 mod tests;

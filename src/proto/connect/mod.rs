@@ -344,5 +344,4 @@ fn take_secret<'de, A: MapAccess<'de>>(
 }
 
 #[cfg(test)]
-#[path = "connect_tests.rs"]
 mod tests;

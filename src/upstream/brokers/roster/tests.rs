@@ -1,0 +1,430 @@
+use super::*;
+use crate::proto::info::ServerInfo;
+use crate::upstream::brokers::trouble::IdentityDigest;
+
+const ID: IdentityDigest = 7;
+const A: BrokerId = BrokerId(0);
+const B: BrokerId = BrokerId(1);
+
+fn roster(now: Instant) -> Roster {
+    let addrs = ["10.0.0.1", "10.0.0.2"].map(|host| BrokerAddr {
+        host: host.to_owned(),
+        port: 4222,
+    });
+    Roster::new(&addrs, Placement::Spread(0), Duration::from_secs(3), 1, now)
+}
+
+fn info() -> ServerInfo {
+    ServerInfo::parse(br#"{"server_id":"x","version":"2.9.10","max_payload":1048576}"#)
+        .expect("valid")
+}
+
+fn info_of(id: BrokerId) -> ServerInfo {
+    ServerInfo {
+        server_id: format!("{id:?}"),
+        ..info()
+    }
+}
+
+#[test]
+fn two_names_of_one_independent_broker_are_one() {
+    let now = Instant::now();
+    let second = Duration::from_secs(1);
+    for (placement, doubled) in [
+        (Placement::Spread(0), false),
+        (Placement::First(Some(second)), true),
+    ] {
+        let mut roster = roster(now);
+        let addrs = [A, B].map(|id| roster.broker(id).addr().clone());
+        roster.configure(&addrs, placement, second, now);
+        roster.handle_info(A, info(), now);
+        roster.handle_info(B, info(), now);
+        assert_eq!(roster.has_doubles(), doubled);
+        assert_eq!(roster.serves(B), !doubled);
+        roster.handle_info(B, info_of(B), now);
+        assert!(!roster.has_doubles(), "the name was mended");
+    }
+}
+
+#[test]
+fn all_trunks_move_on_together_when_the_hosts_broker_is_down() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
+    roster.handle_failure(A, Failure::ConnectionRefused, now);
+    assert_eq!(roster.pick(ID, &[], now), Pick::Dial(B));
+    roster.handle_info(A, info(), now);
+    assert_eq!(roster.pick(ID, &[], now), Pick::Dial(B), "no move back");
+}
+
+#[test]
+fn a_reload_that_changes_the_offer_is_news() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    let small = ServerInfo {
+        max_payload: 65_536,
+        ..info()
+    };
+    roster.handle_info(A, info(), now);
+    roster.handle_info(B, small, now);
+    let addrs: Vec<_> = roster
+        .brokers()
+        .map(|(_, broker)| broker.addr().clone())
+        .collect();
+    let mut reload = |addrs: &[BrokerAddr]| {
+        roster.take_offer_changed();
+        let interval = Duration::from_secs(3);
+        roster.configure(addrs, Placement::Spread(0), interval, now);
+        (roster.take_offer_changed(), roster.offer().max_payload)
+    };
+    assert_eq!(reload(&addrs), (false, 65_536));
+    assert_eq!(reload(&addrs[..1]), (true, 1_048_576));
+    assert_eq!(reload(&addrs), (true, 65_536), "known from before");
+}
+
+#[test]
+fn the_choice_moves_on_when_the_probe_finds_the_broker_dead() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    roster.handle_info(A, info(), now);
+    roster.handle_info(B, info(), now);
+    // Its trunks may have left it already, and will not ask again.
+    roster.handle_failure(A, Failure::ConnectionRefused, now);
+    assert_eq!(roster.current(), B);
+}
+
+#[test]
+fn many_trunks_that_find_a_broker_dead_dont_put_off_its_probe() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    roster.handle_info(A, info(), now);
+    roster.handle_trunk_failure(A, Failure::ConnectionRefused, now);
+    let probe = roster.poll_timeout();
+    for _ in 0..1_000 {
+        roster.handle_trunk_failure(A, Failure::ConnectionRefused, now);
+        roster.handle_trunk_failure(A, Failure::Silent, now);
+    }
+    assert_eq!(roster.poll_timeout(), probe);
+    assert_eq!(roster.broker(A).failures(), 1);
+    assert!(roster.is_frozen(A), "one found it silent");
+}
+
+#[test]
+fn when_the_last_broker_dies_the_others_are_asked_at_once() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    roster.handle_info(A, info(), now);
+    roster.link_opened(A);
+    let mut later = now;
+    for _ in 0..10 {
+        roster.handle_failure(B, Failure::ConnectionRefused, later);
+        later = roster.poll_timeout().expect("a probe is planned");
+    }
+    roster.handle_failure(B, Failure::ConnectionRefused, later);
+    let soon = later + Duration::from_secs(1);
+    assert_eq!(roster.poll_probe(soon), None, "others live: every 10 s");
+    roster.link_closed(A, soon);
+    roster.handle_failure(A, Failure::ConnectionRefused, soon);
+    assert_eq!(roster.poll_probe(soon), Some(B));
+}
+
+#[test]
+fn a_trunk_that_is_refused_goes_elsewhere_alone() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    assert_eq!(roster.pick(ID, &[A], now), Pick::Dial(B));
+    assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
+    assert_eq!(roster.pick(ID, &[A, B], now), Pick::Wait);
+}
+
+#[test]
+fn a_dead_broker_is_left_to_the_probe() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    for id in [A, B] {
+        assert_eq!(roster.poll_probe(now), Some(id));
+        roster.handle_failure(id, Failure::ConnectionRefused, now);
+    }
+    assert_eq!(roster.pick(ID, &[], now), Pick::Wait);
+    assert_eq!(roster.poll_probe(now), None);
+    let due = roster.poll_timeout().expect("a probe is planned");
+    assert!(due <= now + Duration::from_millis(100));
+    assert!(roster.poll_probe(due).is_some());
+}
+
+#[test]
+fn a_flapping_broker_is_passed_over_only_while_another_lives() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    roster.handle_info(A, info(), now);
+    roster.handle_failure(A, Failure::ConnectionRefused, now);
+    roster.handle_info(A, info(), now);
+    roster.handle_info(B, info(), now);
+    assert_eq!(roster.pick(ID, &[], now), Pick::Dial(B));
+    roster.handle_failure(B, Failure::ConnectionRefused, now);
+    assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
+}
+
+#[test]
+fn dials_in_flight_are_bounded() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    for _ in 0..roster.broker(A).dial_limit {
+        assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
+    }
+    assert_eq!(roster.pick(ID, &[], now), Pick::Queue);
+    roster.dial_ended(A);
+    assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
+}
+
+#[test]
+fn hosts_spread_over_brokers_by_name() {
+    let now = Instant::now();
+    let addrs = ["10.0.0.1", "10.0.0.2"].map(|host| BrokerAddr {
+        host: host.to_owned(),
+        port: 4222,
+    });
+    let first = |rotation| {
+        Roster::new(
+            &addrs,
+            Placement::Spread(rotation),
+            Duration::from_secs(3),
+            1,
+            now,
+        )
+        .current()
+    };
+    assert_eq!((first(0), first(1)), (A, B));
+}
+
+#[test]
+fn a_removed_broker_is_named_and_never_picked() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    let only_b = [roster.broker(B).addr().clone()];
+    assert_eq!(
+        roster.configure(&only_b, Placement::Spread(0), Duration::from_secs(3), now),
+        [A]
+    );
+    assert_eq!(roster.pick(ID, &[], now), Pick::Dial(B));
+    assert_eq!(roster.pick(ID, &[B], now), Pick::Wait);
+}
+
+#[test]
+fn an_independent_broker_that_froze_is_back_a_second_after_its_first_word() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    let addrs = [A, B].map(|id| roster.broker(id).addr().clone());
+    let second = Duration::from_secs(1);
+    let placement = Placement::First(Some(10 * second));
+    roster.configure(&addrs, placement, 3 * second, now);
+    for id in [A, B] {
+        roster.handle_info(id, info_of(id), now);
+    }
+    roster.handle_failure(A, Failure::Silent, now);
+    assert_eq!(roster.current(), B);
+    roster.handle_info(A, info_of(A), now);
+    assert_eq!(roster.broker(A).health(), Health::Down);
+    assert_eq!(roster.broker(A).probe_due(), Some(now + second));
+    roster.handle_info(A, info_of(A), now + second);
+    assert_eq!(roster.broker(A).health(), Health::Up);
+    assert_eq!(roster.current(), B, "it gets publishes later");
+    let back = now + 11 * second;
+    roster.poll_probe(back);
+    assert_eq!(roster.current(), A);
+
+    roster.handle_failure(A, Failure::Silent, back);
+    roster.handle_failure(A, Failure::ConnectionRefused, back);
+    roster.handle_info(A, info_of(A), back);
+    assert_eq!(roster.broker(A).health(), Health::Up, "another process");
+}
+
+#[test]
+fn a_broker_that_never_introduced_itself_is_taken_for_another() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    assert!(roster.info_like(B).is_none());
+    roster.handle_info(A, info(), now);
+    assert_eq!(
+        roster.info_like(B).map(|info| info.version.as_str()),
+        Some("2.9.10")
+    );
+}
+
+#[test]
+fn the_broker_that_most_hosts_reach_is_chosen() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    let addrs = [A, B].map(|id| roster.broker(id).addr().clone());
+    let placement = Placement::First(None);
+    roster.configure(&addrs, placement, Duration::from_secs(3), now);
+    for id in [A, B] {
+        roster.handle_info(id, info_of(id), now);
+    }
+    assert_eq!(roster.current(), A);
+    roster.weigh(A, 1);
+    roster.review(now);
+    assert_eq!(roster.current(), B);
+    roster.weigh(B, 1);
+    roster.review(now);
+    assert_eq!(roster.current(), B, "no reason to change");
+    roster.weigh(A, 0);
+    roster.review(now);
+    assert_eq!(roster.current(), A);
+}
+
+#[test]
+fn credentials_are_asked_for_until_a_broker_says_otherwise() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    assert!(roster.auth_required());
+    roster.handle_info(A, info(), now);
+    assert!(!roster.auth_required());
+    assert!(!roster.no_auth_anywhere());
+    roster.handle_info(B, info(), now);
+    assert!(roster.no_auth_anywhere());
+}
+
+#[test]
+fn dials_in_flight_follow_the_time_that_verdicts_take() {
+    let mut now = Instant::now();
+    let mut roster = roster(now);
+    roster.handle_info(A, info(), now);
+    let limit = |roster: &Roster| roster.broker(A).dial_limit;
+    let mut verdict = |roster: &mut Roster, accepted, took| {
+        now += Duration::from_secs(1);
+        roster.note_verdict(A, ID, accepted, Duration::from_millis(took), now);
+    };
+    let first = limit(&roster);
+    for _ in 0..1_000 {
+        verdict(&mut roster, true, 1);
+    }
+    assert_eq!(limit(&roster), 128);
+    verdict(&mut roster, false, 900);
+    assert_eq!(limit(&roster), 128, "some take their time to refuse");
+    for _ in 0..20 {
+        verdict(&mut roster, true, 900);
+    }
+    assert_eq!(limit(&roster), 8);
+    let other = ServerInfo {
+        server_id: "another process".to_owned(),
+        ..info()
+    };
+    roster.handle_info(A, other, now);
+    assert_eq!(limit(&roster), first);
+}
+
+#[test]
+fn a_broker_that_requires_tls_or_is_natsmux_itself_is_down() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    roster.know_own_id("NMX1");
+    let tls = ServerInfo {
+        tls_required: true,
+        ..info()
+    };
+    let itself = ServerInfo {
+        server_id: "NMX1".to_owned(),
+        ..info()
+    };
+    let through = ServerInfo {
+        server_id: "NMX2".to_owned(),
+        natsmux_via: "NMX3,NMX1".to_owned(),
+        ..info()
+    };
+    for (said, failure) in [
+        (tls, Failure::TlsRequired),
+        (itself, Failure::Loop),
+        (through, Failure::Loop),
+    ] {
+        roster.handle_info(A, info(), now);
+        assert!(roster.serves(A));
+        roster.handle_info(A, said, now);
+        assert!(!roster.serves(A) && !roster.is_alive());
+        assert_eq!(roster.broker(A).last_failure(), Some(failure));
+    }
+}
+
+#[test]
+fn a_broker_that_is_full_lives_and_serves_nobody() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    roster.handle_info(A, info(), now);
+    roster.handle_failure(B, Failure::ConnectionRefused, now);
+    roster.turn_away(A, None, Failure::Full, b"full", now);
+    assert!(!roster.is_alive() && roster.takes_newcomers());
+    assert_eq!(roster.pick(ID, &[B], now), Pick::Wait);
+    let (trouble, all_full) = roster.turned_away(ID).map_or_else(
+        || panic!("B was never heard of"),
+        |(trouble, all_full)| (trouble.text.clone(), all_full),
+    );
+    assert_eq!((&*trouble, all_full), (&b"full"[..], true));
+    let later = roster.poll_timeout().expect("it is asked again") + Duration::from_secs(1);
+    roster.poll_probe(later);
+    assert_eq!(roster.pick(ID, &[B], later), Pick::Dial(A));
+    assert_eq!(roster.pick(ID, &[B], later), Pick::Wait, "one at a time");
+    roster.note_verdict(A, ID, true, Duration::ZERO, later);
+    assert!(roster.is_alive());
+}
+
+#[test]
+fn each_address_of_a_name_is_a_broker() {
+    let now = Instant::now();
+    let addr = BrokerAddr {
+        host: "nats.example".to_owned(),
+        port: 4222,
+    };
+    let spread = Placement::Spread(0);
+    let mut roster = Roster::new(
+        std::slice::from_ref(&addr),
+        spread,
+        Duration::from_secs(3),
+        1,
+        now,
+    );
+    assert_eq!(roster.names(), std::slice::from_ref(&addr));
+    assert_eq!(roster.pick(ID, &[], now), Pick::Wait, "no address yet");
+    assert_eq!(roster.poll_probe(now), None);
+    let slow = roster.name_failed(&addr, true, now);
+    assert_eq!(slow, Some(Failure::NameTimeout));
+    assert_eq!(roster.name_failed(&addr, true, now), None, "said once");
+    let ips = [1, 2, 3].map(|last| IpAddr::from([10, 0, 0, last]));
+    assert!(roster.set_addresses(&addr, &ips[..2], now));
+    assert!(
+        !roster.set_addresses(&addr, &[ips[1], ips[0]], now),
+        "the same"
+    );
+    let labels: Vec<_> = roster.brokers().map(|(_, one)| one.label()).collect();
+    let expected = [
+        "nats.example:4222 (10.0.0.1)",
+        "nats.example:4222 (10.0.0.2)",
+    ];
+    assert_eq!(labels, expected);
+    for id in [A, B] {
+        roster.handle_info(id, info_of(id), now);
+    }
+    assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
+    roster.handle_failure(A, Failure::Silent, now);
+    assert_eq!(
+        roster.pick(ID, &[], now),
+        Pick::Dial(B),
+        "the other address"
+    );
+    // The first has gone for good, and another one has come.
+    assert!(roster.set_addresses(&addr, &ips[1..], now));
+    let found: Vec<_> = roster.brokers().map(|(_, one)| one.ips()[0]).collect();
+    assert_eq!(found, ips[1..]);
+    // One that lives is left once it isn't named for a while.
+    for times in 1..=UNNAMED_MOST {
+        roster.set_addresses(&addr, &ips[2..], now);
+        assert_eq!(roster.broker(B).is_removed(), times == UNNAMED_MOST);
+    }
+}
+
+#[test]
+fn a_host_of_both_families_is_one_broker() {
+    let [v4, v6]: [IpAddr; 2] = [[127, 0, 0, 1].into(), [0, 0, 0, 0, 0, 0, 0, 1].into()];
+    assert_eq!(addresses(&[v4, v6]).len(), 1);
+    assert_eq!(addresses(&[v4, [127, 0, 0, 2].into()]).len(), 2);
+    assert_eq!(addresses(&[v4, [127, 0, 0, 2].into(), v6]).len(), 3);
+}
