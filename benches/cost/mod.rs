@@ -19,7 +19,7 @@ use natsmux::proto::server::{self, ServerLimits, ServerScan};
 use natsmux::upstream::brokers::admission::Admission;
 use natsmux::upstream::brokers::roster::{Failure, Placement};
 use natsmux::upstream::trunk::{Action, LinkId};
-use natsmux::upstream::{Budgets, Bus, Roster, Settings, Trunk, TrunkId};
+use natsmux::upstream::{Budgets, Bus, Roster, Settings, Trunk, TrunkId, Turn};
 
 /// Operations of one run.
 pub(crate) const RUN: usize = 1_000;
@@ -220,8 +220,8 @@ impl Site {
         let mut trunk: Option<Trunk> = None;
         let mut entered = Vec::with_capacity(sessions);
         for _ in 0..sessions {
-            let mut session = Session::new(now, &bus);
-            session.handle_bytes(CONNECT, None, now, &mut bus);
+            let mut session = Session::new(&mut Turn::new(now, &mut bus));
+            session.handle_bytes(CONNECT, None, &mut Turn::new(now, &mut bus));
             let Some(SessionAction::Attach { connect, sent }) = session.poll_action() else {
                 panic!("it asks for a trunk");
             };
@@ -231,10 +231,10 @@ impl Site {
             });
             let out = Outbox::new(Retention::UntilWritten);
             let id = match shares {
-                true => trunk.join(out, &connect, now, &mut bus),
-                false => trunk.attach(out, sent, now, &mut bus),
+                true => trunk.join(out, &connect, &mut Turn::new(now, &mut bus)),
+                false => trunk.attach(out, sent, &mut Turn::new(now, &mut bus)),
             };
-            session.handle_attached(Upstream { trunk, id }, now, &mut bus);
+            session.handle_attached(Upstream { trunk, id }, &mut Turn::new(now, &mut bus));
             entered.push((session, id));
         }
         let mut trunk = trunk.expect("at least one session");
@@ -251,18 +251,19 @@ impl Site {
             sessions: entered,
             now,
         };
-        site.trunk.handle_connected(site.link, now, &mut site.bus);
+        site.trunk
+            .handle_connected(site.link, &mut Turn::new(now, &mut site.bus));
         site.answer(INFO);
         site.take_link_bytes();
         site.answer(b"PONG\r\n");
-        site.trunk.handle_wake(now, &mut site.bus);
+        site.trunk.handle_wake(&mut Turn::new(now, &mut site.bus));
         for at in 0..site.sessions.len() {
             let (session, id) = &mut site.sessions[at];
             let home = Upstream {
                 trunk: &mut site.trunk,
                 id: *id,
             };
-            session.handle_ready(home, now, &mut site.bus);
+            session.handle_ready(home, &mut Turn::new(now, &mut site.bus));
         }
         site
     }
@@ -274,14 +275,14 @@ impl Site {
             trunk: &mut self.trunk,
             id: *id,
         };
-        let used = session.handle_bytes(bytes, Some(home), self.now, &mut self.bus);
+        let used = session.handle_bytes(bytes, Some(home), &mut Turn::new(self.now, &mut self.bus));
         assert_eq!(used, bytes.len(), "nothing waits");
     }
 
     /// The broker sends this.
     pub(crate) fn answer(&mut self, bytes: &[u8]) {
         self.trunk
-            .handle_link_bytes(self.link, bytes, self.now, &mut self.bus);
+            .handle_link_bytes(self.link, bytes, &mut Turn::new(self.now, &mut self.bus));
     }
 
     /// The broker has read all that waits for it, and answers its fences. Returns how many bytes
@@ -321,12 +322,12 @@ impl Site {
         self.now += Duration::from_secs(1);
         let (link, now) = (self.link, self.now);
         self.trunk
-            .handle_link_failed(link, Failure::Closed, now, &mut self.bus);
+            .handle_link_failed(link, Failure::Closed, &mut Turn::new(now, &mut self.bus));
         // The only broker is probed before it is dialled again.
         let broker = self.bus.roster.current();
         let info = ServerInfo::parse(&INFO[b"INFO ".len()..]).expect("JSON");
         self.bus.roster.handle_info(broker, info, now);
-        self.trunk.handle_wake(now, &mut self.bus);
+        self.trunk.handle_wake(&mut Turn::new(now, &mut self.bus));
         let mut dialled = None;
         while let Some(action) = self.trunk.poll_action() {
             if let Action::Dial { link, .. } = action {
@@ -334,13 +335,14 @@ impl Site {
             }
         }
         self.link = dialled.expect("it dials again");
-        self.trunk.handle_connected(self.link, now, &mut self.bus);
+        self.trunk
+            .handle_connected(self.link, &mut Turn::new(now, &mut self.bus));
         self.answer(INFO);
         self.take_link_bytes();
         self.answer(b"PONG\r\n");
         let told = self.take_link_bytes();
         self.answer(b"PONG\r\n");
-        self.trunk.handle_wake(now, &mut self.bus);
+        self.trunk.handle_wake(&mut Turn::new(now, &mut self.bus));
         told
     }
 }

@@ -19,6 +19,7 @@ use crate::net::socket::{self, ReadHalf};
 use crate::net::{Flush, Port, Readiness, Timer, now, yield_after_io};
 use crate::proto::connect::{ConnectInfo, Secret};
 use crate::upstream::CloseReason;
+use crate::upstream::Turn;
 use crate::upstream::io::driver::Driver;
 use crate::upstream::io::pool::{Attachment, Pool};
 use crate::upstream::trunk::{MoveReason, ReadAtMost};
@@ -264,15 +265,11 @@ impl Connection {
 
     fn tick(&mut self) {
         if self.frontend.draining.get() && !std::mem::replace(&mut self.drained, true) {
-            self.with_session(|session, upstream, now, bus| {
-                session.handle_drain(upstream, now, bus)
-            });
+            self.with_session(|session, upstream, cx| session.handle_drain(upstream, cx));
         }
         let now = self.now;
         if self.session.poll_timeout().is_some_and(|at| at <= now) {
-            self.with_session(|session, upstream, now, bus| {
-                session.handle_timeout(upstream, now, bus)
-            });
+            self.with_session(|session, upstream, cx| session.handle_timeout(upstream, cx));
             self.act(now);
             self.wake_trunk();
         }
@@ -282,17 +279,17 @@ impl Connection {
     fn go_on(&mut self) {
         let ready = |(cell, id): &Attachment| cell.machine.borrow().is_ready(*id);
         if self.session.has_pending_input() && self.attachment.as_ref().is_some_and(ready) {
-            self.with_session(|session, upstream, now, bus| {
+            self.with_session(|session, upstream, cx| {
                 if let Some(upstream) = upstream {
-                    session.handle_ready(upstream, now, bus);
+                    session.handle_ready(upstream, cx);
                 }
             });
             self.wake_trunk();
         }
-        self.with_session(|session, upstream, _, bus| {
+        self.with_session(|session, upstream, cx| {
             if let Some(upstream) = upstream {
                 session.handle_crowding(&upstream);
-                session.handle_offer(&upstream, bus);
+                session.handle_offer(&upstream, cx.bus);
             }
         });
         self.act(self.now);
@@ -309,8 +306,9 @@ impl Connection {
         let mut buffer = buffer.borrow_mut();
         let most = match &self.attachment {
             Some((cell, _)) => {
-                let bus = self.frontend.pool.bus.borrow();
-                cell.machine.borrow().read_at_most(self.now, &bus)
+                let trunk = cell.machine.borrow();
+                let bus = &self.frontend.pool.bus;
+                bus.turn(self.now, |cx| trunk.read_at_most(cx))
             }
             None => ReadAtMost::Any,
         };
@@ -321,9 +319,7 @@ impl Connection {
             Poll::Pending => false,
             Poll::Ready(Ok(0)) => {
                 self.eof = true;
-                self.with_session(|session, upstream, now, bus| {
-                    session.handle_eof(upstream, now, bus)
-                });
+                self.with_session(|session, upstream, cx| session.handle_eof(upstream, cx));
                 self.act(self.now);
                 self.wake_trunk();
                 false
@@ -347,8 +343,8 @@ impl Connection {
         self.registration.info.read_at.set(self.now);
         while !bytes.is_empty() {
             let mut used = 0;
-            self.with_session(|session, upstream, now, bus| {
-                used = session.handle_bytes(bytes, upstream, now, bus);
+            self.with_session(|session, upstream, cx| {
+                used = session.handle_bytes(bytes, upstream, cx);
             });
             bytes = &bytes[used..];
             if !self.act(self.now) {
@@ -386,9 +382,9 @@ impl Connection {
                 };
                 *self.registration.info.attachment.borrow_mut() = Some(attachment.clone());
                 (self.attachment, self.trunk) = (Some(attachment), trunk);
-                self.with_session(|session, upstream, now, bus| {
+                self.with_session(|session, upstream, cx| {
                     if let Some(upstream) = upstream {
-                        session.handle_attached(upstream, now, bus);
+                        session.handle_attached(upstream, cx);
                     }
                 });
                 true
@@ -412,9 +408,9 @@ impl Connection {
             .attachment
             .borrow_mut()
             .clone_from(&self.attachment);
-        self.with_session(|session, upstream, now, bus| {
+        self.with_session(|session, upstream, cx| {
             if let Some(upstream) = upstream {
-                session.handle_ready(upstream, now, bus);
+                session.handle_ready(upstream, cx);
             }
         });
     }
@@ -528,9 +524,9 @@ impl Connection {
             return self.session.out().pending_bytes() < UNREAD_MOST;
         };
         let wants = {
-            let bus = self.frontend.pool.bus.borrow();
+            let mut bus = self.frontend.pool.bus.borrow_mut();
             let mut trunk = cell.machine.borrow_mut();
-            let wants = trunk.wants_read(*id, self.now, &bus);
+            let wants = trunk.wants_read(*id, &Turn::new(self.now, &mut bus));
             let waits = !trunk.is_ready(*id) && !trunk.is_ending(*id);
             wants || (waits && self.session.may_wait_for_more(&bus))
         };
@@ -552,15 +548,10 @@ impl Connection {
 
     fn with_session(
         &mut self,
-        input: impl FnOnce(
-            &mut Session,
-            Option<session::Upstream<'_>>,
-            Instant,
-            &mut crate::upstream::Bus,
-        ),
+        input: impl FnOnce(&mut Session, Option<session::Upstream<'_>>, &mut Turn<'_>),
     ) {
         let mut bus = self.frontend.pool.bus.borrow_mut();
-        let now = self.now;
+        let cx = &mut Turn::new(self.now, &mut bus);
         match &self.attachment {
             Some((cell, id)) => {
                 let mut trunk = cell.machine.borrow_mut();
@@ -568,9 +559,9 @@ impl Connection {
                     trunk: &mut trunk,
                     id: *id,
                 };
-                input(&mut self.session, Some(upstream), now, &mut bus);
+                input(&mut self.session, Some(upstream), cx);
             }
-            None => input(&mut self.session, None, now, &mut bus),
+            None => input(&mut self.session, None, cx),
         }
     }
 }

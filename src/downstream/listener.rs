@@ -1,5 +1,6 @@
 //! Accepts components, and says INFO to them (R17).
 
+use crate::upstream::Turn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -61,7 +62,7 @@ fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
     let session = {
         let mut bus = frontend.pool.bus.borrow_mut();
         bus.counters.sessions_opened += 1;
-        Session::new(now(), &bus)
+        Session::new(&Turn::new(now(), &mut bus))
     };
     debug!(bus = frontend.pool.bus.name, cid, %peer, "session opened");
     let (read, write) = stream.into_split();

@@ -12,5 +12,5 @@ pub mod trunk;
 
 pub use brokers::liveness::TrunkId;
 pub use brokers::roster::{BrokerId, Roster};
-pub use bus::{Budget, Budgets, Bus, Settings};
+pub use bus::{Budget, Budgets, Bus, Settings, Turn};
 pub use trunk::{CloseReason, Trunk};

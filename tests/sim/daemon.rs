@@ -23,7 +23,7 @@ use natsmux::upstream::brokers::presence::Presence;
 use natsmux::upstream::brokers::roster::{Failure, Placement};
 use natsmux::upstream::io::shared_trunks::{SharedTrunks, sharing_key};
 use natsmux::upstream::trunk::{Action, LinkId, MoveReason, Report};
-use natsmux::upstream::{BrokerId, Budgets, Bus, CloseReason, Roster, Trunk, TrunkId};
+use natsmux::upstream::{BrokerId, Budgets, Bus, CloseReason, Roster, Trunk, TrunkId, Turn};
 
 use super::broker::{Flavour, Life};
 use super::component::Component;
@@ -240,12 +240,12 @@ impl World {
     }
 
     /// One input to a trunk, and the oracle's look at what came of it.
-    fn with_trunk(&mut self, id: TrunkId, input: impl FnOnce(&mut Trunk, Instant, &mut Bus)) {
+    fn with_trunk(&mut self, id: TrunkId, input: impl FnOnce(&mut Trunk, &mut Turn<'_>)) {
         let now = self.instant();
         let Some(io) = self.daemon.trunks.get_mut(&id) else {
             return;
         };
-        input(&mut io.machine, now, &mut self.daemon.bus);
+        input(&mut io.machine, &mut Turn::new(now, &mut self.daemon.bus));
         self.inspect(id);
     }
 
@@ -399,7 +399,9 @@ impl World {
     fn takes_from_broker(&mut self, trunk: TrunkId, link: LinkId) -> bool {
         let now = self.instant();
         let io = self.daemon.trunks.get_mut(&trunk).expect("it has the link");
-        let takes = io.machine.wants_link_read(link, now, &mut self.daemon.bus);
+        let takes = io
+            .machine
+            .wants_link_read(link, &mut Turn::new(now, &mut self.daemon.bus));
         if !takes {
             self.oracle.mark("link not read for want of room");
         }
@@ -414,8 +416,8 @@ impl World {
             )
         });
         self.oracle.broker_sends(no, bytes);
-        self.with_trunk(trunk, |machine, now, bus| {
-            machine.handle_link_bytes(link, bytes, now, bus)
+        self.with_trunk(trunk, |machine, cx| {
+            machine.handle_link_bytes(link, bytes, cx)
         });
     }
 
@@ -436,8 +438,8 @@ impl World {
 
     fn link_failed(&mut self, trunk: TrunkId, link: LinkId, failure: Failure) {
         self.trace(|| format!("link {link:?} failed: {failure:?}"));
-        self.with_trunk(trunk, |machine, now, bus| {
-            machine.handle_link_failed(link, failure, now, bus)
+        self.with_trunk(trunk, |machine, cx| {
+            machine.handle_link_failed(link, failure, cx)
         });
     }
 
@@ -451,7 +453,7 @@ impl World {
                 .poll_timeout(bus)
                 .is_some_and(|at| at <= now)
             {
-                self.with_trunk(id, |machine, now, bus| machine.handle_timeout(now, bus));
+                self.with_trunk(id, |machine, cx| machine.handle_timeout(cx));
                 busy = true;
             }
         }
@@ -513,7 +515,7 @@ impl World {
         };
         self.oracle.mark("the slowest is shed");
         self.daemon.overflowed.insert(no);
-        self.with_trunk(trunk, |machine, _, bus| machine.close_slow(session, bus));
+        self.with_trunk(trunk, |machine, cx| machine.close_slow(session, cx.bus));
         self.daemon.wake(no);
         true
     }
@@ -521,7 +523,7 @@ impl World {
     fn settle_bus(&mut self) -> bool {
         let woken = self.daemon.bus.take_woken();
         for id in &woken {
-            self.with_trunk(*id, |machine, now, bus| machine.handle_wake(now, bus));
+            self.with_trunk(*id, |machine, cx| machine.handle_wake(cx));
         }
         !woken.is_empty()
     }
@@ -613,9 +615,7 @@ impl World {
         );
         self.oracle.link_opened(no, session);
         self.trace(|| format!("link {no} of session {session} is open to broker {broker}"));
-        self.with_trunk(trunk, |machine, now, bus| {
-            machine.handle_connected(link, now, bus)
-        });
+        self.with_trunk(trunk, |machine, cx| machine.handle_connected(link, cx));
         self.broker_accept(broker, conn);
     }
 
@@ -653,8 +653,8 @@ impl World {
             return;
         };
         let bytes = conn.up.in_flight_bytes() as u64;
-        self.with_trunk(trunk, |machine, now, _| {
-            machine.handle_unacked(link, bytes, now)
+        self.with_trunk(trunk, |machine, cx| {
+            machine.handle_unacked(link, bytes, cx.now)
         });
     }
 
@@ -712,7 +712,7 @@ impl World {
         }
         let now = self.instant();
         if let Some(io) = self.daemon.trunks.get_mut(&id) {
-            io.machine.unpark(now, &self.daemon.bus);
+            io.machine.unpark(&mut Turn::new(now, &mut self.daemon.bus));
         }
         busy
     }
@@ -837,7 +837,7 @@ impl World {
         let info = self.first_info(conn);
         let bus = &mut self.daemon.bus;
         bus.counters.sessions_opened += 1;
-        let machine = Session::new(now, bus);
+        let machine = Session::new(&Turn::new(now, bus));
         let ends = Ends::ComponentToNatsmux {
             component,
             session: no,
@@ -872,9 +872,7 @@ impl World {
             let now = self.instant();
             let io = self.daemon.sessions.get_mut(&no).expect("listed");
             if io.machine.poll_timeout().is_some_and(|at| at <= now) {
-                self.with_session(no, |session, home, now, bus| {
-                    session.handle_timeout(home, now, bus)
-                });
+                self.with_session(no, |session, home, cx| session.handle_timeout(home, cx));
                 self.act(no);
                 self.inspect_session(no);
                 busy = true;
@@ -906,7 +904,9 @@ impl World {
             };
             if let Some((trunk, slot)) = io.home
                 && let Some(trunk) = self.daemon.trunks.get_mut(&trunk)
-                && !trunk.machine.wants_read(slot, now, &self.daemon.bus)
+                && !trunk
+                    .machine
+                    .wants_read(slot, &mut Turn::new(now, &mut self.daemon.bus))
                 && (trunk.machine.is_ready(slot)
                     || trunk.machine.is_ending(slot)
                     || !io.machine.may_wait_for_more(&self.daemon.bus))
@@ -929,9 +929,7 @@ impl World {
                     self.component_is_over(no);
                     self.oracle.component_gone(no);
                     self.daemon.sessions.get_mut(&no).expect("read").eof = true;
-                    self.with_session(no, |session, home, now, bus| {
-                        session.handle_eof(home, now, bus)
-                    });
+                    self.with_session(no, |session, home, cx| session.handle_eof(home, cx));
                     self.act(no);
                     self.inspect_session(no);
                 }
@@ -962,17 +960,17 @@ impl World {
                 && home.is_some_and(|(trunk, slot)| trunk.machine.is_ready(slot))
         });
         if waiting {
-            self.with_session(no, |session, home, now, bus| {
+            self.with_session(no, |session, home, cx| {
                 if let Some(home) = home {
-                    session.handle_ready(home, now, bus);
+                    session.handle_ready(home, cx);
                 }
             });
             self.inspect_session(no);
         }
-        self.with_session(no, |session, home, _, bus| {
+        self.with_session(no, |session, home, cx| {
             if let Some(home) = home {
                 session.handle_crowding(&home);
-                session.handle_offer(&home, bus);
+                session.handle_offer(&home, cx.bus);
             }
         });
         if self.act(no) {
@@ -1014,8 +1012,8 @@ impl World {
         self.oracle.sessions[no].admitted |= self.is_admitted(no);
         while !bytes.is_empty() {
             let mut used = 0;
-            self.with_session(no, |session, home, now, bus| {
-                used = session.handle_bytes(bytes, home, now, bus)
+            self.with_session(no, |session, home, cx| {
+                used = session.handle_bytes(bytes, home, cx)
             });
             bytes = &bytes[used..];
             if !self.act(no) {
@@ -1035,7 +1033,7 @@ impl World {
     fn with_session(
         &mut self,
         no: usize,
-        input: impl FnOnce(&mut Session, Option<Upstream<'_>>, Instant, &mut Bus),
+        input: impl FnOnce(&mut Session, Option<Upstream<'_>>, &mut Turn<'_>),
     ) {
         let now = self.instant();
         let Some(io) = self.daemon.sessions.get_mut(&no) else {
@@ -1048,7 +1046,11 @@ impl World {
                 id,
             })
         });
-        input(&mut io.machine, home, now, &mut self.daemon.bus);
+        input(
+            &mut io.machine,
+            home,
+            &mut Turn::new(now, &mut self.daemon.bus),
+        );
     }
 
     fn inspect_session(&mut self, no: usize) {
@@ -1145,17 +1147,17 @@ impl World {
                     None => self.enter_trunk(no, |id| Trunk::new(id, Rc::clone(&connect))),
                 };
                 let io = self.daemon.trunks.get_mut(&id).expect("entered");
-                let bus = &mut self.daemon.bus;
+                let cx = &mut Turn::new(now, &mut self.daemon.bus);
                 let slot = match io.machine.is_shared() {
-                    true => io.machine.join(out, &connect, now, bus),
-                    false => io.machine.attach(out, sent, now, bus),
+                    true => io.machine.join(out, &connect, cx),
+                    false => io.machine.attach(out, sent, cx),
                 };
                 io.slots.insert(slot, no);
                 let io = self.daemon.sessions.get_mut(&no).expect("it asked");
                 io.home = Some((id, slot));
-                self.with_session(no, |session, home, now, bus| {
+                self.with_session(no, |session, home, cx| {
                     if let Some(home) = home {
-                        session.handle_attached(home, now, bus);
+                        session.handle_attached(home, cx);
                     }
                 });
                 true
@@ -1210,7 +1212,9 @@ impl World {
         let (old, slot) = home;
         let io = self.daemon.trunks.get_mut(&old).expect("its trunk");
         io.slots.remove(&slot);
-        let moved = io.machine.take_out(slot, now, &mut self.daemon.bus);
+        let moved = io
+            .machine
+            .take_out(slot, &mut Turn::new(now, &mut self.daemon.bus));
         let moved = moved.expect("its place");
         let keeps = why != MoveReason::Reconnect { keeps: false };
         let key = sharing_key(connect).filter(|_| why == MoveReason::Crowded);
@@ -1219,15 +1223,18 @@ impl World {
             None => self.enter_trunk(no, |id| Trunk::new(id, Rc::clone(connect))),
         };
         let io = self.daemon.trunks.get_mut(&id).expect("entered");
-        let slot = io
-            .machine
-            .take_in(moved, connect, keeps, now, &mut self.daemon.bus);
+        let slot = io.machine.take_in(
+            moved,
+            connect,
+            keeps,
+            &mut Turn::new(now, &mut self.daemon.bus),
+        );
         io.slots.insert(slot, no);
         let io = self.daemon.sessions.get_mut(&no).expect("it asked");
         io.home = Some((id, slot));
-        self.with_session(no, |session, home, now, bus| {
+        self.with_session(no, |session, home, cx| {
             if let Some(home) = home {
-                session.handle_ready(home, now, bus);
+                session.handle_ready(home, cx);
             }
         });
         self.inspect(old);
@@ -1304,7 +1311,7 @@ impl World {
             if let Some(io) = self.daemon.trunks.get_mut(&trunk) {
                 io.slots.remove(&slot);
             }
-            self.with_trunk(trunk, |machine, now, bus| machine.detach(slot, now, bus));
+            self.with_trunk(trunk, |machine, cx| machine.detach(slot, cx));
         }
         let published = self.daemon.bus.counters.published;
         io.machine.abandon(&mut self.daemon.bus);

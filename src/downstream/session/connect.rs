@@ -3,13 +3,12 @@
 use std::rc::Rc;
 
 use super::{Session, SessionAction, Stage, Upstream};
-use crate::clock::Instant;
 use crate::downstream::pending_input::PendingInput;
 use crate::proto::client::{self, ClientOp, Scan};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
 use crate::upstream::trunk::MoveReason;
-use crate::upstream::{Bus, CloseReason, Trunk};
+use crate::upstream::{Bus, CloseReason, Trunk, Turn};
 
 /// The answer of the server of 2012 to a CONNECT that it can't read.
 const INVALID_CONFIG: &[u8] =
@@ -20,8 +19,7 @@ impl Session {
         &mut self,
         json: &[u8],
         upstream: Option<&mut Upstream<'_>>,
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) {
         let mut connect = match &self.connect {
             Some(before) => (**before).clone(),
@@ -30,51 +28,43 @@ impl Session {
         let again = self.connect.is_some();
         let refusal = match connect.merge(json) {
             // The server of 2012 stays open.
-            Err(_) if bus.roster.are_of_2012() => {
+            Err(_) if cx.bus.roster.are_of_2012() => {
                 return match upstream {
-                    Some(upstream) => upstream.trunk.tell(upstream.id, INVALID_CONFIG, bus),
+                    Some(upstream) => upstream.trunk.tell(upstream.id, INVALID_CONFIG, cx.bus),
                     None => self.out().push(INVALID_CONFIG),
                 };
             }
             Err(fault) => Some(CloseReason::Fault(fault.into())),
-            Ok(()) if connect.is_signed() => unsign(&mut connect, bus),
+            Ok(()) if connect.is_signed() => unsign(&mut connect, cx.bus),
             Ok(()) => None,
         };
         if let Some(reason) = refusal {
-            bus.counters.protocol_errors += 1;
+            cx.bus.counters.protocol_errors += 1;
             return match upstream {
-                Some(upstream) => upstream.trunk.finish(upstream.id, reason, now, bus),
+                Some(upstream) => upstream.trunk.finish(upstream.id, reason, cx),
                 None => self.close(reason),
             };
         }
         self.headers = connect.headers;
-        let connect = bus.connects.share(connect);
+        let connect = cx.bus.connects.share(connect);
         self.connect = Some(Rc::clone(&connect));
         match upstream {
             Some(upstream) if upstream.trunk.is_shared() => {
-                let keeps = !(again && drops_subscriptions(bus, upstream.trunk));
+                let keeps = !(again && drops_subscriptions(cx.bus, upstream.trunk));
                 let why = MoveReason::Reconnect { keeps };
                 self.action = Some(SessionAction::Move { connect, why });
             }
             Some(upstream) => {
-                let drop = again && drops_subscriptions(bus, upstream.trunk);
-                upstream
-                    .trunk
-                    .reconnect(upstream.id, connect, drop, now, bus);
+                let drop = again && drops_subscriptions(cx.bus, upstream.trunk);
+                upstream.trunk.reconnect(upstream.id, connect, drop, cx);
             }
-            None => self.ask_for_trunk(connect, true, now, bus),
+            None => self.ask_for_trunk(connect, true, cx),
         }
     }
 
-    pub(super) fn ask_for_trunk(
-        &mut self,
-        connect: Rc<ConnectInfo>,
-        sent: bool,
-        now: Instant,
-        bus: &Bus,
-    ) {
+    pub(super) fn ask_for_trunk(&mut self, connect: Rc<ConnectInfo>, sent: bool, cx: &Turn<'_>) {
         self.stage = Stage::Attaching;
-        self.pings.next = now + bus.settings.timings.ping_interval;
+        self.pings.next = cx.now + cx.bus.settings.timings.ping_interval;
         self.action = Some(SessionAction::Attach { connect, sent });
     }
 

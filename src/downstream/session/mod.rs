@@ -20,7 +20,7 @@ use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
 use crate::upstream::brokers::roster::Offer;
 use crate::upstream::trunk::MoveReason;
-use crate::upstream::{Bus, CloseReason, Trunk};
+use crate::upstream::{Bus, CloseReason, Trunk, Turn};
 
 /// What only the driver can do for a session.
 #[derive(Debug)]
@@ -113,16 +113,16 @@ struct KeepAlive {
 
 impl Session {
     /// A session that has just been accepted and has got the INFO.
-    pub fn new(now: Instant, bus: &Bus) -> Self {
-        let settings = &bus.settings;
-        let must_connect = bus.roster.auth_required();
-        let auth_timeout = match bus.roster.are_of_2012() {
+    pub fn new(cx: &Turn<'_>) -> Self {
+        let settings = &cx.bus.settings;
+        let must_connect = cx.bus.roster.auth_required();
+        let auth_timeout = match cx.bus.roster.are_of_2012() {
             true => settings.timings.auth_timeout.min(AUTH_TIMEOUT_OF_2012),
             false => settings.timings.auth_timeout,
         };
         Self {
             stage: Stage::Greeting {
-                deadline: must_connect.then(|| now + auth_timeout),
+                deadline: must_connect.then(|| cx.now + auth_timeout),
             },
             partial: Partial::default(),
             pending_input: None,
@@ -130,12 +130,12 @@ impl Session {
             headers: false,
             operations: 0,
             max_control_line: settings.limits.max_control_line,
-            told: bus.roster.offer(),
+            told: cx.bus.roster.offer(),
             connect: None,
             action: None,
             pings: KeepAlive {
                 outstanding: 0,
-                next: now + settings.timings.ping_interval,
+                next: cx.now + settings.timings.ping_interval,
                 active: false,
             },
             eof: false,
@@ -150,32 +150,31 @@ impl Session {
         &mut self,
         input: &[u8],
         mut upstream: Option<Upstream<'_>>,
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) -> usize {
         let mut used = 0;
         while used < input.len() && self.is_open(&upstream) {
             if self.must_wait(&upstream) {
-                self.pending_input(bus).push(&input[used..]);
+                self.pending_input(cx.bus).push(&input[used..]);
                 return input.len();
             }
             let rest = &input[used..];
             if self.partial.is_empty() {
-                let (count, then) = self.consume(rest, &mut upstream, now, bus);
+                let (count, then) = self.consume(rest, &mut upstream, cx);
                 used += count;
                 if let Then::Unfinished(need) = then {
                     if used < input.len() {
                         self.partial.keep(&input[used..], need);
                     }
-                    self.bound_unfinished(need, &upstream, bus);
+                    self.bound_unfinished(need, &upstream, cx.bus);
                     return input.len();
                 }
             } else {
                 used += self.partial.fill(rest);
                 if self.partial.is_filled() {
-                    self.handle_filled(&mut upstream, now, bus);
+                    self.handle_filled(&mut upstream, cx);
                 }
-                self.bound_unfinished(None, &upstream, bus);
+                self.bound_unfinished(None, &upstream, cx.bus);
             }
             if self.action.is_some() {
                 return used;
@@ -209,27 +208,27 @@ impl Session {
     }
 
     /// Handles a frame that arrived in several reads, if it is whole now.
-    fn handle_filled(&mut self, upstream: &mut Option<Upstream<'_>>, now: Instant, bus: &mut Bus) {
+    fn handle_filled(&mut self, upstream: &mut Option<Upstream<'_>>, cx: &mut Turn<'_>) {
         let frame = self.partial.take();
-        match self.consume(&frame, upstream, now, bus) {
+        match self.consume(&frame, upstream, cx) {
             (0, Then::Unfinished(need)) => self.partial.restore(frame, need),
-            (0, Then::Later) if self.must_wait(upstream) => self.pending_input(bus).push(&frame),
+            (0, Then::Later) if self.must_wait(upstream) => self.pending_input(cx.bus).push(&frame),
             _ => {}
         }
     }
 
     /// The driver has attached the session.
-    pub fn handle_attached(&mut self, upstream: Upstream<'_>, now: Instant, bus: &mut Bus) {
+    pub fn handle_attached(&mut self, upstream: Upstream<'_>, cx: &mut Turn<'_>) {
         self.stage = Stage::Attached;
         if self.pending_input.is_some() && self.connect.is_some() {
-            bus.counters.lenient_connects += 1;
+            cx.bus.counters.lenient_connects += 1;
         }
-        self.handle_ready(upstream, now, bus);
+        self.handle_ready(upstream, cx);
     }
 
     /// The trunk may have become ready: what the component sent before that goes on, in its
     /// order.
-    pub fn handle_ready(&mut self, upstream: Upstream<'_>, now: Instant, bus: &mut Bus) {
+    pub fn handle_ready(&mut self, upstream: Upstream<'_>, cx: &mut Turn<'_>) {
         if !upstream.trunk.is_ready(upstream.id) || upstream.trunk.is_ending(upstream.id) {
             // What waits for a session that ends is counted by `abandon`.
             return;
@@ -242,31 +241,31 @@ impl Session {
                 trunk: &mut *trunk,
                 id,
             };
-            let used = self.handle_bytes(&bytes, Some(upstream), now, bus);
+            let used = self.handle_bytes(&bytes, Some(upstream), cx);
             if used < bytes.len() {
                 // Behind an action, with which the driver comes back here.
-                self.pending_input(bus).push(&bytes[used..]);
+                self.pending_input(cx.bus).push(&bytes[used..]);
                 return;
             }
         }
         // Behind an action, the driver comes back here once the session is where it belongs.
         if self.eof && self.pending_input.is_none() && self.action.is_none() {
-            trunk.finish(id, CloseReason::ComponentClosed, now, bus);
+            trunk.finish(id, CloseReason::ComponentClosed, cx);
         }
     }
 
     /// The component closed its side. What it sent is carried out first, unless it waits for
     /// the verdict on its CONNECT and no broker serves: then it has given up waiting. A component
     /// that is gone looks like one that has only closed its side, so no wait is for long.
-    pub fn handle_eof(&mut self, upstream: Option<Upstream<'_>>, now: Instant, bus: &mut Bus) {
+    pub fn handle_eof(&mut self, upstream: Option<Upstream<'_>>, cx: &mut Turn<'_>) {
         self.eof = true;
-        self.eof_until = Some(now + FINISH_WITHIN);
+        self.eof_until = Some(cx.now + FINISH_WITHIN);
         match upstream {
             Some(upstream) if upstream.trunk.is_ready(upstream.id) => {
-                self.handle_ready(upstream, now, bus)
+                self.handle_ready(upstream, cx)
             }
             Some(upstream)
-                if upstream.trunk.is_gated(upstream.id) || bus.roster.serves_newcomers() => {}
+                if upstream.trunk.is_gated(upstream.id) || cx.bus.roster.serves_newcomers() => {}
             Some(upstream) => upstream
                 .trunk
                 .close_session(upstream.id, CloseReason::ComponentClosed),
@@ -335,19 +334,17 @@ impl Session {
     }
 
     /// natsmux shuts down: end the session once what it sent is carried out.
-    pub fn handle_drain(&mut self, upstream: Option<Upstream<'_>>, now: Instant, bus: &mut Bus) {
+    pub fn handle_drain(&mut self, upstream: Option<Upstream<'_>>, cx: &mut Turn<'_>) {
         match upstream {
-            Some(upstream) => upstream
-                .trunk
-                .finish(upstream.id, CloseReason::Drained, now, bus),
+            Some(upstream) => upstream.trunk.finish(upstream.id, CloseReason::Drained, cx),
             None => self.close(CloseReason::Drained),
         }
     }
 
     /// Does what is due.
-    pub fn handle_timeout(&mut self, upstream: Option<Upstream<'_>>, now: Instant, bus: &mut Bus) {
+    pub fn handle_timeout(&mut self, upstream: Option<Upstream<'_>>, cx: &mut Turn<'_>) {
         let mut upstream = upstream;
-        if self.eof_until.is_some_and(|until| until <= now) {
+        if self.eof_until.is_some_and(|until| until <= cx.now) {
             self.eof_until = None;
             if let Some(upstream) = &mut upstream
                 && !upstream.trunk.is_ready(upstream.id)
@@ -357,17 +354,17 @@ impl Session {
             }
         }
         match (&self.stage, upstream) {
-            (Stage::Greeting { deadline: Some(at) }, _) if *at <= now => {
-                self.close(match bus.roster.are_of_2012() {
+            (Stage::Greeting { deadline: Some(at) }, _) if *at <= cx.now => {
+                self.close(match cx.bus.roster.are_of_2012() {
                     true => CloseReason::AuthTimeoutOf2012,
                     false => CloseReason::AuthTimeout,
                 });
             }
-            (Stage::Greeting { deadline: None }, _) if self.pings.next <= now => {
-                self.tick_first_pings(now, bus);
+            (Stage::Greeting { deadline: None }, _) if self.pings.next <= cx.now => {
+                self.tick_first_pings(cx);
             }
-            (Stage::Attached, Some(upstream)) if self.pings.next <= now => {
-                self.tick_pings(upstream, now, bus);
+            (Stage::Attached, Some(upstream)) if self.pings.next <= cx.now => {
+                self.tick_pings(upstream, cx);
             }
             _ => {}
         }
@@ -414,18 +411,18 @@ impl Session {
 
     /// Where nothing asks for a CONNECT, one that never comes is no reason to keep a dead
     /// connection.
-    fn tick_first_pings(&mut self, now: Instant, bus: &mut Bus) {
-        self.pings.next = now + bus.settings.timings.ping_interval;
-        if self.pings.outstanding >= bus.settings.limits.ping_max as u32 {
-            bus.counters.stale_sessions += 1;
+    fn tick_first_pings(&mut self, cx: &mut Turn<'_>) {
+        self.pings.next = cx.now + cx.bus.settings.timings.ping_interval;
+        if self.pings.outstanding >= cx.bus.settings.limits.ping_max as u32 {
+            cx.bus.counters.stale_sessions += 1;
             return self.close(CloseReason::Stale);
         }
         self.pings.outstanding += 1;
         self.out().push(encode::PING);
     }
 
-    fn tick_pings(&mut self, upstream: Upstream<'_>, now: Instant, bus: &mut Bus) {
-        self.pings.next = now + bus.settings.timings.ping_interval;
+    fn tick_pings(&mut self, upstream: Upstream<'_>, cx: &mut Turn<'_>) {
+        self.pings.next = cx.now + cx.bus.settings.timings.ping_interval;
         if !upstream.trunk.is_ready(upstream.id) {
             // Between INFO and the first PONG a component hears nothing but +OK or -ERR.
             return;
@@ -434,8 +431,8 @@ impl Session {
             // Its PONG may have come, or can't: natsmux doesn't read it (R6).
             return;
         }
-        if self.pings.outstanding >= bus.settings.limits.ping_max as u32 {
-            bus.counters.stale_sessions += 1;
+        if self.pings.outstanding >= cx.bus.settings.limits.ping_max as u32 {
+            cx.bus.counters.stale_sessions += 1;
             upstream
                 .trunk
                 .close_session(upstream.id, CloseReason::Stale);
@@ -443,20 +440,14 @@ impl Session {
             self.pings.outstanding = 0;
         } else {
             self.pings.outstanding += 1;
-            upstream.trunk.ping_component(upstream.id, bus);
+            upstream.trunk.ping_component(upstream.id, cx.bus);
         }
     }
 
     /// Ends the session for its own fault; what came before is answered first.
-    fn end(
-        &mut self,
-        reason: CloseReason,
-        upstream: &mut Option<Upstream<'_>>,
-        now: Instant,
-        bus: &mut Bus,
-    ) {
+    fn end(&mut self, reason: CloseReason, upstream: &mut Option<Upstream<'_>>, cx: &mut Turn<'_>) {
         match upstream {
-            Some(upstream) => upstream.trunk.finish(upstream.id, reason, now, bus),
+            Some(upstream) => upstream.trunk.finish(upstream.id, reason, cx),
             None => self.close(reason),
         }
     }

@@ -1,10 +1,9 @@
 //! What a component sends once it has a trunk: frames become operations of the trunk.
 
 use super::{Session, Upstream};
-use crate::clock::Instant;
 use crate::proto::client::{self, ClientFault, ClientLimits, ClientOp, Publish, Scan};
 use crate::proto::connect::ConnectInfo;
-use crate::upstream::{Bus, CloseReason};
+use crate::upstream::{Bus, CloseReason, Turn};
 
 /// What is to be done with the bytes behind those that were handled.
 pub(super) enum Then {
@@ -21,10 +20,9 @@ impl Session {
         &mut self,
         bytes: &[u8],
         upstream: &mut Option<Upstream<'_>>,
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) -> (usize, Then) {
-        let limits = self.limits(upstream, bus);
+        let limits = self.limits(upstream, cx.bus);
         let mut run = Run::default();
         let mut used = 0;
         loop {
@@ -38,22 +36,22 @@ impl Session {
             ) = (&scanned, upstream.as_mut())
                 && publish.canonical
                 && (publish.header_len.is_none() || self.headers)
-                && !bus.presence.is_subject(publish.subject)
+                && !cx.bus.presence.is_subject(publish.subject)
             {
                 used += len;
                 run.messages += 1;
                 run.payload_bytes += publish.size;
                 run.has_request |= publish.reply.is_some();
-                if run.is_full(used, bus) {
-                    run.flush(bytes, used, upstream, now, bus);
+                if run.is_full(used, cx.bus) {
+                    run.flush(bytes, used, upstream, cx);
                 }
                 continue;
             }
             if let Some(upstream) = upstream.as_mut() {
-                run.flush(bytes, used, upstream, now, bus);
+                run.flush(bytes, used, upstream, cx);
             }
             match scanned {
-                Scan::Op { op, .. } if self.must_settle(&op, upstream, now, bus) => {
+                Scan::Op { op, .. } if self.must_settle(&op, upstream, cx) => {
                     return (used, Then::Later);
                 }
                 Scan::Op { op, len } => {
@@ -62,7 +60,7 @@ impl Session {
                     run.start = used;
                     self.pings.active = true;
                     self.operations = self.operations.saturating_add(1);
-                    self.handle_op(op, frame, upstream, now, bus);
+                    self.handle_op(op, frame, upstream, cx);
                     if self.action.is_some() || self.must_wait(upstream) || !self.is_open(upstream)
                     {
                         return (used, Then::Later);
@@ -73,8 +71,8 @@ impl Session {
                     return (used, Then::Unfinished(need));
                 }
                 Scan::Fault(fault) => {
-                    bus.counters.protocol_errors += 1;
-                    self.end(CloseReason::Fault(fault), upstream, now, bus);
+                    cx.bus.counters.protocol_errors += 1;
+                    self.end(CloseReason::Fault(fault), upstream, cx);
                     return (used, Then::Later);
                 }
             }
@@ -85,17 +83,15 @@ impl Session {
         &self,
         op: &ClientOp<'_>,
         upstream: &mut Option<Upstream<'_>>,
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) -> bool {
         match (op, upstream) {
             (ClientOp::Subscribe { sid, .. }, Some(upstream)) => {
-                upstream.trunk.must_settle(upstream.id, sid, now, bus)
+                upstream.trunk.must_settle(upstream.id, sid, cx)
             }
             (ClientOp::Connect { json }, Some(upstream)) => {
                 // One that can't be read changes nothing.
-                ConnectInfo::parse(json).is_ok()
-                    && upstream.trunk.must_depart(upstream.id, now, bus)
+                ConnectInfo::parse(json).is_ok() && upstream.trunk.must_depart(upstream.id, cx)
             }
             _ => false,
         }
@@ -118,15 +114,14 @@ impl Session {
         op: ClientOp<'_>,
         frame: &[u8],
         upstream: &mut Option<Upstream<'_>>,
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) {
         match (op, upstream.as_mut()) {
-            (ClientOp::Connect { json }, upstream) => self.handle_connect(json, upstream, now, bus),
+            (ClientOp::Connect { json }, upstream) => self.handle_connect(json, upstream, cx),
             (ClientOp::Ignored, _) => {}
             (ClientOp::Pong, _) => self.pings.outstanding = 0,
-            (op, Some(upstream)) => self.forward(op, upstream, now, bus),
-            (op, None) => self.handle_before_connect(op, frame, bus),
+            (op, Some(upstream)) => self.forward(op, upstream, cx),
+            (op, None) => self.handle_before_connect(op, frame, cx.bus),
         }
     }
 
@@ -134,19 +129,18 @@ impl Session {
         &mut self,
         op: ClientOp<'_>,
         upstream: &mut Upstream<'_>,
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) {
         let (trunk, id) = (&mut *upstream.trunk, upstream.id);
         match op {
-            ClientOp::Publish(publish) => self.publish(&publish, upstream, now, bus),
+            ClientOp::Publish(publish) => self.publish(&publish, upstream, cx),
             ClientOp::Subscribe {
                 subject,
                 queue_group,
                 sid,
-            } => trunk.subscribe(id, subject, queue_group, sid, now, bus),
-            ClientOp::Unsubscribe { sid, max } => trunk.unsubscribe(id, sid, max, now, bus),
-            ClientOp::Ping => trunk.ping(id, now, bus),
+            } => trunk.subscribe(id, subject, queue_group, sid, cx),
+            ClientOp::Unsubscribe { sid, max } => trunk.unsubscribe(id, sid, max, cx),
+            ClientOp::Ping => trunk.ping(id, cx),
             ClientOp::Connect { .. } | ClientOp::Pong | ClientOp::Ignored => {}
         }
     }
@@ -156,28 +150,27 @@ impl Session {
         &mut self,
         publish: &Publish<'_>,
         upstream: &mut Upstream<'_>,
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) {
         if publish.header_len.is_some() && !self.headers {
-            bus.counters.protocol_errors += 1;
+            cx.bus.counters.protocol_errors += 1;
             let reason = CloseReason::Fault(ClientFault::BadArguments);
-            return upstream.trunk.finish(upstream.id, reason, now, bus);
+            return upstream.trunk.finish(upstream.id, reason, cx);
         }
-        if bus.presence.is_subject(publish.subject) {
+        if cx.bus.presence.is_subject(publish.subject) {
             return upstream
                 .trunk
-                .refuse_publish(upstream.id, publish.subject, bus);
+                .refuse_publish(upstream.id, publish.subject, cx.bus);
         }
         let mut frame = Vec::with_capacity(publish.frame.len());
         publish.encode(&mut frame);
         upstream
             .trunk
-            .note_sent(upstream.id, 1, publish.size as u64, bus);
+            .note_sent(upstream.id, 1, publish.size as u64, cx.bus);
         if publish.reply.is_some() {
-            upstream.trunk.note_request(upstream.id, bus);
+            upstream.trunk.note_request(upstream.id, cx.bus);
         }
-        upstream.trunk.publish(upstream.id, &frame, 1, now, bus);
+        upstream.trunk.publish(upstream.id, &frame, 1, cx);
     }
 }
 
@@ -198,26 +191,19 @@ impl Run {
         self.messages >= limits.fence_messages as u64 || end - self.start >= limits.fence_bytes
     }
 
-    fn flush(
-        &mut self,
-        bytes: &[u8],
-        end: usize,
-        upstream: &mut Upstream<'_>,
-        now: Instant,
-        bus: &mut Bus,
-    ) {
+    fn flush(&mut self, bytes: &[u8], end: usize, upstream: &mut Upstream<'_>, cx: &mut Turn<'_>) {
         if self.messages > 0 {
             let frames = &bytes[self.start..end];
             let payload_bytes = self.payload_bytes as u64;
             upstream
                 .trunk
-                .note_sent(upstream.id, self.messages, payload_bytes, bus);
+                .note_sent(upstream.id, self.messages, payload_bytes, cx.bus);
             if std::mem::take(&mut self.has_request) {
-                upstream.trunk.note_request(upstream.id, bus);
+                upstream.trunk.note_request(upstream.id, cx.bus);
             }
             upstream
                 .trunk
-                .publish(upstream.id, frames, self.messages, now, bus);
+                .publish(upstream.id, frames, self.messages, cx);
             self.messages = 0;
             self.payload_bytes = 0;
         }

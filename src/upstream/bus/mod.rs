@@ -15,6 +15,7 @@ pub mod lags;
 pub(crate) mod room;
 mod settings;
 mod tracked;
+mod turn;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -32,6 +33,7 @@ use crate::upstream::brokers::trouble::IdentityDigest;
 pub use budget::{Budget, Budgets, Charge};
 pub use room::Pace;
 pub use settings::Settings;
+pub use turn::Turn;
 
 use barrier::Barrier;
 use carriers::Carriers;

@@ -7,9 +7,10 @@ use std::task::{Context, Waker};
 use smallvec::SmallVec;
 
 use super::operator_log::OperatorLog;
+use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::net::Port;
-use crate::upstream::bus::Bus;
+use crate::upstream::bus::{Bus, Turn};
 use crate::upstream::trunk::Trunk;
 
 /// The buffer that a readable socket borrows: one per worker.
@@ -39,6 +40,11 @@ impl BusCell {
     /// Borrows the machine to look at it.
     pub fn borrow(&self) -> Ref<'_, Bus> {
         self.machine.borrow()
+    }
+
+    /// Calls a machine of the bus at `now`.
+    pub fn turn<T>(&self, now: Instant, call: impl FnOnce(&mut Turn<'_>) -> T) -> T {
+        call(&mut Turn::new(now, &mut self.machine.borrow_mut()))
     }
 
     /// Borrows the machine to change it.

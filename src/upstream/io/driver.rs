@@ -21,7 +21,8 @@ use crate::clock::Instant;
 use crate::net::socket::{self, ReadHalf, Stream};
 use crate::net::{Flush, Port, Readiness, names, now, yield_after_io};
 use crate::upstream::brokers::roster::{BrokerId, Failure};
-use crate::upstream::trunk::{Action, LinkId, Report};
+use crate::upstream::bus::Turn;
+use crate::upstream::trunk::{Action, LinkId, Report, Trunk};
 
 /// Rounds of one pass, each with one read of every link, before the worker's other tasks get
 /// a turn.
@@ -141,8 +142,8 @@ impl Driver {
                             let (read, write) = stream.into_split();
                             let port = Port::new(write);
                             link.socket = Socket::Open { read, port };
-                            self.with_machine(|trunk, now, bus| {
-                                trunk.handle_connected(id, now, bus);
+                            self.with_machine(|trunk, cx| {
+                                trunk.handle_connected(id, cx);
                             });
                         }
                         Err(error) => self.fail(id, dial_failure(&error)),
@@ -164,7 +165,7 @@ impl Driver {
         let most = {
             let mut bus = self.bus.borrow_mut();
             let mut trunk = self.cell.machine.borrow_mut();
-            if !trunk.wants_link_read(id, self.now, &mut bus) {
+            if !trunk.wants_link_read(id, &mut Turn::new(self.now, &mut bus)) {
                 // The component takes what it has first, and its socket wakes this task.
                 return false;
             }
@@ -183,7 +184,7 @@ impl Driver {
                 // Mostly that was all: asking costs less than another round.
                 let more = watch.poll_readable(read, cx).is_ready();
                 let bytes = &buffer[..count];
-                self.with_machine(|trunk, now, bus| trunk.handle_link_bytes(id, bytes, now, bus));
+                self.with_machine(|trunk, cx| trunk.handle_link_bytes(id, bytes, cx));
                 return more;
             }
             Poll::Ready(Err(_)) => self.fail(id, Failure::Reset),
@@ -194,13 +195,13 @@ impl Driver {
     fn tick(&mut self) {
         let now = self.now;
         if self.cell.take_woken() {
-            self.with_machine(|trunk, now, bus| trunk.handle_wake(now, bus));
+            self.with_machine(|trunk, cx| trunk.handle_wake(cx));
         }
         let mut bus = self.bus.borrow_mut();
         let mut trunk = self.cell.machine.borrow_mut();
         self.due = trunk.poll_timeout(&bus);
         if self.due.is_some_and(|due| due <= now) {
-            trunk.handle_timeout(now, &mut bus);
+            trunk.handle_timeout(&mut Turn::new(now, &mut bus));
             self.due = trunk.poll_timeout(&bus);
         }
         trunk.note_timer(self.due);
@@ -255,7 +256,7 @@ impl Driver {
         if let Some(Socket::Open { port, .. }) = link.map(|link| &link.socket)
             && let Ok(bytes) = socket::unacked_bytes(port.socket())
         {
-            self.with_machine(|trunk, now, _| trunk.handle_unacked(id, bytes, now));
+            self.with_machine(|trunk, cx| trunk.handle_unacked(id, bytes, cx.now));
         }
     }
 
@@ -285,7 +286,7 @@ impl Driver {
             }
         }
         let mut trunk = self.cell.machine.borrow_mut();
-        trunk.unpark(self.now, &self.bus.borrow());
+        self.bus.turn(self.now, |cx| trunk.unpark(cx));
         busy
     }
 
@@ -302,8 +303,8 @@ impl Driver {
             match socket::read_now(read, &mut buffer) {
                 Ok(count) if count > 0 => {
                     let bytes = &buffer[..count];
-                    self.with_machine(|trunk, now, bus| {
-                        trunk.handle_link_bytes(id, bytes, now, bus);
+                    self.with_machine(|trunk, cx| {
+                        trunk.handle_link_bytes(id, bytes, cx);
                     });
                 }
                 _ => return,
@@ -336,15 +337,12 @@ impl Driver {
     }
 
     fn fail(&mut self, id: LinkId, failure: Failure) {
-        self.with_machine(|trunk, now, bus| trunk.handle_link_failed(id, failure, now, bus));
+        self.with_machine(|trunk, cx| trunk.handle_link_failed(id, failure, cx));
     }
 
-    fn with_machine(
-        &self,
-        input: impl FnOnce(&mut crate::upstream::trunk::Trunk, Instant, &mut crate::upstream::bus::Bus),
-    ) {
-        let mut bus = self.bus.borrow_mut();
-        input(&mut self.cell.machine.borrow_mut(), self.now, &mut bus);
+    fn with_machine(&self, input: impl FnOnce(&mut Trunk, &mut Turn<'_>)) {
+        let mut trunk = self.cell.machine.borrow_mut();
+        self.bus.turn(self.now, |cx| input(&mut trunk, cx));
     }
 
     fn log(&self, report: &Report) {

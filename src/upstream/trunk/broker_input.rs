@@ -10,7 +10,6 @@ use super::link::{Link, LinkId, OkOwner, Phase};
 use super::sharing::Status;
 use super::slot::{Finishing, Slot};
 use super::{CloseReason, Trunk, Verdict};
-use crate::clock::Instant;
 use crate::ledger::operations::OWN;
 use crate::ledger::{Ping, Rejected, SessionId, Spent, TooMany, UpstreamSid, line_of};
 use crate::net::SHARED_LEAST;
@@ -19,7 +18,7 @@ use crate::proto::error_text::{BrokerError, classify, first_quoted, unquote};
 use crate::proto::info::ServerInfo;
 use crate::proto::server::{self, Msg, ServerLimits, ServerOp, ServerScan};
 use crate::upstream::brokers::roster::Failure;
-use crate::upstream::bus::Bus;
+use crate::upstream::bus::{Bus, Turn};
 
 /// Errors that close the link, and that on a trunk with one session are the session's own
 /// doing: the broker's bound is lower than the one natsmux could know.
@@ -33,11 +32,11 @@ const SHORTEST_LIMIT: usize = 256;
 
 impl Trunk {
     /// Handles bytes that a broker sent.
-    pub fn handle_link_bytes(&mut self, id: LinkId, input: &[u8], now: Instant, bus: &mut Bus) {
+    pub fn handle_link_bytes(&mut self, id: LinkId, input: &[u8], cx: &mut Turn<'_>) {
         let Some(at) = self.link_index(id) else {
             return;
         };
-        self.links[at].last_read_at = now;
+        self.links[at].last_read_at = cx.now;
         let mut rest = input;
         while !rest.is_empty() {
             let Some(at) = self.link_index(id) else {
@@ -45,7 +44,7 @@ impl Trunk {
             };
             let partial = &mut self.links[at].partial;
             if partial.is_empty() {
-                let (used, need) = self.consume(id, rest, now, bus);
+                let (used, need) = self.consume(id, rest, cx);
                 rest = &rest[used..];
                 if let Some(at) = self.link_index(id)
                     && !rest.is_empty()
@@ -57,8 +56,8 @@ impl Trunk {
             rest = &rest[partial.fill(rest)..];
             if partial.is_filled() {
                 let frame = partial.take();
-                self.give_room(at, bus);
-                let (used, need) = self.consume(id, &frame, now, bus);
+                self.give_room(at, cx.bus);
+                let (used, need) = self.consume(id, &frame, cx);
                 if let Some(at) = self.link_index(id)
                     && used < frame.len()
                 {
@@ -70,13 +69,7 @@ impl Trunk {
 
     /// Handles the whole frames at the start of `bytes`; returns how many bytes they were,
     /// and how long the frame behind them will be, if known.
-    fn consume(
-        &mut self,
-        id: LinkId,
-        bytes: &[u8],
-        now: Instant,
-        bus: &mut Bus,
-    ) -> (usize, Option<usize>) {
+    fn consume(&mut self, id: LinkId, bytes: &[u8], cx: &mut Turn<'_>) -> (usize, Option<usize>) {
         let limits = |trunk: &Self| {
             let at = trunk.link_index(id);
             at.map(|at| ServerLimits::of_broker(trunk.links[at].max_payload))
@@ -86,31 +79,31 @@ impl Trunk {
         while let Some(at) = self.link_index(id) {
             let scanned = server::scan(&bytes[used..], &within);
             if self.links[at].phase < Phase::Authenticating && is_early(&scanned) {
-                self.fail(at, Failure::Garbage, now, bus);
+                self.fail(at, Failure::Garbage, cx);
                 continue;
             }
             match scanned {
                 ServerScan::Op { op, len } => {
                     used += len;
                     let is_info = matches!(op, ServerOp::Info { .. });
-                    self.handle_op(at, op, now, bus);
+                    self.handle_op(at, op, cx);
                     if is_info {
                         within = limits(self).unwrap_or_default();
                     }
                 }
                 ServerScan::Incomplete { need } => return (used, need),
                 ServerScan::Fault(_) => {
-                    self.fail(at, Failure::Garbage, now, bus);
+                    self.fail(at, Failure::Garbage, cx);
                 }
             }
         }
         (bytes.len(), None)
     }
 
-    fn handle_op(&mut self, at: usize, op: ServerOp<'_>, now: Instant, bus: &mut Bus) {
+    fn handle_op(&mut self, at: usize, op: ServerOp<'_>, cx: &mut Turn<'_>) {
         match op {
-            ServerOp::Msg(msg) => self.handle_msg(at, &msg, now, bus),
-            ServerOp::Pong => self.handle_pong(at, now, bus),
+            ServerOp::Msg(msg) => self.handle_msg(at, &msg, cx),
+            ServerOp::Pong => self.handle_pong(at, cx),
             ServerOp::Ping => {
                 let link = &mut self.links[at];
                 // A broker that asks and doesn't read is answered once it has taken the rest.
@@ -118,25 +111,25 @@ impl Trunk {
                 if link.phase != Phase::AwaitingInfo && !is_full {
                     link.out.push(encode::PONG);
                     // With at-least-once, what lies before it stays in memory until a fence.
-                    link.note_unfenced(encode::PONG.len(), 0, now);
+                    link.note_unfenced(encode::PONG.len(), 0, cx.now);
                 }
             }
-            ServerOp::Ok => self.handle_ok(at, bus),
-            ServerOp::Info { json } => self.handle_info(at, json, now, bus),
-            ServerOp::Err { text, .. } => self.handle_error(at, text, now, bus),
+            ServerOp::Ok => self.handle_ok(at, cx.bus),
+            ServerOp::Info { json } => self.handle_info(at, json, cx),
+            ServerOp::Err { text, .. } => self.handle_error(at, text, cx),
         }
     }
 
-    fn handle_msg(&mut self, at: usize, msg: &Msg<'_>, now: Instant, bus: &mut Bus) {
-        if self.independent && bus.presence.is_subject(msg.subject) {
+    fn handle_msg(&mut self, at: usize, msg: &Msg<'_>, cx: &mut Turn<'_>) {
+        if self.independent && cx.bus.presence.is_subject(msg.subject) {
             // Never a component's (R29).
             if msg.sid == PRESENCE_SID {
-                self.hear(at, msg.payload, now, bus);
+                self.hear(at, msg.payload, cx);
             }
             return;
         }
         let Some(upstream) = UpstreamSid::parse(msg.sid) else {
-            bus.counters.unknown_sid_msgs += 1;
+            cx.bus.counters.unknown_sid_msgs += 1;
             return;
         };
         let status = match msg.header_len == msg.size && msg.headers {
@@ -145,13 +138,13 @@ impl Trunk {
         };
         let counts = status == Status::Application;
         match status {
-            Status::Answers(session) => return self.deliver_status(session, msg, bus),
+            Status::Answers(session) => return self.deliver_status(session, msg, cx.bus),
             Status::Own if self.shared => return,
             Status::Own | Status::Application => {}
         }
         let independent = self.independent;
         if independent && self.subscriptions.is_over(upstream) {
-            bus.counters.over_max_msgs += 1;
+            cx.bus.counters.over_max_msgs += 1;
             return;
         }
         // No number that a broker writes sizes memory before the ledger knows it (R34).
@@ -160,7 +153,7 @@ impl Trunk {
             independent.received.note(upstream);
         }
         let (slots, touched) = (&mut self.slots, &mut self.touched);
-        let max_pending = bus.settings.limits.max_pending;
+        let max_pending = cx.bus.settings.limits.max_pending;
         let (mut copies, mut slow) = (0, Vec::new());
         let seen = self.links[at].seen();
         // A large message that goes to many is in memory once (R25).
@@ -189,29 +182,29 @@ impl Trunk {
             }
         };
         let spent = self.subscriptions.deliver(upstream, counts, seen, deliver);
-        bus.counters.out_msgs += copies;
-        bus.counters.out_bytes += copies * msg.size as u64;
+        cx.bus.counters.out_msgs += copies;
+        cx.bus.counters.out_bytes += copies * msg.size as u64;
         match spent {
-            None => bus.counters.unknown_sid_msgs += 1,
+            None => cx.bus.counters.unknown_sid_msgs += 1,
             Some(Spent::Nothing) => {}
             Some(Spent::One(upstream)) if !independent => {
                 // Freed once a fence behind its UNSUB, which was sent before, is answered.
                 let link = &mut self.links[at];
                 link.operations.unsubscribe(upstream, self.next_ping);
                 link.retired.push_back((self.next_ping, upstream));
-                link.note_unfenced(0, 0, now);
+                link.note_unfenced(0, 0, cx.now);
             }
             // No broker knows that this was the last one: of several, others have delivered some.
             Some(Spent::One(upstream) | Spent::Group(upstream)) => {
-                self.unsubscribe_but(None, upstream, now);
+                self.unsubscribe_but(None, upstream, cx.now);
             }
         }
         for session in slow {
-            self.close_slow(session, bus);
+            self.close_slow(session, cx.bus);
         }
     }
 
-    fn handle_pong(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    fn handle_pong(&mut self, at: usize, cx: &mut Turn<'_>) {
         let link = &mut self.links[at];
         let written = link.out.end() - link.out.pending_bytes() as u64;
         if link
@@ -220,41 +213,41 @@ impl Trunk {
             .is_some_and(|ping| ping.offset > written)
         {
             // To a PING that was never written: nothing that it says can be true.
-            return self.fail(at, Failure::Garbage, now, bus);
+            return self.fail(at, Failure::Garbage, cx);
         }
         let Some(ping) = link.pings.answer() else {
             return;
         };
-        let was_suspect = self.is_suspect(at, bus);
-        self.prove(at, &ping, now, bus);
+        let was_suspect = self.is_suspect(at, cx.bus);
+        self.prove(at, &ping, cx);
         match self.links[at].phase {
-            Phase::Authenticating => self.authenticated(at, now, bus),
+            Phase::Authenticating => self.authenticated(at, cx),
             // A fence within the replay shows that it gets on.
             Phase::Replaying if ping.seq < self.links[at].replayed_by => {}
             Phase::Replaying => {
                 if !self.links.iter().any(Link::is_attached) {
                     self.answered = self.answered.max(ping.seq);
                 }
-                self.replayed(at, now, bus);
+                self.replayed(at, cx);
             }
-            Phase::Standby => self.release_late(bus),
+            Phase::Standby => self.release_late(cx.bus),
             Phase::Live => {
                 self.answered = self.answered.max(ping.seq);
-                self.answer(ping, bus);
-                self.release_late(bus);
+                self.answer(ping, cx.bus);
+                self.release_late(cx.bus);
                 // What came behind a second CONNECT isn't this link's.
-                if was_suspect && self.open(bus) == Some(at) {
-                    self.resume(at, now, bus);
+                if was_suspect && self.open(cx.bus) == Some(at) {
+                    self.resume(at, cx);
                 }
-                self.go_on_moving(now, bus);
-                self.go_on_switching(now, bus);
-                self.check_done(now, bus);
+                self.go_on_moving(cx);
+                self.go_on_switching(cx);
+                self.check_done(cx);
             }
             Phase::Leaving(seq) => {
                 self.answered = ping.seq;
-                self.answer(ping, bus);
+                self.answer(ping, cx.bus);
                 if ping.seq >= seq {
-                    self.left(at, now, bus);
+                    self.left(at, cx);
                 }
             }
             Phase::Connecting | Phase::AwaitingInfo | Phase::Authenticated | Phase::Fenced => {}
@@ -279,35 +272,36 @@ impl Trunk {
     }
 
     /// The old link has answered what came before a second CONNECT.
-    fn go_on_moving(&mut self, now: Instant, bus: &mut Bus) {
+    fn go_on_moving(&mut self, cx: &mut Turn<'_>) {
         let answered = self.answered;
         if let Some(planned) = &mut self.moving
             && planned.after.take_if(|seq| *seq <= answered).is_some()
         {
-            self.next_attempt(now, bus);
+            self.next_attempt(cx);
         }
     }
 
     /// Books what a fence proves (R4).
-    fn prove(&mut self, at: usize, ping: &Ping, now: Instant, bus: &mut Bus) {
+    fn prove(&mut self, at: usize, ping: &Ping, cx: &mut Turn<'_>) {
         let link = &mut self.links[at];
-        link.note_proven(ping, now);
+        link.note_proven(ping, cx.now);
         if link.is_attached() {
-            bus.fence_answered(self.id, link.broker, ping.at, now);
+            cx.bus.fence_answered(self.id, link.broker, ping.at, cx.now);
         }
-        bus.observed
+        cx.bus
+            .observed
             .fences
-            .observe(now.saturating_duration_since(ping.at));
+            .observe(cx.now.saturating_duration_since(ping.at));
         let (confirmed, refused) = link.account.prove(ping.publishes);
-        bus.counters.confirmed += confirmed;
-        bus.counters.refused += refused;
+        cx.bus.counters.confirmed += confirmed;
+        cx.bus.counters.refused += refused;
         link.out.confirm(ping.offset);
         if !self.is_bystander(at) {
             self.subscriptions.prove(ping.seq);
         }
         let too_many = self.links[at].operations.prove(ping.seq);
         if too_many.count() > 0 {
-            self.handle_too_many(at, &too_many, now, bus);
+            self.handle_too_many(at, &too_many, cx);
         }
         self.note_granted(at, ping.seq);
         let link = &mut self.links[at];
@@ -369,13 +363,13 @@ impl Trunk {
         }
     }
 
-    fn handle_info(&mut self, at: usize, json: &[u8], now: Instant, bus: &mut Bus) {
+    fn handle_info(&mut self, at: usize, json: &[u8], cx: &mut Turn<'_>) {
         let Ok(info) = ServerInfo::parse(json) else {
-            return self.fail(at, Failure::Garbage, now, bus);
+            return self.fail(at, Failure::Garbage, cx);
         };
         let broker = self.links[at].broker;
         match self.links[at].phase {
-            Phase::Connecting | Phase::AwaitingInfo => self.introduce(at, info, now, bus),
+            Phase::Connecting | Phase::AwaitingInfo => self.introduce(at, info, cx),
             _ => {
                 // What comes after CONNECT may hold for this account alone.
                 let before = std::mem::replace(&mut self.links[at].max_payload, info.max_payload);
@@ -386,39 +380,39 @@ impl Trunk {
                     }
                 }
                 // It may come late, from a process that another has replaced.
-                let known = bus.roster.broker(broker).info();
+                let known = cx.bus.roster.broker(broker).info();
                 let is_same = known.is_none_or(|known| known.server_id == info.server_id);
                 if info.ldm && is_same {
-                    bus.roster.handle_lame_duck(broker, now);
-                    self.start_move(Failure::LameDuck, now, bus);
+                    cx.bus.roster.handle_lame_duck(broker, cx.now);
+                    self.start_move(Failure::LameDuck, cx);
                 }
             }
         }
     }
 
-    fn handle_error(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
-        if self.independent && self.is_about_presence(at, text, now, bus) {
+    fn handle_error(&mut self, at: usize, text: &[u8], cx: &mut Turn<'_>) {
+        if self.independent && self.is_about_presence(at, text, cx) {
             return;
         }
         let error = classify(text);
-        if self.answer_asked(at, &error, text, bus) {
+        if self.answer_asked(at, &error, text, cx.bus) {
             return;
         }
         match error {
-            BrokerError::Refused => return self.handle_refusal(at, text, now, bus),
-            BrokerError::Expired => return self.handle_expiry(at, text, now, bus),
+            BrokerError::Refused => return self.handle_refusal(at, text, cx),
+            BrokerError::Expired => return self.handle_expiry(at, text, cx),
             BrokerError::Full { account } => {
-                return self.handle_full(at, text, account, now, bus);
+                return self.handle_full(at, text, account, cx);
             }
             BrokerError::NoVerdict if !self.links[at].is_attached() => {
-                return self.fail(at, Failure::NoVerdict, now, bus);
+                return self.fail(at, Failure::NoVerdict, cx);
             }
             _ => {}
         }
         if self.is_bystander(at) && !matches!(error, BrokerError::LinkOnly) {
             // R28: the live link's broker judges, until this one is in its place.
             self.links[at].oks.pop();
-            return self.note_lacking(at, &error, now);
+            return self.note_lacking(at, &error, cx.now);
         }
         let line = [b"-ERR '", text, b"'\r\n"].concat();
         match error {
@@ -426,15 +420,15 @@ impl Trunk {
             BrokerError::PublishViolation { subject } => {
                 self.links[at].account.refused += 1;
                 let subject = unquote(subject);
-                self.deliver_to_publisher(at, Wanted::Subject(&subject), &line, now, bus);
+                self.deliver_to_publisher(at, Wanted::Subject(&subject), &line, cx);
             }
             BrokerError::ReplyViolation => {
                 self.links[at].account.refused += 1;
                 let reply = first_quoted(text).map(unquote).unwrap_or_default();
-                self.deliver_to_publisher(at, Wanted::Reply(&reply), &line, now, bus);
+                self.deliver_to_publisher(at, Wanted::Reply(&reply), &line, cx);
             }
             BrokerError::SubscriptionViolation { sid: Some(sid), .. } => {
-                self.handle_revoked(at, text, sid, now, bus)
+                self.handle_revoked(at, text, sid, cx)
             }
             BrokerError::SubscriptionViolation {
                 subject,
@@ -443,7 +437,7 @@ impl Trunk {
             } => {
                 let (subject, group) = (unquote(subject), queue_group.map(unquote));
                 let rejected = self.subscriptions.reject(&subject, group.as_deref());
-                self.end_rejected(at, rejected, &line, now, bus);
+                self.end_rejected(at, rejected, &line, cx);
             }
             BrokerError::MaxSubscriptions => {
                 // The next PONG tells which was too many; who is alone hears of it now.
@@ -452,21 +446,19 @@ impl Trunk {
                 let tell = is_alone && !operations.has_own();
                 operations.note_too_many(tell);
                 if tell || self.links[at].verbose {
-                    self.deliver_answer(at, &line, bus);
+                    self.deliver_answer(at, &line, cx.bus);
                 }
             }
             BrokerError::InvalidSubject | BrokerError::BadSid if self.shared => {}
             // The server of 2012 says so of a publish as well, and then +OK.
             BrokerError::InvalidSubject if self.links[at].oks.first() == Some(OkOwner::Publish) => {
-                self.deliver_to_own(&line, bus);
+                self.deliver_to_own(&line, cx.bus);
             }
             BrokerError::InvalidSubject | BrokerError::BadSid => {
-                self.deliver_answer(at, &line, bus);
+                self.deliver_answer(at, &line, cx.bus);
             }
-            BrokerError::InvalidPublishSubject => self.deliver_to_own(&line, bus),
-            BrokerError::LinkOnly | BrokerError::NoVerdict => {
-                self.handle_link_error(at, text, now, bus)
-            }
+            BrokerError::InvalidPublishSubject => self.deliver_to_own(&line, cx.bus),
+            BrokerError::LinkOnly | BrokerError::NoVerdict => self.handle_link_error(at, text, cx),
         }
     }
 
@@ -501,10 +493,10 @@ impl Trunk {
     }
 
     /// A broker took no more subscriptions; a PONG has told which these were.
-    fn handle_too_many(&mut self, at: usize, too_many: &TooMany, now: Instant, bus: &mut Bus) {
+    fn handle_too_many(&mut self, at: usize, too_many: &TooMany, cx: &mut Turn<'_>) {
         let mut refused = Cow::Borrowed(&too_many.refused[..]);
         if refused.contains(&OWN) {
-            self.lose_presence(at, now, bus);
+            self.lose_presence(at, cx);
         }
         if !too_many.for_own.is_empty() {
             // A verbose session has heard of each in place of a +OK.
@@ -514,21 +506,21 @@ impl Trunk {
                 false => &too_many.for_own[..],
             };
             refused.to_mut().retain(|sid| !asked_again.contains(sid));
-            self.give_way(at, asked_again, now, bus);
+            self.give_way(at, asked_again, cx);
         }
         if self.is_bystander(at) {
-            return self.add_lacks(at, &refused, now);
+            return self.add_lacks(at, &refused, cx.now);
         }
         if self.shared && self.slots.len() > 1 {
             if !refused.is_empty() {
-                self.crowd_out(at, &refused, now, bus);
+                self.crowd_out(at, &refused, cx);
             }
             return;
         }
         let mut errors = too_many.again;
         for sid in refused.iter().filter(|sid| **sid != OWN) {
             if self.subscriptions.reject_sid(*sid).is_some() {
-                self.unsubscribe_but(Some(at), *sid, now);
+                self.unsubscribe_but(Some(at), *sid, cx.now);
             }
             errors += 1;
         }
@@ -538,22 +530,15 @@ impl Trunk {
             false => too_many.told,
         };
         for _ in told..errors {
-            self.deliver_to_own(b"-ERR 'maximum subscriptions exceeded'\r\n", bus);
+            self.deliver_to_own(b"-ERR 'maximum subscriptions exceeded'\r\n", cx.bus);
         }
     }
 
     /// The live link's broker refused a subscription: the others must not have it either.
-    fn end_rejected(
-        &mut self,
-        at: usize,
-        rejected: Option<Rejected>,
-        line: &[u8],
-        now: Instant,
-        bus: &Bus,
-    ) {
+    fn end_rejected(&mut self, at: usize, rejected: Option<Rejected>, line: &[u8], cx: &Turn<'_>) {
         if let Some(rejected) = &rejected {
             self.links[at].operations.refuse(rejected.upstream);
-            self.unsubscribe_but(Some(at), rejected.upstream, now);
+            self.unsubscribe_but(Some(at), rejected.upstream, cx.now);
         }
         let link = &self.links[at];
         let is_late = link.answered < link.live_from && !link.verbose;
@@ -562,61 +547,54 @@ impl Trunk {
             return;
         }
         if !self.shared {
-            return self.deliver_answer(at, line, bus);
+            return self.deliver_answer(at, line, cx.bus);
         }
         for (session, _) in rejected.map(|rejected| rejected.owners).unwrap_or_default() {
-            self.deliver(session, &[line], bus);
+            self.deliver(session, &[line], cx.bus);
         }
     }
 
     /// A publish was refused: who published it hears of it.
-    fn deliver_to_publisher(
-        &mut self,
-        at: usize,
-        wanted: Wanted<'_>,
-        line: &[u8],
-        now: Instant,
-        bus: &Bus,
-    ) {
+    fn deliver_to_publisher(&mut self, at: usize, wanted: Wanted<'_>, line: &[u8], cx: &Turn<'_>) {
         if !self.shared {
-            return self.deliver_answer(at, line, bus);
+            return self.deliver_answer(at, line, cx.bus);
         }
-        if let Some(Some(session)) = self.owner_of(at, wanted, now) {
-            self.deliver(session, &[line], bus);
+        if let Some(Some(session)) = self.owner_of(at, wanted, cx.now) {
+            self.deliver(session, &[line], cx.bus);
         }
     }
 
     /// A reload took a permission away: the text names the sid, which must be the session's.
-    fn handle_revoked(&mut self, at: usize, text: &[u8], sid: &[u8], now: Instant, bus: &Bus) {
+    fn handle_revoked(&mut self, at: usize, text: &[u8], sid: &[u8], cx: &Turn<'_>) {
         let rejected =
             UpstreamSid::parse(sid).and_then(|upstream| self.subscriptions.reject_sid(upstream));
         if let Some(rejected) = &rejected {
             // A queue member that stayed at another broker would take its share there for nobody.
             self.links[at].operations.refuse(rejected.upstream);
-            self.unsubscribe_but(Some(at), rejected.upstream, now);
+            self.unsubscribe_but(Some(at), rejected.upstream, cx.now);
         }
         for (session, own_sid) in rejected.map(|rejected| rejected.owners).unwrap_or_default() {
             let cut = text.len() - b"\")".len() - sid.len();
             let line = [&b"-ERR '"[..], &text[..cut], &own_sid[..], b"\")'\r\n"];
-            self.deliver(session, &line, bus);
+            self.deliver(session, &line, cx.bus);
         }
     }
 
-    fn handle_link_error(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
+    fn handle_link_error(&mut self, at: usize, text: &[u8], cx: &mut Turn<'_>) {
         let attached = self.links[at].is_attached();
         self.actions.push_back(Action::Report(Report::BrokerError {
             broker: self.links[at].broker,
             text: text.into(),
         }));
-        let headers = self.header_support(at, bus);
+        let headers = self.header_support(at, cx.bus);
         if !attached && !self.ready && self.connect.refusal(headers).is_some() {
             self.refuse_own_options(headers);
-            return self.fail(at, Failure::Refused, now, bus);
+            return self.fail(at, Failure::Refused, cx);
         }
         let own_fault = OWN_FAULTS.iter().any(|own| text.eq_ignore_ascii_case(own));
         self.links[at].too_large = text.eq_ignore_ascii_case(OWN_FAULTS[0]);
         if text.eq_ignore_ascii_case(OWN_FAULTS[1]) {
-            self.end_longest(at, text, now, bus);
+            self.end_longest(at, text, cx);
         }
         if own_fault && attached && !self.shared && self.slots.len() == 1 {
             self.links[at].is_at_fault = true;
@@ -625,12 +603,12 @@ impl Trunk {
             }
             return;
         }
-        self.fail(at, Failure::LinkError, now, bus);
+        self.fail(at, Failure::LinkError, cx);
     }
 
     /// A broker takes shorter lines than it could be known to. The longest that it has been sent
     /// ends its session, or the next replay would be the end of the next link, for all.
-    fn end_longest(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
+    fn end_longest(&mut self, at: usize, text: &[u8], cx: &mut Turn<'_>) {
         let (subscription, mut owners) = self.subscriptions.longest_unproven();
         let (publish, publisher) = self.longest_publish(at);
         if publish > subscription {
@@ -642,7 +620,7 @@ impl Trunk {
         }
         let link = &mut self.links[at];
         link.longest_line = Some(longest - 1);
-        bus.roster.learn_line(link.broker, longest - 1, now);
+        cx.bus.roster.learn_line(link.broker, longest - 1, cx.now);
         if self.shared {
             for session in owners {
                 self.close(session, CloseReason::Refused(text.into()));
@@ -665,7 +643,7 @@ impl Trunk {
     }
 
     /// A broker, or the identity's account there, takes no more connections.
-    fn handle_full(&mut self, at: usize, text: &[u8], account: bool, now: Instant, bus: &mut Bus) {
+    fn handle_full(&mut self, at: usize, text: &[u8], account: bool, cx: &mut Turn<'_>) {
         let link = &self.links[at];
         let broker = link.broker;
         self.actions.push_back(Action::Report(Report::BrokerError {
@@ -673,73 +651,76 @@ impl Trunk {
             text: text.into(),
         }));
         if link.is_attached() || link.is_check {
-            return self.fail(at, Failure::LinkError, now, bus);
+            return self.fail(at, Failure::LinkError, cx);
         }
-        let identity = account.then(|| self.identity(bus));
-        bus.roster
-            .turn_away(broker, identity, Failure::Full, text, now);
-        self.fail(at, Failure::Full, now, bus);
+        let identity = account.then(|| self.identity(cx.bus));
+        cx.bus
+            .roster
+            .turn_away(broker, identity, Failure::Full, text, cx.now);
+        self.fail(at, Failure::Full, cx);
     }
 
     /// R36: credentials that were good ran out, or were taken back. That is final for them, and
     /// concerns nobody else: sessions hear the broker's own words, once.
-    fn handle_expiry(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
+    fn handle_expiry(&mut self, at: usize, text: &[u8], cx: &mut Turn<'_>) {
         if !self.links[at].is_attached() {
-            return self.handle_refusal(at, text, now, bus);
+            return self.handle_refusal(at, text, cx);
         }
         let broker = self.links[at].broker;
         self.actions.push_back(Action::Report(Report::BrokerError {
             broker,
             text: text.into(),
         }));
-        bus.admission.forget(&self.connect);
+        cx.bus.admission.forget(&self.connect);
         let id = self.links[at].id;
         let others = |link: &Link| link.is_attached() && link.id != id;
         if self.links.iter().any(others) {
             // Of independent brokers one has taken it back, and another serves (R28).
-            return self.fail(at, Failure::Refused, now, bus);
+            return self.fail(at, Failure::Refused, cx);
         }
-        self.round.refuse(broker, text, now);
+        self.round.refuse(broker, text, cx.now);
         while !self.links.is_empty() {
-            let link = self.drop_link(0, false, bus);
+            let link = self.drop_link(0, false, cx.bus);
             if !link.is_attached() {
                 continue;
             }
-            bus.detached(self.id, link.broker, now);
-            let (settled, _) = self.settle(link, bus);
-            self.requeue(settled, bus);
+            cx.bus.detached(self.id, link.broker, cx.now);
+            let (settled, _) = self.settle(link, cx.bus);
+            self.requeue(settled, cx.bus);
         }
-        self.refuse_sessions(now, bus);
+        self.refuse_sessions(cx);
     }
 
     /// R15.
-    fn handle_refusal(&mut self, at: usize, text: &[u8], now: Instant, bus: &mut Bus) {
+    fn handle_refusal(&mut self, at: usize, text: &[u8], cx: &mut Turn<'_>) {
         let broker = self.links[at].broker;
-        let identity = self.identity(bus);
-        let took = now.saturating_duration_since(self.links[at].opened_at);
-        bus.roster.note_verdict(broker, identity, false, took, now);
-        bus.admission.forget(&self.connect);
+        let identity = self.identity(cx.bus);
+        let took = cx.now.saturating_duration_since(self.links[at].opened_at);
+        cx.bus
+            .roster
+            .note_verdict(broker, identity, false, took, cx.now);
+        cx.bus.admission.forget(&self.connect);
         self.actions.push_back(Action::Report(Report::BrokerError {
             broker,
             text: text.into(),
         }));
         if self.links[at].is_check {
-            return self.disbelieve(at, text, bus);
+            return self.disbelieve(at, text, cx.bus);
         }
         if self.links[at].is_attached() {
             // Expired or revoked while live: the next handshake decides.
-            return self.fail(at, Failure::Refused, now, bus);
+            return self.fail(at, Failure::Refused, cx);
         }
         let first = self.verdict != Verdict::Accepted && !self.independent;
-        self.round.refuse(broker, text, now);
+        self.round.refuse(broker, text, cx.now);
         if !self.independent && self.links.iter().any(super::link::Link::is_attached) {
             // A move of a trunk that lives goes on somewhere else, or later.
             self.round.avoid(broker);
         }
         if first {
-            return self.refuse_sessions(now, bus);
+            return self.refuse_sessions(cx);
         }
-        self.fail(at, Failure::Refused, now, bus);
+        self.fail(at, Failure::Refused, cx);
     }
 
     /// An error in place of a `+OK`. A verbose session has heard, or will hear, otherwise of

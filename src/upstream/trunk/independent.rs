@@ -18,7 +18,7 @@ use crate::proto::encode;
 use crate::proto::error_text::{BrokerError, unquote};
 use crate::upstream::brokers::presence::Heard;
 use crate::upstream::brokers::roster::{BrokerId, Failure, Health};
-use crate::upstream::bus::Bus;
+use crate::upstream::bus::{Bus, Turn};
 
 /// The sid of what other hosts announce; no [`UpstreamSid`] is written so.
 pub(super) const PRESENCE_SID: &[u8] = b"-p";
@@ -53,7 +53,7 @@ pub(super) struct Pause {
 
 impl Trunk {
     /// Dials every broker that has no link and may have one.
-    pub(super) fn dial_all(&mut self, now: Instant, bus: &mut Bus) {
+    pub(super) fn dial_all(&mut self, cx: &mut Turn<'_>) {
         if self.done {
             return;
         }
@@ -61,49 +61,49 @@ impl Trunk {
             if planned.after.is_some() {
                 return;
             }
-            self.renew_links(now, bus);
+            self.renew_links(cx);
         }
-        self.leave_removed(now, bus);
-        if self.leave_frozen(now, bus) {
+        self.leave_removed(cx);
+        if self.leave_frozen(cx) {
             return;
         }
-        if bus.presence.is_routed() && !self.links.is_empty() {
+        if cx.bus.presence.is_routed() && !self.links.is_empty() {
             // R26: as in a cluster, one link has all that there is.
-            return self.leave_standbys(now, bus);
+            return self.leave_standbys(cx);
         }
         let paused = self.pauses.iter().filter(|pause| pause.until.is_some());
         let linked = self.links.iter().map(|link| link.broker);
         let has: Vec<BrokerId> = linked.chain(paused.map(|pause| pause.broker)).collect();
         if !self.links.iter().any(Link::is_attached) {
-            self.needed_since.get_or_insert(now);
+            self.needed_since.get_or_insert(cx.now);
         }
-        let identity = self.identity(bus);
-        let dials = match bus.presence.is_routed() {
-            true => bus.pick_one(self.id, identity, &has, now),
-            false => bus.pick_all(self.id, identity, &has, now),
+        let identity = self.identity(cx.bus);
+        let dials = match cx.bus.presence.is_routed() {
+            true => cx.bus.pick_one(self.id, identity, &has, cx.now),
+            false => cx.bus.pick_all(self.id, identity, &has, cx.now),
         };
         for broker in dials {
-            self.dial(broker, now, bus);
+            self.dial(broker, cx);
         }
         if self.links.is_empty() {
-            self.try_to_admit(now, bus);
-            self.answer_what_needs_no_broker(bus);
+            self.try_to_admit(cx);
+            self.answer_what_needs_no_broker(cx.bus);
         }
     }
 
     /// A broker turned the trunk away, or hung up at once.
-    pub(super) fn pause(&mut self, broker: BrokerId, now: Instant, bus: &Bus) {
+    pub(super) fn pause(&mut self, broker: BrokerId, cx: &Turn<'_>) {
         if !self.independent {
             return;
         }
         let at = self.pauses.iter().position(|pause| pause.broker == broker);
         let failures = at.map_or(0, |at| self.pauses.swap_remove(at).failures) + 1;
-        let third = bus.settings.timings.failback_delay / 3;
+        let third = cx.bus.settings.timings.failback_delay / 3;
         let delay = RETRY.delay(failures, self.id.0).min(third);
         self.pauses.push(Pause {
             broker,
             failures,
-            until: Some(now + delay),
+            until: Some(cx.now + delay),
         });
     }
 
@@ -118,12 +118,12 @@ impl Trunk {
 
     /// Lets the best link that there is become the live one: at once where there is none, and
     /// in order where another lives (R30).
-    pub(super) fn choose_target(&mut self, now: Instant, bus: &mut Bus) {
+    pub(super) fn choose_target(&mut self, cx: &mut Turn<'_>) {
         if self.done || self.moving.is_some() || !self.independent {
             return;
         }
         self.choose_at = None;
-        let rank = |link: &Link| self.rank(link, now, bus);
+        let rank = |link: &Link| self.rank(link, cx);
         let subscribed = self.links.iter().filter(|link| link.phase.is_subscribed());
         let Some(best) = subscribed.min_by_key(|link| rank(link)) else {
             return;
@@ -133,13 +133,13 @@ impl Trunk {
             // At the start, a better one that is on its way is waited for.
             let patience = |link: &Link| link.opened_at + START_PATIENCE;
             let coming = self.links.iter().filter(|link| {
-                let joining = !link.phase.is_subscribed() && patience(link) > now;
+                let joining = !link.phase.is_subscribed() && patience(link) > cx.now;
                 joining && self.lost.is_none() && rank(link) < best_rank
             });
             // Behind an outage, so are the hosts that were there before it.
             let at_best = self.link_index(best_id);
             let awaited =
-                at_best.and_then(|at| bus.presence.awaits(self.links[at].server_id(), now));
+                at_best.and_then(|at| cx.bus.presence.awaits(self.links[at].server_id(), cx.now));
             let coming = coming.map(patience).min();
             if let Some(until) = coming.into_iter().chain(awaited).min() {
                 self.choose_at = Some(until);
@@ -148,48 +148,48 @@ impl Trunk {
                     self.make_ready();
                 }
             } else if let Some(at) = self.link_index(best_id) {
-                self.go_live(at, now, bus);
+                self.go_live(at, cx);
             }
             return;
         };
         let worth = best_rank < rank(&self.links[live]);
-        let sound = !self.is_suspect(live, bus) && !best_rank.0;
+        let sound = !self.is_suspect(live, cx.bus) && !best_rank.0;
         let switch = self.switch.as_ref();
         let on_its_way = switch.is_some_and(|switch| switch.to == best_id);
         if worth && sound && !on_its_way {
-            let after = self.push_ping(live, None, now, bus);
+            let after = self.push_ping(live, None, cx);
             self.switch = Some(Box::new(Switch {
                 to: best_id,
                 after,
                 settled_at: None,
             }));
         } else if !worth && self.switch.take().is_some() {
-            self.resume(live, now, bus);
+            self.resume(live, cx);
         }
     }
 
     /// The lower, the better: suspect, about to leave, not the bus's choice, its place.
-    fn rank(&self, link: &Link, now: Instant, bus: &Bus) -> (bool, bool, bool, usize) {
-        let suspect = bus.liveness.suspect_since(link.broker).is_some();
-        let broker = bus.roster.broker(link.broker);
+    fn rank(&self, link: &Link, cx: &Turn<'_>) -> (bool, bool, bool, usize) {
+        let suspect = cx.bus.liveness.suspect_since(link.broker).is_some();
+        let broker = cx.bus.roster.broker(link.broker);
         let leaving = broker.is_removed() || broker.health() == Health::LameDuck;
-        let chosen = bus.roster.current() == link.broker;
-        let place = bus.roster.place(link.broker, now);
+        let chosen = cx.bus.roster.current() == link.broker;
+        let place = cx.bus.roster.place(link.broker, cx.now);
         (suspect, leaving, !chosen, place)
     }
 
     /// The live link has answered a PING: a planned change may be due soon.
-    pub(super) fn go_on_switching(&mut self, now: Instant, bus: &Bus) {
+    pub(super) fn go_on_switching(&mut self, cx: &Turn<'_>) {
         let answered = self.answered;
         if let Some(switch) = &mut self.switch
             && switch.settled_at.is_none()
             && switch.after <= answered
         {
-            let settle = bus.settings.timings.switch_settle;
-            let farthest = bus.longest_round_trip();
+            let settle = cx.bus.settings.timings.switch_settle;
+            let farthest = cx.bus.longest_round_trip();
             // A link that stalled looks far away: publishes don't wait for that.
             let farthest = (2 * farthest).min(SETTLE_MOST);
-            switch.settled_at = Some(now + settle.max(farthest));
+            switch.settled_at = Some(cx.now + settle.max(farthest));
         }
     }
 
@@ -207,36 +207,37 @@ impl Trunk {
     }
 
     /// Does what is due.
-    pub(super) fn handle_target_timeout(&mut self, now: Instant, bus: &mut Bus) {
-        if bus.presence.due().is_some_and(|due| due <= now) {
+    pub(super) fn handle_target_timeout(&mut self, cx: &mut Turn<'_>) {
+        if cx.bus.presence.due().is_some_and(|due| due <= cx.now) {
             // Behind an outage, others publish once this host says that it is there: all of it.
-            let replaying = bus.presence.is_gathering(now) && bus.barrier_opens_at(now).is_some();
+            let replaying =
+                cx.bus.presence.is_gathering(cx.now) && cx.bus.barrier_opens_at(cx.now).is_some();
             match replaying {
-                true => bus.presence.put_off(now),
-                false => bus.begin_announcing(now),
+                true => cx.bus.presence.put_off(cx.now),
+                false => cx.bus.begin_announcing(cx.now),
             }
-            self.announce(now, bus);
+            self.announce(cx);
         }
-        self.ask_where_due(now, bus);
+        self.ask_where_due(cx);
         let mut again = false;
         for pause in &mut self.pauses {
-            again |= pause.until.take_if(|until| *until <= now).is_some();
+            again |= pause.until.take_if(|until| *until <= cx.now).is_some();
         }
         if again {
-            self.dial_all(now, bus);
+            self.dial_all(cx);
         }
-        if self.choose_at.is_some_and(|at| at <= now) {
-            self.choose_target(now, bus);
+        if self.choose_at.is_some_and(|at| at <= cx.now) {
+            self.choose_target(cx);
         }
-        let due = |switch: &mut Box<Switch>| switch.settled_at.is_some_and(|at| at <= now);
+        let due = |switch: &mut Box<Switch>| switch.settled_at.is_some_and(|at| at <= cx.now);
         let Some(switch) = self.switch.take_if(due) else {
             return;
         };
         let (Some(old), Some(new)) = (self.live(), self.link_index(switch.to)) else {
             return;
         };
-        if self.is_suspect(new, bus) {
-            self.resume(old, now, bus);
+        if self.is_suspect(new, cx.bus) {
+            self.resume(old, cx);
             return;
         }
         let link = &mut self.links[old];
@@ -246,34 +247,29 @@ impl Trunk {
         // failover (R20).
         let oks = link.oks.owed(OkOwner::Operation);
         link.oks.disown();
-        let cause = Self::must_leave(from, bus).unwrap_or(Failure::Failback);
-        self.lost = Some((from, cause, now));
+        let cause = Self::must_leave(from, cx.bus).unwrap_or(Failure::Failback);
+        self.lost = Some((from, cause, cx.now));
         let last_read = link.last_read_at;
-        bus.note_lost(from, cause, last_read, &Settled::default(), 0, now);
+        cx.bus
+            .note_lost(from, cause, last_read, &Settled::default(), 0, cx.now);
         for (_, slot) in &mut self.slots {
             slot.owed_oks += oks;
         }
-        self.go_live(new, now, bus);
-        self.leave_removed(now, bus);
+        self.go_live(new, cx);
+        self.leave_removed(cx);
     }
 
     /// A link that stood by is gone.
-    pub(super) fn lose_standby(
-        &mut self,
-        link: Link,
-        failure: Failure,
-        now: Instant,
-        bus: &mut Bus,
-    ) {
+    pub(super) fn lose_standby(&mut self, link: Link, failure: Failure, cx: &mut Turn<'_>) {
         let (id, broker) = (link.id, link.broker);
-        let brief = now.saturating_duration_since(link.opened_at) < super::BRIEF;
-        bus.counters.link_failures += 1;
-        self.note_lost_link(broker, failure, now, bus);
+        let brief = cx.now.saturating_duration_since(link.opened_at) < super::BRIEF;
+        cx.bus.counters.link_failures += 1;
+        self.note_lost_link(broker, failure, cx);
         if brief {
-            self.pause(broker, now, bus);
+            self.pause(broker, cx);
         }
-        let (settled, _) = self.settle(link, bus);
-        self.requeue(settled, bus);
+        let (settled, _) = self.settle(link, cx.bus);
+        self.requeue(settled, cx.bus);
         self.actions.push_back(Action::Report(Report::Lost {
             link: id,
             broker,
@@ -283,84 +279,83 @@ impl Trunk {
         if self.switch.take_if(|switch| switch.to == id).is_some()
             && let Some(live) = self.live()
         {
-            self.resume(live, now, bus);
+            self.resume(live, cx);
         }
-        self.release_late(bus);
+        self.release_late(cx.bus);
     }
 
     /// Leaves a broker that another trunk has found dead by its silence: what is published to it
     /// once it thaws wouldn't come to those that have left. Returns whether there was any, and
     /// all else was done.
-    fn leave_frozen(&mut self, now: Instant, bus: &mut Bus) -> bool {
-        let frozen = |link: &Link| link.is_attached() && bus.roster.is_frozen(link.broker);
+    fn leave_frozen(&mut self, cx: &mut Turn<'_>) -> bool {
+        let frozen = |link: &Link| link.is_attached() && cx.bus.roster.is_frozen(link.broker);
         let at = self.links.iter().position(frozen);
         if let Some(at) = at {
             // It looks for the next one, and comes back here.
-            self.fail(at, Failure::Silent, now, bus);
+            self.fail(at, Failure::Silent, cx);
         }
         at.is_some()
     }
 
     /// Leaves brokers that are no longer configured, where publishes don't go.
-    fn leave_removed(&mut self, now: Instant, bus: &mut Bus) {
-        let leaves = |link: &Link, bus: &Bus| {
-            link.phase == Phase::Standby && bus.roster.broker(link.broker).is_removed()
-        };
-        while let Some(at) = self.links.iter().position(|link| leaves(link, bus)) {
-            let link = self.drop_link(at, false, bus);
-            self.lose_standby(link, Failure::Removed, now, bus);
+    fn leave_removed(&mut self, cx: &mut Turn<'_>) {
+        while let Some(at) = self.links.iter().position(|link| {
+            link.phase == Phase::Standby && cx.bus.roster.broker(link.broker).is_removed()
+        }) {
+            let link = self.drop_link(at, false, cx.bus);
+            self.lose_standby(link, Failure::Removed, cx);
         }
     }
 
     /// Leaves all brokers but the one that publishes go to.
-    fn leave_standbys(&mut self, now: Instant, bus: &mut Bus) {
+    fn leave_standbys(&mut self, cx: &mut Turn<'_>) {
         if self.live().is_none() {
             return;
         }
         let stands_by = |link: &Link| link.phase != Phase::Live;
         while let Some(at) = self.links.iter().position(stands_by) {
-            let link = self.drop_link(at, false, bus);
+            let link = self.drop_link(at, false, cx.bus);
             if link.is_attached() {
-                self.lose_standby(link, Failure::Removed, now, bus);
+                self.lose_standby(link, Failure::Removed, cx);
             }
         }
     }
 
     /// A second CONNECT: all links are opened anew, under the new options (R20).
-    pub(super) fn renew_links(&mut self, now: Instant, bus: &mut Bus) {
+    pub(super) fn renew_links(&mut self, cx: &mut Turn<'_>) {
         self.moving = None;
         self.switch = None;
         while !self.links.is_empty() {
-            let link = self.drop_link(0, false, bus);
+            let link = self.drop_link(0, false, cx.bus);
             if !link.is_attached() {
                 continue;
             }
             // Of a failover that isn't over, the operator is still told the sum.
             self.lost
-                .get_or_insert((link.broker, Failure::NewConnect, now));
-            bus.detached(self.id, link.broker, now);
-            let (settled, _) = self.settle(link, bus);
-            self.requeue(settled, bus);
+                .get_or_insert((link.broker, Failure::NewConnect, cx.now));
+            cx.bus.detached(self.id, link.broker, cx.now);
+            let (settled, _) = self.settle(link, cx.bus);
+            self.requeue(settled, cx.bus);
         }
-        self.release_late(bus);
+        self.release_late(cx.bus);
     }
 
     /// Tells the other hosts on which brokers this one is subscribed (R29).
-    pub(super) fn announce(&mut self, now: Instant, bus: &mut Bus) {
-        if !self.independent || !bus.presence.is_on() {
+    pub(super) fn announce(&mut self, cx: &mut Turn<'_>) {
+        if !self.independent || !cx.bus.presence.is_on() {
             return;
         }
-        self.carries = bus.is_carrier(self.id, self.identity(bus), now);
+        self.carries = cx.bus.is_carrier(self.id, self.identity(cx.bus), cx.now);
         if !self.carries {
-            return self.stop_hearing(now);
+            return self.stop_hearing(cx.now);
         }
-        if self.announced >= bus.presence.round() {
+        if self.announced >= cx.bus.presence.round() {
             return;
         }
-        self.announced = bus.presence.round();
-        let reaches = bus.reaches();
-        let subject = bus.presence.own_subject();
-        let subscription = bus.presence.subscription();
+        self.announced = cx.bus.presence.round();
+        let reaches = cx.bus.reaches();
+        let subject = cx.bus.presence.own_subject();
+        let subscription = cx.bus.presence.subscription();
         let mut frame = std::mem::take(&mut self.scratch);
         let covered_by = self.next_ping;
         for link in self
@@ -376,13 +371,14 @@ impl Trunk {
                 link.operations.subscribe(OWN, covered_by);
                 operations += 1;
             }
-            let said = bus
-                .presence
-                .announcement(&independent.server_id, self.id, &reaches, now);
+            let said =
+                cx.bus
+                    .presence
+                    .announcement(&independent.server_id, self.id, &reaches, cx.now);
             encode::publish(&mut frame, &subject, &said);
             link.out.push(&frame);
             // With at-least-once, what lies before it stays in memory until a fence.
-            link.note_unfenced(frame.len(), 0, now);
+            link.note_unfenced(frame.len(), 0, cx.now);
             if link.verbose {
                 link.oks.push(OkOwner::Nobody, operations);
             }
@@ -401,12 +397,12 @@ impl Trunk {
     }
 
     /// Another host has announced itself, or this one hears itself.
-    pub(super) fn hear(&mut self, at: usize, json: &[u8], now: Instant, bus: &mut Bus) {
+    pub(super) fn hear(&mut self, at: usize, json: &[u8], cx: &mut Turn<'_>) {
         let link = &self.links[at];
         let broker = link.broker;
-        let who = (self.id, self.identity(bus));
+        let who = (self.id, self.identity(cx.bus));
         let server_id = link.server_id().to_owned();
-        if bus.hear(json, &server_id, who, now) == Heard::Routed {
+        if cx.bus.hear(json, &server_id, who, cx.now) == Heard::Routed {
             let report = Report::WrongTopology { broker };
             self.actions.push_back(Action::Report(report));
         }
@@ -414,13 +410,7 @@ impl Trunk {
 
     /// Whether an error is about what natsmux itself asked for: a component hears nothing of
     /// that. Presence is off then, and order alone decides.
-    pub(super) fn is_about_presence(
-        &mut self,
-        at: usize,
-        text: &[u8],
-        now: Instant,
-        bus: &mut Bus,
-    ) -> bool {
+    pub(super) fn is_about_presence(&mut self, at: usize, text: &[u8], cx: &mut Turn<'_>) -> bool {
         let independent = self.links[at].independent.as_ref();
         if !independent.is_some_and(|independent| independent.announced) {
             return false;
@@ -429,15 +419,15 @@ impl Trunk {
             let subject = [&b"\""[..], &subject, b"\""].concat();
             memchr::memmem::find(text, &subject).is_some()
         };
-        let presence = &bus.presence;
+        let presence = &cx.bus.presence;
         if !quoted(presence.own_subject()) && !quoted(presence.subscription()) {
             return false;
         }
         self.links[at].oks.pop();
-        if quoted(bus.presence.subscription()) {
+        if quoted(cx.bus.presence.subscription()) {
             self.links[at].operations.refuse(OWN);
         }
-        self.lose_presence(at, now, bus);
+        self.lose_presence(at, cx);
         true
     }
 
@@ -493,7 +483,7 @@ impl Trunk {
     }
 
     /// Asks a link's broker again for what it refused.
-    pub(super) fn ask_for_lacks(&mut self, at: usize, now: Instant, bus: &Bus) {
+    pub(super) fn ask_for_lacks(&mut self, at: usize, cx: &Turn<'_>) {
         let covered_by = self.next_ping;
         let link = &mut self.links[at];
         let Some(independent) = &mut link.independent else {
@@ -515,15 +505,15 @@ impl Trunk {
                 interest.queue_group,
                 text.as_bytes(),
             );
-            link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
+            link.push_operation(&frame, OkOwner::Nobody, covered_by, cx.now);
             link.operations.subscribe(*sid, covered_by);
             frame.clear();
             if let Some(left) = interest.left
-                && !bus.presence.may_match(interest.subject)
+                && !cx.bus.presence.may_match(interest.subject)
             {
                 let max = link.received(*sid) + left;
                 encode::unsub(&mut frame, text.as_bytes(), Some(max));
-                link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
+                link.push_operation(&frame, OkOwner::Nobody, covered_by, cx.now);
                 frame.clear();
             }
             *asked = Some(covered_by);
@@ -543,29 +533,23 @@ impl Trunk {
         independent.filter_map(|link| link.ask_at).min()
     }
 
-    fn ask_where_due(&mut self, now: Instant, bus: &Bus) {
+    fn ask_where_due(&mut self, cx: &Turn<'_>) {
         for at in 0..self.links.len() {
             let link = &self.links[at];
             let ask_at = link.independent.as_ref().and_then(|link| link.ask_at);
-            if link.phase.is_subscribed() && ask_at.is_some_and(|at| at <= now) {
-                self.ask_for_lacks(at, now, bus);
+            if link.phase.is_subscribed() && ask_at.is_some_and(|at| at <= cx.now) {
+                self.ask_for_lacks(at, cx);
             }
         }
     }
 
     /// Natsmux's own subscription gives way to these, which a link's broker refused because of
     /// it: a component has as many as at the broker itself.
-    pub(super) fn give_way(
-        &mut self,
-        at: usize,
-        sids: &[UpstreamSid],
-        now: Instant,
-        bus: &mut Bus,
-    ) {
-        self.unsubscribe_presence(at, now);
-        self.lose_presence(at, now, bus);
-        self.add_lacks(at, sids, now);
-        self.ask_for_lacks(at, now, bus);
+    pub(super) fn give_way(&mut self, at: usize, sids: &[UpstreamSid], cx: &mut Turn<'_>) {
+        self.unsubscribe_presence(at, cx.now);
+        self.lose_presence(at, cx);
+        self.add_lacks(at, sids, cx.now);
+        self.ask_for_lacks(at, cx);
     }
 
     /// Ends natsmux's own subscription on a link, where there is one.
@@ -582,13 +566,13 @@ impl Trunk {
     }
 
     /// A link's broker took no more subscriptions, natsmux's own among them.
-    pub(super) fn lose_presence(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    pub(super) fn lose_presence(&mut self, at: usize, cx: &mut Turn<'_>) {
         if let Some(independent) = &mut self.links[at].independent {
             independent.hears_presence = false;
         }
-        let identity = self.identity(bus);
+        let identity = self.identity(cx.bus);
         self.carries = false;
-        if bus.forbid_presence(identity, now) {
+        if cx.bus.forbid_presence(identity, cx.now) {
             let broker = self.links[at].broker;
             let report = Report::PresenceForbidden { broker };
             self.actions.push_back(Action::Report(report));
@@ -603,21 +587,21 @@ impl Trunk {
 
     /// R27: asks the links that stand by, or soon will, as well, ahead of the live one. One
     /// that is suspect is waited for if it isn't by then.
-    pub(super) fn ping_standbys(&mut self, now: Instant, bus: &mut Bus) {
+    pub(super) fn ping_standbys(&mut self, cx: &mut Turn<'_>) {
         for at in 0..self.links.len() {
             let link = &self.links[at];
             if link.takes_subscriptions() && link.phase != Phase::Live {
-                self.push_ping(at, None, now, bus);
+                self.push_ping(at, None, cx);
             }
         }
     }
 
     /// Asks every link that takes SUBs and UNSUBs; returns the live one's PING.
-    pub(super) fn ping_everywhere(&mut self, now: Instant, bus: &mut Bus) -> Option<u64> {
+    pub(super) fn ping_everywhere(&mut self, cx: &mut Turn<'_>) -> Option<u64> {
         self.unmarked = None;
-        self.ping_standbys(now, bus);
+        self.ping_standbys(cx);
         let live = self.live();
-        live.map(|at| self.push_ping(at, None, now, bus))
+        live.map(|at| self.push_ping(at, None, cx))
     }
 
     /// Whether every link, but for those that stand by and are suspect, has answered what it was
@@ -671,10 +655,9 @@ impl Trunk {
         session: SessionId,
         upstream: UpstreamSid,
         left: u64,
-        now: Instant,
-        bus: &Bus,
+        cx: &Turn<'_>,
     ) {
-        let counted_here = self.is_counted_here(upstream, bus);
+        let counted_here = self.is_counted_here(upstream, cx.bus);
         let owner = self.note_operation(session);
         let covered_by = self.next_ping;
         let mut frame = std::mem::take(&mut self.scratch);
@@ -688,19 +671,19 @@ impl Trunk {
                 false => encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max)),
             }
             let told = OkOwner::of_operation(Some(at) == owner);
-            link.push_operation(&frame, told, covered_by, now);
+            link.push_operation(&frame, told, covered_by, cx.now);
             frame.clear();
         }
         self.scratch = frame;
     }
 
     /// R31: the counts of the other brokers are old by now.
-    pub(super) fn send_limits(&mut self, now: Instant, bus: &Bus) {
+    pub(super) fn send_limits(&mut self, cx: &Turn<'_>) {
         let covered_by = self.next_ping;
         let limited: Vec<_> = self
             .subscriptions
             .iter()
-            .filter(|(_, interest)| !bus.presence.may_match(interest.subject))
+            .filter(|(_, interest)| !cx.bus.presence.may_match(interest.subject))
             .filter_map(|(upstream, interest)| Some((upstream, interest.left?)))
             .collect();
         for (upstream, left) in limited {
@@ -712,7 +695,7 @@ impl Trunk {
             {
                 let max = link.received(upstream) + left;
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
-                link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
+                link.push_operation(&frame, OkOwner::Nobody, covered_by, cx.now);
                 frame.clear();
             }
             self.scratch = frame;

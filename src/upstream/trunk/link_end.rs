@@ -12,8 +12,8 @@ use crate::ledger::{Held, Settled, Subscriptions, settle};
 use crate::proto::encode;
 use crate::queue::Queue;
 use crate::upstream::brokers::roster::{BrokerId, Failure, Health};
-use crate::upstream::bus::Bus;
 use crate::upstream::bus::lags::Lag;
+use crate::upstream::bus::{Bus, Turn};
 
 /// The text that a component hears where brokers give no verdict, as from one that waits in vain.
 const NO_VERDICT: &[u8] = b"Authentication Timeout";
@@ -28,65 +28,62 @@ const ORPHAN_BYTES: usize = 4096;
 impl Trunk {
     /// A link's socket is dead, or its dial failed. Everything that could still be read was
     /// handled before (R10).
-    pub fn handle_link_failed(
-        &mut self,
-        id: LinkId,
-        failure: Failure,
-        now: Instant,
-        bus: &mut Bus,
-    ) {
+    pub fn handle_link_failed(&mut self, id: LinkId, failure: Failure, cx: &mut Turn<'_>) {
         if let Some(at) = self.link_index(id) {
-            self.fail(at, failure, now, bus);
+            self.fail(at, failure, cx);
         }
     }
 
     /// Ends a link that natsmux finds to be bad.
-    pub(super) fn fail(&mut self, at: usize, failure: Failure, now: Instant, bus: &mut Bus) {
+    pub(super) fn fail(&mut self, at: usize, failure: Failure, cx: &mut Turn<'_>) {
         if self.links[at].is_check {
             // No verdict: the one that is old holds on, and the next session asks again.
-            self.drop_link(at, false, bus);
+            self.drop_link(at, false, cx.bus);
             return self.verify_all();
         }
-        let link = self.drop_link(at, failure == Failure::Silent, bus);
+        let link = self.drop_link(at, failure == Failure::Silent, cx.bus);
         let broker = link.broker;
         if link.phase == Phase::Standby {
-            self.lose_standby(link, failure, now, bus);
+            self.lose_standby(link, failure, cx);
         } else if link.is_attached() {
-            self.lose(link, failure, now, bus);
+            self.lose(link, failure, cx);
         } else {
-            self.note_failed_dial(&link, failure, now, bus);
+            self.note_failed_dial(&link, failure, cx);
             self.actions
                 .push_back(Action::Report(Report::DialFailed { broker, failure }));
         }
-        self.check_refused(now, bus);
-        self.replay_if_free(now, bus);
-        self.next_attempt(now, bus);
-        self.choose_target(now, bus);
-        self.check_done(now, bus);
+        self.check_refused(cx);
+        self.replay_if_free(cx);
+        self.next_attempt(cx);
+        self.choose_target(cx);
+        self.check_done(cx);
     }
 
-    fn note_failed_dial(&mut self, link: &Link, failure: Failure, now: Instant, bus: &mut Bus) {
-        bus.counters.dial_failures += 1;
-        bus.observed.dial_failures.count(failure.as_str());
+    fn note_failed_dial(&mut self, link: &Link, failure: Failure, cx: &mut Turn<'_>) {
+        cx.bus.counters.dial_failures += 1;
+        cx.bus.observed.dial_failures.count(failure.as_str());
         let mut avoided = None;
         match link.phase {
             // The broker didn't even introduce itself: dead for all trunks.
             Phase::Connecting | Phase::AwaitingInfo
                 if !matches!(failure, Failure::OutOfFiles | Failure::Full) =>
             {
-                bus.roster.handle_trunk_failure(link.broker, failure, now);
-                self.pause(link.broker, now, bus);
+                cx.bus
+                    .roster
+                    .handle_trunk_failure(link.broker, failure, cx.now);
+                self.pause(link.broker, cx);
             }
             // All links of the bus wait together for a broker that turns them away.
-            _ if failure == Failure::Full => self.pause(link.broker, now, bus),
+            _ if failure == Failure::Full => self.pause(link.broker, cx),
             _ if failure == Failure::NoVerdict => {
-                bus.roster
-                    .turn_away(link.broker, None, failure, NO_VERDICT, now);
-                self.pause(link.broker, now, bus);
+                cx.bus
+                    .roster
+                    .turn_away(link.broker, None, failure, NO_VERDICT, cx.now);
+                self.pause(link.broker, cx);
             }
             _ => {
-                bus.roster.note_failure(link.broker, failure);
-                self.pause(link.broker, now, bus);
+                cx.bus.roster.note_failure(link.broker, failure);
+                self.pause(link.broker, cx);
                 avoided = (!self.independent).then_some(link.broker);
             }
         }
@@ -94,55 +91,51 @@ impl Trunk {
     }
 
     /// A live link to this broker is gone: what that says of the broker.
-    pub(super) fn note_lost_link(
-        &mut self,
-        broker: BrokerId,
-        failure: Failure,
-        now: Instant,
-        bus: &mut Bus,
-    ) {
-        let suspect = bus.liveness.suspect_since(broker).is_some();
-        bus.detached(self.id, broker, now);
+    pub(super) fn note_lost_link(&mut self, broker: BrokerId, failure: Failure, cx: &mut Turn<'_>) {
+        let suspect = cx.bus.liveness.suspect_since(broker).is_some();
+        cx.bus.detached(self.id, broker, cx.now);
         if failure != Failure::Refused {
-            bus.admission.refresh(&self.connect, now);
+            cx.bus.admission.refresh(&self.connect, cx.now);
         }
         match failure {
             // The sentinel finds the broker silent too. One link alone may have a fault of its
             // own.
-            Failure::Silent if suspect => bus.roster.handle_trunk_failure(broker, failure, now),
-            Failure::Silent | Failure::Refused => {
-                bus.roster.note_failure(broker, failure);
-                self.pause(broker, now, bus);
+            Failure::Silent if suspect => {
+                cx.bus.roster.handle_trunk_failure(broker, failure, cx.now)
             }
-            _ => bus.roster.note_failure(broker, failure),
+            Failure::Silent | Failure::Refused => {
+                cx.bus.roster.note_failure(broker, failure);
+                self.pause(broker, cx);
+            }
+            _ => cx.bus.roster.note_failure(broker, failure),
         }
     }
 
     /// A live link is gone: sort its publishes, keep its debts, look for another.
-    fn lose(&mut self, link: Link, failure: Failure, now: Instant, bus: &mut Bus) {
+    fn lose(&mut self, link: Link, failure: Failure, cx: &mut Turn<'_>) {
         let (id, broker) = (link.id, link.broker);
         let failure = if link.is_at_fault {
             Failure::OwnFault
         } else {
             failure
         };
-        let brief = now.saturating_duration_since(link.opened_at) < super::BRIEF;
-        self.round.begin(now);
+        let brief = cx.now.saturating_duration_since(link.opened_at) < super::BRIEF;
+        self.round.begin(cx.now);
         if !self.must_move() {
             // From a move that is off: the next handshake decides.
             self.round.forget_refusals();
         }
-        bus.counters.link_failures += u64::from(!failure.is_own());
-        let suspect = bus.liveness.suspect_since(broker).is_some();
-        self.note_lost_link(broker, failure, now, bus);
+        cx.bus.counters.link_failures += u64::from(!failure.is_own());
+        let suspect = cx.bus.liveness.suspect_since(broker).is_some();
+        self.note_lost_link(broker, failure, cx);
         self.switch = None;
         if brief {
-            self.pause(broker, now, bus);
+            self.pause(broker, cx);
         }
         if brief || (failure == Failure::Silent && !suspect) {
             self.round.fail(Some(broker));
         }
-        self.lost = Some((broker, failure, now));
+        self.lost = Some((broker, failure, cx.now));
         if self
             .moving
             .is_some_and(|planned| planned.reason != Failure::NewConnect)
@@ -150,17 +143,19 @@ impl Trunk {
             self.moving = None;
         }
         let last_read = link.last_read_at;
-        let greedy = self.find_greedy(failure, now);
-        let (settled, in_doubt) = self.settle(link, bus);
-        let first =
-            !failure.is_own() && bus.note_lost(broker, failure, last_read, &settled, in_doubt, now);
+        let greedy = self.find_greedy(failure, cx.now);
+        let (settled, in_doubt) = self.settle(link, cx.bus);
+        let first = !failure.is_own()
+            && cx
+                .bus
+                .note_lost(broker, failure, last_read, &settled, in_doubt, cx.now);
         self.actions.push_back(Action::Report(Report::Lost {
             link: id,
             broker,
             failure,
             first,
         }));
-        self.requeue(settled, bus);
+        self.requeue(settled, cx.bus);
         for session in self.sessions() {
             let slot = &mut self.slots[session.0 as usize];
             slot.gate_passed |= slot.gate.take().is_some();
@@ -173,26 +168,26 @@ impl Trunk {
             match slot.finishing.take() {
                 // The next broker is asked for what this one owed.
                 Some(end) if owed && end.reason == CloseReason::ComponentClosed => {
-                    let until = now + super::FINISH_WITHIN;
+                    let until = cx.now + super::FINISH_WITHIN;
                     slot.finishing = Some(Box::new(Finishing {
                         after: None,
                         until,
                         ..*end
                     }));
                     self.note_slot_timeout(until);
-                    self.arm_pong_hold(session, now, bus);
+                    self.arm_pong_hold(session, cx);
                 }
                 Some(end) => self.close(session, end.reason),
-                None if owed => self.arm_pong_hold(session, now, bus),
+                None if owed => self.arm_pong_hold(session, cx),
                 None => {}
             }
         }
         if let Some(session) = greedy {
-            self.depart(session, Leaving::Greedy, now, bus);
+            self.depart(session, Leaving::Greedy, cx);
         }
         if self.moving.take().is_some() {
-            self.abandon_joining(bus);
-            self.renew_links(now, bus);
+            self.abandon_joining(cx.bus);
+            self.renew_links(cx);
         }
     }
 
@@ -292,19 +287,19 @@ impl Trunk {
     }
 
     /// Plans to leave the live link for another broker (R19).
-    pub(super) fn start_move(&mut self, reason: Failure, now: Instant, bus: &mut Bus) {
+    pub(super) fn start_move(&mut self, reason: Failure, cx: &mut Turn<'_>) {
         let independent = self.independent;
         if !independent
             && self.moving.is_none()
             && self.live().is_some()
             && self.round.retry_at().is_none()
         {
-            self.round.begin(now);
+            self.round.begin(cx.now);
             self.moving = Some(Move {
                 reason,
                 after: None,
             });
-            self.next_attempt(now, bus);
+            self.next_attempt(cx);
         }
     }
 
@@ -324,7 +319,7 @@ impl Trunk {
     }
 
     /// The new link is accepted: unsubscribe everything on the old one and fence it.
-    pub(super) fn leave_old_link(&mut self, now: Instant, bus: &mut Bus) {
+    pub(super) fn leave_old_link(&mut self, cx: &mut Turn<'_>) {
         let old = self.links.iter().position(|link| link.phase == Phase::Live);
         let Some(at) = old else {
             return;
@@ -338,29 +333,30 @@ impl Trunk {
         }
         link.out.push(&self.scratch);
         self.scratch.clear();
-        let seq = self.push_ping(at, None, now, bus);
+        let seq = self.push_ping(at, None, cx);
         let link = &mut self.links[at];
         link.phase = Phase::Leaving(seq);
-        link.deadline = Some(now + bus.settings.timings.link_timeout);
+        link.deadline = Some(cx.now + cx.bus.settings.timings.link_timeout);
     }
 
     /// Everything that the old link owed has come: close it and replay on the new one.
-    pub(super) fn left(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    pub(super) fn left(&mut self, at: usize, cx: &mut Turn<'_>) {
         let reason = self
             .moving
             .map_or(Failure::Removed, |planned| planned.reason);
-        let link = self.drop_link(at, false, bus);
+        let link = self.drop_link(at, false, cx.bus);
         let (broker, last_read) = (link.broker, link.last_read_at);
-        self.lost = Some((broker, reason, now));
-        bus.detached(self.id, broker, now);
-        let (settled, in_doubt) = self.settle(link, bus);
+        self.lost = Some((broker, reason, cx.now));
+        cx.bus.detached(self.id, broker, cx.now);
+        let (settled, in_doubt) = self.settle(link, cx.bus);
         if reason.is_planned() {
-            bus.note_lost(broker, reason, last_read, &settled, in_doubt, now);
+            cx.bus
+                .note_lost(broker, reason, last_read, &settled, in_doubt, cx.now);
         }
-        self.requeue(settled, bus);
+        self.requeue(settled, cx.bus);
         self.moving = None;
-        self.replay_if_free(now, bus);
-        self.next_attempt(now, bus);
+        self.replay_if_free(cx);
+        self.next_attempt(cx);
     }
 
     /// Gives up a link that isn't live yet.
@@ -400,27 +396,27 @@ impl Trunk {
     }
 
     /// Whether every broker that could be reached has refused the credentials (R15).
-    pub(super) fn check_refused(&mut self, now: Instant, bus: &mut Bus) {
-        if let Some(due) = self.turned_away_due(bus)
-            && due <= now
-            && let Some((trouble, _)) = bus.roster.turned_away(self.identity(bus))
+    pub(super) fn check_refused(&mut self, cx: &mut Turn<'_>) {
+        if let Some(due) = self.turned_away_due(cx.bus)
+            && due <= cx.now
+            && let Some((trouble, _)) = cx.bus.roster.turned_away(self.identity(cx.bus))
         {
-            let (text, broker) = (trouble.text.clone(), bus.roster.current());
-            self.round.refuse(broker, &text, now);
-            return self.refuse_sessions(now, bus);
+            let (text, broker) = (trouble.text.clone(), cx.bus.roster.current());
+            self.round.refuse(broker, &text, cx.now);
+            return self.refuse_sessions(cx);
         }
-        let Some(due) = self.refused_due(bus) else {
+        let Some(due) = self.refused_due(cx.bus) else {
             return;
         };
         // A broker that went down just now may be back within the window, and accept.
-        let window = bus.settings.timings.refusal_window;
-        let everywhere = bus.roster.brokers().all(|(id, broker)| {
-            let away = now.saturating_duration_since(broker.since());
+        let window = cx.bus.settings.timings.refusal_window;
+        let everywhere = cx.bus.roster.brokers().all(|(id, broker)| {
+            let away = cx.now.saturating_duration_since(broker.since());
             let gone = broker.health() == Health::Down && away >= window;
             gone || self.round.is_refused_by(id)
         });
-        if everywhere || now >= due {
-            self.refuse_sessions(now, bus);
+        if everywhere || cx.now >= due {
+            self.refuse_sessions(cx);
         }
     }
 
@@ -460,23 +456,23 @@ impl Trunk {
     }
 
     /// The brokers' refusal reaches the sessions; what they published is refused with them.
-    pub(super) fn refuse_sessions(&mut self, now: Instant, bus: &mut Bus) {
+    pub(super) fn refuse_sessions(&mut self, cx: &mut Turn<'_>) {
         let Some(text) = self.round.take_refusal() else {
             return;
         };
-        self.abandon_joining(bus);
+        self.abandon_joining(cx.bus);
         self.moving = None;
         for session in self.sessions() {
             let held = std::mem::take(&mut self.slots[session.0 as usize].held);
-            bus.budgets.held.give(held.bytes());
-            bus.counters.refused += held.messages();
+            cx.bus.budgets.held.give(held.bytes());
+            cx.bus.counters.refused += held.messages();
             self.close(session, CloseReason::Refused(text.clone()));
         }
         let orphans = std::mem::take(&mut self.orphans);
-        bus.budgets.held.give(orphans.bytes());
-        bus.counters.refused += orphans.messages();
+        cx.bus.budgets.held.give(orphans.bytes());
+        cx.bus.counters.refused += orphans.messages();
         self.refused = true;
-        self.check_done(now, bus);
+        self.check_done(cx);
     }
 
     /// Nobody is here any more, and what they published waits for a broker: within the
@@ -502,56 +498,56 @@ impl Trunk {
     }
 
     /// Ends the trunk once it has no session and owes no broker anything.
-    pub(super) fn check_done(&mut self, now: Instant, bus: &mut Bus) {
-        if self.done || !self.slots.is_empty() || self.owes() || self.stays_idle(now, bus) {
+    pub(super) fn check_done(&mut self, cx: &mut Turn<'_>) {
+        if self.done || !self.slots.is_empty() || self.owes() || self.stays_idle(cx) {
             return;
         }
         while !self.links.is_empty() {
-            let link = self.drop_link(0, false, bus);
+            let link = self.drop_link(0, false, cx.bus);
             if link.is_attached() {
-                bus.detached(self.id, link.broker, now);
+                cx.bus.detached(self.id, link.broker, cx.now);
                 // Only a refused trunk leaves something unproven behind.
-                let (settled, _) = self.settle(link, bus);
-                bus.counters.refused += settled.messages();
+                let (settled, _) = self.settle(link, cx.bus);
+                cx.bus.counters.refused += settled.messages();
             }
         }
-        self.leave_bus(bus);
+        self.leave_bus(cx.bus);
     }
 
     /// Nobody drives the trunk any more, and what it knows can't be relied on: its sessions and
     /// its links are gone, and what it had of the bus is given back. What it published without
     /// proof is in doubt, what it held is dropped (R4).
-    pub fn give_up(&mut self, now: Instant, bus: &mut Bus) {
+    pub fn give_up(&mut self, cx: &mut Turn<'_>) {
         if self.done {
             return;
         }
         for link in std::mem::take(&mut self.links) {
             if link.dialing {
-                bus.dial_ended(link.broker);
+                cx.bus.dial_ended(link.broker);
             }
             if link.in_barrier {
-                bus.leave_barrier();
+                cx.bus.leave_barrier();
             }
             let unsettled = link.account.unsettled();
             let refused = link.account.refused.min(unsettled);
-            bus.counters.refused += refused;
-            bus.counters.in_doubt += unsettled - refused;
-            link.room.give(bus);
+            cx.bus.counters.refused += refused;
+            cx.bus.counters.in_doubt += unsettled - refused;
+            link.room.give(cx.bus);
         }
         self.actions = Queue::default();
         self.subscriptions = Subscriptions::default();
         let mut held = vec![std::mem::take(&mut self.orphans)];
         for (_, slot) in std::mem::take(&mut self.slots) {
-            bus.budgets.pending.give(slot.accounted);
-            bus.lags.change(slot.lag, Lag::None);
+            cx.bus.budgets.pending.give(slot.accounted);
+            cx.bus.lags.change(slot.lag, Lag::None);
             held.push(slot.held);
         }
         for held in held {
-            bus.budgets.held.give(held.bytes());
-            bus.counters.dropped += held.messages();
+            cx.bus.budgets.held.give(held.bytes());
+            cx.bus.counters.dropped += held.messages();
         }
-        bus.detach_everywhere(self.id, now);
-        self.leave_bus(bus);
+        cx.bus.detach_everywhere(self.id, cx.now);
+        self.leave_bus(cx.bus);
     }
 
     /// The end, for the bus.

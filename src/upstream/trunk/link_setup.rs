@@ -15,7 +15,7 @@ use crate::proto::info::ServerInfo;
 use crate::upstream::brokers::backoff::Backoff;
 use crate::upstream::brokers::roster::{BrokerId, Failure, Pick};
 use crate::upstream::brokers::trouble::IdentityDigest;
-use crate::upstream::bus::Bus;
+use crate::upstream::bus::{Bus, Turn};
 
 /// From this version on, a status that nobody listens names the subject.
 const FIRST_TO_NAME_SUBJECTS: [u64; 3] = [2, 12, 0];
@@ -36,9 +36,9 @@ pub(super) const RETRY: Backoff = Backoff {
 
 impl Trunk {
     /// Dials the next broker, if the trunk needs a link and none is on its way.
-    pub(super) fn next_attempt(&mut self, now: Instant, bus: &mut Bus) {
+    pub(super) fn next_attempt(&mut self, cx: &mut Turn<'_>) {
         if self.independent {
-            return self.dial_all(now, bus);
+            return self.dial_all(cx);
         }
         let joining = self.links.iter().any(Link::is_joining);
         let attached = self.links.iter().any(Link::is_attached);
@@ -47,20 +47,20 @@ impl Trunk {
             return;
         }
         if !attached {
-            self.needed_since.get_or_insert(now);
+            self.needed_since.get_or_insert(cx.now);
         }
-        let identity = self.identity(bus);
-        match bus.pick(self.id, identity, &self.avoided(), now) {
+        let identity = self.identity(cx.bus);
+        match cx.bus.pick(self.id, identity, &self.avoided(), cx.now) {
             Pick::Dial(broker) => {
                 self.round.cancel_retry();
-                self.dial(broker, now, bus);
+                self.dial(broker, cx);
             }
             Pick::Queue => {}
-            Pick::Wait if attached && !self.must_move() => self.stay(now),
+            Pick::Wait if attached && !self.must_move() => self.stay(cx.now),
             Pick::Wait => {
-                self.try_to_admit(now, bus);
-                self.answer_what_needs_no_broker(bus);
-                self.retry_later(now);
+                self.try_to_admit(cx);
+                self.answer_what_needs_no_broker(cx.bus);
+                self.retry_later(cx.now);
             }
         }
     }
@@ -97,14 +97,14 @@ impl Trunk {
     }
 
     /// A dial's connection is open.
-    pub fn handle_connected(&mut self, id: LinkId, now: Instant, bus: &mut Bus) {
+    pub fn handle_connected(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let Some(at) = self.link_index(id) else {
             return;
         };
         let link = &mut self.links[at];
         link.phase = Phase::AwaitingInfo;
-        link.deadline = Some(now + bus.settings.timings.info_timeout);
-        link.last_read_at = now;
+        link.deadline = Some(cx.now + cx.bus.settings.timings.info_timeout);
+        link.last_read_at = cx.now;
     }
 
     /// Whose credentials the trunk sends, as brokers see it.
@@ -113,35 +113,35 @@ impl Trunk {
     }
 
     /// The roster changed, a turn to dial came, or the barrier opened.
-    pub fn handle_wake(&mut self, now: Instant, bus: &mut Bus) {
-        self.meet_suspicion(now, bus);
-        self.leave_where_due(now, bus);
-        self.next_attempt(now, bus);
-        bus.pass_turn(self.id);
-        self.pass_barrier(now, bus);
-        self.announce(now, bus);
+    pub fn handle_wake(&mut self, cx: &mut Turn<'_>) {
+        self.meet_suspicion(cx);
+        self.leave_where_due(cx);
+        self.next_attempt(cx);
+        cx.bus.pass_turn(self.id);
+        self.pass_barrier(cx);
+        self.announce(cx);
     }
 
     /// Plans a move where the live link's broker is one to leave (R19).
-    pub(super) fn leave_where_due(&mut self, now: Instant, bus: &mut Bus) {
+    pub(super) fn leave_where_due(&mut self, cx: &mut Turn<'_>) {
         if let Some(at) = self.live()
-            && let Some(reason) = Self::must_leave(self.links[at].broker, bus)
+            && let Some(reason) = Self::must_leave(self.links[at].broker, cx.bus)
         {
-            self.start_move(reason, now, bus);
+            self.start_move(reason, cx);
         }
     }
 
-    pub(super) fn dial(&mut self, broker: BrokerId, now: Instant, bus: &mut Bus) {
+    pub(super) fn dial(&mut self, broker: BrokerId, cx: &mut Turn<'_>) {
         let id = LinkId(self.next_link);
         self.next_link += 1;
-        let deadline = now + bus.settings.timings.connect_timeout;
-        let mut link = Link::new(id, broker, self.retention(bus), deadline, now);
+        let deadline = cx.now + cx.bus.settings.timings.connect_timeout;
+        let mut link = Link::new(id, broker, self.retention(cx.bus), deadline, cx.now);
         link.owners = self.shared.then(Box::default);
         // Only those that were live before hold others up: they have subscriptions that
         // the neighbours rely on.
         if self.lost.is_some() && !self.links.iter().any(Link::is_attached) {
             link.in_barrier = true;
-            bus.barrier.join();
+            cx.bus.barrier.join();
         }
         self.links.push(link);
         self.actions.push_back(Action::Dial { link: id, broker });
@@ -156,9 +156,9 @@ impl Trunk {
     }
 
     /// A broker's INFO during the handshake: answer with CONNECT and PING.
-    pub(super) fn introduce(&mut self, at: usize, info: ServerInfo, now: Instant, bus: &mut Bus) {
+    pub(super) fn introduce(&mut self, at: usize, info: ServerInfo, cx: &mut Turn<'_>) {
         let broker = self.links[at].broker;
-        let unfit = bus.roster.unfit(broker, &info);
+        let unfit = cx.bus.roster.unfit(broker, &info);
         let headers = info.headers;
         let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);
         if self.independent {
@@ -167,9 +167,9 @@ impl Trunk {
         }
         let names_subject = info.version_numbers() >= FIRST_TO_NAME_SUBJECTS;
         self.links[at].names_subject = names_subject;
-        bus.roster.handle_info(broker, info, now);
+        cx.bus.roster.handle_info(broker, info, cx.now);
         if let Some(failure) = unfit {
-            return self.fail(at, failure, now, bus);
+            return self.fail(at, failure, cx);
         }
         // Of independent brokers, one is asked for the answer to a verbose CONNECT.
         let asked = self
@@ -192,34 +192,38 @@ impl Trunk {
             };
             link.oks.push(owner, 1);
         }
-        self.push_ping(at, None, now, bus);
-        self.links[at].deadline = Some(now + self.verdict_patience(broker, now, bus));
+        self.push_ping(at, None, cx);
+        self.links[at].deadline = Some(cx.now + self.verdict_patience(broker, cx));
     }
 
     /// How long a broker may take for its verdict, where it gives none to any link.
-    fn verdict_patience(&self, broker: BrokerId, now: Instant, bus: &Bus) -> Duration {
-        let spare = bus.roster.has_spare(broker, self.identity(bus), now);
+    fn verdict_patience(&self, broker: BrokerId, cx: &Turn<'_>) -> Duration {
+        let spare = cx
+            .bus
+            .roster
+            .has_spare(broker, self.identity(cx.bus), cx.now);
         match spare && !self.links.iter().any(Link::is_attached) {
             // A component gives up when it hears nothing for 2 s.
             true => VERDICT_WITH_SPARE,
-            false => 2 * bus.settings.timings.link_timeout,
+            false => 2 * cx.bus.settings.timings.link_timeout,
         }
     }
 
     /// A link waits long for the verdict on its CONNECT. A broker that gives others theirs is
     /// busy, perhaps with natsmux's own dials. Returns whether it is waited for.
-    pub(super) fn await_verdict(&mut self, at: usize, now: Instant, bus: &Bus) -> bool {
+    pub(super) fn await_verdict(&mut self, at: usize, cx: &Turn<'_>) -> bool {
         let link = &self.links[at];
         let (broker, asked) = (link.broker, link.last_ping_at);
-        let Some(last) = bus
+        let Some(last) = cx
+            .bus
             .roster
             .last_verdict_at(broker)
             .filter(|last| *last > asked)
         else {
             return false;
         };
-        let until = last + self.verdict_patience(broker, now, bus);
-        if until <= now || now >= asked + VERDICT_MOST {
+        let until = last + self.verdict_patience(broker, cx);
+        if until <= cx.now || cx.now >= asked + VERDICT_MOST {
             return false;
         }
         self.links[at].deadline = Some(until);
@@ -227,44 +231,46 @@ impl Trunk {
     }
 
     /// The broker accepted the CONNECT.
-    pub(super) fn authenticated(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    pub(super) fn authenticated(&mut self, at: usize, cx: &mut Turn<'_>) {
         let (broker, asked) = (self.links[at].broker, self.links[at].opened_at);
-        let took = now.saturating_duration_since(asked);
-        let identity = self.identity(bus);
-        bus.roster.note_verdict(broker, identity, true, took, now);
+        let took = cx.now.saturating_duration_since(asked);
+        let identity = self.identity(cx.bus);
+        cx.bus
+            .roster
+            .note_verdict(broker, identity, true, took, cx.now);
         if self.links[at].is_check {
             let is_other = |link: &Link| link.is_attached() || link.is_joining();
             if self.links.iter().any(is_other) {
-                return self.checked(at, now, bus);
+                return self.checked(at, cx);
             }
             // The other one has died meanwhile.
             self.links[at].is_check = false;
         }
-        bus.counters.links_opened += 1;
+        cx.bus.counters.links_opened += 1;
         self.verdict = Verdict::Accepted;
         if std::mem::take(&mut self.connect_ok_owed) {
             // The broker that was asked for it hasn't answered yet: this one has.
             for link in self.links.iter_mut().filter(|link| !link.is_attached()) {
                 link.oks.disown();
             }
-            let says_ok = self.ready || !self.would_refuse(self.header_support(at, bus));
+            let says_ok = self.ready || !self.would_refuse(self.header_support(at, cx.bus));
             for session in self.sessions().into_iter().filter(|_| says_ok) {
-                self.deliver(session, &[encode::OK], bus);
+                self.deliver(session, &[encode::OK], cx.bus);
             }
         }
-        bus.admission.remember(&self.connect, now);
+        cx.bus.admission.remember(&self.connect, cx.now);
         if !self.ready {
             // One that is served already isn't closed by the next broker: its headers are stripped.
-            self.refuse_own_options(self.header_support(at, bus));
+            self.refuse_own_options(self.header_support(at, cx.bus));
         }
         let link = &mut self.links[at];
         link.deadline = None;
         link.phase = Phase::Authenticated;
         if self.independent {
-            return self.replay(at, now, bus);
+            return self.replay(at, cx);
         }
-        self.leave_old_link(now, bus);
-        self.replay_if_free(now, bus);
+        self.leave_old_link(cx);
+        self.replay_if_free(cx);
     }
 
     /// Whether it is refused for its options, which no broker answers `+OK`.
@@ -289,7 +295,7 @@ impl Trunk {
     }
 
     /// Replays on the link that waits for it, once no other is being left.
-    pub(super) fn replay_if_free(&mut self, now: Instant, bus: &mut Bus) {
+    pub(super) fn replay_if_free(&mut self, cx: &mut Turn<'_>) {
         let busy = self.links.iter().any(Link::is_attached);
         let waiting = self
             .links
@@ -297,12 +303,12 @@ impl Trunk {
             .position(|link| link.phase == Phase::Authenticated);
         if let (false, Some(at)) = (busy, waiting) {
             self.subscriptions.forget_retired();
-            self.replay(at, now, bus);
+            self.replay(at, cx);
         }
     }
 
     /// Tells a broker everything that the ledger knows.
-    fn replay(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    fn replay(&mut self, at: usize, cx: &mut Turn<'_>) {
         // Of independent brokers each counts for itself, and the live one is what is proven.
         let is_first = !self.links.iter().any(Link::is_attached);
         if is_first {
@@ -318,7 +324,7 @@ impl Trunk {
             encode::sub(&mut self.scratch, subject, group, sid.as_bytes());
             count += 1;
             operations += 1;
-            let counted_here = bus.presence.may_match(subject);
+            let counted_here = cx.bus.presence.may_match(subject);
             if let Some(max) = interest.left.filter(|_| !counted_here) {
                 encode::unsub(&mut self.scratch, sid.as_bytes(), Some(max));
                 operations += 1;
@@ -329,8 +335,8 @@ impl Trunk {
             self.scratch.clear();
             if unfenced >= REPLAY_FENCE_BYTES {
                 // Its PONG shows that the broker gets on (R9).
-                link.push_fence(covered_by, now);
-                bus.counters.fences += 1;
+                link.push_fence(covered_by, cx.now);
+                cx.bus.counters.fences += 1;
                 (covered_by, unfenced) = (covered_by + 1, 0);
             }
         }
@@ -340,12 +346,12 @@ impl Trunk {
         }
         link.replayed = count;
         link.phase = Phase::Replaying;
-        bus.counters.replayed_subscriptions += count;
+        cx.bus.counters.replayed_subscriptions += count;
         if count == 0 {
-            return self.replayed(at, now, bus);
+            return self.replayed(at, cx);
         }
-        bus.counters.replays += 1;
-        let seq = self.push_ping(at, None, now, bus);
+        cx.bus.counters.replays += 1;
+        let seq = self.push_ping(at, None, cx);
         self.links[at].replayed_by = seq;
         if !is_first {
             return;
@@ -359,43 +365,44 @@ impl Trunk {
     }
 
     /// The ledger is in place on this link.
-    pub(super) fn replayed(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    pub(super) fn replayed(&mut self, at: usize, cx: &mut Turn<'_>) {
         let link = &mut self.links[at];
         link.phase = Phase::Fenced;
         if std::mem::take(&mut link.dialing) {
             let broker = link.broker;
-            bus.dial_ended(broker);
+            cx.bus.dial_ended(broker);
         }
         let link = &mut self.links[at];
         if std::mem::take(&mut link.in_barrier) {
-            bus.leave_barrier();
+            cx.bus.leave_barrier();
         }
-        self.pass_barrier(now, bus);
+        self.pass_barrier(cx);
     }
 
     /// Goes live, unless neighbours still replay (R14).
-    pub(super) fn pass_barrier(&mut self, now: Instant, bus: &mut Bus) {
+    pub(super) fn pass_barrier(&mut self, cx: &mut Turn<'_>) {
         let is_fenced = |link: &Link| link.phase == Phase::Fenced;
         while let Some(at) = self.links.iter().position(is_fenced) {
             // Where another of independent brokers has the ledger, nobody waits for this one.
             let spare = self.independent && self.links.iter().any(Link::is_attached);
-            if !spare && let Some(opens_at) = bus.barrier_opens_at(now) {
+            if !spare && let Some(opens_at) = cx.bus.barrier_opens_at(cx.now) {
                 self.links[at].deadline = Some(opens_at);
-                bus.wait_at_barrier(self.id);
+                cx.bus.wait_at_barrier(self.id);
                 return;
             }
-            let identity = self.identity(bus);
-            bus.attached(self.id, identity, self.links[at].broker, now);
+            let identity = self.identity(cx.bus);
+            cx.bus
+                .attached(self.id, identity, self.links[at].broker, cx.now);
             if self.independent {
                 self.stand_by(at);
             } else {
-                self.go_live(at, now, bus);
+                self.go_live(at, cx);
             }
         }
-        self.choose_target(now, bus);
+        self.choose_target(cx);
     }
 
-    pub(super) fn go_live(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    pub(super) fn go_live(&mut self, at: usize, cx: &mut Turn<'_>) {
         let link = &mut self.links[at];
         link.phase = Phase::Live;
         link.live_from = self.next_ping - 1;
@@ -405,25 +412,26 @@ impl Trunk {
         self.moving = None;
         self.needed_since = None;
         let holds =
-            |crowded: &Crowded| crowded.broker == broker && now < crowded.since + CROWDED_FOR;
+            |crowded: &Crowded| crowded.broker == broker && cx.now < crowded.since + CROWDED_FOR;
         self.crowded = self.crowded.filter(holds);
         self.count_anew();
-        self.round.succeed(now);
+        self.round.succeed(cx.now);
         if self.independent {
-            self.ask_for_lacks(at, now, bus);
-            self.send_limits(now, bus);
+            self.ask_for_lacks(at, cx);
+            self.send_limits(cx);
         }
         if self.lost.is_some_and(|(before, _, _)| before != broker) {
-            bus.counters.failovers += 1;
-            bus.observed
+            cx.bus.counters.failovers += 1;
+            cx.bus
+                .observed
                 .replays
-                .observe(now.saturating_duration_since(started));
+                .observe(cx.now.saturating_duration_since(started));
         }
         self.make_ready();
         self.verify_all();
-        let held = self.resume(at, now, bus);
+        let held = self.resume(at, cx);
         if self.lost.is_some_and(|(_, cause, _)| !cause.is_own()) {
-            bus.failovers.attached(broker, replayed, held, now);
+            cx.bus.failovers.attached(broker, replayed, held, cx.now);
         }
         self.actions.push_back(Action::Report(Report::Attached {
             link: id,
@@ -431,11 +439,11 @@ impl Trunk {
             after: self.lost.map(|(broker, failure, _)| (broker, failure)),
             replayed,
             held,
-            took: now.saturating_duration_since(started),
+            took: cx.now.saturating_duration_since(started),
         }));
         self.lost = None;
-        self.leave_where_due(now, bus);
-        self.check_done(now, bus);
+        self.leave_where_due(cx);
+        self.check_done(cx);
     }
 
     /// Lets the sessions go on that waited for this.
@@ -458,66 +466,67 @@ impl Trunk {
     }
 
     /// Suspicion began or ended (R8): fence at once, or go on.
-    fn meet_suspicion(&mut self, now: Instant, bus: &mut Bus) {
+    fn meet_suspicion(&mut self, cx: &mut Turn<'_>) {
         for at in 0..self.links.len() {
             if self.links[at].phase == Phase::Standby {
-                self.ask_for_proof(at, now, bus);
+                self.ask_for_proof(at, cx);
             }
         }
-        self.release_late(bus);
+        self.release_late(cx.bus);
         let Some(at) = self.live() else {
             return;
         };
         let link = &self.links[at];
-        match bus.liveness.suspect_since(link.broker) {
-            Some(since) if self.is_suspect(at, bus) => {
+        match cx.bus.liveness.suspect_since(link.broker) {
+            Some(since) if self.is_suspect(at, cx.bus) => {
                 if link.last_ping_at < since {
-                    self.push_ping(at, None, now, bus);
+                    self.push_ping(at, None, cx);
                 }
             }
             _ => {
-                if bus
+                if cx
+                    .bus
                     .liveness
                     .wants_witness(link.broker, self.id, link.last_ping_at)
                 {
-                    self.push_ping(at, None, now, bus);
+                    self.push_ping(at, None, cx);
                 }
-                self.resume(at, now, bus);
+                self.resume(at, cx);
             }
         }
     }
 
     /// Suspicion of a link that stands by began or ended.
-    fn ask_for_proof(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    fn ask_for_proof(&mut self, at: usize, cx: &mut Turn<'_>) {
         let link = &self.links[at];
         let (broker, last) = (link.broker, link.last_ping_at);
-        let suspect = bus.liveness.suspect_since(broker);
+        let suspect = cx.bus.liveness.suspect_since(broker);
         let asked = suspect.is_some_and(|since| last < since);
-        if asked || bus.liveness.wants_witness(broker, self.id, last) {
-            self.push_ping(at, None, now, bus);
+        if asked || cx.bus.liveness.wants_witness(broker, self.id, last) {
+            self.push_ping(at, None, cx);
         }
     }
 
     /// Sends what waited for this link, and then what is owed. Returns the number of
     /// publishes.
-    pub(super) fn resume(&mut self, at: usize, now: Instant, bus: &mut Bus) -> u64 {
-        if self.switch.is_some() || (self.independent && self.is_suspect(at, bus)) {
+    pub(super) fn resume(&mut self, at: usize, cx: &mut Turn<'_>) -> u64 {
+        if self.switch.is_some() || (self.independent && self.is_suspect(at, cx.bus)) {
             // Publishes wait for the next link (R30), or until this one is proven (R8).
             return 0;
         }
-        self.release_late(bus);
-        let held = self.send_held(at, now, bus);
-        self.settle_owed(at, now, bus);
-        self.unpark(now, bus);
+        self.release_late(cx.bus);
+        let held = self.send_held(at, cx);
+        self.settle_owed(at, cx);
+        self.unpark(cx);
         held
     }
 
     /// Sends what waited, in order, each chunk followed by a fence.
-    pub(super) fn send_held(&mut self, at: usize, now: Instant, bus: &mut Bus) -> u64 {
+    pub(super) fn send_held(&mut self, at: usize, cx: &mut Turn<'_>) -> u64 {
         let mut sent = 0;
-        self.mark_places(now, bus);
+        self.mark_places(cx);
         let mut queues = vec![(None, std::mem::take(&mut self.orphans), 0)];
-        self.give_back_charge(bus);
+        self.give_back_charge(cx.bus);
         for session in self.sessions() {
             let slot = &mut self.slots[session.0 as usize];
             slot.dropping = false;
@@ -526,7 +535,7 @@ impl Trunk {
             // one will (R20).
             let oks = std::mem::take(&mut slot.owed_oks);
             for _ in 0..oks {
-                self.deliver(session, &[encode::OK], bus);
+                self.deliver(session, &[encode::OK], cx.bus);
             }
             let slot = &mut self.slots[session.0 as usize];
             let unasked = std::mem::take(&mut slot.held_unasked);
@@ -538,10 +547,10 @@ impl Trunk {
                     // No PONG before these are proven, as for publishes that never waited.
                     self.slots[session.0 as usize].publishes_covered_by = self.next_ping;
                 }
-                bus.budgets.held.give(chunk.len());
+                cx.bus.budgets.held.give(chunk.len());
                 sent += messages;
                 let link = &mut self.links[at];
-                let bytes = link.push_held(chunk, messages, &mut bus.counters);
+                let bytes = link.push_held(chunk, messages, &mut cx.bus.counters);
                 link.note_owner(session);
                 if link.verbose {
                     let quiet = unasked.min(messages);
@@ -550,9 +559,9 @@ impl Trunk {
                     link.oks.push(OkOwner::Publish, messages - quiet);
                 }
                 self.links[at].requested_by = self.next_ping;
-                self.appended_publishes(at, bytes, messages, now, bus);
+                self.appended_publishes(at, bytes, messages, cx);
                 if self.links[at].unfenced_since.is_some() {
-                    self.push_ping(at, None, now, bus);
+                    self.push_ping(at, None, cx);
                 }
             }
         }
@@ -560,12 +569,12 @@ impl Trunk {
     }
 
     /// Re-asks what was owed, behind replay and waiting publishes (R1).
-    fn settle_owed(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    fn settle_owed(&mut self, at: usize, cx: &mut Turn<'_>) {
         let independent = self.independent;
         for session in self.sessions() {
             let next_ping = self.next_ping;
             if self.slots[session.0 as usize].owed_pongs > 0 {
-                self.ping_standbys(now, bus);
+                self.ping_standbys(cx);
             }
             let slot = &mut self.slots[session.0 as usize];
             if slot.late.is_empty() {
@@ -578,11 +587,11 @@ impl Trunk {
                 slot.subs_covered_by = if independent { next_ping } else { 0 };
             }
             for _ in 0..pongs {
-                self.push_ping(at, Some(session), now, bus);
+                self.push_ping(at, Some(session), cx);
             }
             let finishing = self.slots[session.0 as usize].finishing.as_ref();
             if finishing.is_some_and(|end| end.after.is_none()) {
-                let last = self.push_ping(at, None, now, bus);
+                let last = self.push_ping(at, None, cx);
                 if let Some(end) = &mut self.slots[session.0 as usize].finishing {
                     end.after = Some(last);
                 }

@@ -57,7 +57,7 @@ use crate::proto::encode;
 use crate::queue::Queue;
 use crate::upstream::brokers::liveness::TrunkId;
 use crate::upstream::brokers::roster::{BrokerId, Failure};
-use crate::upstream::bus::{Bus, Pace};
+use crate::upstream::bus::{Bus, Pace, Turn};
 use link::{Link, Phase};
 use slot::Slot;
 
@@ -486,16 +486,16 @@ impl Trunk {
 
     /// Whether the driver may read from a session's component. Where not, the session is
     /// *parked*, and touched once that changes.
-    pub fn wants_read(&mut self, session: SessionId, now: Instant, bus: &Bus) -> bool {
-        let wants = self.has_room(session, now, bus);
-        let live = self.open(bus).is_some();
+    pub fn wants_read(&mut self, session: SessionId, cx: &Turn<'_>) -> bool {
+        let wants = self.has_room(session, cx);
+        let live = self.open(cx.bus).is_some();
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             return false;
         };
         slot.parked = !wants;
         self.any_parked |= !wants;
-        if !wants && bus.lags.is_any() {
-            self.look_again(session, now);
+        if !wants && cx.bus.lags.is_any() {
+            self.look_again(session, cx.now);
         }
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             return false;
@@ -503,8 +503,8 @@ impl Trunk {
         // Only a full buffer without a link ends by time (R6); a full link by its own fate.
         if wants || live || !self.ready || slot.waits_by_itself() {
             slot.blocked_until = None;
-        } else if slot.blocked_until.is_none() && bus.settings.delivery == Delivery::AtMostOnce {
-            let until = now + bus.settings.timings.block_for;
+        } else if slot.blocked_until.is_none() && cx.bus.settings.delivery == Delivery::AtMostOnce {
+            let until = cx.now + cx.bus.settings.timings.block_for;
             slot.blocked_until = Some(until);
             self.note_slot_timeout(until);
         }
@@ -525,7 +525,7 @@ impl Trunk {
 
     /// Unparks the sessions that wait for room, after links were flushed or held publishes
     /// went out.
-    pub fn unpark(&mut self, now: Instant, bus: &Bus) {
+    pub fn unpark(&mut self, cx: &Turn<'_>) {
         if !std::mem::take(&mut self.any_parked) {
             return;
         }
@@ -533,7 +533,7 @@ impl Trunk {
             if !self.slots[session.0 as usize].parked {
                 continue;
             }
-            if self.has_room(session, now, bus) {
+            if self.has_room(session, cx) {
                 self.release(session);
             } else {
                 self.any_parked = true;
@@ -600,9 +600,9 @@ impl Trunk {
 
     /// How much of what a component sends may be read at once, in bytes: where others publish
     /// on the same link, theirs must not wait behind too much.
-    pub fn read_at_most(&self, now: Instant, bus: &Bus) -> ReadAtMost {
-        let contended = |link: &Link| link.phase == Phase::Live && link.is_contended(now);
-        match bus.lags.is_any() || self.shared && self.links.iter().any(contended) {
+    pub fn read_at_most(&self, cx: &Turn<'_>) -> ReadAtMost {
+        let contended = |link: &Link| link.phase == Phase::Live && link.is_contended(cx.now);
+        match cx.bus.lags.is_any() || self.shared && self.links.iter().any(contended) {
             true => ReadAtMost::Fair(FAIR_BYTES),
             false => ReadAtMost::Any,
         }
@@ -621,18 +621,18 @@ impl Trunk {
         self.slots.len() > 1 && link.must_prove_soon(now)
     }
 
-    fn has_room(&self, session: SessionId, now: Instant, bus: &Bus) -> bool {
+    fn has_room(&self, session: SessionId, cx: &Turn<'_>) -> bool {
         let Some(slot) = self.slots.get(session.0 as usize) else {
             return false;
         };
-        if !self.ready || slot.waits_by_itself() || self.is_slowed_down(slot, now, bus) {
+        if !self.ready || slot.waits_by_itself() || self.is_slowed_down(slot, cx) {
             return false;
         }
-        match self.open(bus) {
+        match self.open(cx.bus) {
             Some(at) => {
                 let link = &self.links[at];
                 let out = &link.out;
-                let is_bounded = link.is_contended(now) || self.operates_beside_others(slot);
+                let is_bounded = link.is_contended(cx.now) || self.operates_beside_others(slot);
                 // Where nothing more is to come, what was counted is settled, wherever that was.
                 if is_bounded
                     && link.awaits_proof()
@@ -643,10 +643,10 @@ impl Trunk {
                 // With at-least-once, what was written stays in memory until it is proven.
                 out.pending_bytes() < LINK_FULL_BYTES
                     && !link.is_overrun()
-                    && out.held_bytes() < bus.settings.limits.publish_buffer
+                    && out.held_bytes() < cx.bus.settings.limits.publish_buffer
             }
             None if slot.dropping => true,
-            None => Self::may_hold(slot, bus),
+            None => Self::may_hold(slot, cx.bus),
         }
     }
 
@@ -745,13 +745,7 @@ impl Trunk {
         self.touch(session);
     }
 
-    fn push_ping(
-        &mut self,
-        at: usize,
-        asker: Option<SessionId>,
-        now: Instant,
-        bus: &mut Bus,
-    ) -> u64 {
+    fn push_ping(&mut self, at: usize, asker: Option<SessionId>, cx: &mut Turn<'_>) -> u64 {
         let seq = self.next_ping;
         self.next_ping += 1;
         let link = &mut self.links[at];
@@ -761,14 +755,14 @@ impl Trunk {
             asker,
             offset: link.out.end(),
             publishes: link.account.appended,
-            at: now,
+            at: cx.now,
         });
         link.unfenced_bytes = 0;
         link.unfenced_messages = 0;
         link.unfenced_since = None;
-        link.last_ping_at = now;
+        link.last_ping_at = cx.now;
         if asker.is_none() {
-            bus.counters.fences += 1;
+            cx.bus.counters.fences += 1;
         }
         seq
     }

@@ -16,7 +16,7 @@ use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::upstream::bus::lags::{Lag, PAUSE};
 use crate::upstream::bus::room::LOOK_EVERY;
-use crate::upstream::bus::{Bus, Pace};
+use crate::upstream::bus::{Bus, Pace, Turn};
 
 /// Bytes waiting for a component beyond which its own link isn't read.
 const STALL_ABOVE: usize = 256 * 1024;
@@ -32,9 +32,9 @@ const READ_SCARCE: usize = 16 * 1024;
 impl Trunk {
     /// Whether a link may be read now: not while much waits for the only session that it serves.
     /// Asked before each read; no clock of R7-R9 runs while the answer is no.
-    pub fn wants_link_read(&mut self, link: LinkId, now: Instant, bus: &mut Bus) -> bool {
-        let waits = self.waits_for_room(link, now, bus);
-        self.look_at_pressure(now, bus);
+    pub fn wants_link_read(&mut self, link: LinkId, cx: &mut Turn<'_>) -> bool {
+        let waits = self.waits_for_room(link, cx);
+        self.look_at_pressure(cx);
         if !self.stalled {
             return true;
         }
@@ -47,7 +47,7 @@ impl Trunk {
 
     /// Whether a link is in the middle of a large message for which there is no room. Many links
     /// may get the same one at once: each would hold its part of it.
-    fn waits_for_room(&mut self, link: LinkId, now: Instant, bus: &mut Bus) -> bool {
+    fn waits_for_room(&mut self, link: LinkId, cx: &mut Turn<'_>) -> bool {
         let Some(link) = self.links.iter_mut().find(|known| known.id == link) else {
             return false;
         };
@@ -57,12 +57,12 @@ impl Trunk {
         }
         let place = match link.room {
             Room::Taken(_) => return false,
-            Room::Unasked => (self.pace, now, self.id),
+            Room::Unasked => (self.pace, cx.now, self.id),
             Room::Awaited { place, .. } => place,
         };
-        let charge = bus.take_room(place, need, now);
+        let charge = cx.bus.take_room(place, need, cx.now);
         let waits = charge.is_none();
-        let again = now + LOOK_EVERY;
+        let again = cx.now + LOOK_EVERY;
         link.room = charge.map_or(Room::Awaited { place, again }, Room::Taken);
         waits
     }
@@ -82,27 +82,27 @@ impl Trunk {
         most.min(bus.settings.limits.max_pending / 2).max(4096)
     }
 
-    fn look_at_pressure(&mut self, now: Instant, bus: &mut Bus) {
+    fn look_at_pressure(&mut self, cx: &mut Turn<'_>) {
         let pending = self.own_pending();
         let waits = |link: &Link| matches!(link.room, Room::Awaited { .. });
         let waits = self.links.iter().any(waits);
         if pending == 0 && !self.stalled && !waits {
             return;
         }
-        let most = match bus.budgets.pending.is_scarce() {
+        let most = match cx.bus.budgets.pending.is_scarce() {
             true => STALL_ABOVE_SCARCE,
             false => STALL_ABOVE,
         };
-        let most = most.min(bus.settings.limits.max_pending / 4);
+        let most = most.min(cx.bus.settings.limits.max_pending / 4);
         match self.full_since {
             Some(since) if pending <= most / 2 => {
                 self.full_since = None;
-                self.pace = match now.saturating_duration_since(since) < FAST {
+                self.pace = match cx.now.saturating_duration_since(since) < FAST {
                     true => Pace::Fast,
                     false => Pace::Slow,
                 };
             }
-            None if pending > most => self.full_since = Some(now),
+            None if pending > most => self.full_since = Some(cx.now),
             _ => {}
         }
         let stalls = self.full_since.is_some() || waits;
@@ -111,12 +111,12 @@ impl Trunk {
         }
         self.stalled = stalls;
         if stalls {
-            bus.counters.stalls += 1;
-            bus.step_aside(self.id, now);
+            cx.bus.counters.stalls += 1;
+            cx.bus.step_aside(self.id, cx.now);
         } else {
             // What natsmux didn't read says nothing of the broker (R9).
-            self.clock_floor = Some(now);
-            bus.step_back(self.id);
+            self.clock_floor = Some(cx.now);
+            cx.bus.step_back(self.id);
         }
     }
 
@@ -145,10 +145,10 @@ impl Trunk {
     }
 
     /// Whether a session isn't read because it floods while a component lags.
-    pub(super) fn is_slowed_down(&self, slot: &Slot, now: Instant, bus: &Bus) -> bool {
-        let worst = bus.lags.worst();
-        let floods = |flow: &Flow| flow.floods(worst, now);
-        bus.lags.is_any() && slot.flow.as_deref().is_some_and(floods)
+    pub(super) fn is_slowed_down(&self, slot: &Slot, cx: &Turn<'_>) -> bool {
+        let worst = cx.bus.lags.worst();
+        let floods = |flow: &Flow| flow.floods(worst, cx.now);
+        cx.bus.lags.is_any() && slot.flow.as_deref().is_some_and(floods)
     }
 
     /// A session that is slowed down is looked at again soon: the others may have caught up.

@@ -14,8 +14,8 @@ use crate::proto::client::ClientFault;
 use crate::proto::connect::ConnectInfo;
 use crate::proto::{encode, subject};
 use crate::upstream::brokers::roster::Failure;
-use crate::upstream::bus::Bus;
 use crate::upstream::bus::lags::Lag;
+use crate::upstream::bus::{Bus, Turn};
 
 /// What a SUB's line has besides what a broker's bound is for: the verb, a blank, CR and LF.
 const LINE_BESIDES: usize = 6;
@@ -32,97 +32,84 @@ pub(super) const NO_SID: &[u8] = b"-";
 impl Trunk {
     /// Takes a session, whose outbox so far is `out`, and dials if there is no link.
     /// `sent_connect` says whether the component sent the CONNECT itself.
-    pub fn attach(
-        &mut self,
-        out: Outbox,
-        sent_connect: bool,
-        now: Instant,
-        bus: &mut Bus,
-    ) -> SessionId {
-        self.attach_slot(Slot::new(out), sent_connect, now, bus)
+    pub fn attach(&mut self, out: Outbox, sent_connect: bool, cx: &mut Turn<'_>) -> SessionId {
+        self.attach_slot(Slot::new(out), sent_connect, cx)
     }
 
     pub(super) fn attach_slot(
         &mut self,
         slot: Slot,
         sent_connect: bool,
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) -> SessionId {
         let index = self.slots.insert(slot);
-        self.independent = bus.settings.is_independent();
+        self.independent = cx.bus.settings.is_independent();
         self.connect_ok_owed = sent_connect && self.connect.verbose;
         let session = SessionId(index as u32);
         if self.links.is_empty() {
-            self.next_attempt(now, bus);
+            self.next_attempt(cx);
         }
         session
     }
 
     /// R16: with no live broker, a component that is known may go on without a verdict.
-    pub(super) fn try_to_admit(&mut self, now: Instant, bus: &Bus) {
-        let no_auth = bus.roster.no_auth_anywhere();
+    pub(super) fn try_to_admit(&mut self, cx: &Turn<'_>) {
+        let no_auth = cx.bus.roster.no_auth_anywhere();
         if self.verdict != Verdict::Pending
-            || bus.roster.takes_newcomers()
-            || !bus
+            || cx.bus.roster.takes_newcomers()
+            || !cx
+                .bus
                 .admission
-                .admits(&self.connect, bus.settings.admit, no_auth, now)
+                .admits(&self.connect, cx.bus.settings.admit, no_auth, cx.now)
         {
             return;
         }
         self.verdict = Verdict::Admitted;
         self.make_ready();
-        let headers = bus.roster.offer().headers;
+        let headers = cx.bus.roster.offer().headers;
         if std::mem::take(&mut self.connect_ok_owed) && self.connect.refusal(headers).is_none() {
             for session in self.sessions() {
-                self.deliver(session, &[encode::OK], bus);
+                self.deliver(session, &[encode::OK], cx.bus);
             }
         }
         self.refuse_own_options(headers);
     }
 
     /// Publishes `messages` whole PUB or HPUB frames.
-    pub fn publish(
-        &mut self,
-        session: SessionId,
-        frames: &[u8],
-        messages: u64,
-        now: Instant,
-        bus: &mut Bus,
-    ) {
-        bus.counters.published += messages;
-        self.mark_places(now, bus);
-        let open = self.open(bus);
+    pub fn publish(&mut self, session: SessionId, frames: &[u8], messages: u64, cx: &mut Turn<'_>) {
+        cx.bus.counters.published += messages;
+        self.mark_places(cx);
+        let open = self.open(cx.bus);
         let covered_by = self.next_ping;
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
-            bus.counters.dropped += messages;
+            cx.bus.counters.dropped += messages;
             return;
         };
-        if bus.lags.is_any() {
-            let flow = slot.flow.get_or_insert_with(|| Box::new(Flow::new(now)));
-            flow.count(frames.len(), &bus.lags, now);
+        if cx.bus.lags.is_any() {
+            let flow = slot.flow.get_or_insert_with(|| Box::new(Flow::new(cx.now)));
+            flow.count(frames.len(), &cx.bus.lags, cx.now);
         }
         match open {
             Some(at) if slot.held.is_empty() => {
                 slot.publishes_covered_by = covered_by;
                 let link = &mut self.links[at];
-                let bytes = link.push_publishes(frames, messages, &mut bus.counters);
+                let bytes = link.push_publishes(frames, messages, &mut cx.bus.counters);
                 link.note_owner(Some(session));
                 if link.verbose {
                     link.oks.push(OkOwner::Publish, messages);
                 }
-                self.note_bytes(session, at, bytes, now);
-                self.appended_publishes(at, bytes, messages, now, bus);
+                self.note_bytes(session, at, bytes, cx.now);
+                self.appended_publishes(at, bytes, messages, cx);
             }
-            _ if slot.dropping && !Self::may_hold(slot, bus) => {
-                bus.counters.dropped += messages;
+            _ if slot.dropping && !Self::may_hold(slot, cx.bus) => {
+                cx.bus.counters.dropped += messages;
                 if self.connect.verbose {
                     self.owe_oks(session, messages);
                 }
             }
             _ => {
                 slot.held.push(frames, messages);
-                bus.budgets.held.take(frames.len());
+                cx.bus.budgets.held.take(frames.len());
             }
         }
     }
@@ -180,26 +167,25 @@ impl Trunk {
         subject: &[u8],
         queue_group: Option<&[u8]>,
         sid: &[u8],
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) {
         let covered_by = self.next_ping;
         let (mut is_known, mut again, mut new) = (true, false, None);
         // All brokers take what the one of 2012 takes: few SUBs have natsmux ask which one it is.
         let is_valid = subject::is_valid_subscription_of_2012(subject)
-            || (subject::is_valid_subscription(subject) && !bus.roster.are_of_2012());
+            || (subject::is_valid_subscription(subject) && !cx.bus.roster.are_of_2012());
         let upstream = if is_valid {
             match self
                 .subscriptions
                 .subscribe(session, subject, queue_group, sid, covered_by)
             {
-                Subscribed::Duplicate { limited: true, .. } if bus.roster.are_of_2012() => {
-                    return self.deliver(session, &[SID_TAKEN], bus);
+                Subscribed::Duplicate { limited: true, .. } if cx.bus.roster.are_of_2012() => {
+                    return self.deliver(session, &[SID_TAKEN], cx.bus);
                 }
                 Subscribed::Duplicate { limited: true, .. } => {
-                    return self.ignore_duplicate(session, now);
+                    return self.ignore_duplicate(session, cx.now);
                 }
-                Subscribed::Joined => return self.note_place(session, None, now),
+                Subscribed::Joined => return self.note_place(session, None, cx.now),
                 Subscribed::New(upstream) => {
                     new = Some(upstream);
                     Some(upstream.text())
@@ -217,8 +203,8 @@ impl Trunk {
         let mut frame = std::mem::take(&mut self.scratch);
         let sid = upstream.as_ref().map_or(NO_SID, |text| text.as_bytes());
         encode::sub(&mut frame, subject, queue_group, sid);
-        let longest = bus.settings.limits.max_control_line.max(LINE_OF_BROKERS);
-        let longest = longest.min(bus.roster.max_control_line());
+        let longest = cx.bus.settings.limits.max_control_line.max(LINE_OF_BROKERS);
+        let longest = longest.min(cx.bus.roster.max_control_line());
         if self.shared && frame.len() - LINE_BESIDES > longest {
             // natsmux's own sid is longer than the component's: the broker would close the link
             // for all.
@@ -227,13 +213,13 @@ impl Trunk {
             if let Some(new) = new {
                 self.subscriptions.reject_sid(new);
             }
-            bus.counters.protocol_errors += 1;
+            cx.bus.counters.protocol_errors += 1;
             let reason = CloseReason::Fault(ClientFault::MaxControlLine);
-            return self.finish(session, reason, now, bus);
+            return self.finish(session, reason, cx);
         }
         let sent = match upstream {
             Some(_) => {
-                let sent = self.send_operation(session, &frame, now);
+                let sent = self.send_operation(session, &frame, cx.now);
                 if let Some(upstream) = new {
                     self.note_subscribed(upstream, covered_by);
                 }
@@ -243,8 +229,8 @@ impl Trunk {
                 sent
             }
             // Of a verbose link, what others answer is swallowed.
-            None if self.connect.verbose => self.send_operation(session, &frame, now),
-            None => self.ask_owner(session, &frame, now),
+            None if self.connect.verbose => self.send_operation(session, &frame, cx.now),
+            None => self.ask_owner(session, &frame, cx.now),
         };
         if !is_known
             && let Some(at) = self.operation_owner()
@@ -254,7 +240,7 @@ impl Trunk {
         }
         // A verbose session is owed an answer by now, and one is enough (R20).
         if !sent && upstream.is_none() && !self.connect.verbose {
-            self.deliver(session, &[b"-ERR 'Invalid Subject'\r\n"], bus);
+            self.deliver(session, &[b"-ERR 'Invalid Subject'\r\n"], cx.bus);
         }
         frame.clear();
         self.scratch = frame;
@@ -280,9 +266,9 @@ impl Trunk {
 
     /// One PING marks the place for all that came and went since the last publish, and before the
     /// next: in between, nothing tells one place from another.
-    pub(super) fn mark_places(&mut self, now: Instant, bus: &mut Bus) {
+    pub(super) fn mark_places(&mut self, cx: &mut Turn<'_>) {
         if self.unmarked.is_some() {
-            self.ping_everywhere(now, bus);
+            self.ping_everywhere(cx);
         }
     }
 
@@ -305,8 +291,7 @@ impl Trunk {
         session: SessionId,
         sid: &[u8],
         max: Option<u64>,
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) {
         let covered_by = self.next_ping;
         let ended = self
@@ -315,12 +300,12 @@ impl Trunk {
         let mut frame = std::mem::take(&mut self.scratch);
         match ended {
             Unsubscribed::Left(upstream) => {
-                self.note_place(session, Some(upstream), now);
+                self.note_place(session, Some(upstream), cx.now);
             }
             Unsubscribed::Counted => self.any_limited = true,
             Unsubscribed::Retired(upstream) => {
                 encode::unsub(&mut frame, upstream.text().as_bytes(), None);
-                if self.send_operation(session, &frame, now) {
+                if self.send_operation(session, &frame, cx.now) {
                     self.note_unsubscribed(upstream, covered_by);
                     self.retire_on_links(upstream, covered_by);
                 } else {
@@ -331,16 +316,16 @@ impl Trunk {
                 self.any_limited = true;
                 if let Some(left) = self.several_left(upstream) {
                     self.scratch = frame;
-                    return self.send_limit(session, upstream, left, now, bus);
+                    return self.send_limit(session, upstream, left, cx);
                 }
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
-                self.send_operation(session, &frame, now);
+                self.send_operation(session, &frame, cx.now);
             }
             // The server of 2012 has no answer to it, but to the pedantic.
-            Unsubscribed::Unknown if bus.roster.are_of_2012() && !self.connect.pedantic => {}
+            Unsubscribed::Unknown if cx.bus.roster.are_of_2012() && !self.connect.pedantic => {}
             Unsubscribed::Unknown if self.connect.verbose || self.connect.pedantic => {
                 encode::unsub(&mut frame, NO_SID, None);
-                self.send_operation(session, &frame, now);
+                self.send_operation(session, &frame, cx.now);
             }
             Unsubscribed::Unknown => {}
         }
@@ -349,10 +334,10 @@ impl Trunk {
     }
 
     /// Answers a component's PING, now or when it is proven (R1-R3).
-    pub fn ping(&mut self, session: SessionId, now: Instant, bus: &mut Bus) {
-        self.catch_up(session, now, bus);
-        let (open, live) = (self.open(bus), self.live());
-        let placed = !self.independent || self.has_proven_operations(bus);
+    pub fn ping(&mut self, session: SessionId, cx: &mut Turn<'_>) {
+        self.catch_up(session, cx);
+        let (open, live) = (self.open(cx.bus), self.live());
+        let placed = !self.independent || self.has_proven_operations(cx.bus);
         let subscribed = self.subscriptions.has_any(session);
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             return;
@@ -362,27 +347,27 @@ impl Trunk {
         match open {
             Some(at) if unproven || !in_turn || subscribed => {
                 slot.asked += 1;
-                self.note_bytes(session, at, encode::PING.len(), now);
-                self.ping_standbys(now, bus);
-                self.push_ping(at, Some(session), now, bus);
+                self.note_bytes(session, at, encode::PING.len(), cx.now);
+                self.ping_standbys(cx);
+                self.push_ping(at, Some(session), cx);
                 self.unmarked = None;
             }
             // A live link that is suspect may still have messages for it (R2).
             None if unproven || !in_turn || (subscribed && live.is_some()) => {
                 slot.owed_pongs += 1;
-                self.arm_pong_hold(session, now, bus);
+                self.arm_pong_hold(session, cx);
             }
-            _ => self.deliver_pong(session, bus),
+            _ => self.deliver_pong(session, cx.bus),
         }
     }
 
     /// Suspicion may have ended without this trunk having been told: what waits goes first.
-    fn catch_up(&mut self, session: SessionId, now: Instant, bus: &mut Bus) {
+    fn catch_up(&mut self, session: SessionId, cx: &mut Turn<'_>) {
         let slot = self.slots.get(session.0 as usize);
         let waits = slot
             .is_some_and(|slot| !slot.held.is_empty() || slot.owed_pongs > 0 || slot.owed_oks > 0);
-        if waits && let Some(at) = self.open(bus) {
-            self.resume(at, now, bus);
+        if waits && let Some(at) = self.open(cx.bus) {
+            self.resume(at, cx);
         }
     }
 
@@ -393,11 +378,10 @@ impl Trunk {
         session: SessionId,
         connect: Rc<ConnectInfo>,
         drop: bool,
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) {
         if drop {
-            self.retire_subscriptions(session, now);
+            self.retire_subscriptions(session, cx.now);
         }
         let was_verbose = std::mem::replace(&mut self.connect, connect).verbose;
         self.settle_held_oks(was_verbose);
@@ -405,23 +389,23 @@ impl Trunk {
         self.verdict = Verdict::Pending;
         self.ready = false;
         self.round = super::Round::default();
-        self.abandon_joining(bus);
+        self.abandon_joining(cx.bus);
         let live = self.links.iter().position(|link| link.phase == Phase::Live);
-        if live.is_none() && bus.settings.is_independent() {
-            self.renew_links(now, bus);
+        if live.is_none() && cx.bus.settings.is_independent() {
+            self.renew_links(cx);
         }
         if let Some(at) = live {
             let slot = self.slots.get(session.0 as usize);
             let unanswered =
                 slot.is_some_and(|slot| slot.asked > 0 || slot.is_unproven(self.answered));
             // What came before is answered before anything else happens.
-            let after = unanswered.then(|| self.push_ping(at, None, now, bus));
+            let after = unanswered.then(|| self.push_ping(at, None, cx));
             self.moving = Some(Move {
                 reason: Failure::NewConnect,
                 after,
             });
         }
-        self.next_attempt(now, bus);
+        self.next_attempt(cx);
     }
 
     /// What waits was published under the former options: it is answered, or not, as these
@@ -442,7 +426,7 @@ impl Trunk {
 
     /// The component has closed its side, or natsmux drains it: what it sent so far is
     /// carried out and answered, then the session closes.
-    pub fn finish(&mut self, session: SessionId, reason: CloseReason, now: Instant, bus: &mut Bus) {
+    pub fn finish(&mut self, session: SessionId, reason: CloseReason, cx: &mut Turn<'_>) {
         let Some(slot) = self.slots.get(session.0 as usize) else {
             return;
         };
@@ -457,10 +441,10 @@ impl Trunk {
         let unanswered = late || slot.asked > 0 || slot.is_unproven(self.answered);
         let after = match live {
             _ if owed && (live.is_some() || reason == CloseReason::ComponentClosed) => None,
-            Some(at) if unanswered => Some(self.push_ping(at, None, now, bus)),
+            Some(at) if unanswered => Some(self.push_ping(at, None, cx)),
             _ => return self.close(session, reason),
         };
-        let until = now + super::FINISH_WITHIN;
+        let until = cx.now + super::FINISH_WITHIN;
         self.slots[session.0 as usize].finishing = Some(Box::new(Finishing {
             reason,
             after,
@@ -468,7 +452,7 @@ impl Trunk {
         }));
         self.awaiting.insert(session);
         self.note_slot_timeout(until);
-        self.retire_subscriptions(session, now);
+        self.retire_subscriptions(session, cx.now);
     }
 
     /// Ends a session for its own fault; its component hears the reason's text.
@@ -511,14 +495,8 @@ impl Trunk {
 
     /// Whether a SUB must wait for the broker's answer to what came before, since only the
     /// broker knows whether its sid is free. Then it comes again once the session is ready.
-    pub fn must_settle(
-        &mut self,
-        session: SessionId,
-        sid: &[u8],
-        now: Instant,
-        bus: &mut Bus,
-    ) -> bool {
-        let (answered, open) = (self.answered, self.open(bus));
+    pub fn must_settle(&mut self, session: SessionId, sid: &[u8], cx: &mut Turn<'_>) -> bool {
+        let (answered, open) = (self.answered, self.open(cx.bus));
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             return false;
         };
@@ -526,7 +504,7 @@ impl Trunk {
         let uncertain = self.subscriptions.is_uncertain(session, sid, answered);
         match open {
             Some(at) if uncertain && !passed => {
-                let seq = self.push_ping(at, None, now, bus);
+                let seq = self.push_ping(at, None, cx);
                 self.slots[session.0 as usize].gate = Some(seq);
                 self.awaiting.insert(session);
                 true
@@ -536,36 +514,36 @@ impl Trunk {
     }
 
     /// The session is gone. What it published and no broker has yet is still delivered.
-    pub fn detach(&mut self, session: SessionId, now: Instant, bus: &mut Bus) {
+    pub fn detach(&mut self, session: SessionId, cx: &mut Turn<'_>) {
         let Some(slot) = self.slots.try_remove(session.0 as usize) else {
             return;
         };
-        bus.budgets.pending.give(slot.accounted);
-        bus.lags.change(slot.lag, Lag::None);
+        cx.bus.budgets.pending.give(slot.accounted);
+        cx.bus.lags.change(slot.lag, Lag::None);
         self.orphans.append(slot.held);
         if slot.leaving.is_some() {
             self.subscriptions.take_session(session);
         }
-        self.retire_subscriptions(session, now);
+        self.retire_subscriptions(session, cx.now);
         self.forget_session(session);
-        self.note_departure(now, bus);
+        self.note_departure(cx);
     }
 
     /// A session is here no more.
-    pub(super) fn note_departure(&mut self, now: Instant, bus: &mut Bus) {
+    pub(super) fn note_departure(&mut self, cx: &mut Turn<'_>) {
         if self.slots.is_empty() {
-            self.note_idle(self.shared.then_some(now), bus);
-            if let Some(at) = self.open(bus) {
-                self.send_held(at, now, bus);
+            self.note_idle(self.shared.then_some(cx.now), cx.bus);
+            if let Some(at) = self.open(cx.bus) {
+                self.send_held(at, cx);
             } else {
-                self.wait_as_orphan(bus);
+                self.wait_as_orphan(cx.bus);
             }
             if let Some(at) = self.live()
                 && self.links[at].account.unsettled() > 0
             {
-                self.push_ping(at, None, now, bus);
+                self.push_ping(at, None, cx);
             }
-            self.check_done(now, bus);
+            self.check_done(cx);
         }
     }
 
@@ -692,28 +670,27 @@ impl Trunk {
         at: usize,
         bytes: usize,
         messages: u64,
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) {
-        self.links[at].note_unfenced(bytes, messages, now);
-        let soon = self.must_prove_soon(&self.links[at], now);
+        self.links[at].note_unfenced(bytes, messages, cx.now);
+        let soon = self.must_prove_soon(&self.links[at], cx.now);
         let link = &mut self.links[at];
-        bus.note_publish(link.broker, now);
-        let limits = &bus.settings.limits;
+        cx.bus.note_publish(link.broker, cx.now);
+        let limits = &cx.bus.settings.limits;
         let due = std::mem::take(&mut link.fences_next)
             || soon
             || link.unfenced_bytes >= limits.fence_bytes
             || link.unfenced_messages >= limits.fence_messages as u64;
-        if due && bus.may_fence(now) {
-            self.push_ping(at, None, now, bus);
+        if due && cx.bus.may_fence(cx.now) {
+            self.push_ping(at, None, cx);
         }
     }
 
-    pub(super) fn arm_pong_hold(&mut self, session: SessionId, now: Instant, bus: &Bus) {
-        let PongHold::After(hold) = bus.settings.timings.pong_hold else {
+    pub(super) fn arm_pong_hold(&mut self, session: SessionId, cx: &Turn<'_>) {
+        let PongHold::After(hold) = cx.bus.settings.timings.pong_hold else {
             return;
         };
-        let until = now + hold;
+        let until = cx.now + hold;
         if let Some(slot) = self.slots.get_mut(session.0 as usize)
             && slot.pongs_until.is_none()
         {

@@ -16,8 +16,8 @@ use crate::proto::encode;
 use crate::proto::server::Msg;
 use crate::queue::Queue;
 use crate::upstream::brokers::roster::{BrokerId, Failure};
-use crate::upstream::bus::Bus;
 use crate::upstream::bus::lags::Lag;
+use crate::upstream::bus::{Bus, Turn};
 
 /// What a trunk says of itself in place of a component.
 const LANG: &str = "natsmux";
@@ -111,57 +111,47 @@ impl Trunk {
     }
 
     /// Takes a session that shares this trunk; `out` is its outbox so far.
-    pub fn join(
-        &mut self,
-        out: Outbox,
-        connect: &Rc<ConnectInfo>,
-        now: Instant,
-        bus: &mut Bus,
-    ) -> SessionId {
-        let session = self.attach(out, false, now, bus);
-        self.settle_in(session, Some(Rc::clone(connect)), now, bus);
+    pub fn join(&mut self, out: Outbox, connect: &Rc<ConnectInfo>, cx: &mut Turn<'_>) -> SessionId {
+        let session = self.attach(out, false, cx);
+        self.settle_in(session, Some(Rc::clone(connect)), cx);
         session
     }
 
-    fn settle_in(
-        &mut self,
-        session: SessionId,
-        label: Option<Rc<ConnectInfo>>,
-        now: Instant,
-        bus: &mut Bus,
-    ) {
-        self.note_idle(None, bus);
+    fn settle_in(&mut self, session: SessionId, label: Option<Rc<ConnectInfo>>, cx: &mut Turn<'_>) {
+        self.note_idle(None, cx.bus);
         // Its CONNECT was accepted here before; without a broker, R16 says who may go on.
         let live = self.links.iter().any(Link::is_attached);
-        let no_auth = bus.roster.no_auth_anywhere();
+        let no_auth = cx.bus.roster.no_auth_anywhere();
         let admitted = || {
-            let admit = bus.settings.admit;
-            bus.admission.admits(&self.connect, admit, no_auth, now)
+            let admit = cx.bus.settings.admit;
+            cx.bus
+                .admission
+                .admits(&self.connect, admit, no_auth, cx.now)
         };
         // What a broker said long ago may not hold any more.
-        let believed = bus.settings.believed_for;
+        let believed = cx.bus.settings.believed_for;
         let is_old = self.shared
-            && bus.roster.auth_required()
-            && !bus.admission.is_fresh(&self.connect, believed, now);
+            && cx.bus.roster.auth_required()
+            && !cx.bus.admission.is_fresh(&self.connect, believed, cx.now);
         let unverified = self.ready && ((!live && !admitted()) || (live && is_old));
         if let Some(slot) = self.slots.get_mut(session.0 as usize) {
             slot.unverified = unverified;
             slot.label = label;
         }
         if unverified && live {
-            self.check_credentials(now, bus);
+            self.check_credentials(cx);
         }
         // Each hears for itself what its options lack, whoever came first.
         if self.ready
             && let Some(at) = self.live()
-            && let Some(text) = self.connect.refusal(self.header_support(at, bus))
+            && let Some(text) = self.connect.refusal(self.header_support(at, cx.bus))
         {
             self.close(session, CloseReason::Refused(text.as_bytes().into()));
         }
     }
 
     /// Asks the broker in use for its verdict on the credentials, on a link of its own.
-    fn check_credentials(&mut self, now: Instant, bus: &mut Bus) {
+    fn check_credentials(&mut self, cx: &mut Turn<'_>) {
         let Some(at) = self.live() else {
             return;
         };
@@ -169,17 +159,17 @@ impl Trunk {
             return;
         }
         let broker = self.links[at].broker;
-        bus.roster.begin_dial(broker);
-        self.dial(broker, now, bus);
+        cx.bus.roster.begin_dial(broker);
+        self.dial(broker, cx);
         if let Some(link) = self.links.last_mut() {
             link.is_check = true;
         }
     }
 
     /// The broker has accepted the credentials once more.
-    pub(super) fn checked(&mut self, at: usize, now: Instant, bus: &mut Bus) {
-        bus.admission.remember(&self.connect, now);
-        self.drop_link(at, false, bus);
+    pub(super) fn checked(&mut self, at: usize, cx: &mut Turn<'_>) {
+        cx.bus.admission.remember(&self.connect, cx.now);
+        self.drop_link(at, false, cx.bus);
         self.verify_all();
     }
 
@@ -197,7 +187,7 @@ impl Trunk {
 
     /// Whether a session's second CONNECT must wait: what came before is answered here first.
     /// Then the session goes on under the new options, on another trunk.
-    pub fn must_depart(&mut self, session: SessionId, now: Instant, bus: &mut Bus) -> bool {
+    pub fn must_depart(&mut self, session: SessionId, cx: &mut Turn<'_>) -> bool {
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             return false;
         };
@@ -205,22 +195,22 @@ impl Trunk {
             return slot.gate.is_some();
         }
         let count = self.subscriptions.len();
-        if let Some(until) = slot.note_reconnect(count, now) {
+        if let Some(until) = slot.note_reconnect(count, cx.now) {
             self.note_slot_timeout(until);
             return true;
         }
         if !self.shared {
             return false;
         }
-        self.depart(session, Leaving::Reconnects, now, bus);
+        self.depart(session, Leaving::Reconnects, cx);
         self.is_gated(session)
     }
 
     /// Ends a session's subscriptions here, and has it wait until the broker has answered.
-    pub(super) fn depart(&mut self, session: SessionId, why: Leaving, now: Instant, bus: &mut Bus) {
+    pub(super) fn depart(&mut self, session: SessionId, why: Leaving, cx: &mut Turn<'_>) {
         let covered_by = self.next_ping;
         let unsubscribe = self.subscriptions.depart(session, covered_by);
-        self.send_unsubs(&unsubscribe, now);
+        self.send_unsubs(&unsubscribe, cx.now);
         let has = |link: &Link| link.takes_subscriptions() || link.is_attached();
         let has_any = self.links.iter().any(has);
         for upstream in unsubscribe {
@@ -229,7 +219,7 @@ impl Trunk {
                 false => self.subscriptions.forget(upstream),
             }
         }
-        let gate = self.ping_everywhere(now, bus);
+        let gate = self.ping_everywhere(cx);
         let Some(slot) = self.slots.get_mut(session.0 as usize) else {
             return;
         };
@@ -289,13 +279,7 @@ impl Trunk {
 
     /// A broker takes no more subscriptions on this connection: those whose SUBs were too many go
     /// elsewhere with all that they have.
-    pub(super) fn crowd_out(
-        &mut self,
-        at: usize,
-        refused: &[UpstreamSid],
-        now: Instant,
-        bus: &mut Bus,
-    ) {
+    pub(super) fn crowd_out(&mut self, at: usize, refused: &[UpstreamSid], cx: &mut Turn<'_>) {
         let most = self.subscriptions.len().saturating_sub(refused.len());
         let broker = self.links[at].broker;
         let known = self.crowded.filter(|crowded| crowded.broker == broker);
@@ -303,7 +287,7 @@ impl Trunk {
         self.crowded = Some(Crowded {
             most,
             broker,
-            since: now,
+            since: cx.now,
         });
         let mut meant: Vec<SessionId> = refused
             .iter()
@@ -314,7 +298,7 @@ impl Trunk {
         for session in meant {
             let slot = self.slots.get(session.0 as usize);
             if slot.is_some_and(|slot| slot.leaving.is_none() && slot.closing.is_none()) {
-                self.depart(session, Leaving::Crowded, now, bus);
+                self.depart(session, Leaving::Crowded, cx);
             }
         }
     }
@@ -327,10 +311,10 @@ impl Trunk {
     }
 
     /// Takes a session out, to be [taken in](Trunk::take_in) by another trunk.
-    pub fn take_out(&mut self, session: SessionId, now: Instant, bus: &mut Bus) -> Option<Moved> {
+    pub fn take_out(&mut self, session: SessionId, cx: &mut Turn<'_>) -> Option<Moved> {
         let mut slot = self.slots.try_remove(session.0 as usize)?;
         let subscriptions = self.subscriptions.take_session(session);
-        bus.lags.change(slot.lag, Lag::None);
+        cx.bus.lags.change(slot.lag, Lag::None);
         slot.lag = Lag::None;
         self.forget_session(session);
         // What its last link owed it, the next one does.
@@ -343,9 +327,9 @@ impl Trunk {
         (slot.gate_passed, slot.unverified) = (false, false);
         if let Some(end) = &mut slot.finishing {
             // A PING of this trunk: the next one asks anew.
-            (end.after, end.until) = (None, now + super::FINISH_WITHIN);
+            (end.after, end.until) = (None, cx.now + super::FINISH_WITHIN);
         }
-        self.note_departure(now, bus);
+        self.note_departure(cx);
         Some(Moved {
             slot,
             subscriptions,
@@ -359,14 +343,13 @@ impl Trunk {
         moved: Moved,
         connect: &Rc<ConnectInfo>,
         keeps: bool,
-        now: Instant,
-        bus: &mut Bus,
+        cx: &mut Turn<'_>,
     ) -> SessionId {
         let mut slot = moved.slot;
         // They were published under the former options.
         slot.held_unasked = slot.held.messages();
         let (timeout, finishes) = (slot.timeout(), slot.finishing.is_some());
-        let session = self.attach_slot(slot, true, now, bus);
+        let session = self.attach_slot(slot, true, cx);
         if finishes {
             self.awaiting.insert(session);
         }
@@ -374,18 +357,18 @@ impl Trunk {
             self.note_slot_timeout(at);
         }
         let label = self.shared.then(|| Rc::clone(connect));
-        self.settle_in(session, label, now, bus);
+        self.settle_in(session, label, cx);
         if self.slots[session.0 as usize].owed_pongs > 0 {
-            self.arm_pong_hold(session, now, bus);
+            self.arm_pong_hold(session, cx);
         }
         let oks = self.slots[session.0 as usize].owed_oks;
         for one in moved.subscriptions.iter().filter(|_| keeps) {
             let group = one.queue_group.as_deref();
-            self.subscribe(session, &one.subject, group, &one.sid, now, bus);
+            self.subscribe(session, &one.subject, group, &one.sid, cx);
             self.subscriptions
                 .note_delivered(session, &one.sid, one.delivered);
             if one.max > 0 {
-                self.unsubscribe(session, &one.sid, Some(one.max), now, bus);
+                self.unsubscribe(session, &one.sid, Some(one.max), cx);
             }
         }
         // The component has had its answers to these long ago (R20).
@@ -523,9 +506,9 @@ impl Trunk {
     }
 
     /// Whether it stays although no session is here.
-    pub(super) fn stays_idle(&self, now: Instant, bus: &Bus) -> bool {
-        let over = |until: Instant| until <= now;
-        self.shared && !self.refused && !self.idle_until(bus).is_some_and(over)
+    pub(super) fn stays_idle(&self, cx: &Turn<'_>) -> bool {
+        let over = |until: Instant| until <= cx.now;
+        self.shared && !self.refused && !self.idle_until(cx.bus).is_some_and(over)
     }
 
     /// Whether publishes wait for a broker, or for its proof.

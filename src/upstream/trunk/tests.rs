@@ -54,7 +54,7 @@ impl Bench {
         let connect = ConnectInfo::parse(options.as_bytes()).expect("options");
         let mut trunk = Trunk::new(TrunkId(0), Rc::new(connect));
         let out = Outbox::new(Retention::UntilWritten);
-        let session = trunk.attach(out, true, now, &mut bus);
+        let session = trunk.attach(out, true, &mut Turn::new(now, &mut bus));
         let mut bench = Self {
             trunk,
             bus,
@@ -86,55 +86,74 @@ impl Bench {
     /// Answers the dialled link up to the verdict, and the replay if there is one.
     fn join(&mut self) {
         self.trunk
-            .handle_connected(self.link, self.now, &mut self.bus);
+            .handle_connected(self.link, &mut Turn::new(self.now, &mut self.bus));
         self.broker(INFO);
         self.broker(if self.trunk.connect.verbose {
             b"+OK\r\nPONG\r\n"
         } else {
             b"PONG\r\n"
         });
-        self.trunk.handle_wake(self.now, &mut self.bus);
+        self.trunk
+            .handle_wake(&mut Turn::new(self.now, &mut self.bus));
     }
 
     /// The broker has read all that was for it, and says this.
     fn broker(&mut self, bytes: &[u8]) {
         self.flush();
         self.trunk
-            .handle_link_bytes(self.link, bytes, self.now, &mut self.bus);
+            .handle_link_bytes(self.link, bytes, &mut Turn::new(self.now, &mut self.bus));
     }
 
     fn lose(&mut self) {
-        self.trunk
-            .handle_link_failed(self.link, Failure::Closed, self.now, &mut self.bus);
+        self.trunk.handle_link_failed(
+            self.link,
+            Failure::Closed,
+            &mut Turn::new(self.now, &mut self.bus),
+        );
         self.take_dial();
     }
 
     fn publish(&mut self, frame: &[u8]) {
-        self.trunk
-            .publish(self.session, frame, 1, self.now, &mut self.bus);
+        self.trunk.publish(
+            self.session,
+            frame,
+            1,
+            &mut Turn::new(self.now, &mut self.bus),
+        );
     }
 
     fn ping(&mut self) {
-        self.trunk.ping(self.session, self.now, &mut self.bus);
+        self.trunk
+            .ping(self.session, &mut Turn::new(self.now, &mut self.bus));
     }
 
     fn subscribe(&mut self, subject: &[u8], sid: &[u8]) {
         let (session, now) = (self.session, self.now);
-        self.trunk
-            .subscribe(session, subject, None, sid, now, &mut self.bus);
+        self.trunk.subscribe(
+            session,
+            subject,
+            None,
+            sid,
+            &mut Turn::new(now, &mut self.bus),
+        );
     }
 
     fn reconnect(&mut self, options: &str) {
         let connect = ConnectInfo::parse(options.as_bytes()).expect("options");
         let (session, now) = (self.session, self.now);
-        self.trunk
-            .reconnect(session, Rc::new(connect), false, now, &mut self.bus);
+        self.trunk.reconnect(
+            session,
+            Rc::new(connect),
+            false,
+            &mut Turn::new(now, &mut self.bus),
+        );
         self.take_dial();
     }
 
     fn pass(&mut self, time: Duration) {
         self.now += time;
-        self.trunk.handle_timeout(self.now, &mut self.bus);
+        self.trunk
+            .handle_timeout(&mut Turn::new(self.now, &mut self.bus));
     }
 
     /// What the component has been sent since the last look.
@@ -250,7 +269,11 @@ fn a_component_that_is_not_read_is_not_stale() {
     bench.publish(&frame);
     let (session, now) = (bench.session, bench.now);
     assert!(!bench.trunk.is_parked(session));
-    assert!(!bench.trunk.wants_read(session, now, &bench.bus));
+    assert!(
+        !bench
+            .trunk
+            .wants_read(session, &mut Turn::new(now, &mut bench.bus))
+    );
     assert!(bench.trunk.is_parked(session));
 }
 
@@ -296,7 +319,7 @@ fn a_second_sub_of_a_limited_sid_does_not_reach_a_broker_that_may_have_ended_the
     bench.subscribe(b"a", b"1");
     bench
         .trunk
-        .unsubscribe(session, b"1", Some(1), now, &mut bench.bus);
+        .unsubscribe(session, b"1", Some(1), &mut Turn::new(now, &mut bench.bus));
     bench.told();
     bench.subscribe(b"b", b"1");
     assert_eq!(bench.told(), "");
@@ -337,7 +360,7 @@ fn a_broker_that_is_away_for_a_moment_may_still_accept() {
     bench.take_dial();
     bench
         .trunk
-        .handle_connected(bench.link, bench.now, &mut bench.bus);
+        .handle_connected(bench.link, &mut Turn::new(bench.now, &mut bench.bus));
     bench.broker(INFO);
     bench.broker(b"-ERR 'Authorization Violation'\r\n");
     assert_eq!(bench.heard(), "");
@@ -372,7 +395,7 @@ fn a_second_connect_is_tried_again_when_every_broker_turned_it_away() {
     for _ in 0..2 {
         bench
             .trunk
-            .handle_connected(bench.link, bench.now, &mut bench.bus);
+            .handle_connected(bench.link, &mut Turn::new(bench.now, &mut bench.bus));
         bench.broker(INFO);
         bench.broker(b"-ERR 'maximum connections exceeded'\r\n");
         bench.take_dial();
@@ -380,7 +403,9 @@ fn a_second_connect_is_tried_again_when_every_broker_turned_it_away() {
     let before = bench.link;
     bench.pass(Duration::from_secs(1));
     bench.bus.roster.poll_probe(bench.now);
-    bench.trunk.handle_wake(bench.now, &mut bench.bus);
+    bench
+        .trunk
+        .handle_wake(&mut Turn::new(bench.now, &mut bench.bus));
     bench.take_dial();
     assert_ne!(bench.link, before, "it dials again");
 }
@@ -428,7 +453,7 @@ fn a_replay_that_gets_on_is_no_silence() {
     bench.take_dial();
     bench
         .trunk
-        .handle_connected(bench.link, bench.now, &mut bench.bus);
+        .handle_connected(bench.link, &mut Turn::new(bench.now, &mut bench.bus));
     bench.broker(INFO);
     bench.flush();
     bench.told();
@@ -458,7 +483,9 @@ fn a_control_line_that_a_broker_closes_for_is_not_repeated_and_learned() {
     bench.told();
     bench.lose();
     let (session, now) = (bench.session, bench.now);
-    bench.trunk.detach(session, now, &mut bench.bus);
+    bench
+        .trunk
+        .detach(session, &mut Turn::new(now, &mut bench.bus));
     bench.pass(Duration::from_millis(100));
     bench.take_dial();
     bench.join();
@@ -514,7 +541,7 @@ fn a_newcomer_at_a_full_broker_hears_its_words_soon_and_others_later() {
         }
         bench
             .trunk
-            .handle_connected(bench.link, bench.now, &mut bench.bus);
+            .handle_connected(bench.link, &mut Turn::new(bench.now, &mut bench.bus));
         bench.broker(INFO);
         bench.broker(b"-ERR 'maximum connections exceeded'\r\n");
         assert!(!bench.bus.roster.is_alive());
@@ -536,7 +563,7 @@ fn a_broker_without_a_verdict_is_left_soon_where_another_lives() {
     bench.bus.roster.handle_info(BrokerId(1), info, bench.now);
     bench
         .trunk
-        .handle_connected(bench.link, bench.now, &mut bench.bus);
+        .handle_connected(bench.link, &mut Turn::new(bench.now, &mut bench.bus));
     bench.broker(INFO);
     let first = bench.link;
     bench.pass(Duration::from_millis(999));
@@ -555,7 +582,7 @@ fn a_broker_that_gives_others_their_verdicts_is_waited_for() {
     let mut bench = Bench::new(PLAIN);
     bench
         .trunk
-        .handle_connected(bench.link, bench.now, &mut bench.bus);
+        .handle_connected(bench.link, &mut Turn::new(bench.now, &mut bench.bus));
     bench.broker(INFO);
     let first = bench.link;
     for _ in 0..12 {
@@ -581,7 +608,7 @@ fn a_refusal_of_a_move_that_is_off_closes_nobody_later() {
     assert_ne!(bench.link, first, "R19: another link");
     bench
         .trunk
-        .handle_connected(bench.link, bench.now, &mut bench.bus);
+        .handle_connected(bench.link, &mut Turn::new(bench.now, &mut bench.bus));
     bench.broker(INFO);
     bench.broker(b"-ERR 'Authorization Violation'\r\n");
     bench.take_dial();
@@ -602,13 +629,15 @@ fn a_move_that_another_broker_turned_down_is_tried_again() {
     let tried = bench.link;
     bench
         .trunk
-        .handle_connected(tried, bench.now, &mut bench.bus);
+        .handle_connected(tried, &mut Turn::new(bench.now, &mut bench.bus));
     bench.broker(INFO);
     bench.broker(b"-ERR 'maximum connections exceeded'\r\n");
     bench.take_dial();
     for _ in 0..10 {
         bench.pass(Duration::from_millis(100));
-        bench.trunk.handle_wake(bench.now, &mut bench.bus);
+        bench
+            .trunk
+            .handle_wake(&mut Turn::new(bench.now, &mut bench.bus));
         bench.take_dial();
     }
     assert!(bench.link > tried && bench.trunk.has_link(duck), "R19");
@@ -639,14 +668,19 @@ fn a_component_that_pings_without_end_is_not_read_on() {
     let mut bench = Bench::live(PLAIN);
     bench.subscribe(b"a", b"1");
     let mut pings = 0;
-    while bench.trunk.wants_read(bench.session, bench.now, &bench.bus) {
+    while bench
+        .trunk
+        .wants_read(bench.session, &mut Turn::new(bench.now, &mut bench.bus))
+    {
         bench.ping();
         pings += 1;
         assert!(pings <= 10_000, "each takes memory");
     }
     bench.told();
     bench.broker(b"PONG\r\n");
-    bench.trunk.unpark(Instant::now(), &bench.bus);
+    bench
+        .trunk
+        .unpark(&mut Turn::new(Instant::now(), &mut bench.bus));
     assert!(bench.trunk.take_released(bench.session));
 }
 
@@ -694,10 +728,12 @@ fn what_a_broker_finds_too_large_is_not_repeated_for_ever() {
     let mut bench = Bench::with(PLAIN, Delivery::AtLeastOnce);
     bench
         .trunk
-        .handle_connected(bench.link, bench.now, &mut bench.bus);
+        .handle_connected(bench.link, &mut Turn::new(bench.now, &mut bench.bus));
     bench.broker(b"INFO {\"server_id\":\"x\",\"max_payload\":1,\"headers\":true,\"proto\":1}\r\n");
     bench.broker(b"PONG\r\n");
-    bench.trunk.handle_wake(bench.now, &mut bench.bus);
+    bench
+        .trunk
+        .handle_wake(&mut Turn::new(bench.now, &mut bench.bus));
     bench.publish(b"PUB a 1\r\nx\r\n");
     bench.publish(b"PUB b 2\r\nyy\r\n");
     bench.told();
@@ -725,7 +761,7 @@ fn a_pong_to_a_ping_that_was_not_written_ends_the_link() {
     let (link, now) = (bench.link, bench.now);
     bench
         .trunk
-        .handle_link_bytes(link, b"PONG\r\n", now, &mut bench.bus);
+        .handle_link_bytes(link, b"PONG\r\n", &mut Turn::new(now, &mut bench.bus));
     assert!(!bench.trunk.has_link(link));
     assert_eq!(bench.bus.counters.confirmed, 0);
 }
@@ -737,7 +773,9 @@ fn what_came_behind_a_second_connect_is_not_for_the_old_link() {
     bench.told();
     bench.now += Duration::from_millis(1);
     bench.bus.suspect(broker, bench.now);
-    bench.trunk.handle_wake(bench.now, &mut bench.bus);
+    bench
+        .trunk
+        .handle_wake(&mut Turn::new(bench.now, &mut bench.bus));
     bench.reconnect(PLAIN);
     bench.publish(b"PUB a 1\r\nx\r\n");
     // The broker of the old link thaws before the new link is there.
@@ -765,9 +803,11 @@ fn a_half_closed_component_has_its_pong_from_the_next_broker() {
     bench.subscribe(b"a", b"1");
     bench.ping();
     let (session, now) = (bench.session, bench.now);
-    bench
-        .trunk
-        .finish(session, CloseReason::ComponentClosed, now, &mut bench.bus);
+    bench.trunk.finish(
+        session,
+        CloseReason::ComponentClosed,
+        &mut Turn::new(now, &mut bench.bus),
+    );
     bench.lose();
     assert_eq!(bench.trunk.closing(session), None, "R1");
     bench.told();
@@ -792,9 +832,11 @@ fn a_half_closed_component_is_not_kept_for_longer_than_pong_hold() {
     bench.flush();
     bench.ping();
     let (session, now) = (bench.session, bench.now);
-    bench
-        .trunk
-        .finish(session, CloseReason::ComponentClosed, now, &mut bench.bus);
+    bench.trunk.finish(
+        session,
+        CloseReason::ComponentClosed,
+        &mut Turn::new(now, &mut bench.bus),
+    );
     bench.lose();
     bench.pass(Duration::from_millis(299));
     assert_eq!(bench.trunk.closing(session), None);
@@ -814,9 +856,11 @@ fn a_component_that_is_gone_in_an_outage_is_not_kept_for_its_length() {
     bench.publish(b"PUB a 1\r\nx\r\n");
     bench.ping();
     let (session, now) = (bench.session, bench.now);
-    bench
-        .trunk
-        .finish(session, CloseReason::ComponentClosed, now, &mut bench.bus);
+    bench.trunk.finish(
+        session,
+        CloseReason::ComponentClosed,
+        &mut Turn::new(now, &mut bench.bus),
+    );
     bench.lose();
     bench.pass(FINISH_WITHIN - Duration::from_millis(1));
     assert_eq!(bench.trunk.closing(session), None);
@@ -832,9 +876,11 @@ fn a_link_that_dies_under_a_session_that_natsmux_ends_ends_it() {
     bench.flush();
     bench.ping();
     let (session, now) = (bench.session, bench.now);
-    bench
-        .trunk
-        .finish(session, CloseReason::Stale, now, &mut bench.bus);
+    bench.trunk.finish(
+        session,
+        CloseReason::Stale,
+        &mut Turn::new(now, &mut bench.bus),
+    );
     assert_eq!(bench.trunk.closing(session), None);
     bench.lose();
     assert_eq!(bench.trunk.closing(session), Some(&CloseReason::Stale));
@@ -848,12 +894,16 @@ fn a_half_closed_component_has_the_pong_that_suspicion_held() {
     let broker = bench.trunk.broker().expect("live");
     bench.now += Duration::from_millis(1);
     bench.bus.suspect(broker, bench.now);
-    bench.trunk.handle_wake(bench.now, &mut bench.bus);
-    bench.ping();
-    let (session, now) = (bench.session, bench.now);
     bench
         .trunk
-        .finish(session, CloseReason::ComponentClosed, now, &mut bench.bus);
+        .handle_wake(&mut Turn::new(bench.now, &mut bench.bus));
+    bench.ping();
+    let (session, now) = (bench.session, bench.now);
+    bench.trunk.finish(
+        session,
+        CloseReason::ComponentClosed,
+        &mut Turn::new(now, &mut bench.bus),
+    );
     assert_eq!(bench.trunk.closing(session), None, "R2");
     bench.now += Duration::from_millis(1);
     bench.broker(b"PONG\r\n");
@@ -873,9 +923,11 @@ fn a_session_that_finishes_during_a_move_closes_with_its_last_pong() {
     bench.take_dial();
     assert_ne!(bench.link, old, "R19");
     let (session, now) = (bench.session, bench.now);
-    bench
-        .trunk
-        .finish(session, CloseReason::Stale, now, &mut bench.bus);
+    bench.trunk.finish(
+        session,
+        CloseReason::Stale,
+        &mut Turn::new(now, &mut bench.bus),
+    );
     assert_eq!(bench.trunk.closing(session), None);
     bench.join();
     bench.link = old;
@@ -891,9 +943,11 @@ fn a_component_that_half_closes_behind_a_second_connect_has_its_pongs() {
     bench.ping();
     bench.reconnect(PLAIN);
     let (session, now) = (bench.session, bench.now);
-    bench
-        .trunk
-        .finish(session, CloseReason::ComponentClosed, now, &mut bench.bus);
+    bench.trunk.finish(
+        session,
+        CloseReason::ComponentClosed,
+        &mut Turn::new(now, &mut bench.bus),
+    );
     assert_eq!(bench.trunk.closing(session), None, "R1");
     // The old link answers, and is left.
     bench.link = old;
@@ -966,8 +1020,8 @@ fn sharers() -> (Bench, [SessionId; 2]) {
     bench.trunk = Trunk::shared(TrunkId(0), &connect, "shared".to_owned());
     let sessions = [(); 2].map(|()| {
         let out = Outbox::new(Retention::UntilWritten);
-        let (now, bus) = (bench.now, &mut bench.bus);
-        bench.trunk.join(out, &connect, now, bus)
+        let cx = &mut Turn::new(bench.now, &mut bench.bus);
+        bench.trunk.join(out, &connect, cx)
     });
     bench.session = sessions[0];
     bench.take_dial();
@@ -984,7 +1038,7 @@ fn subs_and_unsubs_are_paced_beside_one_that_writes() {
             let (session, now) = (bench.session, bench.now);
             bench
                 .trunk
-                .unsubscribe(session, b"1", None, now, &mut bench.bus);
+                .unsubscribe(session, b"1", None, &mut Turn::new(now, &mut bench.bus));
         }
         bench.pass(Duration::ZERO);
         while bench.told().contains("PING\r\n") {
@@ -993,15 +1047,15 @@ fn subs_and_unsubs_are_paced_beside_one_that_writes() {
     };
     let wants = |bench: &mut Bench, at: usize| {
         let session = sessions[at];
-        bench.trunk.wants_read(session, bench.now, &bench.bus)
+        bench
+            .trunk
+            .wants_read(session, &mut Turn::new(bench.now, &mut bench.bus))
     };
     // Alone, as many as the broker takes.
     churn(&mut bench, 10_000);
     assert!(wants(&mut bench, 0));
-    let (now, bus) = (bench.now, &mut bench.bus);
-    bench
-        .trunk
-        .publish(sessions[1], b"PUB b 0\r\n\r\n", 1, now, bus);
+    let cx = &mut Turn::new(bench.now, &mut bench.bus);
+    bench.trunk.publish(sessions[1], b"PUB b 0\r\n\r\n", 1, cx);
     churn(&mut bench, 4_000);
     assert!(wants(&mut bench, 0));
     churn(&mut bench, 200);
@@ -1016,7 +1070,11 @@ fn one_that_floods_beside_others_waits_for_its_pong_and_no_longer() {
     let (mut bench, sessions) = sharers();
     let connect = Rc::clone(&bench.trunk.connect);
     let reads = |bench: &mut Bench| {
-        sessions.map(|session| bench.trunk.wants_read(session, bench.now, &bench.bus))
+        sessions.map(|session| {
+            bench
+                .trunk
+                .wants_read(session, &mut Turn::new(bench.now, &mut bench.bus))
+        })
     };
     let flood = |bench: &mut Bench| {
         for sid in 0..PLENTY {
@@ -1033,13 +1091,10 @@ fn one_that_floods_beside_others_waits_for_its_pong_and_no_longer() {
 
     // Elsewhere, nothing of it is left: the PINGs there have other numbers.
     flood(&mut bench);
-    let (now, bus) = (bench.now, &mut bench.bus);
-    let moved = bench
-        .trunk
-        .take_out(sessions[0], now, bus)
-        .expect("its place");
+    let cx = &mut Turn::new(bench.now, &mut bench.bus);
+    let moved = bench.trunk.take_out(sessions[0], cx).expect("its place");
     let mut next = Trunk::shared(TrunkId(1), &connect, "next".to_owned());
-    let session = next.take_in(moved, &connect, false, now, bus);
+    let session = next.take_in(moved, &connect, false, cx);
     let unproven = &next.slots[session.0 as usize].unproven;
     assert_eq!(unproven.bytes(0), 0);
 }
@@ -1058,13 +1113,17 @@ fn trunks_to_give_up() -> Vec<(&'static str, Bench)> {
     };
     let replay = |mut bench: Bench| {
         let (link, now) = (bench.link, bench.now);
-        bench.trunk.handle_connected(link, now, &mut bench.bus);
+        bench
+            .trunk
+            .handle_connected(link, &mut Turn::new(now, &mut bench.bus));
         bench.broker(INFO);
         bench
     };
     let leave = |mut bench: Bench| {
         let (session, now) = (bench.session, bench.now);
-        bench.trunk.detach(session, now, &mut bench.bus);
+        bench
+            .trunk
+            .detach(session, &mut Turn::new(now, &mut bench.bus));
         bench
     };
     let wait = |mut bench: Bench| {
@@ -1101,8 +1160,8 @@ fn a_trunk_that_is_given_up_leaves_nothing_with_the_bus() {
     for (state, mut bench) in trunks_to_give_up() {
         let (trunk, bus, now) = (&mut bench.trunk, &mut bench.bus, bench.now);
         // Once is enough, and twice does no harm.
-        trunk.give_up(now, bus);
-        trunk.give_up(now, bus);
+        trunk.give_up(&mut Turn::new(now, bus));
+        trunk.give_up(&mut Turn::new(now, bus));
         assert_eq!(trunk.gauges(), Gauges::default(), "{state}");
         let actions: Vec<_> = std::iter::from_fn(|| trunk.poll_action()).collect();
         assert!(matches!(actions[..], [Action::Done]), "{state}");
@@ -1141,7 +1200,9 @@ fn a_large_message_waits_for_room_in_the_budget() {
     bench.broker(&part);
     let wants = |bench: &mut Bench| {
         let (link, now) = (bench.link, bench.now);
-        bench.trunk.wants_link_read(link, now, &mut bench.bus)
+        bench
+            .trunk
+            .wants_link_read(link, &mut Turn::new(now, &mut bench.bus))
     };
     assert!(!wants(&mut bench), "half of the budget is used");
     assert!(bench.trunk.poll_timeout(&bench.bus).expect("due") > bench.now);
@@ -1166,7 +1227,9 @@ fn a_link_that_ends_leaves_its_room_and_its_place_to_others() {
     let budget = Rc::clone(&bench.bus.budgets.pending);
     let wants = |bench: &mut Bench| {
         let (link, now) = (bench.link, bench.now);
-        bench.trunk.wants_link_read(link, now, &mut bench.bus)
+        bench
+            .trunk
+            .wants_link_read(link, &mut Turn::new(now, &mut bench.bus))
     };
     bench.broker(b"MSG foo 0 500000\r\nx");
     assert!(wants(&mut bench));
@@ -1194,7 +1257,9 @@ fn a_large_message_waits_for_four_seconds_at_most() {
     let (link, start) = (bench.link, bench.now);
     for (after, takes) in [(0, false), (250, false), (3_999, false), (4_000, true)] {
         let now = start + Duration::from_millis(after);
-        let wants = bench.trunk.wants_link_read(link, now, &mut bench.bus);
+        let wants = bench
+            .trunk
+            .wants_link_read(link, &mut Turn::new(now, &mut bench.bus));
         assert_eq!(wants, takes, "after {after} ms");
     }
     drop(spent);

@@ -10,7 +10,7 @@ use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::upstream::brokers::backoff::unit;
 use crate::upstream::brokers::roster::Failure;
-use crate::upstream::bus::Bus;
+use crate::upstream::bus::{Bus, Turn};
 
 /// A tick that comes later than this restarts the clocks of silence (R9).
 const LATE: Duration = Duration::from_millis(250);
@@ -66,54 +66,61 @@ impl Trunk {
     }
 
     /// Does what is due.
-    pub fn handle_timeout(&mut self, now: Instant, bus: &mut Bus) {
+    pub fn handle_timeout(&mut self, cx: &mut Turn<'_>) {
         if let Some(timer) = self.timer
-            && now.saturating_duration_since(timer) > LATE
+            && cx.now.saturating_duration_since(timer) > LATE
         {
-            self.clock_floor = Some(now);
+            self.clock_floor = Some(cx.now);
         }
-        self.mark_places(now, bus);
-        self.end_overdue_links(now, bus);
-        self.measure(now);
+        self.mark_places(cx);
+        self.end_overdue_links(cx);
+        self.measure(cx.now);
         for at in 0..self.links.len() {
             if self
-                .fence_due(&self.links[at], bus)
-                .is_some_and(|due| due <= now)
+                .fence_due(&self.links[at], cx.bus)
+                .is_some_and(|due| due <= cx.now)
             {
-                self.fence(at, now, bus);
+                self.fence(at, cx);
             }
             let link = &self.links[at];
-            if self.witness_due(link, bus).is_some_and(|due| due <= now) {
-                bus.call_witnesses(link.broker, now);
+            if self
+                .witness_due(link, cx.bus)
+                .is_some_and(|due| due <= cx.now)
+            {
+                cx.bus.call_witnesses(link.broker, cx.now);
             }
             let link = &self.links[at];
-            if self.suspect_due(link, bus).is_some_and(|due| due <= now) {
-                bus.suspect(link.broker, now);
+            if self
+                .suspect_due(link, cx.bus)
+                .is_some_and(|due| due <= cx.now)
+            {
+                cx.bus.suspect(link.broker, cx.now);
             }
         }
-        if self.round.retry_at().is_some_and(|at| at <= now) {
+        if self.round.retry_at().is_some_and(|at| at <= cx.now) {
             self.round.retry();
-            self.leave_where_due(now, bus);
-            self.next_attempt(now, bus);
+            self.leave_where_due(cx);
+            self.next_attempt(cx);
         }
-        self.handle_target_timeout(now, bus);
-        self.check_refused(now, bus);
-        if self.idle_until(bus).is_some_and(|until| until <= now) {
-            self.check_done(now, bus);
+        self.handle_target_timeout(cx);
+        self.check_refused(cx);
+        if self.idle_until(cx.bus).is_some_and(|until| until <= cx.now) {
+            self.check_done(cx);
         }
-        if self.slots_timeout.is_some_and(|at| at <= now) {
-            self.handle_slot_timeouts(now, bus);
+        if self.slots_timeout.is_some_and(|at| at <= cx.now) {
+            self.handle_slot_timeouts(cx);
         }
     }
 
-    fn end_overdue_links(&mut self, now: Instant, bus: &mut Bus) {
+    fn end_overdue_links(&mut self, cx: &mut Turn<'_>) {
+        let now = cx.now;
         let overdue = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         let mut at = 0;
         while at < self.links.len() {
             let link = &self.links[at];
             let (id, phase) = (link.id, link.phase);
             let failure = match phase {
-                _ if overdue(self.silent_at(link, bus)) => Failure::Silent,
+                _ if overdue(self.silent_at(link, cx.bus)) => Failure::Silent,
                 // It isn't read (R33), and answers once it is.
                 Phase::Leaving(_) if self.stalled => {
                     at += 1;
@@ -125,12 +132,12 @@ impl Trunk {
                 }
                 Phase::Fenced => {
                     self.links[at].deadline = None;
-                    bus.counters.barrier_timeouts += 1;
-                    self.pass_barrier(now, bus);
+                    cx.bus.counters.barrier_timeouts += 1;
+                    self.pass_barrier(cx);
                     at += 1;
                     continue;
                 }
-                Phase::Authenticating if self.await_verdict(at, now, bus) => {
+                Phase::Authenticating if self.await_verdict(at, cx) => {
                     at += 1;
                     continue;
                 }
@@ -139,20 +146,20 @@ impl Trunk {
                 Phase::AwaitingInfo => Failure::InfoTimeout,
                 _ => Failure::Silent,
             };
-            self.fail(at, failure, now, bus);
+            self.fail(at, failure, cx);
             // The failure may have added links; look at all again, bounded by their number.
             at = if self.has_link(id) { at + 1 } else { 0 };
         }
     }
 
-    fn fence(&mut self, at: usize, now: Instant, bus: &mut Bus) {
+    fn fence(&mut self, at: usize, cx: &mut Turn<'_>) {
         // The rate is for what operations ask for; a sentinel's fences and those of idle links
         // are few.
-        let regular = self.regular_fence_due(&self.links[at], bus) <= now;
-        if !regular && !bus.may_fence(now) {
+        let regular = self.regular_fence_due(&self.links[at], cx.bus) <= cx.now;
+        if !regular && !cx.bus.may_fence(cx.now) {
             return;
         }
-        self.push_ping(at, None, now, bus);
+        self.push_ping(at, None, cx);
     }
 
     /// R7: 50 ms behind an unfenced operation, and on an idle link every 30 s with jitter.
@@ -288,19 +295,19 @@ impl Trunk {
         timeout.saturating_mul(1 << attempts).min(REPLAY_MOST) + others
     }
 
-    fn handle_slot_timeouts(&mut self, now: Instant, bus: &mut Bus) {
+    fn handle_slot_timeouts(&mut self, cx: &mut Turn<'_>) {
         self.slots_timeout = None;
         for session in self.sessions() {
-            let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+            let due = |at: Option<Instant>| at.is_some_and(|at| at <= cx.now);
             let mut waited = false;
             let slot = &mut self.slots[session.0 as usize];
             if due(slot.pongs_until) {
-                self.release_pongs(session, bus);
+                self.release_pongs(session, cx.bus);
             }
             let slot = &mut self.slots[session.0 as usize];
             if due(slot.blocked_until) {
                 slot.blocked_until = None;
-                if !self.has_room(session, now, bus) {
+                if !self.has_room(session, cx) {
                     let slot = &mut self.slots[session.0 as usize];
                     slot.dropping = true;
                     let held_bytes = slot.held.bytes();
@@ -325,7 +332,7 @@ impl Trunk {
                 self.release(session);
             }
             let finishing = &mut self.slots[session.0 as usize].finishing;
-            let ended = |end: &mut Box<Finishing>| end.after.is_none() && end.until <= now;
+            let ended = |end: &mut Box<Finishing>| end.after.is_none() && end.until <= cx.now;
             if let Some(end) = finishing.take_if(ended) {
                 self.close(session, end.reason);
             }

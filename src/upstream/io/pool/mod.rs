@@ -26,7 +26,7 @@ use crate::ledger::SessionId;
 use crate::net::{Outbox, Port, Timer, now, yield_after_io};
 use crate::proto::connect::ConnectInfo;
 use crate::upstream::brokers::liveness::TrunkId;
-use crate::upstream::bus::Bus;
+use crate::upstream::bus::{Bus, Turn};
 use crate::upstream::trunk::{Gauges, MoveReason, Trunk};
 
 /// A session's trunk, and its number there.
@@ -86,9 +86,9 @@ impl Pool {
                 (cell, Some(driver))
             }
         };
-        let session = self.with_trunk(&cell, now, |trunk, bus| match driver {
-            Some(_) => trunk.attach(out, sent, now, bus),
-            None => trunk.join(out, &connect, now, bus),
+        let session = self.with_trunk(&cell, now, |trunk, cx| match driver {
+            Some(_) => trunk.attach(out, sent, cx),
+            None => trunk.join(out, &connect, cx),
         })?;
         cell.set_port(session, Some(Rc::clone(port)));
         cell.wake();
@@ -100,11 +100,11 @@ impl Pool {
         &self,
         cell: &TrunkCell,
         now: Instant,
-        input: impl FnOnce(&mut Trunk, &mut Bus) -> T,
+        input: impl FnOnce(&mut Trunk, &mut Turn<'_>) -> T,
     ) -> Option<T> {
         let done = catch_panic(|| {
-            let mut bus = self.bus.borrow_mut();
-            input(&mut cell.machine.borrow_mut(), &mut bus)
+            let mut trunk = cell.machine.borrow_mut();
+            self.bus.turn(now, |cx| input(&mut trunk, cx))
         });
         if done.is_none() {
             self.give_up(cell, now);
@@ -124,8 +124,7 @@ impl Pool {
     ) -> Option<(Attachment, Option<Driver>)> {
         let port = old.port(session)?;
         old.set_port(session, None);
-        let moved =
-            self.with_trunk(&old, now, |trunk, bus| trunk.take_out(session, now, bus))??;
+        let moved = self.with_trunk(&old, now, |trunk, cx| trunk.take_out(session, cx))??;
         let not = old.machine.borrow().id();
         let key = self.sharing_key(&connect);
         let (cell, driver) = match key.filter(|_| why == MoveReason::Crowded) {
@@ -136,8 +135,8 @@ impl Pool {
             }
         };
         let keeps = why != MoveReason::Reconnect { keeps: false };
-        let session = self.with_trunk(&cell, now, |trunk, bus| {
-            trunk.take_in(moved, &connect, keeps, now, bus)
+        let session = self.with_trunk(&cell, now, |trunk, cx| {
+            trunk.take_in(moved, &connect, keeps, cx)
         })?;
         cell.set_port(session, Some(port));
         old.wake();
@@ -246,7 +245,7 @@ impl Pool {
     /// A session's socket is gone.
     pub fn detach(&self, cell: &TrunkCell, session: SessionId, now: Instant) {
         cell.set_port(session, None);
-        self.with_trunk(cell, now, |trunk, bus| trunk.detach(session, now, bus));
+        self.with_trunk(cell, now, |trunk, cx| trunk.detach(session, cx));
         cell.wake();
     }
 
@@ -262,8 +261,8 @@ impl Pool {
         cell.wake_sessions();
         // It panicked in the midst of something: it may again.
         let _ = catch_panic(|| {
-            let mut bus = self.bus.borrow_mut();
-            cell.machine.borrow_mut().give_up(now, &mut bus);
+            let mut trunk = cell.machine.borrow_mut();
+            self.bus.turn(now, |cx| trunk.give_up(cx));
         });
         let id = cell.machine.borrow().id();
         self.remove(id);

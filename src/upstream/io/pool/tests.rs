@@ -13,7 +13,7 @@ use crate::config::{Admit, BrokerAddr};
 use crate::net::{Retention, now};
 use crate::upstream::brokers::admission::Admission;
 use crate::upstream::brokers::roster::{Placement, Roster};
-use crate::upstream::bus::{Budgets, Settings};
+use crate::upstream::bus::{Budgets, Settings, Turn};
 
 const INFO: &[u8] = b"INFO {\"server_id\":\"x\",\"version\":\"2.9.10\",\"headers\":true,\"max_payload\":1048576,\"proto\":1}\r\n";
 
@@ -86,7 +86,7 @@ async fn session(pool: &Rc<Pool>, component: TcpStream) -> Attachment {
     until(|| cell.machine.borrow().is_ready(id)).await;
     let mut bus = pool.bus.borrow_mut();
     let mut trunk = cell.machine.borrow_mut();
-    trunk.publish(id, b"PUB a 0\r\n\r\n", 1, now(), &mut bus);
+    trunk.publish(id, b"PUB a 0\r\n\r\n", 1, &mut Turn::new(now(), &mut bus));
     drop((trunk, bus));
     (cell, id)
 }
