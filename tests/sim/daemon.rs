@@ -712,7 +712,7 @@ impl World {
         }
         let now = self.instant();
         if let Some(io) = self.daemon.trunks.get_mut(&id) {
-            io.machine.unpark(&mut Turn::new(now, &mut self.daemon.bus));
+            io.machine.unpark(&Turn::new(now, &mut self.daemon.bus));
         }
         busy
     }
@@ -906,7 +906,7 @@ impl World {
                 && let Some(trunk) = self.daemon.trunks.get_mut(&trunk)
                 && !trunk
                     .machine
-                    .wants_read(slot, &mut Turn::new(now, &mut self.daemon.bus))
+                    .wants_read(slot, &Turn::new(now, &mut self.daemon.bus))
                 && (trunk.machine.is_ready(slot)
                     || trunk.machine.is_ending(slot)
                     || !io.machine.may_wait_for_more(&self.daemon.bus))

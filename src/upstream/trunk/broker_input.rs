@@ -1,14 +1,14 @@
 //! What brokers send: messages to sessions, PONGs that prove, errors to whom they concern.
 
 use std::borrow::Cow;
-use std::rc::Rc;
 
 use super::action::{Action, Report};
 use super::attribution::{Wanted, publishes};
 use super::independent::PRESENCE_SID;
 use super::link::{Link, LinkId, OkOwner, Phase};
+use super::sessions::Message;
 use super::sharing::Status;
-use super::slot::{Finishing, Slot};
+use super::slot::Finishing;
 use super::{CloseReason, Trunk, Verdict};
 use crate::ledger::operations::OWN;
 use crate::ledger::{Ping, Rejected, SessionId, Spent, TooMany, UpstreamSid, line_of};
@@ -152,34 +152,21 @@ impl Trunk {
             let independent = self.links[at].independent.get_or_insert_default();
             independent.received.note(upstream);
         }
-        let (slots, touched) = (&mut self.slots, &mut self.touched);
-        let max_pending = cx.bus.settings.limits.max_pending;
-        let (mut copies, mut slow) = (0, Vec::new());
         let seen = self.links[at].seen();
-        // A large message that goes to many is in memory once (R25).
-        let is_once = msg.after_sid.len() >= SHARED_LEAST && self.subscriptions.is_shared(upstream);
-        let rest: Option<Rc<[u8]>> = is_once.then(|| msg.after_sid.into());
-        let copied = if is_once { &[] } else { msg.after_sid };
+        let is_large = msg.after_sid.len() >= SHARED_LEAST;
+        let is_once = is_large && self.subscriptions.is_shared(upstream);
+        let message = Message {
+            before_sid: msg.before_sid,
+            after_sid: msg.after_sid,
+            shared_after_sid: is_once.then(|| msg.after_sid.into()),
+            size: msg.size,
+        };
+        let mut copies = 0;
         let deliver = |session: SessionId, sid: &[u8]| {
-            let Some(slot) = slots.get_mut(session.0 as usize) else {
-                return;
-            };
-            if slot.closing.is_some() {
-                return;
-            }
-            copies += 1;
-            slot.traffic.out_msgs += 1;
-            slot.traffic.out_bytes += msg.size as u64;
-            slot.out.push_parts(&[msg.before_sid, sid, copied]);
-            if let Some(rest) = &rest {
-                slot.out.push_shared(Rc::clone(rest));
-            }
-            if slot.out.pending_bytes() > max_pending {
-                slow.push(session);
-            } else if !slot.touched {
-                slot.touched = true;
-                touched.push(session);
-            }
+            let is_taken = self
+                .sessions
+                .deliver_message(session, &message, sid, cx.bus);
+            copies += u64::from(is_taken);
         };
         let spent = self.subscriptions.deliver(upstream, counts, seen, deliver);
         cx.bus.counters.out_msgs += copies;
@@ -198,9 +185,6 @@ impl Trunk {
             Some(Spent::One(upstream) | Spent::Group(upstream)) => {
                 self.unsubscribe_but(None, upstream, cx.now);
             }
-        }
-        for session in slow {
-            self.close_slow(session, cx.bus);
         }
     }
 
@@ -260,13 +244,13 @@ impl Trunk {
     /// Lets sessions go on whose next operation waited for this PONG.
     pub(super) fn open_gates(&mut self) {
         let answered = self.answered;
-        for session in self.awaiting.clone() {
-            let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+        for session in self.sessions.awaiting_pong() {
+            let Some(slot) = self.sessions.get_mut(session) else {
                 continue;
             };
             if slot.gate.take_if(|seq| *seq <= answered).is_some() {
                 slot.gate_passed = true;
-                self.release(session);
+                self.sessions.release(session);
             }
         }
     }
@@ -315,27 +299,23 @@ impl Trunk {
 
     fn answer(&mut self, ping: Ping, bus: &Bus) {
         if let Some(session) = ping.asker
-            && let Some(slot) = self.slots.get_mut(session.0 as usize)
+            && let Some(slot) = self.sessions.get_mut(session)
         {
             slot.asked = slot.asked.saturating_sub(1);
             if !slot.late.is_empty() || !self.all_answered(ping.seq, bus) {
-                self.slots[session.0 as usize].late.push_back(ping.seq);
-                self.awaiting.insert(session);
+                self.sessions[session].late.push_back(ping.seq);
+                self.sessions.await_pong(session);
                 return;
             }
-            self.deliver_pong(session, bus);
+            self.sessions.deliver_pong(session, bus);
         }
     }
 
     pub(super) fn close_finished(&mut self) {
         let answered = self.answered;
-        let slots = &self.slots;
-        self.awaiting.retain(|session| {
-            let slot = slots.get(session.0 as usize);
-            slot.is_some_and(Slot::awaits_pong)
-        });
-        for session in self.awaiting.clone() {
-            let slot = &mut self.slots[session.0 as usize];
+        self.sessions.forget_answered();
+        for session in self.sessions.awaiting_pong() {
+            let slot = &mut self.sessions[session];
             let owed = slot.owed_pongs > 0 || slot.asked > 0;
             let late = !slot.late.is_empty();
             let answered = |end: &mut Box<Finishing>| match end.after {
@@ -344,7 +324,7 @@ impl Trunk {
                 None => !owed,
             };
             if let Some(end) = slot.finishing.take_if(answered) {
-                self.close(session, end.reason);
+                self.sessions.close(session, end.reason);
             }
         }
     }
@@ -375,9 +355,7 @@ impl Trunk {
                 let before = std::mem::replace(&mut self.links[at].max_payload, info.max_payload);
                 if before != info.max_payload && self.links[at].is_attached() {
                     // Components hear of it now, before they send what is too large.
-                    for session in self.sessions() {
-                        self.release(session);
-                    }
+                    self.sessions.release_all();
                 }
                 // It may come late, from a process that another has replaced.
                 let known = cx.bus.roster.broker(broker).info();
@@ -441,7 +419,7 @@ impl Trunk {
             }
             BrokerError::MaxSubscriptions => {
                 // The next PONG tells which was too many; who is alone hears of it now.
-                let is_alone = !self.shared || self.slots.len() == 1;
+                let is_alone = !self.shared || self.sessions.len() == 1;
                 let operations = &mut self.links[at].operations;
                 let tell = is_alone && !operations.has_own();
                 operations.note_too_many(tell);
@@ -479,7 +457,8 @@ impl Trunk {
             _ => None,
         };
         if let Some(session) = asker {
-            self.deliver(session, &[b"-ERR '", text, b"'\r\n"], bus);
+            self.sessions
+                .deliver(session, &[b"-ERR '", text, b"'\r\n"], bus);
         }
         asker.is_some()
     }
@@ -511,7 +490,7 @@ impl Trunk {
         if self.is_bystander(at) {
             return self.add_lacks(at, &refused, cx.now);
         }
-        if self.shared && self.slots.len() > 1 {
+        if self.shared && self.sessions.len() > 1 {
             if !refused.is_empty() {
                 self.crowd_out(at, &refused, cx);
             }
@@ -550,7 +529,7 @@ impl Trunk {
             return self.deliver_answer(at, line, cx.bus);
         }
         for (session, _) in rejected.map(|rejected| rejected.owners).unwrap_or_default() {
-            self.deliver(session, &[line], cx.bus);
+            self.sessions.deliver(session, &[line], cx.bus);
         }
     }
 
@@ -560,7 +539,7 @@ impl Trunk {
             return self.deliver_answer(at, line, cx.bus);
         }
         if let Some(Some(session)) = self.owner_of(at, wanted, cx.now) {
-            self.deliver(session, &[line], cx.bus);
+            self.sessions.deliver(session, &[line], cx.bus);
         }
     }
 
@@ -576,7 +555,7 @@ impl Trunk {
         for (session, own_sid) in rejected.map(|rejected| rejected.owners).unwrap_or_default() {
             let cut = text.len() - b"\")".len() - sid.len();
             let line = [&b"-ERR '"[..], &text[..cut], &own_sid[..], b"\")'\r\n"];
-            self.deliver(session, &line, cx.bus);
+            self.sessions.deliver(session, &line, cx.bus);
         }
     }
 
@@ -596,10 +575,11 @@ impl Trunk {
         if text.eq_ignore_ascii_case(OWN_FAULTS[1]) {
             self.end_longest(at, text, cx);
         }
-        if own_fault && attached && !self.shared && self.slots.len() == 1 {
+        if own_fault && attached && !self.shared && self.sessions.len() == 1 {
             self.links[at].is_at_fault = true;
-            for session in self.sessions() {
-                self.close(session, CloseReason::Refused(text.into()));
+            for session in self.sessions.ids() {
+                self.sessions
+                    .close(session, CloseReason::Refused(text.into()));
             }
             return;
         }
@@ -623,7 +603,8 @@ impl Trunk {
         cx.bus.roster.learn_line(link.broker, longest - 1, cx.now);
         if self.shared {
             for session in owners {
-                self.close(session, CloseReason::Refused(text.into()));
+                self.sessions
+                    .close(session, CloseReason::Refused(text.into()));
             }
         }
     }
@@ -733,8 +714,8 @@ impl Trunk {
 
     /// Only a trunk of its own is verbose or pedantic, and gets violations without a sid.
     fn deliver_to_own(&mut self, line: &[u8], bus: &Bus) {
-        for session in self.sessions() {
-            self.deliver(session, &[line], bus);
+        for session in self.sessions.ids() {
+            self.sessions.deliver(session, &[line], bus);
         }
     }
 }

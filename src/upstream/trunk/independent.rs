@@ -10,7 +10,7 @@ use super::Trunk;
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::link_setup::RETRY;
-use super::sessions::NO_SID;
+use super::session_input::NO_SID;
 use crate::clock::Instant;
 use crate::ledger::operations::OWN;
 use crate::ledger::{SessionId, Settled, UpstreamSid};
@@ -252,7 +252,7 @@ impl Trunk {
         let last_read = link.last_read_at;
         cx.bus
             .note_lost(from, cause, last_read, &Settled::default(), 0, cx.now);
-        for (_, slot) in &mut self.slots {
+        for slot in self.sessions.iter_mut() {
             slot.owed_oks += oks;
         }
         self.go_live(new, cx);
@@ -633,17 +633,17 @@ impl Trunk {
         if !self.independent {
             return;
         }
-        for session in self.awaiting.clone() {
+        for session in self.sessions.awaiting_pong() {
             loop {
-                let slot = self.slots.get(session.0 as usize);
+                let slot = self.sessions.get(session);
                 let Some(&seq) = slot.and_then(|slot| slot.late.front()) else {
                     break;
                 };
                 if !self.all_answered(seq, bus) {
                     break;
                 }
-                self.slots[session.0 as usize].late.pop_front();
-                self.deliver_pong(session, bus);
+                self.sessions[session].late.pop_front();
+                self.sessions.deliver_pong(session, bus);
             }
         }
         self.close_finished();

@@ -12,7 +12,6 @@ use crate::ledger::{Held, Settled, Subscriptions, settle};
 use crate::proto::encode;
 use crate::queue::Queue;
 use crate::upstream::brokers::roster::{BrokerId, Failure, Health};
-use crate::upstream::bus::lags::Lag;
 use crate::upstream::bus::{Bus, Turn};
 
 /// The text that a component hears where brokers give no verdict, as from one that waits in vain.
@@ -156,14 +155,14 @@ impl Trunk {
             first,
         }));
         self.requeue(settled, cx.bus);
-        for session in self.sessions() {
-            let slot = &mut self.slots[session.0 as usize];
+        for session in self.sessions.ids() {
+            let slot = &mut self.sessions[session];
             slot.gate_passed |= slot.gate.take().is_some();
             // One that isn't read is looked at anew: what it waited for is over.
             if slot.gate_passed || slot.parked {
-                self.release(session);
+                self.sessions.release(session);
             }
-            let slot = &mut self.slots[session.0 as usize];
+            let slot = &mut self.sessions[session];
             let owed = slot.owed_pongs > 0 || !slot.late.is_empty();
             match slot.finishing.take() {
                 // The next broker is asked for what this one owed.
@@ -174,10 +173,10 @@ impl Trunk {
                         until,
                         ..*end
                     }));
-                    self.note_slot_timeout(until);
+                    self.sessions.note_timeout(until);
                     self.arm_pong_hold(session, cx);
                 }
-                Some(end) => self.close(session, end.reason),
+                Some(end) => self.sessions.close(session, end.reason),
                 None if owed => self.arm_pong_hold(session, cx),
                 None => {}
             }
@@ -237,7 +236,7 @@ impl Trunk {
             self.ask_for(session);
         }
         let stood_by = link.phase == Phase::Standby;
-        for (_, slot) in &mut self.slots {
+        for slot in self.sessions.iter_mut() {
             slot.owed_oks += oks;
             slot.held_unasked += unasked;
             if stood_by {
@@ -263,14 +262,14 @@ impl Trunk {
         bus.budgets.held.take(settled.bytes());
         let only = match self.shared {
             true => None,
-            false => self.slots.iter_mut().next().map(|(_, slot)| slot),
+            false => self.sessions.iter_mut().next(),
         };
         put_in_front(
             only.map_or(&mut self.orphans, |slot| &mut slot.held),
             settled.waiting,
         );
         for (session, waiting) in settled.owned {
-            let slot = self.slots.get_mut(session.0 as usize);
+            let slot = self.sessions.get_mut(session);
             let held = slot.map_or(&mut self.orphans, |slot| &mut slot.held);
             put_in_front(held, waiting);
         }
@@ -384,7 +383,7 @@ impl Trunk {
         if link.takes_subscriptions() && !link.is_attached() {
             // It took operations of a verbose session before it was live (R20).
             let oks = link.oks.owed(OkOwner::Operation);
-            for (_, slot) in &mut self.slots {
+            for slot in self.sessions.iter_mut() {
                 slot.owed_oks += oks;
             }
         }
@@ -430,13 +429,13 @@ impl Trunk {
     /// and those that were served behind `refusal_window`. An outage of verdicts is an outage for
     /// whoever was served.
     fn turned_away_due(&self, bus: &Bus) -> Option<Instant> {
-        let needed = self.needed_since.filter(|_| !self.slots.is_empty())?;
+        let needed = self.needed_since.filter(|_| !self.sessions.is_empty())?;
         if self.links.iter().any(Link::is_attached) || self.done || self.refused {
             return None;
         }
         let (trouble, all_full) = bus.roster.turned_away(self.identity(bus))?;
         let window = bus.settings.timings.refusal_window;
-        let is_new = !self.slots.iter().any(|(_, slot)| slot.had_pong);
+        let is_new = !self.sessions.iter().any(|(_, slot)| slot.had_pong);
         let patience = match self.verdict {
             Verdict::Pending if all_full && is_new => window.min(NEWCOMER_PATIENCE),
             Verdict::Pending => window,
@@ -462,11 +461,12 @@ impl Trunk {
         };
         self.abandon_joining(cx.bus);
         self.moving = None;
-        for session in self.sessions() {
-            let held = std::mem::take(&mut self.slots[session.0 as usize].held);
+        for session in self.sessions.ids() {
+            let held = std::mem::take(&mut self.sessions[session].held);
             cx.bus.budgets.held.give(held.bytes());
             cx.bus.counters.refused += held.messages();
-            self.close(session, CloseReason::Refused(text.clone()));
+            self.sessions
+                .close(session, CloseReason::Refused(text.clone()));
         }
         let orphans = std::mem::take(&mut self.orphans);
         cx.bus.budgets.held.give(orphans.bytes());
@@ -499,7 +499,7 @@ impl Trunk {
 
     /// Ends the trunk once it has no session and owes no broker anything.
     pub(super) fn check_done(&mut self, cx: &mut Turn<'_>) {
-        if self.done || !self.slots.is_empty() || self.owes() || self.stays_idle(cx) {
+        if self.done || !self.sessions.is_empty() || self.owes() || self.stays_idle(cx) {
             return;
         }
         while !self.links.is_empty() {
@@ -537,9 +537,8 @@ impl Trunk {
         self.actions = Queue::default();
         self.subscriptions = Subscriptions::default();
         let mut held = vec![std::mem::take(&mut self.orphans)];
-        for (_, slot) in std::mem::take(&mut self.slots) {
+        for slot in self.sessions.remove_all(cx.bus) {
             cx.bus.budgets.pending.give(slot.accounted);
-            cx.bus.lags.change(slot.lag, Lag::None);
             held.push(slot.held);
         }
         for held in held {

@@ -72,18 +72,18 @@ impl Trunk {
             return;
         }
         let answered = self.answered;
-        for session in self.sessions() {
-            let slot = &mut self.slots[session.0 as usize];
+        for session in self.sessions.ids() {
+            let slot = &mut self.sessions[session];
             if slot.owed_pongs == 0 || slot.is_unproven(answered) {
                 continue;
             }
             slot.pongs_until = None;
             for _ in 0..std::mem::take(&mut slot.owed_pongs) {
-                self.deliver_pong(session, bus);
+                self.sessions.deliver_pong(session, bus);
             }
-            let finishing = &mut self.slots[session.0 as usize].finishing;
+            let finishing = &mut self.sessions[session].finishing;
             if let Some(end) = finishing.take_if(|end| end.after.is_none()) {
-                self.close(session, end.reason);
+                self.sessions.close(session, end.reason);
             }
         }
     }
@@ -254,8 +254,8 @@ impl Trunk {
                 link.oks.disown();
             }
             let says_ok = self.ready || !self.would_refuse(self.header_support(at, cx.bus));
-            for session in self.sessions().into_iter().filter(|_| says_ok) {
-                self.deliver(session, &[encode::OK], cx.bus);
+            for session in self.sessions.ids().into_iter().filter(|_| says_ok) {
+                self.sessions.deliver(session, &[encode::OK], cx.bus);
             }
         }
         cx.bus.admission.remember(&self.connect, cx.now);
@@ -282,8 +282,9 @@ impl Trunk {
     /// refuse of those, natsmux refuses.
     pub(super) fn refuse_own_options(&mut self, support: HeaderSupport) {
         if let Some(text) = self.connect.refusal(support) {
-            for session in self.sessions() {
-                self.close(session, CloseReason::Refused(text.as_bytes().into()));
+            for session in self.sessions.ids() {
+                self.sessions
+                    .close(session, CloseReason::Refused(text.as_bytes().into()));
             }
         }
     }
@@ -357,7 +358,7 @@ impl Trunk {
             return;
         }
         self.subscriptions.replayed(seq);
-        for (_, slot) in &mut self.slots {
+        for slot in self.sessions.iter_mut() {
             if slot.subs_covered_by > self.answered {
                 slot.subs_covered_by = seq;
             }
@@ -449,18 +450,16 @@ impl Trunk {
     /// Lets the sessions go on that waited for this.
     pub(super) fn make_ready(&mut self) {
         if !std::mem::replace(&mut self.ready, true) {
-            for session in self.sessions() {
-                self.release(session);
-            }
+            self.sessions.release_all();
         }
     }
 
     /// A link is live: so may those be who could not join without one (R16).
     pub(super) fn verify_all(&mut self) {
-        for session in self.sessions() {
-            let slot = &mut self.slots[session.0 as usize];
+        for session in self.sessions.ids() {
+            let slot = &mut self.sessions[session];
             if std::mem::take(&mut slot.unverified) {
-                self.release(session);
+                self.sessions.release(session);
             }
         }
     }
@@ -527,17 +526,17 @@ impl Trunk {
         self.mark_places(cx);
         let mut queues = vec![(None, std::mem::take(&mut self.orphans), 0)];
         self.give_back_charge(cx.bus);
-        for session in self.sessions() {
-            let slot = &mut self.slots[session.0 as usize];
+        for session in self.sessions.ids() {
+            let slot = &mut self.sessions[session];
             slot.dropping = false;
             slot.blocked_until = None;
             // Verbose answers that no broker will give any more come before those that this
             // one will (R20).
             let oks = std::mem::take(&mut slot.owed_oks);
             for _ in 0..oks {
-                self.deliver(session, &[encode::OK], cx.bus);
+                self.sessions.deliver(session, &[encode::OK], cx.bus);
             }
-            let slot = &mut self.slots[session.0 as usize];
+            let slot = &mut self.sessions[session];
             let unasked = std::mem::take(&mut slot.held_unasked);
             queues.push((Some(session), std::mem::take(&mut slot.held), unasked));
         }
@@ -545,7 +544,7 @@ impl Trunk {
             while let Some((chunk, messages)) = held.pop() {
                 if let Some(session) = session {
                     // No PONG before these are proven, as for publishes that never waited.
-                    self.slots[session.0 as usize].publishes_covered_by = self.next_ping;
+                    self.sessions[session].publishes_covered_by = self.next_ping;
                 }
                 cx.bus.budgets.held.give(chunk.len());
                 sent += messages;
@@ -571,12 +570,12 @@ impl Trunk {
     /// Re-asks what was owed, behind replay and waiting publishes (R1).
     fn settle_owed(&mut self, at: usize, cx: &mut Turn<'_>) {
         let independent = self.independent;
-        for session in self.sessions() {
+        for session in self.sessions.ids() {
             let next_ping = self.next_ping;
-            if self.slots[session.0 as usize].owed_pongs > 0 {
+            if self.sessions[session].owed_pongs > 0 {
                 self.ping_standbys(cx);
             }
-            let slot = &mut self.slots[session.0 as usize];
+            let slot = &mut self.sessions[session];
             if slot.late.is_empty() {
                 slot.pongs_until = None;
             }
@@ -589,10 +588,10 @@ impl Trunk {
             for _ in 0..pongs {
                 self.push_ping(at, Some(session), cx);
             }
-            let finishing = self.slots[session.0 as usize].finishing.as_ref();
+            let finishing = self.sessions[session].finishing.as_ref();
             if finishing.is_some_and(|end| end.after.is_none()) {
                 let last = self.push_ping(at, None, cx);
-                if let Some(end) = &mut self.slots[session.0 as usize].finishing {
+                if let Some(end) = &mut self.sessions[session].finishing {
                     end.after = Some(last);
                 }
             }
@@ -600,7 +599,7 @@ impl Trunk {
     }
 
     pub(super) fn ask_for(&mut self, session: SessionId) {
-        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+        if let Some(slot) = self.sessions.get_mut(session) {
             slot.asked = slot.asked.saturating_sub(1);
             slot.owed_pongs += 1;
         }

@@ -29,6 +29,7 @@ mod link_end;
 mod link_setup;
 mod pressure;
 mod room;
+mod session_input;
 mod sessions;
 mod sharing;
 mod slot;
@@ -36,12 +37,8 @@ mod slot;
 mod tests;
 mod timers;
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
-
-use slab::Slab;
-use smallvec::SmallVec;
 
 pub use action::{Action, Report};
 pub use link::LinkId;
@@ -59,6 +56,7 @@ use crate::upstream::brokers::liveness::TrunkId;
 use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::bus::{Bus, Pace, Turn};
 use link::{Link, Phase};
+use sessions::Sessions;
 use slot::Slot;
 
 /// A link's buffer beyond this stops the reads of the sessions that feed it, in bytes.
@@ -256,7 +254,7 @@ pub struct Trunk {
     connect_ok_owed: bool,
     verdict: Verdict,
     ready: bool,
-    slots: Slab<Slot>,
+    sessions: Sessions,
     subscriptions: Subscriptions,
     /// Publishes of sessions that are gone.
     orphans: Held,
@@ -286,12 +284,8 @@ pub struct Trunk {
     timer: Option<Instant>,
     /// Silence is measured from here at the earliest, after a clock that jumped (R9).
     clock_floor: Option<Instant>,
-    /// Earliest timer of any slot; may be too early, never too late.
-    slots_timeout: Option<Instant>,
     /// Whether any subscription has ever had a max: its count must be the broker's.
     any_limited: bool,
-    /// Whether a slot may be parked.
-    any_parked: bool,
     /// Whether links aren't read (R33): the component has much to take, or a large message waits for
     /// room.
     stalled: bool,
@@ -300,9 +294,6 @@ pub struct Trunk {
     pace: Pace,
     /// Since when a place among the operations is to be marked by a PING (R23).
     unmarked: Option<Instant>,
-    /// All slots for which something happens once a PING is answered, and perhaps others.
-    awaiting: BTreeSet<SessionId>,
-    touched: SmallVec<[SessionId; 2]>,
     actions: Queue<Action>,
     scratch: Vec<u8>,
     /// The brokers refused the credentials for good.
@@ -361,7 +352,7 @@ impl Trunk {
             verdict: Verdict::Pending,
             ready: false,
             // Mostly one session and one link: room for four would be two kilobytes more.
-            slots: Slab::with_capacity(1),
+            sessions: Sessions::new(false),
             subscriptions: Subscriptions::default(),
             orphans: Held::default(),
             charged: false,
@@ -380,15 +371,11 @@ impl Trunk {
             lost: None,
             timer: None,
             clock_floor: None,
-            slots_timeout: None,
             any_limited: false,
-            any_parked: false,
             stalled: false,
             full_since: None,
             pace: Pace::default(),
             unmarked: None,
-            awaiting: BTreeSet::new(),
-            touched: SmallVec::new(),
             actions: Queue::default(),
             scratch: Vec::new(),
             refused: false,
@@ -411,6 +398,7 @@ impl Trunk {
     pub fn shared(id: TrunkId, connect: &ConnectInfo, name: String) -> Self {
         let mut trunk = Self::new(id, Rc::new(sharing::as_shared(connect, name)));
         trunk.shared = true;
+        trunk.sessions = Sessions::new(true);
         trunk.subscriptions.coalesce();
         trunk
     }
@@ -428,43 +416,32 @@ impl Trunk {
     /// The next session that was touched since the last call: the driver flushes its
     /// [`out`](Trunk::out), and wakes it where it is parked or closing.
     pub fn poll_touched(&mut self) -> Option<SessionId> {
-        let session = self.touched.pop()?;
-        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
-            slot.touched = false;
-        }
-        Some(session)
+        self.sessions.poll_touched()
     }
 
     /// What goes to a session's component; `None` once it is detached.
     pub fn out(&mut self, session: SessionId) -> Option<&mut Outbox> {
-        Some(&mut self.slots.get_mut(session.0 as usize)?.out)
+        Some(&mut self.sessions.get_mut(session)?.out)
     }
 
     /// Tells the daemon's budget how much the component has not taken, after a flush (R25).
     pub fn account(&mut self, session: SessionId, bus: &Bus) {
-        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
-            let pending = slot.out.waiting_memory();
-            bus.budgets.pending.take(pending);
-            bus.budgets.pending.give(slot.accounted);
-            slot.accounted = pending;
-        }
-        self.note_lag(session, bus);
+        self.sessions.account(session, bus);
     }
 
     /// The session whose component lags most, and by how many bytes.
     pub fn slowest(&self) -> Option<(SessionId, usize)> {
-        let open = self.slots.iter().filter(|(_, slot)| slot.closing.is_none());
-        open.map(|(index, slot)| (SessionId(index as u32), slot.out.pending_bytes()))
+        let open = self
+            .sessions
+            .iter()
+            .filter(|(_, slot)| slot.closing.is_none());
+        open.map(|(session, slot)| (session, slot.out.pending_bytes()))
             .max_by_key(|(_, pending)| *pending)
     }
 
     /// Closes a session whose component reads too slowly; what it has not taken is dropped.
     pub fn close_slow(&mut self, session: SessionId, bus: &Bus) {
-        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
-            slot.out.clear();
-        }
-        self.account(session, bus);
-        self.close(session, CloseReason::SlowConsumer);
+        self.sessions.close_slow(session, bus);
     }
 
     /// What goes to a link's broker; `None` once it is closed.
@@ -475,12 +452,12 @@ impl Trunk {
 
     /// Why the driver must close a session, once its outbox is flushed.
     pub fn closing(&self, session: SessionId) -> Option<&CloseReason> {
-        self.slots.get(session.0 as usize)?.closing.as_deref()
+        self.sessions.get(session)?.closing.as_deref()
     }
 
     /// Whether nothing that a session's component sends is looked at any more.
     pub fn is_ending(&self, session: SessionId) -> bool {
-        let slot = self.slots.get(session.0 as usize);
+        let slot = self.sessions.get(session);
         slot.is_none_or(|slot| slot.closing.is_some() || slot.finishing.is_some())
     }
 
@@ -489,15 +466,11 @@ impl Trunk {
     pub fn wants_read(&mut self, session: SessionId, cx: &Turn<'_>) -> bool {
         let wants = self.has_room(session, cx);
         let live = self.open(cx.bus).is_some();
-        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
-            return false;
-        };
-        slot.parked = !wants;
-        self.any_parked |= !wants;
+        self.sessions.park(session, !wants);
         if !wants && cx.bus.lags.is_any() {
             self.look_again(session, cx.now);
         }
-        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+        let Some(slot) = self.sessions.get_mut(session) else {
             return false;
         };
         // Only a full buffer without a link ends by time (R6); a full link by its own fate.
@@ -506,44 +479,44 @@ impl Trunk {
         } else if slot.blocked_until.is_none() && cx.bus.settings.delivery == Delivery::AtMostOnce {
             let until = cx.now + cx.bus.settings.timings.block_for;
             slot.blocked_until = Some(until);
-            self.note_slot_timeout(until);
+            self.sessions.note_timeout(until);
         }
         wants
     }
 
     /// Whether a session's next operation waits for an answer to those before it.
     pub fn is_gated(&self, session: SessionId) -> bool {
-        let slot = self.slots.get(session.0 as usize);
+        let slot = self.sessions.get(session);
         slot.is_some_and(|slot| slot.gate.is_some())
     }
 
     /// Whether a session's component isn't read at present.
     pub fn is_parked(&self, session: SessionId) -> bool {
-        let slot = self.slots.get(session.0 as usize);
+        let slot = self.sessions.get(session);
         slot.is_some_and(|slot| slot.parked)
     }
 
     /// Unparks the sessions that wait for room, after links were flushed or held publishes
     /// went out.
     pub fn unpark(&mut self, cx: &Turn<'_>) {
-        if !std::mem::take(&mut self.any_parked) {
+        if !self.sessions.take_any_parked() {
             return;
         }
-        for session in self.sessions() {
-            if !self.slots[session.0 as usize].parked {
+        for session in self.sessions.ids() {
+            if !self.sessions[session].parked {
                 continue;
             }
             if self.has_room(session, cx) {
-                self.release(session);
+                self.sessions.release(session);
             } else {
-                self.any_parked = true;
+                self.sessions.park(session, true);
             }
         }
     }
 
     /// Whether a parked session was released since the last call: its driver may read again.
     pub fn take_released(&mut self, session: SessionId) -> bool {
-        let slot = self.slots.get_mut(session.0 as usize);
+        let slot = self.sessions.get_mut(session);
         slot.is_some_and(|slot| std::mem::take(&mut slot.released))
     }
 
@@ -564,13 +537,13 @@ impl Trunk {
 
     /// What monitoring shows of one session.
     pub fn view(&self, session: SessionId) -> Option<View<'_>> {
-        let slot = self.slots.get(session.0 as usize)?;
+        let slot = self.sessions.get(session)?;
         Some(View {
             connect: slot.label.as_deref().unwrap_or(&self.connect),
             traffic: slot.traffic,
             pending_bytes: slot.out.pending_bytes(),
             held: slot.held.messages(),
-            subscription_count: match self.slots.len() {
+            subscription_count: match self.sessions.len() {
                 1 => self.subscriptions.len(),
                 _ => self.subscriptions.of(session, None).count(),
             },
@@ -580,16 +553,16 @@ impl Trunk {
 
     /// Numbers for monitoring.
     pub fn gauges(&self) -> Gauges {
-        let held = self.slots.iter().map(|(_, slot)| &slot.held);
+        let held = self.sessions.iter().map(|(_, slot)| &slot.held);
         let held = held.chain(std::iter::once(&self.orphans));
         let (messages, bytes) = held.fold((0, 0), |(messages, bytes), held| {
             (messages + held.messages(), bytes + held.bytes())
         });
         let unsettled: u64 = self.links.iter().map(|link| link.account.unsettled()).sum();
-        let outboxes = self.slots.iter().map(|(_, slot)| slot.out.held_bytes());
+        let outboxes = self.sessions.iter().map(|(_, slot)| slot.out.held_bytes());
         let links = self.links.iter().map(|link| link.out.held_bytes());
         Gauges {
-            sessions: self.slots.len() as u64,
+            sessions: self.sessions.len() as u64,
             links: self.links.iter().filter(|link| link.is_attached()).count() as u64,
             subscriptions: self.subscriptions.len() as u64,
             waiting: messages + unsettled,
@@ -612,17 +585,17 @@ impl Trunk {
     /// broker takes so long for a window full of that (`Link::is_overrun`) that nobody should begin
     /// behind it.
     fn operates_beside_others(&self, slot: &Slot) -> bool {
-        self.shared && self.slots.len() > 1 && slot.subs_covered_by > self.answered
+        self.shared && self.sessions.len() > 1 && slot.subs_covered_by > self.answered
     }
 
     /// Whether a session that floods a link isn't read until the next fence is answered: where it
     /// is alone, nobody waits behind it.
     fn must_prove_soon(&self, link: &Link, now: Instant) -> bool {
-        self.slots.len() > 1 && link.must_prove_soon(now)
+        self.sessions.len() > 1 && link.must_prove_soon(now)
     }
 
     fn has_room(&self, session: SessionId, cx: &Turn<'_>) -> bool {
-        let Some(slot) = self.slots.get(session.0 as usize) else {
+        let Some(slot) = self.sessions.get(session) else {
             return false;
         };
         if !self.ready || slot.waits_by_itself() || self.is_slowed_down(slot, cx) {
@@ -695,54 +668,9 @@ impl Trunk {
         }
     }
 
-    fn touch(&mut self, session: SessionId) {
-        if let Some(slot) = self.slots.get_mut(session.0 as usize)
-            && !slot.touched
-        {
-            slot.touched = true;
-            self.touched.push(session);
-        }
-    }
-
-    /// Gives `bytes` to a session's component, within `max_pending` (R25).
-    fn deliver(&mut self, session: SessionId, parts: &[&[u8]], bus: &Bus) {
-        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
-            return;
-        };
-        if slot.closing.is_some() {
-            return;
-        }
-        slot.out.push_parts(parts);
-        if slot.out.pending_bytes() > bus.settings.limits.max_pending {
-            return self.close_slow(session, bus);
-        }
-        self.touch(session);
-    }
-
     /// Tells a session's component what natsmux answers by itself.
     pub fn tell(&mut self, session: SessionId, line: &[u8], bus: &Bus) {
-        self.deliver(session, &[line], bus);
-    }
-
-    fn deliver_pong(&mut self, session: SessionId, bus: &Bus) {
-        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
-            slot.had_pong = true;
-        }
-        self.deliver(session, &[encode::PONG], bus);
-    }
-
-    /// Ends a session; its component hears the reason's text.
-    fn close(&mut self, session: SessionId, reason: CloseReason) {
-        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
-            return;
-        };
-        if slot.closing.is_none() {
-            if let Some(text) = reason.error_text() {
-                slot.out.push_parts(&[b"-ERR '", text, b"'\r\n"]);
-            }
-            slot.closing = Some(Box::new(reason));
-        }
-        self.touch(session);
+        self.sessions.deliver(session, &[line], bus);
     }
 
     fn push_ping(&mut self, at: usize, asker: Option<SessionId>, cx: &mut Turn<'_>) -> u64 {
@@ -765,24 +693,5 @@ impl Trunk {
             cx.bus.counters.fences += 1;
         }
         seq
-    }
-
-    fn release(&mut self, session: SessionId) {
-        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
-            slot.parked = false;
-            slot.released = true;
-        }
-        self.touch(session);
-    }
-
-    fn sessions(&self) -> Vec<SessionId> {
-        self.slots
-            .iter()
-            .map(|(index, _)| SessionId(index as u32))
-            .collect()
-    }
-
-    fn note_slot_timeout(&mut self, at: Instant) {
-        self.slots_timeout = Some(self.slots_timeout.map_or(at, |known| known.min(at)));
     }
 }

@@ -14,7 +14,7 @@ use super::room::Room;
 use super::slot::Slot;
 use crate::clock::Instant;
 use crate::ledger::SessionId;
-use crate::upstream::bus::lags::{Lag, PAUSE};
+use crate::upstream::bus::lags::PAUSE;
 use crate::upstream::bus::room::LOOK_EVERY;
 use crate::upstream::bus::{Bus, Pace, Turn};
 
@@ -122,26 +122,14 @@ impl Trunk {
 
     /// Bytes that wait for the session that has this trunk for itself.
     fn own_pending(&self) -> usize {
-        if self.shared || self.slots.len() != 1 {
+        if self.shared || self.sessions.len() != 1 {
             return 0;
         }
-        let open = self.slots.iter().filter(|(_, slot)| slot.closing.is_none());
+        let open = self
+            .sessions
+            .iter()
+            .filter(|(_, slot)| slot.closing.is_none());
         open.map(|(_, slot)| slot.out.pending_bytes()).sum()
-    }
-
-    /// Notes how far a component on a shared link lags.
-    pub(super) fn note_lag(&mut self, session: SessionId, bus: &Bus) {
-        if !self.shared {
-            return;
-        }
-        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
-            let lag = match slot.closing {
-                Some(_) => Lag::None,
-                None => Lag::of(slot.out.pending_bytes(), bus.settings.limits.max_pending),
-            };
-            bus.lags.change(slot.lag, lag);
-            slot.lag = lag;
-        }
     }
 
     /// Whether a session isn't read because it floods while a component lags.
@@ -154,12 +142,12 @@ impl Trunk {
     /// A session that is slowed down is looked at again soon: the others may have caught up.
     pub(super) fn look_again(&mut self, session: SessionId, now: Instant) {
         let until = now + PAUSE;
-        if let Some(slot) = self.slots.get_mut(session.0 as usize)
+        if let Some(slot) = self.sessions.get_mut(session)
             && let Some(flow) = &mut slot.flow
             && flow.until.is_none()
         {
             flow.until = Some(until);
-            self.note_slot_timeout(until);
+            self.sessions.note_timeout(until);
         }
     }
 }

@@ -16,7 +16,6 @@ use crate::proto::encode;
 use crate::proto::server::Msg;
 use crate::queue::Queue;
 use crate::upstream::brokers::roster::{BrokerId, Failure};
-use crate::upstream::bus::lags::Lag;
 use crate::upstream::bus::{Bus, Turn};
 
 /// What a trunk says of itself in place of a component.
@@ -107,7 +106,7 @@ impl Trunk {
 
     /// Number of sessions.
     pub fn session_count(&self) -> usize {
-        self.slots.len()
+        self.sessions.len()
     }
 
     /// Takes a session that shares this trunk; `out` is its outbox so far.
@@ -134,7 +133,7 @@ impl Trunk {
             && cx.bus.roster.auth_required()
             && !cx.bus.admission.is_fresh(&self.connect, believed, cx.now);
         let unverified = self.ready && ((!live && !admitted()) || (live && is_old));
-        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
+        if let Some(slot) = self.sessions.get_mut(session) {
             slot.unverified = unverified;
             slot.label = label;
         }
@@ -146,7 +145,8 @@ impl Trunk {
             && let Some(at) = self.live()
             && let Some(text) = self.connect.refusal(self.header_support(at, cx.bus))
         {
-            self.close(session, CloseReason::Refused(text.as_bytes().into()));
+            self.sessions
+                .close(session, CloseReason::Refused(text.as_bytes().into()));
         }
     }
 
@@ -178,9 +178,10 @@ impl Trunk {
         bus.admission.forget(&self.connect);
         self.drop_link(at, false, bus);
         self.disbelieved = true;
-        for session in self.sessions() {
-            if self.slots[session.0 as usize].unverified {
-                self.close(session, CloseReason::Refused(text.into()));
+        for session in self.sessions.ids() {
+            if self.sessions[session].unverified {
+                self.sessions
+                    .close(session, CloseReason::Refused(text.into()));
             }
         }
     }
@@ -188,7 +189,7 @@ impl Trunk {
     /// Whether a session's second CONNECT must wait: what came before is answered here first.
     /// Then the session goes on under the new options, on another trunk.
     pub fn must_depart(&mut self, session: SessionId, cx: &mut Turn<'_>) -> bool {
-        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+        let Some(slot) = self.sessions.get_mut(session) else {
             return false;
         };
         if slot.leaving.is_some() {
@@ -196,7 +197,7 @@ impl Trunk {
         }
         let count = self.subscriptions.len();
         if let Some(until) = slot.note_reconnect(count, cx.now) {
-            self.note_slot_timeout(until);
+            self.sessions.note_timeout(until);
             return true;
         }
         if !self.shared {
@@ -220,21 +221,21 @@ impl Trunk {
             }
         }
         let gate = self.ping_everywhere(cx);
-        let Some(slot) = self.slots.get_mut(session.0 as usize) else {
+        let Some(slot) = self.sessions.get_mut(session) else {
             return;
         };
         slot.leaving = Some(why);
         slot.gate = gate;
-        self.awaiting.insert(session);
+        self.sessions.await_pong(session);
         if gate.is_none() {
-            self.release(session);
+            self.sessions.release(session);
         }
     }
 
     /// Why a session must go to another trunk now: to one of its identity, since this one's broker
     /// takes no more subscriptions on one connection, or to one of its own.
     pub fn reason_to_leave(&self, session: SessionId) -> Option<MoveReason> {
-        let slot = self.slots.get(session.0 as usize)?;
+        let slot = self.sessions.get(session)?;
         let is_ending = slot.finishing.is_some() || slot.closing.is_some();
         match slot.leaving.filter(|_| slot.gate.is_none() && !is_ending)? {
             Leaving::Crowded => Some(MoveReason::Crowded),
@@ -246,7 +247,7 @@ impl Trunk {
     /// A link goes live: what sessions get is counted anew.
     pub(super) fn count_anew(&mut self) {
         if self.shared {
-            for (_, slot) in &mut self.slots {
+            for slot in self.sessions.iter_mut() {
                 slot.got_before = slot.traffic.out_bytes;
             }
         }
@@ -259,17 +260,16 @@ impl Trunk {
             failure,
             Failure::Closed | Failure::Reset | Failure::LinkError
         );
-        if !is_closed || !self.shared || self.slots.len() < 2 {
+        if !is_closed || !self.shared || self.sessions.len() < 2 {
             return None;
         }
         let got = |slot: &Slot| slot.traffic.out_bytes.saturating_sub(slot.got_before);
-        let total: u64 = self.slots.iter().map(|(_, slot)| got(slot)).sum();
-        let (index, most) = self.slots.iter().max_by_key(|(_, slot)| got(slot))?;
+        let total: u64 = self.sessions.iter().map(|(_, slot)| got(slot)).sum();
+        let (session, most) = self.sessions.iter().max_by_key(|(_, slot)| got(slot))?;
         if got(most) < GREEDY_BYTES.max(total / 2) {
             return None;
         }
         let stays = most.leaving.is_some() || most.closing.is_some() || most.finishing.is_some();
-        let session = SessionId(index as u32);
         let before = self.greedy.replace((session, now));
         let again = before.is_some_and(|(other, at)| {
             other == session && now.saturating_duration_since(at) < GREEDY_WITHIN
@@ -296,7 +296,7 @@ impl Trunk {
         meant.sort_unstable();
         meant.dedup();
         for session in meant {
-            let slot = self.slots.get(session.0 as usize);
+            let slot = self.sessions.get(session);
             if slot.is_some_and(|slot| slot.leaving.is_none() && slot.closing.is_none()) {
                 self.depart(session, Leaving::Crowded, cx);
             }
@@ -312,10 +312,8 @@ impl Trunk {
 
     /// Takes a session out, to be [taken in](Trunk::take_in) by another trunk.
     pub fn take_out(&mut self, session: SessionId, cx: &mut Turn<'_>) -> Option<Moved> {
-        let mut slot = self.slots.try_remove(session.0 as usize)?;
+        let mut slot = self.sessions.remove(session, cx.bus)?;
         let subscriptions = self.subscriptions.take_session(session);
-        cx.bus.lags.change(slot.lag, Lag::None);
-        slot.lag = Lag::None;
         self.forget_session(session);
         // What its last link owed it, the next one does.
         slot.owed_pongs += std::mem::take(&mut slot.asked) + slot.late.len() as u32;
@@ -348,20 +346,13 @@ impl Trunk {
         let mut slot = moved.slot;
         // They were published under the former options.
         slot.held_unasked = slot.held.messages();
-        let (timeout, finishes) = (slot.timeout(), slot.finishing.is_some());
         let session = self.attach_slot(slot, true, cx);
-        if finishes {
-            self.awaiting.insert(session);
-        }
-        if let Some(at) = timeout {
-            self.note_slot_timeout(at);
-        }
         let label = self.shared.then(|| Rc::clone(connect));
         self.settle_in(session, label, cx);
-        if self.slots[session.0 as usize].owed_pongs > 0 {
+        if self.sessions[session].owed_pongs > 0 {
             self.arm_pong_hold(session, cx);
         }
-        let oks = self.slots[session.0 as usize].owed_oks;
+        let oks = self.sessions[session].owed_oks;
         for one in moved.subscriptions.iter().filter(|_| keeps) {
             let group = one.queue_group.as_deref();
             self.subscribe(session, &one.subject, group, &one.sid, cx);
@@ -372,14 +363,13 @@ impl Trunk {
             }
         }
         // The component has had its answers to these long ago (R20).
-        self.slots[session.0 as usize].owed_oks = oks;
+        self.sessions[session].owed_oks = oks;
         session
     }
 
     /// A session is not here any more, and its number may soon be another's.
     pub(super) fn forget_session(&mut self, session: SessionId) {
         self.subscriptions.mute_session(session);
-        self.awaiting.remove(&session);
         for link in &mut self.links {
             link.pings.disown(session);
             if let Some(owners) = &mut link.owners {
@@ -443,7 +433,7 @@ impl Trunk {
     /// application's behind it.
     pub fn note_request(&mut self, session: SessionId, bus: &Bus) {
         let is_held = |slot: &Slot| !slot.held.is_empty();
-        if self.slots.get(session.0 as usize).is_none_or(is_held) {
+        if self.sessions.get(session).is_none_or(is_held) {
             return;
         }
         if let Some(at) = self.open(bus) {
@@ -462,13 +452,12 @@ impl Trunk {
             return;
         };
         let frame = [b"HMSG ", msg.subject, b" ", sid, msg.after_sid].concat();
-        if let Some(slot) = self.slots.get_mut(session.0 as usize) {
-            slot.traffic.out_msgs += 1;
-            slot.traffic.out_bytes += msg.size as u64;
+        if let Some(slot) = self.sessions.get_mut(session) {
+            slot.traffic.count_out(msg.size);
         }
         bus.counters.out_msgs += 1;
         bus.counters.out_bytes += msg.size as u64;
-        self.deliver(session, &[&frame], bus);
+        self.sessions.deliver(session, &[&frame], bus);
     }
 
     /// UNSUBs, wherever the ledger is in place.

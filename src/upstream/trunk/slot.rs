@@ -100,6 +100,20 @@ pub struct Traffic {
     pub out_bytes: u64,
 }
 
+impl Traffic {
+    /// Counts a message to the component, of so many bytes.
+    pub(super) fn count_out(&mut self, bytes: usize) {
+        self.out_msgs += 1;
+        self.out_bytes += bytes as u64;
+    }
+
+    /// Counts messages from the component, and the bytes of their payloads.
+    pub(super) fn count_in(&mut self, messages: u64, bytes: u64) {
+        self.in_msgs += messages;
+        self.in_bytes += bytes;
+    }
+}
+
 /// The end of a session that is answered first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Finishing {

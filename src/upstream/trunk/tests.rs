@@ -272,7 +272,7 @@ fn a_component_that_is_not_read_is_not_stale() {
     assert!(
         !bench
             .trunk
-            .wants_read(session, &mut Turn::new(now, &mut bench.bus))
+            .wants_read(session, &Turn::new(now, &mut bench.bus))
     );
     assert!(bench.trunk.is_parked(session));
 }
@@ -670,7 +670,7 @@ fn a_component_that_pings_without_end_is_not_read_on() {
     let mut pings = 0;
     while bench
         .trunk
-        .wants_read(bench.session, &mut Turn::new(bench.now, &mut bench.bus))
+        .wants_read(bench.session, &Turn::new(bench.now, &mut bench.bus))
     {
         bench.ping();
         pings += 1;
@@ -680,7 +680,7 @@ fn a_component_that_pings_without_end_is_not_read_on() {
     bench.broker(b"PONG\r\n");
     bench
         .trunk
-        .unpark(&mut Turn::new(Instant::now(), &mut bench.bus));
+        .unpark(&Turn::new(Instant::now(), &mut bench.bus));
     assert!(bench.trunk.take_released(bench.session));
 }
 
@@ -793,7 +793,7 @@ fn no_info_follows_a_components_last_words() {
     bench.ping();
     bench.broker(b"PONG\r\n");
     assert!(bench.trunk.takes_info(bench.session), "R17");
-    bench.trunk.close(bench.session, CloseReason::Stale);
+    bench.trunk.close_session(bench.session, CloseReason::Stale);
     assert!(!bench.trunk.takes_info(bench.session));
 }
 
@@ -1049,7 +1049,7 @@ fn subs_and_unsubs_are_paced_beside_one_that_writes() {
         let session = sessions[at];
         bench
             .trunk
-            .wants_read(session, &mut Turn::new(bench.now, &mut bench.bus))
+            .wants_read(session, &Turn::new(bench.now, &mut bench.bus))
     };
     // Alone, as many as the broker takes.
     churn(&mut bench, 10_000);
@@ -1073,7 +1073,7 @@ fn one_that_floods_beside_others_waits_for_its_pong_and_no_longer() {
         sessions.map(|session| {
             bench
                 .trunk
-                .wants_read(session, &mut Turn::new(bench.now, &mut bench.bus))
+                .wants_read(session, &Turn::new(bench.now, &mut bench.bus))
         })
     };
     let flood = |bench: &mut Bench| {
@@ -1095,7 +1095,7 @@ fn one_that_floods_beside_others_waits_for_its_pong_and_no_longer() {
     let moved = bench.trunk.take_out(sessions[0], cx).expect("its place");
     let mut next = Trunk::shared(TrunkId(1), &connect, "next".to_owned());
     let session = next.take_in(moved, &connect, false, cx);
-    let unproven = &next.slots[session.0 as usize].unproven;
+    let unproven = &next.sessions[session].unproven;
     assert_eq!(unproven.bytes(0), 0);
 }
 

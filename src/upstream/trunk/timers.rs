@@ -53,7 +53,7 @@ impl Trunk {
         }
         due.note(self.unmarked);
         due.note(self.refusal_due(bus));
-        due.note(self.slots_timeout);
+        due.note(self.sessions.due());
         due.note(self.target_due(bus));
         due.note(self.idle_until(bus));
         due.0
@@ -107,7 +107,7 @@ impl Trunk {
         if self.idle_until(cx.bus).is_some_and(|until| until <= cx.now) {
             self.check_done(cx);
         }
-        if self.slots_timeout.is_some_and(|at| at <= cx.now) {
+        if self.sessions.due().is_some_and(|at| at <= cx.now) {
             self.handle_slot_timeouts(cx);
         }
     }
@@ -296,48 +296,48 @@ impl Trunk {
     }
 
     fn handle_slot_timeouts(&mut self, cx: &mut Turn<'_>) {
-        self.slots_timeout = None;
-        for session in self.sessions() {
+        self.sessions.clear_due();
+        for session in self.sessions.ids() {
             let due = |at: Option<Instant>| at.is_some_and(|at| at <= cx.now);
             let mut waited = false;
-            let slot = &mut self.slots[session.0 as usize];
+            let slot = &mut self.sessions[session];
             if due(slot.pongs_until) {
                 self.release_pongs(session, cx.bus);
             }
-            let slot = &mut self.slots[session.0 as usize];
+            let slot = &mut self.sessions[session];
             if due(slot.blocked_until) {
                 slot.blocked_until = None;
                 if !self.has_room(session, cx) {
-                    let slot = &mut self.slots[session.0 as usize];
+                    let slot = &mut self.sessions[session];
                     slot.dropping = true;
                     let held_bytes = slot.held.bytes();
                     self.actions
                         .push_back(Action::Report(Report::Dropping { held_bytes }));
                 }
-                self.release(session);
+                self.sessions.release(session);
             }
-            let slot = &mut self.slots[session.0 as usize];
+            let slot = &mut self.sessions[session];
             for allowance in slot.allowances().filter(|allowance| due(allowance.until)) {
                 allowance.until = None;
                 waited = true;
             }
             if waited {
-                self.release(session);
+                self.sessions.release(session);
             }
-            let slot = &mut self.slots[session.0 as usize];
+            let slot = &mut self.sessions[session];
             if let Some(flow) = &mut slot.flow
                 && due(flow.until)
             {
                 flow.until = None;
-                self.release(session);
+                self.sessions.release(session);
             }
-            let finishing = &mut self.slots[session.0 as usize].finishing;
+            let finishing = &mut self.sessions[session].finishing;
             let ended = |end: &mut Box<Finishing>| end.after.is_none() && end.until <= cx.now;
             if let Some(end) = finishing.take_if(ended) {
-                self.close(session, end.reason);
+                self.sessions.close(session, end.reason);
             }
-            if let Some(at) = self.slots[session.0 as usize].timeout() {
-                self.note_slot_timeout(at);
+            if let Some(at) = self.sessions[session].timeout() {
+                self.sessions.note_timeout(at);
             }
         }
     }
@@ -349,16 +349,16 @@ impl Trunk {
         for link in &mut self.links {
             link.pings.disown(session);
         }
-        let slot = &mut self.slots[session.0 as usize];
+        let slot = &mut self.sessions[session];
         slot.pongs_until = None;
         let pongs = std::mem::take(&mut slot.owed_pongs) + std::mem::take(&mut slot.asked);
         let pongs = u64::from(pongs) + std::mem::take(&mut slot.late).len() as u64;
         for _ in 0..pongs {
-            self.deliver_pong(session, bus);
+            self.sessions.deliver_pong(session, bus);
         }
-        let finishing = &mut self.slots[session.0 as usize].finishing;
+        let finishing = &mut self.sessions[session].finishing;
         if let Some(end) = finishing.take_if(|end| end.after.is_none()) {
-            self.close(session, end.reason);
+            self.sessions.close(session, end.reason);
         }
         if bus.note_unproven(pongs) {
             self.actions
