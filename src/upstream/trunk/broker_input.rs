@@ -107,7 +107,7 @@ impl Trunk {
             ServerOp::Ping => {
                 let link = &mut self.links[at];
                 // A broker that asks and doesn't read is answered once it has taken the rest.
-                let is_full = link.out.pending_bytes() >= super::LINK_FULL_BYTES;
+                let is_full = link.out.pending_bytes() >= super::pressure::LINK_FULL_BYTES;
                 if link.phase != Phase::AwaitingInfo && !is_full {
                     link.out.push(encode::PONG);
                     // With at-least-once, what lies before it stays in memory until a fence.
@@ -659,7 +659,7 @@ impl Trunk {
             // Of independent brokers one has taken it back, and another serves (R28).
             return self.fail(at, Failure::Refused, cx);
         }
-        self.round.refuse(broker, text, cx.now);
+        self.attempts.refuse(broker, text, cx.now);
         while !self.links.is_empty() {
             let link = self.drop_link(0, false, cx.bus);
             if !link.is_attached() {
@@ -693,10 +693,10 @@ impl Trunk {
             return self.fail(at, Failure::Refused, cx);
         }
         let first = self.verdict != Verdict::Accepted && !self.independent;
-        self.round.refuse(broker, text, cx.now);
+        self.attempts.refuse(broker, text, cx.now);
         if !self.independent && self.links.iter().any(super::link::Link::is_attached) {
             // A move of a trunk that lives goes on somewhere else, or later.
-            self.round.avoid(broker);
+            self.attempts.avoid(broker);
         }
         if first {
             return self.refuse_sessions(cx);

@@ -262,7 +262,7 @@ impl Trunk {
     /// A link that stood by is gone.
     pub(super) fn lose_standby(&mut self, link: Link, failure: Failure, cx: &mut Turn<'_>) {
         let (id, broker) = (link.id, link.broker);
-        let brief = cx.now.saturating_duration_since(link.opened_at) < super::BRIEF;
+        let brief = cx.now.saturating_duration_since(link.opened_at) < super::attempts::BRIEF;
         cx.bus.counters.link_failures += 1;
         self.note_lost_link(broker, failure, cx);
         if brief {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::attribution::Owners;
 use super::room::Room;
-use super::{FAIR_BYTES, OPERATION_BYTES};
 use crate::clock::Instant;
 use crate::ledger::{Account, Operations, Ping, Pings, Received, Seen, SessionId, UpstreamSid};
 use crate::net::{Outbox, Partial, Retention};
@@ -13,6 +12,15 @@ use crate::proto::encode;
 use crate::queue::Queue;
 use crate::telemetry::Counters;
 use crate::upstream::brokers::roster::BrokerId;
+
+/// What one session may have unproven on a link on which others publish too, where the broker is
+/// near (`Link::fair_bytes`): so much, and what one more read brings, may be ahead of theirs for
+/// each that floods, in bytes.
+pub(super) const FAIR_BYTES: usize = 32 * 1024;
+
+/// What a SUB or UNSUB counts as there, in bytes, where it is shorter: it costs natsmux and a
+/// broker as much as a publish of this size.
+pub(super) const OPERATION_BYTES: usize = 512;
 
 /// What a link may have written that no fence proved, in bytes, before the sessions that feed
 /// it aren't read: it starts at the least, doubles while fences are answered in time, and is

@@ -86,7 +86,7 @@ impl Trunk {
                 avoided = (!self.independent).then_some(link.broker);
             }
         }
-        self.round.fail(avoided);
+        self.attempts.fail(avoided);
     }
 
     /// A live link to this broker is gone: what that says of the broker.
@@ -118,11 +118,11 @@ impl Trunk {
         } else {
             failure
         };
-        let brief = cx.now.saturating_duration_since(link.opened_at) < super::BRIEF;
-        self.round.begin(cx.now);
+        let brief = cx.now.saturating_duration_since(link.opened_at) < super::attempts::BRIEF;
+        self.attempts.begin(cx.now);
         if !self.must_move() {
             // From a move that is off: the next handshake decides.
-            self.round.forget_refusals();
+            self.attempts.forget_refusals();
         }
         cx.bus.counters.link_failures += u64::from(!failure.is_own());
         let suspect = cx.bus.liveness.suspect_since(broker).is_some();
@@ -132,7 +132,7 @@ impl Trunk {
             self.pause(broker, cx);
         }
         if brief || (failure == Failure::Silent && !suspect) {
-            self.round.fail(Some(broker));
+            self.attempts.fail(Some(broker));
         }
         self.lost = Some((broker, failure, cx.now));
         if self
@@ -291,9 +291,9 @@ impl Trunk {
         if !independent
             && self.moving.is_none()
             && self.live().is_some()
-            && self.round.retry_at().is_none()
+            && self.attempts.retry_at().is_none()
         {
-            self.round.begin(cx.now);
+            self.attempts.begin(cx.now);
             self.moving = Some(Move {
                 reason,
                 after: None,
@@ -306,7 +306,7 @@ impl Trunk {
     /// others turned the trunk away.
     pub(super) fn stay(&mut self, now: Instant) {
         self.moving = None;
-        self.round.forget_refusals();
+        self.attempts.forget_refusals();
         self.retry_later(now);
     }
 
@@ -401,7 +401,7 @@ impl Trunk {
             && let Some((trouble, _)) = cx.bus.roster.turned_away(self.identity(cx.bus))
         {
             let (text, broker) = (trouble.text.clone(), cx.bus.roster.current());
-            self.round.refuse(broker, &text, cx.now);
+            self.attempts.refuse(broker, &text, cx.now);
             return self.refuse_sessions(cx);
         }
         let Some(due) = self.refused_due(cx.bus) else {
@@ -412,7 +412,7 @@ impl Trunk {
         let everywhere = cx.bus.roster.brokers().all(|(id, broker)| {
             let away = cx.now.saturating_duration_since(broker.since());
             let gone = broker.health() == Health::Down && away >= window;
-            gone || self.round.is_refused_by(id)
+            gone || self.attempts.is_refused_by(id)
         });
         if everywhere || cx.now >= due {
             self.refuse_sessions(cx);
@@ -449,14 +449,14 @@ impl Trunk {
     }
 
     fn refused_due(&self, bus: &Bus) -> Option<Instant> {
-        let since = self.round.refused_since()?;
+        let since = self.attempts.refused_since()?;
         let attached = self.links.iter().any(Link::is_attached);
         (!attached).then(|| since + bus.settings.timings.refusal_window)
     }
 
     /// The brokers' refusal reaches the sessions; what they published is refused with them.
     pub(super) fn refuse_sessions(&mut self, cx: &mut Turn<'_>) {
-        let Some(text) = self.round.take_refusal() else {
+        let Some(text) = self.attempts.take_refusal() else {
             return;
         };
         self.abandon_joining(cx.bus);

@@ -52,7 +52,7 @@ impl Trunk {
         let identity = self.identity(cx.bus);
         match cx.bus.pick(self.id, identity, &self.avoided(), cx.now) {
             Pick::Dial(broker) => {
-                self.round.cancel_retry();
+                self.attempts.cancel_retry();
                 self.dial(broker, cx);
             }
             Pick::Queue => {}
@@ -92,7 +92,7 @@ impl Trunk {
     /// roster that leave nothing to dial.
     pub(super) fn retry_later(&mut self, now: Instant) {
         let seed = self.id.0;
-        self.round
+        self.attempts
             .retry_later(now, |failures| RETRY.delay(failures, seed));
     }
 
@@ -152,7 +152,7 @@ impl Trunk {
             .moving
             .filter(|planned| planned.reason != Failure::NewConnect)
             .and_then(|_| self.broker());
-        self.round.avoided().chain(leaving).collect()
+        self.attempts.avoided().chain(leaving).collect()
     }
 
     /// A broker's INFO during the handshake: answer with CONNECT and PING.
@@ -416,7 +416,7 @@ impl Trunk {
             |crowded: &Crowded| crowded.broker == broker && cx.now < crowded.since + CROWDED_FOR;
         self.crowded = self.crowded.filter(holds);
         self.count_anew();
-        self.round.succeed(cx.now);
+        self.attempts.succeed(cx.now);
         if self.independent {
             self.ask_for_lacks(at, cx);
             self.send_limits(cx);

@@ -9,14 +9,28 @@ use std::time::Duration;
 
 use super::Trunk;
 use super::flow::Flow;
+use super::link::{FAIR_BYTES, Phase};
 use super::link::{Link, LinkId};
 use super::room::Room;
 use super::slot::Slot;
 use crate::clock::Instant;
+use crate::config::Delivery;
 use crate::ledger::SessionId;
 use crate::upstream::bus::lags::PAUSE;
 use crate::upstream::bus::room::LOOK_EVERY;
 use crate::upstream::bus::{Bus, Pace, Turn};
+
+/// How much of what a component sends a trunk takes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadAtMost {
+    /// As much as there is.
+    Any,
+    /// So many bytes: others write on the same link, or lag.
+    Fair(usize),
+}
+
+/// A link's buffer beyond this stops the reads of the sessions that feed it, in bytes.
+pub(super) const LINK_FULL_BYTES: usize = 512 * 1024;
 
 /// Bytes waiting for a component beyond which its own link isn't read.
 const STALL_ABOVE: usize = 256 * 1024;
@@ -30,6 +44,118 @@ const FAST: Duration = Duration::from_millis(250);
 const READ_SCARCE: usize = 16 * 1024;
 
 impl Trunk {
+    /// Whether the driver may read from a session's component. Where not, the session is
+    /// *parked*, and touched once that changes.
+    pub fn wants_read(&mut self, session: SessionId, cx: &Turn<'_>) -> bool {
+        let wants = self.has_room(session, cx);
+        let live = self.open(cx.bus).is_some();
+        self.sessions.park(session, !wants);
+        if !wants && cx.bus.lags.is_any() {
+            self.look_again(session, cx.now);
+        }
+        let Some(slot) = self.sessions.get_mut(session) else {
+            return false;
+        };
+        // Only a full buffer without a link ends by time (R6); a full link by its own fate.
+        if wants || live || !self.ready || slot.waits_by_itself() {
+            slot.blocked_until = None;
+        } else if slot.blocked_until.is_none() && cx.bus.settings.delivery == Delivery::AtMostOnce {
+            let until = cx.now + cx.bus.settings.timings.block_for;
+            slot.blocked_until = Some(until);
+            self.sessions.note_timeout(until);
+        }
+        wants
+    }
+
+    /// Whether a session's component isn't read at present.
+    pub fn is_parked(&self, session: SessionId) -> bool {
+        let slot = self.sessions.get(session);
+        slot.is_some_and(|slot| slot.parked)
+    }
+
+    /// Unparks the sessions that wait for room, after links were flushed or held publishes
+    /// went out.
+    pub fn unpark(&mut self, cx: &Turn<'_>) {
+        if !self.sessions.take_any_parked() {
+            return;
+        }
+        for session in self.sessions.ids() {
+            if !self.sessions[session].parked {
+                continue;
+            }
+            if self.has_room(session, cx) {
+                self.sessions.release(session);
+            } else {
+                self.sessions.park(session, true);
+            }
+        }
+    }
+
+    /// Whether a parked session was released since the last call: its driver may read again.
+    pub fn take_released(&mut self, session: SessionId) -> bool {
+        let slot = self.sessions.get_mut(session);
+        slot.is_some_and(|slot| std::mem::take(&mut slot.released))
+    }
+
+    /// How much of what a component sends may be read at once, in bytes: where others publish
+    /// on the same link, theirs must not wait behind too much.
+    pub fn read_at_most(&self, cx: &Turn<'_>) -> ReadAtMost {
+        let contended = |link: &Link| link.phase == Phase::Live && link.is_contended(cx.now);
+        match cx.bus.lags.is_any() || self.shared && self.links.iter().any(contended) {
+            true => ReadAtMost::Fair(FAIR_BYTES),
+            false => ReadAtMost::Any,
+        }
+    }
+
+    /// Whether a session has subscribed or unsubscribed where others may publish at any time. A
+    /// broker takes so long for a window full of that (`Link::is_overrun`) that nobody should begin
+    /// behind it.
+    fn operates_beside_others(&self, slot: &Slot) -> bool {
+        self.shared && self.sessions.len() > 1 && slot.subs_covered_by > self.answered
+    }
+
+    /// Whether a session that floods a link isn't read until the next fence is answered: where it
+    /// is alone, nobody waits behind it.
+    pub(super) fn must_prove_soon(&self, link: &Link, now: Instant) -> bool {
+        self.sessions.len() > 1 && link.must_prove_soon(now)
+    }
+
+    pub(super) fn has_room(&self, session: SessionId, cx: &Turn<'_>) -> bool {
+        let Some(slot) = self.sessions.get(session) else {
+            return false;
+        };
+        if !self.ready || slot.waits_by_itself() || self.is_slowed_down(slot, cx) {
+            return false;
+        }
+        match self.open(cx.bus) {
+            Some(at) => {
+                let link = &self.links[at];
+                let out = &link.out;
+                let is_bounded = link.is_contended(cx.now) || self.operates_beside_others(slot);
+                // Where nothing more is to come, what was counted is settled, wherever that was.
+                if is_bounded
+                    && link.awaits_proof()
+                    && slot.unproven.bytes(self.answered) > link.fair_bytes()
+                {
+                    return false;
+                }
+                // With at-least-once, what was written stays in memory until it is proven.
+                out.pending_bytes() < LINK_FULL_BYTES
+                    && !link.is_overrun()
+                    && out.held_bytes() < cx.bus.settings.limits.publish_buffer
+            }
+            None if slot.dropping => true,
+            None => Self::may_hold(slot, cx.bus),
+        }
+    }
+
+    /// Whether more of a session's publishes may wait for a link: within its own bound, and its
+    /// share of the daemon's (R6, R34).
+    pub(super) fn may_hold(slot: &Slot, bus: &Bus) -> bool {
+        let most = bus.settings.limits.publish_buffer;
+        slot.held.bytes() < most.min(bus.budgets.held.share())
+    }
+
     /// Whether a link may be read now: not while much waits for the only session that it serves.
     /// Asked before each read; no clock of R7-R9 runs while the answer is no.
     pub fn wants_link_read(&mut self, link: LinkId, cx: &mut Turn<'_>) -> bool {

@@ -138,7 +138,7 @@ impl Trunk {
 
     /// Counts a SUB or UNSUB of this length, and its share of the broker's time.
     fn note_operation_bytes(&mut self, session: SessionId, at: usize, len: usize, now: Instant) {
-        self.note_bytes(session, at, len.max(super::OPERATION_BYTES), now);
+        self.note_bytes(session, at, len.max(super::link::OPERATION_BYTES), now);
         if self.links[at].is_contended(now)
             && let Some(slot) = self.sessions.get_mut(session)
             && let Some(until) = slot.note_operation_beside_others(now)
@@ -386,7 +386,7 @@ impl Trunk {
         self.connect_ok_owed = self.connect.verbose;
         self.verdict = Verdict::Pending;
         self.ready = false;
-        self.round = super::Round::default();
+        self.attempts = super::attempts::Attempts::default();
         self.abandon_joining(cx.bus);
         let live = self.links.iter().position(|link| link.phase == Phase::Live);
         if live.is_none() && cx.bus.settings.is_independent() {

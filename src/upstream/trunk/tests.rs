@@ -5,6 +5,7 @@ use std::io::IoSlice;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::link::{FAIR_BYTES, OPERATION_BYTES};
 use super::*;
 use crate::config::{Admit, BrokerAddr, PongHold, Timings};
 use crate::proto::info::ServerInfo;

@@ -39,7 +39,7 @@ impl Earliest {
 impl Trunk {
     /// When [`Trunk::handle_timeout`] wants to be called. May be too early, never too late.
     pub fn poll_timeout(&self, bus: &Bus) -> Option<Instant> {
-        let mut due = Earliest(self.round.retry_at());
+        let mut due = Earliest(self.attempts.retry_at());
         for link in &self.links {
             due.note(link.deadline);
             due.note(link.room.look_at());
@@ -97,8 +97,8 @@ impl Trunk {
                 cx.bus.suspect(link.broker, cx.now);
             }
         }
-        if self.round.retry_at().is_some_and(|at| at <= cx.now) {
-            self.round.retry();
+        if self.attempts.retry_at().is_some_and(|at| at <= cx.now) {
+            self.attempts.retry();
             self.leave_where_due(cx);
             self.next_attempt(cx);
         }
@@ -289,7 +289,7 @@ impl Trunk {
     /// How long a fence of a replay may stay unanswered: longer where many replay, and where the
     /// last attempts failed. A broker that has just started may be busy with those of many hosts.
     fn replay_patience(&self, timeout: Duration, bus: &Bus) -> Duration {
-        let attempts = self.round.failures().min(REPLAY_DOUBLINGS);
+        let attempts = self.attempts.failures().min(REPLAY_DOUBLINGS);
         let others = u32::try_from(bus.barrier.replaying()).unwrap_or(u32::MAX);
         let others = REPLAY_EACH.saturating_mul(others).min(REPLAY_MOST);
         timeout.saturating_mul(1 << attempts).min(REPLAY_MOST) + others
