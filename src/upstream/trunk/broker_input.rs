@@ -33,35 +33,35 @@ const SHORTEST_LIMIT: usize = 256;
 impl Trunk {
     /// Handles bytes that a broker sent.
     pub fn handle_link_bytes(&mut self, id: LinkId, input: &[u8], cx: &mut Turn<'_>) {
-        let Some(at) = self.link_index(id) else {
+        let Some(link) = self.links.get_mut(id) else {
             return;
         };
-        self.links[at].last_read_at = cx.now;
+        link.last_read_at = cx.now;
         let mut rest = input;
         while !rest.is_empty() {
-            let Some(at) = self.link_index(id) else {
+            let Some(link) = self.links.get_mut(id) else {
                 return;
             };
-            let partial = &mut self.links[at].partial;
+            let partial = &mut link.partial;
             if partial.is_empty() {
                 let (used, need) = self.consume(id, rest, cx);
                 rest = &rest[used..];
-                if let Some(at) = self.link_index(id)
+                if let Some(link) = self.links.get_mut(id)
                     && !rest.is_empty()
                 {
-                    self.links[at].partial.keep(rest, need);
+                    link.partial.keep(rest, need);
                 }
                 return;
             }
             rest = &rest[partial.fill(rest)..];
             if partial.is_filled() {
                 let frame = partial.take();
-                self.give_room(at, cx.bus);
+                self.give_room(id, cx.bus);
                 let (used, need) = self.consume(id, &frame, cx);
-                if let Some(at) = self.link_index(id)
+                if let Some(link) = self.links.get_mut(id)
                     && used < frame.len()
                 {
-                    self.links[at].partial.restore(frame, need);
+                    link.partial.restore(frame, need);
                 }
             }
         }
@@ -71,41 +71,41 @@ impl Trunk {
     /// and how long the frame behind them will be, if known.
     fn consume(&mut self, id: LinkId, bytes: &[u8], cx: &mut Turn<'_>) -> (usize, Option<usize>) {
         let limits = |trunk: &Self| {
-            let at = trunk.link_index(id);
-            at.map(|at| ServerLimits::of_broker(trunk.links[at].max_payload))
+            let link = trunk.links.get(id);
+            link.map(|link| ServerLimits::of_broker(link.max_payload))
         };
         let mut used = 0;
         let mut within = limits(self).unwrap_or_default();
-        while let Some(at) = self.link_index(id) {
+        while let Some(link) = self.links.get(id) {
             let scanned = server::scan(&bytes[used..], &within);
-            if self.links[at].phase < Phase::Authenticating && is_early(&scanned) {
-                self.fail(at, Failure::Garbage, cx);
+            if link.phase < Phase::Authenticating && is_early(&scanned) {
+                self.fail(id, Failure::Garbage, cx);
                 continue;
             }
             match scanned {
                 ServerScan::Op { op, len } => {
                     used += len;
                     let is_info = matches!(op, ServerOp::Info { .. });
-                    self.handle_op(at, op, cx);
+                    self.handle_op(id, op, cx);
                     if is_info {
                         within = limits(self).unwrap_or_default();
                     }
                 }
                 ServerScan::Incomplete { need } => return (used, need),
                 ServerScan::Fault(_) => {
-                    self.fail(at, Failure::Garbage, cx);
+                    self.fail(id, Failure::Garbage, cx);
                 }
             }
         }
         (bytes.len(), None)
     }
 
-    fn handle_op(&mut self, at: usize, op: ServerOp<'_>, cx: &mut Turn<'_>) {
+    fn handle_op(&mut self, id: LinkId, op: ServerOp<'_>, cx: &mut Turn<'_>) {
         match op {
-            ServerOp::Msg(msg) => self.handle_msg(at, &msg, cx),
-            ServerOp::Pong => self.handle_pong(at, cx),
+            ServerOp::Msg(msg) => self.handle_msg(id, &msg, cx),
+            ServerOp::Pong => self.handle_pong(id, cx),
             ServerOp::Ping => {
-                let link = &mut self.links[at];
+                let link = &mut self.links[id];
                 // A broker that asks and doesn't read is answered once it has taken the rest.
                 let is_full = link.out.pending_bytes() >= super::pressure::LINK_FULL_BYTES;
                 if link.phase != Phase::AwaitingInfo && !is_full {
@@ -114,17 +114,17 @@ impl Trunk {
                     link.note_unfenced(encode::PONG.len(), 0, cx.now);
                 }
             }
-            ServerOp::Ok => self.handle_ok(at, cx.bus),
-            ServerOp::Info { json } => self.handle_info(at, json, cx),
-            ServerOp::Err { text, .. } => self.handle_error(at, text, cx),
+            ServerOp::Ok => self.handle_ok(id, cx.bus),
+            ServerOp::Info { json } => self.handle_info(id, json, cx),
+            ServerOp::Err { text, .. } => self.handle_error(id, text, cx),
         }
     }
 
-    fn handle_msg(&mut self, at: usize, msg: &Msg<'_>, cx: &mut Turn<'_>) {
+    fn handle_msg(&mut self, id: LinkId, msg: &Msg<'_>, cx: &mut Turn<'_>) {
         if self.independent && cx.bus.presence.is_subject(msg.subject) {
             // Never a component's (R29).
             if msg.sid == PRESENCE_SID {
-                self.hear(at, msg.payload, cx);
+                self.hear(id, msg.payload, cx);
             }
             return;
         }
@@ -133,7 +133,7 @@ impl Trunk {
             return;
         };
         let status = match msg.header_len == msg.size && msg.headers {
-            true => self.judge_status(at, msg),
+            true => self.judge_status(id, msg),
             false => Status::Application,
         };
         let counts = status == Status::Application;
@@ -149,16 +149,16 @@ impl Trunk {
         }
         // No number that a broker writes sizes memory before the ledger knows it (R34).
         if independent && counts && self.subscriptions.knows(upstream) {
-            let independent = self.links[at].independent.get_or_insert_default();
+            let independent = self.links[id].independent.get_or_insert_default();
             independent.received.note(upstream);
         }
-        let seen = self.links[at].seen();
+        let seen = self.links[id].seen();
         let is_large = msg.after_sid.len() >= SHARED_LEAST;
         let is_once = is_large && self.subscriptions.is_shared(upstream);
         let message = Message {
             before_sid: msg.before_sid,
-            after_sid: msg.after_sid,
-            shared_after_sid: is_once.then(|| msg.after_sid.into()),
+            after_sid: if is_once { &[] } else { msg.after_sid },
+            shared: is_once.then(|| msg.after_sid.into()),
             size: msg.size,
         };
         let mut copies = 0;
@@ -176,9 +176,10 @@ impl Trunk {
             Some(Spent::Nothing) => {}
             Some(Spent::One(upstream)) if !independent => {
                 // Freed once a fence behind its UNSUB, which was sent before, is answered.
-                let link = &mut self.links[at];
-                link.operations.unsubscribe(upstream, self.next_ping);
-                link.retired.push_back((self.next_ping, upstream));
+                let covered_by = self.links.next_ping();
+                let link = &mut self.links[id];
+                link.operations.unsubscribe(upstream, covered_by);
+                link.retired.push_back((covered_by, upstream));
                 link.note_unfenced(0, 0, cx.now);
             }
             // No broker knows that this was the last one: of several, others have delivered some.
@@ -188,8 +189,8 @@ impl Trunk {
         }
     }
 
-    fn handle_pong(&mut self, at: usize, cx: &mut Turn<'_>) {
-        let link = &mut self.links[at];
+    fn handle_pong(&mut self, id: LinkId, cx: &mut Turn<'_>) {
+        let link = &mut self.links[id];
         let written = link.out.end() - link.out.pending_bytes() as u64;
         if link
             .pings
@@ -197,41 +198,41 @@ impl Trunk {
             .is_some_and(|ping| ping.offset > written)
         {
             // To a PING that was never written: nothing that it says can be true.
-            return self.fail(at, Failure::Garbage, cx);
+            return self.fail(id, Failure::Garbage, cx);
         }
         let Some(ping) = link.pings.answer() else {
             return;
         };
-        let was_suspect = self.is_suspect(at, cx.bus);
-        self.prove(at, &ping, cx);
-        match self.links[at].phase {
-            Phase::Authenticating => self.authenticated(at, cx),
+        let was_suspect = self.is_suspect(id, cx.bus);
+        self.prove(id, &ping, cx);
+        match self.links[id].phase {
+            Phase::Authenticating => self.authenticated(id, cx),
             // A fence within the replay shows that it gets on.
-            Phase::Replaying if ping.seq < self.links[at].replayed_by => {}
+            Phase::Replaying if ping.seq < self.links[id].replayed_by => {}
             Phase::Replaying => {
-                if !self.links.iter().any(Link::is_attached) {
-                    self.answered = self.answered.max(ping.seq);
+                if !self.links.any_attached() {
+                    self.links.note_answered(ping.seq);
                 }
-                self.replayed(at, cx);
+                self.replayed(id, cx);
             }
             Phase::Standby => self.release_late(cx.bus),
             Phase::Live => {
-                self.answered = self.answered.max(ping.seq);
+                self.links.note_answered(ping.seq);
                 self.answer(ping, cx.bus);
                 self.release_late(cx.bus);
                 // What came behind a second CONNECT isn't this link's.
-                if was_suspect && self.open(cx.bus) == Some(at) {
-                    self.resume(at, cx);
+                if was_suspect && self.open(cx.bus) == Some(id) {
+                    self.resume(id, cx);
                 }
                 self.go_on_moving(cx);
                 self.go_on_switching(cx);
                 self.check_done(cx);
             }
             Phase::Leaving(seq) => {
-                self.answered = ping.seq;
+                self.links.note_answered(ping.seq);
                 self.answer(ping, cx.bus);
                 if ping.seq >= seq {
-                    self.left(at, cx);
+                    self.left(id, cx);
                 }
             }
             Phase::Connecting | Phase::AwaitingInfo | Phase::Authenticated | Phase::Fenced => {}
@@ -243,7 +244,7 @@ impl Trunk {
 
     /// Lets sessions go on whose next operation waited for this PONG.
     pub(super) fn open_gates(&mut self) {
-        let answered = self.answered;
+        let answered = self.links.answered();
         for session in self.sessions.awaiting_pong() {
             let Some(slot) = self.sessions.get_mut(session) else {
                 continue;
@@ -257,7 +258,7 @@ impl Trunk {
 
     /// The old link has answered what came before a second CONNECT.
     fn go_on_moving(&mut self, cx: &mut Turn<'_>) {
-        let answered = self.answered;
+        let answered = self.links.answered();
         if let Some(planned) = &mut self.moving
             && planned.after.take_if(|seq| *seq <= answered).is_some()
         {
@@ -266,8 +267,8 @@ impl Trunk {
     }
 
     /// Books what a fence proves (R4).
-    fn prove(&mut self, at: usize, ping: &Ping, cx: &mut Turn<'_>) {
-        let link = &mut self.links[at];
+    fn prove(&mut self, id: LinkId, ping: &Ping, cx: &mut Turn<'_>) {
+        let link = &mut self.links[id];
         link.note_proven(ping, cx.now);
         if link.is_attached() {
             cx.bus.fence_answered(self.id, link.broker, ping.at, cx.now);
@@ -280,15 +281,15 @@ impl Trunk {
         cx.bus.counters.confirmed += confirmed;
         cx.bus.counters.refused += refused;
         link.out.confirm(ping.offset);
-        if !self.is_bystander(at) {
+        if !self.is_bystander(id) {
             self.subscriptions.prove(ping.seq);
         }
-        let too_many = self.links[at].operations.prove(ping.seq);
+        let too_many = self.links[id].operations.prove(ping.seq);
         if too_many.count() > 0 {
-            self.handle_too_many(at, &too_many, cx);
+            self.handle_too_many(id, &too_many, cx);
         }
-        self.note_granted(at, ping.seq);
-        let link = &mut self.links[at];
+        self.note_granted(id, ping.seq);
+        let link = &mut self.links[id];
         while let Some(&(covered_by, upstream)) = link.retired.front()
             && covered_by <= ping.seq
         {
@@ -312,7 +313,7 @@ impl Trunk {
     }
 
     pub(super) fn close_finished(&mut self) {
-        let answered = self.answered;
+        let answered = self.links.answered();
         self.sessions.forget_answered();
         for session in self.sessions.awaiting_pong() {
             let slot = &mut self.sessions[session];
@@ -329,13 +330,13 @@ impl Trunk {
         }
     }
 
-    fn handle_ok(&mut self, at: usize, bus: &Bus) {
+    fn handle_ok(&mut self, id: LinkId, bus: &Bus) {
         // The server of 2012 says +OK to a CONNECT that asked for none: nobody's.
-        let owner = self.links[at].oks.pop();
+        let owner = self.links[id].oks.pop();
         if owner.is_some_and(|owner| owner != OkOwner::Nobody) {
-            if self.links[at].phase == Phase::Authenticating {
+            if self.links[id].phase == Phase::Authenticating {
                 self.connect_ok_owed = false;
-                if self.would_refuse(self.header_support(at, bus)) {
+                if self.would_refuse(self.header_support(id, bus)) {
                     return;
                 }
             }
@@ -343,17 +344,17 @@ impl Trunk {
         }
     }
 
-    fn handle_info(&mut self, at: usize, json: &[u8], cx: &mut Turn<'_>) {
+    fn handle_info(&mut self, id: LinkId, json: &[u8], cx: &mut Turn<'_>) {
         let Ok(info) = ServerInfo::parse(json) else {
-            return self.fail(at, Failure::Garbage, cx);
+            return self.fail(id, Failure::Garbage, cx);
         };
-        let broker = self.links[at].broker;
-        match self.links[at].phase {
-            Phase::Connecting | Phase::AwaitingInfo => self.introduce(at, info, cx),
+        let broker = self.links[id].broker;
+        match self.links[id].phase {
+            Phase::Connecting | Phase::AwaitingInfo => self.introduce(id, info, cx),
             _ => {
                 // What comes after CONNECT may hold for this account alone.
-                let before = std::mem::replace(&mut self.links[at].max_payload, info.max_payload);
-                if before != info.max_payload && self.links[at].is_attached() {
+                let before = std::mem::replace(&mut self.links[id].max_payload, info.max_payload);
+                if before != info.max_payload && self.links[id].is_attached() {
                     // Components hear of it now, before they send what is too large.
                     self.sessions.release_all();
                 }
@@ -368,45 +369,45 @@ impl Trunk {
         }
     }
 
-    fn handle_error(&mut self, at: usize, text: &[u8], cx: &mut Turn<'_>) {
-        if self.independent && self.is_about_presence(at, text, cx) {
+    fn handle_error(&mut self, id: LinkId, text: &[u8], cx: &mut Turn<'_>) {
+        if self.independent && self.is_about_presence(id, text, cx) {
             return;
         }
         let error = classify(text);
-        if self.answer_asked(at, &error, text, cx.bus) {
+        if self.answer_asked(id, &error, text, cx.bus) {
             return;
         }
         match error {
-            BrokerError::Refused => return self.handle_refusal(at, text, cx),
-            BrokerError::Expired => return self.handle_expiry(at, text, cx),
+            BrokerError::Refused => return self.handle_refusal(id, text, cx),
+            BrokerError::Expired => return self.handle_expiry(id, text, cx),
             BrokerError::Full { account } => {
-                return self.handle_full(at, text, account, cx);
+                return self.handle_full(id, text, account, cx);
             }
-            BrokerError::NoVerdict if !self.links[at].is_attached() => {
-                return self.fail(at, Failure::NoVerdict, cx);
+            BrokerError::NoVerdict if !self.links[id].is_attached() => {
+                return self.fail(id, Failure::NoVerdict, cx);
             }
             _ => {}
         }
-        if self.is_bystander(at) && !matches!(error, BrokerError::LinkOnly) {
+        if self.is_bystander(id) && !matches!(error, BrokerError::LinkOnly) {
             // R28: the live link's broker judges, until this one is in its place.
-            self.links[at].oks.pop();
-            return self.note_lacking(at, &error, cx.now);
+            self.links[id].oks.pop();
+            return self.note_lacking(id, &error, cx.now);
         }
         let line = [b"-ERR '", text, b"'\r\n"].concat();
         match error {
             BrokerError::Refused | BrokerError::Expired | BrokerError::Full { .. } => {}
             BrokerError::PublishViolation { subject } => {
-                self.links[at].account.refused += 1;
+                self.links[id].account.refused += 1;
                 let subject = unquote(subject);
-                self.deliver_to_publisher(at, Wanted::Subject(&subject), &line, cx);
+                self.deliver_to_publisher(id, Wanted::Subject(&subject), &line, cx);
             }
             BrokerError::ReplyViolation => {
-                self.links[at].account.refused += 1;
+                self.links[id].account.refused += 1;
                 let reply = first_quoted(text).map(unquote).unwrap_or_default();
-                self.deliver_to_publisher(at, Wanted::Reply(&reply), &line, cx);
+                self.deliver_to_publisher(id, Wanted::Reply(&reply), &line, cx);
             }
             BrokerError::SubscriptionViolation { sid: Some(sid), .. } => {
-                self.handle_revoked(at, text, sid, cx)
+                self.handle_revoked(id, text, sid, cx)
             }
             BrokerError::SubscriptionViolation {
                 subject,
@@ -415,35 +416,41 @@ impl Trunk {
             } => {
                 let (subject, group) = (unquote(subject), queue_group.map(unquote));
                 let rejected = self.subscriptions.reject(&subject, group.as_deref());
-                self.end_rejected(at, rejected, &line, cx);
+                self.end_rejected(id, rejected, &line, cx);
             }
             BrokerError::MaxSubscriptions => {
                 // The next PONG tells which was too many; who is alone hears of it now.
                 let is_alone = !self.shared || self.sessions.len() == 1;
-                let operations = &mut self.links[at].operations;
+                let operations = &mut self.links[id].operations;
                 let tell = is_alone && !operations.has_own();
                 operations.note_too_many(tell);
-                if tell || self.links[at].verbose {
-                    self.deliver_answer(at, &line, cx.bus);
+                if tell || self.links[id].verbose {
+                    self.deliver_answer(id, &line, cx.bus);
                 }
             }
             BrokerError::InvalidSubject | BrokerError::BadSid if self.shared => {}
             // The server of 2012 says so of a publish as well, and then +OK.
-            BrokerError::InvalidSubject if self.links[at].oks.first() == Some(OkOwner::Publish) => {
+            BrokerError::InvalidSubject if self.links[id].oks.first() == Some(OkOwner::Publish) => {
                 self.deliver_to_own(&line, cx.bus);
             }
             BrokerError::InvalidSubject | BrokerError::BadSid => {
-                self.deliver_answer(at, &line, cx.bus);
+                self.deliver_answer(id, &line, cx.bus);
             }
             BrokerError::InvalidPublishSubject => self.deliver_to_own(&line, cx.bus),
-            BrokerError::LinkOnly | BrokerError::NoVerdict => self.handle_link_error(at, text, cx),
+            BrokerError::LinkOnly | BrokerError::NoVerdict => self.handle_link_error(id, text, cx),
         }
     }
 
     /// Where sessions share the link, an error about a SUB that the ledger doesn't have goes to
     /// who sent it. Returns whether it is one.
-    fn answer_asked(&mut self, at: usize, error: &BrokerError<'_>, text: &[u8], bus: &Bus) -> bool {
-        let Some(owners) = &mut self.links[at].owners else {
+    fn answer_asked(
+        &mut self,
+        id: LinkId,
+        error: &BrokerError<'_>,
+        text: &[u8],
+        bus: &Bus,
+    ) -> bool {
+        let Some(owners) = &mut self.links[id].owners else {
             return false;
         };
         let asker = match error {
@@ -464,47 +471,47 @@ impl Trunk {
     }
 
     /// Of independent brokers, whether this one's verdict on operations concerns nobody (R28).
-    fn is_bystander(&self, at: usize) -> bool {
-        match self.links[at].phase {
-            Phase::Standby | Phase::Replaying | Phase::Fenced => self.operation_owner() != Some(at),
+    fn is_bystander(&self, id: LinkId) -> bool {
+        match self.links[id].phase {
+            Phase::Standby | Phase::Replaying | Phase::Fenced => self.operation_owner() != Some(id),
             _ => false,
         }
     }
 
     /// A broker took no more subscriptions; a PONG has told which these were.
-    fn handle_too_many(&mut self, at: usize, too_many: &TooMany, cx: &mut Turn<'_>) {
+    fn handle_too_many(&mut self, id: LinkId, too_many: &TooMany, cx: &mut Turn<'_>) {
         let mut refused = Cow::Borrowed(&too_many.refused[..]);
         if refused.contains(&OWN) {
-            self.lose_presence(at, cx);
+            self.lose_presence(id, cx);
         }
         if !too_many.for_own.is_empty() {
             // A verbose session has heard of each in place of a +OK.
-            let is_told = self.links[at].verbose && !self.is_bystander(at);
+            let is_told = self.links[id].verbose && !self.is_bystander(id);
             let asked_again = match is_told {
                 true => &[],
                 false => &too_many.for_own[..],
             };
             refused.to_mut().retain(|sid| !asked_again.contains(sid));
-            self.give_way(at, asked_again, cx);
+            self.give_way(id, asked_again, cx);
         }
-        if self.is_bystander(at) {
-            return self.add_lacks(at, &refused, cx.now);
+        if self.is_bystander(id) {
+            return self.add_lacks(id, &refused, cx.now);
         }
         if self.shared && self.sessions.len() > 1 {
             if !refused.is_empty() {
-                self.crowd_out(at, &refused, cx);
+                self.crowd_out(id, &refused, cx);
             }
             return;
         }
         let mut errors = too_many.again;
         for sid in refused.iter().filter(|sid| **sid != OWN) {
             if self.subscriptions.reject_sid(*sid).is_some() {
-                self.unsubscribe_but(Some(at), *sid, cx.now);
+                self.unsubscribe_but(Some(id), *sid, cx.now);
             }
             errors += 1;
         }
         // A verbose session has heard of it in place of a +OK.
-        let told = match self.links[at].verbose {
+        let told = match self.links[id].verbose {
             true => errors,
             false => too_many.told,
         };
@@ -514,19 +521,19 @@ impl Trunk {
     }
 
     /// The live link's broker refused a subscription: the others must not have it either.
-    fn end_rejected(&mut self, at: usize, rejected: Option<Rejected>, line: &[u8], cx: &Turn<'_>) {
+    fn end_rejected(&mut self, id: LinkId, rejected: Option<Rejected>, line: &[u8], cx: &Turn<'_>) {
         if let Some(rejected) = &rejected {
-            self.links[at].operations.refuse(rejected.upstream);
-            self.unsubscribe_but(Some(at), rejected.upstream, cx.now);
+            self.links[id].operations.refuse(rejected.upstream);
+            self.unsubscribe_but(Some(id), rejected.upstream, cx.now);
         }
-        let link = &self.links[at];
+        let link = &self.links[id];
         let is_late = link.answered < link.live_from && !link.verbose;
         if self.independent && rejected.is_none() && is_late {
             // It answers what another has answered, in whose place it is.
             return;
         }
         if !self.shared {
-            return self.deliver_answer(at, line, cx.bus);
+            return self.deliver_answer(id, line, cx.bus);
         }
         for (session, _) in rejected.map(|rejected| rejected.owners).unwrap_or_default() {
             self.sessions.deliver(session, &[line], cx.bus);
@@ -534,23 +541,23 @@ impl Trunk {
     }
 
     /// A publish was refused: who published it hears of it.
-    fn deliver_to_publisher(&mut self, at: usize, wanted: Wanted<'_>, line: &[u8], cx: &Turn<'_>) {
+    fn deliver_to_publisher(&mut self, id: LinkId, wanted: Wanted<'_>, line: &[u8], cx: &Turn<'_>) {
         if !self.shared {
-            return self.deliver_answer(at, line, cx.bus);
+            return self.deliver_answer(id, line, cx.bus);
         }
-        if let Some(Some(session)) = self.owner_of(at, wanted, cx.now) {
+        if let Some(Some(session)) = self.owner_of(id, wanted, cx.now) {
             self.sessions.deliver(session, &[line], cx.bus);
         }
     }
 
     /// A reload took a permission away: the text names the sid, which must be the session's.
-    fn handle_revoked(&mut self, at: usize, text: &[u8], sid: &[u8], cx: &Turn<'_>) {
+    fn handle_revoked(&mut self, id: LinkId, text: &[u8], sid: &[u8], cx: &Turn<'_>) {
         let rejected =
             UpstreamSid::parse(sid).and_then(|upstream| self.subscriptions.reject_sid(upstream));
         if let Some(rejected) = &rejected {
             // A queue member that stayed at another broker would take its share there for nobody.
-            self.links[at].operations.refuse(rejected.upstream);
-            self.unsubscribe_but(Some(at), rejected.upstream, cx.now);
+            self.links[id].operations.refuse(rejected.upstream);
+            self.unsubscribe_but(Some(id), rejected.upstream, cx.now);
         }
         for (session, own_sid) in rejected.map(|rejected| rejected.owners).unwrap_or_default() {
             let cut = text.len() - b"\")".len() - sid.len();
@@ -559,38 +566,38 @@ impl Trunk {
         }
     }
 
-    fn handle_link_error(&mut self, at: usize, text: &[u8], cx: &mut Turn<'_>) {
-        let attached = self.links[at].is_attached();
+    fn handle_link_error(&mut self, id: LinkId, text: &[u8], cx: &mut Turn<'_>) {
+        let attached = self.links[id].is_attached();
         self.actions.push_back(Action::Report(Report::BrokerError {
-            broker: self.links[at].broker,
+            broker: self.links[id].broker,
             text: text.into(),
         }));
-        let headers = self.header_support(at, cx.bus);
+        let headers = self.header_support(id, cx.bus);
         if !attached && !self.ready && self.connect.refusal(headers).is_some() {
             self.refuse_own_options(headers);
-            return self.fail(at, Failure::Refused, cx);
+            return self.fail(id, Failure::Refused, cx);
         }
         let own_fault = OWN_FAULTS.iter().any(|own| text.eq_ignore_ascii_case(own));
-        self.links[at].too_large = text.eq_ignore_ascii_case(OWN_FAULTS[0]);
+        self.links[id].too_large = text.eq_ignore_ascii_case(OWN_FAULTS[0]);
         if text.eq_ignore_ascii_case(OWN_FAULTS[1]) {
-            self.end_longest(at, text, cx);
+            self.end_longest(id, text, cx);
         }
         if own_fault && attached && !self.shared && self.sessions.len() == 1 {
-            self.links[at].is_at_fault = true;
+            self.links[id].is_at_fault = true;
             for session in self.sessions.ids() {
                 self.sessions
                     .close(session, CloseReason::Refused(text.into()));
             }
             return;
         }
-        self.fail(at, Failure::LinkError, cx);
+        self.fail(id, Failure::LinkError, cx);
     }
 
     /// A broker takes shorter lines than it could be known to. The longest that it has been sent
     /// ends its session, or the next replay would be the end of the next link, for all.
-    fn end_longest(&mut self, at: usize, text: &[u8], cx: &mut Turn<'_>) {
+    fn end_longest(&mut self, id: LinkId, text: &[u8], cx: &mut Turn<'_>) {
         let (subscription, mut owners) = self.subscriptions.longest_unproven();
-        let (publish, publisher) = self.longest_publish(at);
+        let (publish, publisher) = self.longest_publish(id);
         if publish > subscription {
             owners = publisher.into_iter().collect();
         }
@@ -598,7 +605,7 @@ impl Trunk {
         if longest <= SHORTEST_LIMIT {
             return;
         }
-        let link = &mut self.links[at];
+        let link = &mut self.links[id];
         link.longest_line = Some(longest - 1);
         cx.bus.roster.learn_line(link.broker, longest - 1, cx.now);
         if self.shared {
@@ -610,8 +617,8 @@ impl Trunk {
     }
 
     /// The longest control line of the publishes that are in memory and not proven, and whose it is.
-    fn longest_publish(&self, at: usize) -> (usize, Option<SessionId>) {
-        let link = &self.links[at];
+    fn longest_publish(&self, id: LinkId) -> (usize, Option<SessionId>) {
+        let link = &self.links[id];
         let mut longest = (0, 0);
         for (start, frame, _) in publishes(&link.out, link.proven_offset) {
             let line = line_of(frame);
@@ -624,44 +631,44 @@ impl Trunk {
     }
 
     /// A broker, or the identity's account there, takes no more connections.
-    fn handle_full(&mut self, at: usize, text: &[u8], account: bool, cx: &mut Turn<'_>) {
-        let link = &self.links[at];
+    fn handle_full(&mut self, id: LinkId, text: &[u8], account: bool, cx: &mut Turn<'_>) {
+        let link = &self.links[id];
         let broker = link.broker;
         self.actions.push_back(Action::Report(Report::BrokerError {
             broker,
             text: text.into(),
         }));
         if link.is_attached() || link.is_check {
-            return self.fail(at, Failure::LinkError, cx);
+            return self.fail(id, Failure::LinkError, cx);
         }
         let identity = account.then(|| self.identity(cx.bus));
         cx.bus
             .roster
             .turn_away(broker, identity, Failure::Full, text, cx.now);
-        self.fail(at, Failure::Full, cx);
+        self.fail(id, Failure::Full, cx);
     }
 
     /// R36: credentials that were good ran out, or were taken back. That is final for them, and
     /// concerns nobody else: sessions hear the broker's own words, once.
-    fn handle_expiry(&mut self, at: usize, text: &[u8], cx: &mut Turn<'_>) {
-        if !self.links[at].is_attached() {
-            return self.handle_refusal(at, text, cx);
+    fn handle_expiry(&mut self, id: LinkId, text: &[u8], cx: &mut Turn<'_>) {
+        if !self.links[id].is_attached() {
+            return self.handle_refusal(id, text, cx);
         }
-        let broker = self.links[at].broker;
+        let broker = self.links[id].broker;
         self.actions.push_back(Action::Report(Report::BrokerError {
             broker,
             text: text.into(),
         }));
         cx.bus.admission.forget(&self.connect);
-        let id = self.links[at].id;
+        let id = self.links[id].id;
         let others = |link: &Link| link.is_attached() && link.id != id;
-        if self.links.iter().any(others) {
+        if self.links.any(others) {
             // Of independent brokers one has taken it back, and another serves (R28).
-            return self.fail(at, Failure::Refused, cx);
+            return self.fail(id, Failure::Refused, cx);
         }
         self.attempts.refuse(broker, text, cx.now);
-        while !self.links.is_empty() {
-            let link = self.drop_link(0, false, cx.bus);
+        while let Some(id) = self.links.first() {
+            let link = self.drop_link(id, false, cx.bus);
             if !link.is_attached() {
                 continue;
             }
@@ -673,10 +680,10 @@ impl Trunk {
     }
 
     /// R15.
-    fn handle_refusal(&mut self, at: usize, text: &[u8], cx: &mut Turn<'_>) {
-        let broker = self.links[at].broker;
+    fn handle_refusal(&mut self, id: LinkId, text: &[u8], cx: &mut Turn<'_>) {
+        let broker = self.links[id].broker;
         let identity = self.identity(cx.bus);
-        let took = cx.now.saturating_duration_since(self.links[at].opened_at);
+        let took = cx.now.saturating_duration_since(self.links[id].opened_at);
         cx.bus
             .roster
             .note_verdict(broker, identity, false, took, cx.now);
@@ -685,29 +692,29 @@ impl Trunk {
             broker,
             text: text.into(),
         }));
-        if self.links[at].is_check {
-            return self.disbelieve(at, text, cx.bus);
+        if self.links[id].is_check {
+            return self.disbelieve(id, text, cx.bus);
         }
-        if self.links[at].is_attached() {
+        if self.links[id].is_attached() {
             // Expired or revoked while live: the next handshake decides.
-            return self.fail(at, Failure::Refused, cx);
+            return self.fail(id, Failure::Refused, cx);
         }
         let first = self.verdict != Verdict::Accepted && !self.independent;
         self.attempts.refuse(broker, text, cx.now);
-        if !self.independent && self.links.iter().any(super::link::Link::is_attached) {
+        if !self.independent && self.links.any_attached() {
             // A move of a trunk that lives goes on somewhere else, or later.
             self.attempts.avoid(broker);
         }
         if first {
             return self.refuse_sessions(cx);
         }
-        self.fail(at, Failure::Refused, cx);
+        self.fail(id, Failure::Refused, cx);
     }
 
     /// An error in place of a `+OK`. A verbose session has heard, or will hear, otherwise of
     /// what is replayed or repeated (R20).
-    fn deliver_answer(&mut self, at: usize, line: &[u8], bus: &Bus) {
-        if self.links[at].oks.pop() != Some(OkOwner::Nobody) {
+    fn deliver_answer(&mut self, id: LinkId, line: &[u8], bus: &Bus) {
+        if self.links[id].oks.pop() != Some(OkOwner::Nobody) {
             self.deliver_to_own(line, bus);
         }
     }

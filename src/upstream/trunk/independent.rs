@@ -74,7 +74,7 @@ impl Trunk {
         let paused = self.pauses.iter().filter(|pause| pause.until.is_some());
         let linked = self.links.iter().map(|link| link.broker);
         let has: Vec<BrokerId> = linked.chain(paused.map(|pause| pause.broker)).collect();
-        if !self.links.iter().any(Link::is_attached) {
+        if !self.links.any_attached() {
             self.needed_since.get_or_insert(cx.now);
         }
         let identity = self.identity(cx.bus);
@@ -108,8 +108,8 @@ impl Trunk {
     }
 
     /// A link's ledger is in place.
-    pub(super) fn stand_by(&mut self, at: usize) {
-        let link = &mut self.links[at];
+    pub(super) fn stand_by(&mut self, id: LinkId) {
+        let link = &mut self.links[id];
         link.phase = Phase::Standby;
         link.deadline = None;
         let broker = link.broker;
@@ -137,9 +137,7 @@ impl Trunk {
                 joining && self.lost.is_none() && rank(link) < best_rank
             });
             // Behind an outage, so are the hosts that were there before it.
-            let at_best = self.link_index(best_id);
-            let awaited =
-                at_best.and_then(|at| cx.bus.presence.awaits(self.links[at].server_id(), cx.now));
+            let awaited = cx.bus.presence.awaits(best.server_id(), cx.now);
             let coming = coming.map(patience).min();
             if let Some(until) = coming.into_iter().chain(awaited).min() {
                 self.choose_at = Some(until);
@@ -147,8 +145,8 @@ impl Trunk {
                     // Publishes wait for those, and components needn't.
                     self.make_ready();
                 }
-            } else if let Some(at) = self.link_index(best_id) {
-                self.go_live(at, cx);
+            } else {
+                self.go_live(best_id, cx);
             }
             return;
         };
@@ -157,7 +155,7 @@ impl Trunk {
         let switch = self.switch.as_ref();
         let on_its_way = switch.is_some_and(|switch| switch.to == best_id);
         if worth && sound && !on_its_way {
-            let after = self.push_ping(live, None, cx);
+            let after = self.links.fence(live, cx);
             self.switch = Some(Box::new(Switch {
                 to: best_id,
                 after,
@@ -180,7 +178,7 @@ impl Trunk {
 
     /// The live link has answered a PING: a planned change may be due soon.
     pub(super) fn go_on_switching(&mut self, cx: &Turn<'_>) {
-        let answered = self.answered;
+        let answered = self.links.answered();
         if let Some(switch) = &mut self.switch
             && switch.settled_at.is_none()
             && switch.after <= answered
@@ -233,9 +231,10 @@ impl Trunk {
         let Some(switch) = self.switch.take_if(due) else {
             return;
         };
-        let (Some(old), Some(new)) = (self.live(), self.link_index(switch.to)) else {
+        let Some(old) = self.live().filter(|_| self.links.has(switch.to)) else {
             return;
         };
+        let new = switch.to;
         if self.is_suspect(new, cx.bus) {
             self.resume(old, cx);
             return;
@@ -289,20 +288,20 @@ impl Trunk {
     /// all else was done.
     fn leave_frozen(&mut self, cx: &mut Turn<'_>) -> bool {
         let frozen = |link: &Link| link.is_attached() && cx.bus.roster.is_frozen(link.broker);
-        let at = self.links.iter().position(frozen);
-        if let Some(at) = at {
+        let id = self.links.find(frozen);
+        if let Some(id) = id {
             // It looks for the next one, and comes back here.
-            self.fail(at, Failure::Silent, cx);
+            self.fail(id, Failure::Silent, cx);
         }
-        at.is_some()
+        id.is_some()
     }
 
     /// Leaves brokers that are no longer configured, where publishes don't go.
     fn leave_removed(&mut self, cx: &mut Turn<'_>) {
-        while let Some(at) = self.links.iter().position(|link| {
+        while let Some(id) = self.links.find(|link| {
             link.phase == Phase::Standby && cx.bus.roster.broker(link.broker).is_removed()
         }) {
-            let link = self.drop_link(at, false, cx.bus);
+            let link = self.drop_link(id, false, cx.bus);
             self.lose_standby(link, Failure::Removed, cx);
         }
     }
@@ -313,8 +312,8 @@ impl Trunk {
             return;
         }
         let stands_by = |link: &Link| link.phase != Phase::Live;
-        while let Some(at) = self.links.iter().position(stands_by) {
-            let link = self.drop_link(at, false, cx.bus);
+        while let Some(id) = self.links.find(stands_by) {
+            let link = self.drop_link(id, false, cx.bus);
             if link.is_attached() {
                 self.lose_standby(link, Failure::Removed, cx);
             }
@@ -325,8 +324,8 @@ impl Trunk {
     pub(super) fn renew_links(&mut self, cx: &mut Turn<'_>) {
         self.moving = None;
         self.switch = None;
-        while !self.links.is_empty() {
-            let link = self.drop_link(0, false, cx.bus);
+        while let Some(id) = self.links.first() {
+            let link = self.drop_link(id, false, cx.bus);
             if !link.is_attached() {
                 continue;
             }
@@ -357,7 +356,7 @@ impl Trunk {
         let subject = cx.bus.presence.own_subject();
         let subscription = cx.bus.presence.subscription();
         let mut frame = std::mem::take(&mut self.scratch);
-        let covered_by = self.next_ping;
+        let covered_by = self.links.next_ping();
         for link in self
             .links
             .iter_mut()
@@ -389,16 +388,16 @@ impl Trunk {
 
     /// Another trunk announces the host, and hears the others.
     fn stop_hearing(&mut self, now: Instant) {
-        for at in 0..self.links.len() {
-            if self.links[at].phase.is_subscribed() {
-                self.unsubscribe_presence(at, now);
+        for id in self.links.ids() {
+            if self.links[id].phase.is_subscribed() {
+                self.unsubscribe_presence(id, now);
             }
         }
     }
 
     /// Another host has announced itself, or this one hears itself.
-    pub(super) fn hear(&mut self, at: usize, json: &[u8], cx: &mut Turn<'_>) {
-        let link = &self.links[at];
+    pub(super) fn hear(&mut self, id: LinkId, json: &[u8], cx: &mut Turn<'_>) {
+        let link = &self.links[id];
         let broker = link.broker;
         let who = (self.id, self.identity(cx.bus));
         let server_id = link.server_id().to_owned();
@@ -410,8 +409,8 @@ impl Trunk {
 
     /// Whether an error is about what natsmux itself asked for: a component hears nothing of
     /// that. Presence is off then, and order alone decides.
-    pub(super) fn is_about_presence(&mut self, at: usize, text: &[u8], cx: &mut Turn<'_>) -> bool {
-        let independent = self.links[at].independent.as_ref();
+    pub(super) fn is_about_presence(&mut self, id: LinkId, text: &[u8], cx: &mut Turn<'_>) -> bool {
+        let independent = self.links[id].independent.as_ref();
         if !independent.is_some_and(|independent| independent.announced) {
             return false;
         }
@@ -423,23 +422,23 @@ impl Trunk {
         if !quoted(presence.own_subject()) && !quoted(presence.subscription()) {
             return false;
         }
-        self.links[at].oks.pop();
+        self.links[id].oks.pop();
         if quoted(cx.bus.presence.subscription()) {
-            self.links[at].operations.refuse(OWN);
+            self.links[id].operations.refuse(OWN);
         }
-        self.lose_presence(at, cx);
+        self.lose_presence(id, cx);
         true
     }
 
     /// R28: what a link's broker refuses, or takes back, while it stands by is remembered. It is
     /// asked again later, and once more when publishes go there: then its verdict counts.
-    pub(super) fn note_lacking(&mut self, at: usize, error: &BrokerError<'_>, now: Instant) {
+    pub(super) fn note_lacking(&mut self, id: LinkId, error: &BrokerError<'_>, now: Instant) {
         match error {
-            BrokerError::MaxSubscriptions => self.links[at].operations.note_too_many(false),
+            BrokerError::MaxSubscriptions => self.links[id].operations.note_too_many(false),
             BrokerError::SubscriptionViolation { sid: Some(sid), .. } => {
                 if let Some(upstream) = UpstreamSid::parse(sid) {
-                    self.links[at].operations.refuse(upstream);
-                    self.add_lacks(at, &[upstream], now);
+                    self.links[id].operations.refuse(upstream);
+                    self.add_lacks(id, &[upstream], now);
                 }
             }
             BrokerError::SubscriptionViolation {
@@ -449,15 +448,15 @@ impl Trunk {
             } => {
                 let (subject, group) = (unquote(subject), queue_group.map(unquote));
                 let equal = self.subscriptions.equal_to(&subject, group.as_deref());
-                let lacks = self.links[at].independent.as_ref();
+                let lacks = self.links[id].independent.as_ref();
                 let is_known = |sid: &UpstreamSid| {
                     let mut lacks = lacks.iter().flat_map(|link| &link.lacks);
                     lacks.any(|(lacking, asked)| lacking == sid && asked.is_none())
                 };
                 // Of several equal ones each is refused for itself.
                 if let Some(upstream) = equal.into_iter().find(|sid| !is_known(sid)) {
-                    self.links[at].operations.refuse(upstream);
-                    self.add_lacks(at, &[upstream], now);
+                    self.links[id].operations.refuse(upstream);
+                    self.add_lacks(id, &[upstream], now);
                 }
             }
             _ => {}
@@ -465,8 +464,8 @@ impl Trunk {
     }
 
     /// A link's broker doesn't have these.
-    pub(super) fn add_lacks(&mut self, at: usize, sids: &[UpstreamSid], now: Instant) {
-        let independent = self.links[at].independent.get_or_insert_default();
+    pub(super) fn add_lacks(&mut self, id: LinkId, sids: &[UpstreamSid], now: Instant) {
+        let independent = self.links[id].independent.get_or_insert_default();
         for sid in sids.iter().filter(|sid| **sid != OWN) {
             independent.lacks.retain(|(lacking, _)| lacking != sid);
             independent.lacks.push((*sid, None));
@@ -475,17 +474,17 @@ impl Trunk {
     }
 
     /// What a link's broker was asked for again, and hasn't refused by now, it has.
-    pub(super) fn note_granted(&mut self, at: usize, answered: u64) {
-        if let Some(independent) = &mut self.links[at].independent {
+    pub(super) fn note_granted(&mut self, id: LinkId, answered: u64) {
+        if let Some(independent) = &mut self.links[id].independent {
             let granted = |asked: &Option<u64>| asked.is_some_and(|seq| seq <= answered);
             independent.lacks.retain(|(_, asked)| !granted(asked));
         }
     }
 
     /// Asks a link's broker again for what it refused.
-    pub(super) fn ask_for_lacks(&mut self, at: usize, cx: &Turn<'_>) {
-        let covered_by = self.next_ping;
-        let link = &mut self.links[at];
+    pub(super) fn ask_for_lacks(&mut self, id: LinkId, cx: &Turn<'_>) {
+        let covered_by = self.links.next_ping();
+        let link = &mut self.links[id];
         let Some(independent) = &mut link.independent else {
             return;
         };
@@ -519,7 +518,7 @@ impl Trunk {
             *asked = Some(covered_by);
         }
         self.scratch = frame;
-        if let Some(independent) = &mut self.links[at].independent {
+        if let Some(independent) = &mut self.links[id].independent {
             independent.lacks = lacks;
         }
     }
@@ -534,28 +533,28 @@ impl Trunk {
     }
 
     fn ask_where_due(&mut self, cx: &Turn<'_>) {
-        for at in 0..self.links.len() {
-            let link = &self.links[at];
+        for id in self.links.ids() {
+            let link = &self.links[id];
             let ask_at = link.independent.as_ref().and_then(|link| link.ask_at);
             if link.phase.is_subscribed() && ask_at.is_some_and(|at| at <= cx.now) {
-                self.ask_for_lacks(at, cx);
+                self.ask_for_lacks(id, cx);
             }
         }
     }
 
     /// Natsmux's own subscription gives way to these, which a link's broker refused because of
     /// it: a component has as many as at the broker itself.
-    pub(super) fn give_way(&mut self, at: usize, sids: &[UpstreamSid], cx: &mut Turn<'_>) {
-        self.unsubscribe_presence(at, cx.now);
-        self.lose_presence(at, cx);
-        self.add_lacks(at, sids, cx.now);
-        self.ask_for_lacks(at, cx);
+    pub(super) fn give_way(&mut self, id: LinkId, sids: &[UpstreamSid], cx: &mut Turn<'_>) {
+        self.unsubscribe_presence(id, cx.now);
+        self.lose_presence(id, cx);
+        self.add_lacks(id, sids, cx.now);
+        self.ask_for_lacks(id, cx);
     }
 
     /// Ends natsmux's own subscription on a link, where there is one.
-    fn unsubscribe_presence(&mut self, at: usize, now: Instant) {
-        let covered_by = self.next_ping;
-        let link = &mut self.links[at];
+    fn unsubscribe_presence(&mut self, id: LinkId, now: Instant) {
+        let covered_by = self.links.next_ping();
+        let link = &mut self.links[id];
         let independent = link.independent.as_mut();
         if independent.is_some_and(|own| std::mem::take(&mut own.hears_presence)) {
             let mut frame = Vec::new();
@@ -566,14 +565,14 @@ impl Trunk {
     }
 
     /// A link's broker took no more subscriptions, natsmux's own among them.
-    pub(super) fn lose_presence(&mut self, at: usize, cx: &mut Turn<'_>) {
-        if let Some(independent) = &mut self.links[at].independent {
+    pub(super) fn lose_presence(&mut self, id: LinkId, cx: &mut Turn<'_>) {
+        if let Some(independent) = &mut self.links[id].independent {
             independent.hears_presence = false;
         }
         let identity = self.identity(cx.bus);
         self.carries = false;
         if cx.bus.forbid_presence(identity, cx.now) {
-            let broker = self.links[at].broker;
+            let broker = self.links[id].broker;
             let report = Report::PresenceForbidden { broker };
             self.actions.push_back(Action::Report(report));
         }
@@ -588,10 +587,10 @@ impl Trunk {
     /// R27: asks the links that stand by, or soon will, as well, ahead of the live one. One
     /// that is suspect is waited for if it isn't by then.
     pub(super) fn ping_standbys(&mut self, cx: &mut Turn<'_>) {
-        for at in 0..self.links.len() {
-            let link = &self.links[at];
+        for id in self.links.ids() {
+            let link = &self.links[id];
             if link.takes_subscriptions() && link.phase != Phase::Live {
-                self.push_ping(at, None, cx);
+                self.links.fence(id, cx);
             }
         }
     }
@@ -601,7 +600,7 @@ impl Trunk {
         self.unmarked = None;
         self.ping_standbys(cx);
         let live = self.live();
-        live.map(|at| self.push_ping(at, None, cx))
+        live.map(|at| self.links.fence(at, cx))
     }
 
     /// Whether every link, but for those that stand by and are suspect, has answered what it was
@@ -619,13 +618,12 @@ impl Trunk {
     }
 
     fn concerned(&self, bus: &Bus) -> impl Iterator<Item = &Link> {
-        let links = self.links.iter().enumerate();
-        let concerned = links.filter(|(at, link)| match link.phase {
+        let links = self.links.iter();
+        links.filter(|link| match link.phase {
             Phase::Live => true,
-            Phase::Standby => !self.is_suspect(*at, bus),
+            Phase::Standby => !self.is_suspect(link.id, bus),
             _ => false,
-        });
-        concerned.map(|(_, link)| link)
+        })
     }
 
     /// Gives the PONGs that waited for links that stand by.
@@ -659,9 +657,9 @@ impl Trunk {
     ) {
         let counted_here = self.is_counted_here(upstream, cx.bus);
         let owner = self.note_operation(session);
-        let covered_by = self.next_ping;
+        let covered_by = self.links.next_ping();
         let mut frame = std::mem::take(&mut self.scratch);
-        for (at, link) in self.links.iter_mut().enumerate() {
+        for link in self.links.iter_mut() {
             if !link.takes_subscriptions() {
                 continue;
             }
@@ -670,7 +668,7 @@ impl Trunk {
                 true => encode::unsub(&mut frame, NO_SID, None),
                 false => encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max)),
             }
-            let told = OkOwner::of_operation(Some(at) == owner);
+            let told = OkOwner::of_operation(Some(link.id) == owner);
             link.push_operation(&frame, told, covered_by, cx.now);
             frame.clear();
         }
@@ -679,7 +677,7 @@ impl Trunk {
 
     /// R31: the counts of the other brokers are old by now.
     pub(super) fn send_limits(&mut self, cx: &Turn<'_>) {
-        let covered_by = self.next_ping;
+        let covered_by = self.links.next_ping();
         let limited: Vec<_> = self
             .subscriptions
             .iter()
@@ -688,11 +686,7 @@ impl Trunk {
             .collect();
         for (upstream, left) in limited {
             let mut frame = std::mem::take(&mut self.scratch);
-            for link in self
-                .links
-                .iter_mut()
-                .filter(|link| link.takes_subscriptions())
-            {
+            for link in self.links.subscribed_mut() {
                 let max = link.received(upstream) + left;
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
                 link.push_operation(&frame, OkOwner::Nobody, covered_by, cx.now);
@@ -705,16 +699,16 @@ impl Trunk {
     /// Ends a subscription on all links but one whose broker has ended it already.
     pub(super) fn unsubscribe_but(
         &mut self,
-        ended: Option<usize>,
+        ended: Option<LinkId>,
         upstream: UpstreamSid,
         now: Instant,
     ) {
-        let covered_by = self.next_ping;
+        let covered_by = self.links.next_ping();
         let mut holders = 0;
         let mut frame = std::mem::take(&mut self.scratch);
         encode::unsub(&mut frame, upstream.text().as_bytes(), None);
-        for (at, link) in self.links.iter_mut().enumerate() {
-            if Some(at) == ended || !link.takes_subscriptions() {
+        for link in self.links.iter_mut() {
+            if Some(link.id) == ended || !link.takes_subscriptions() {
                 continue;
             }
             holders += 1;

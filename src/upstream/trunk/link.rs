@@ -383,22 +383,6 @@ impl Link {
             || self.owners.is_some() && self.unfenced_bytes >= FAIR_BYTES && is_bounded
     }
 
-    /// Appends a PING of natsmux's own with this number.
-    pub(super) fn push_fence(&mut self, seq: u64, now: Instant) {
-        self.out.push(encode::PING);
-        self.pings.push(Ping {
-            seq,
-            asker: None,
-            offset: self.out.end(),
-            publishes: self.account.appended,
-            at: now,
-        });
-        self.unfenced_bytes = 0;
-        self.unfenced_messages = 0;
-        self.unfenced_since = None;
-        self.last_ping_at = now;
-    }
-
     /// Whether it is on its way to be the next one.
     pub(super) fn is_joining(&self) -> bool {
         !self.is_attached() && !self.is_check

@@ -28,19 +28,19 @@ impl Trunk {
     /// A link's socket is dead, or its dial failed. Everything that could still be read was
     /// handled before (R10).
     pub fn handle_link_failed(&mut self, id: LinkId, failure: Failure, cx: &mut Turn<'_>) {
-        if let Some(at) = self.link_index(id) {
-            self.fail(at, failure, cx);
+        if self.links.has(id) {
+            self.fail(id, failure, cx);
         }
     }
 
     /// Ends a link that natsmux finds to be bad.
-    pub(super) fn fail(&mut self, at: usize, failure: Failure, cx: &mut Turn<'_>) {
-        if self.links[at].is_check {
+    pub(super) fn fail(&mut self, id: LinkId, failure: Failure, cx: &mut Turn<'_>) {
+        if self.links[id].is_check {
             // No verdict: the one that is old holds on, and the next session asks again.
-            self.drop_link(at, false, cx.bus);
+            self.drop_link(id, false, cx.bus);
             return self.verify_all();
         }
-        let link = self.drop_link(at, failure == Failure::Silent, cx.bus);
+        let link = self.drop_link(id, failure == Failure::Silent, cx.bus);
         let broker = link.broker;
         if link.phase == Phase::Standby {
             self.lose_standby(link, failure, cx);
@@ -243,11 +243,11 @@ impl Trunk {
                 continue;
             }
             slot.publishes_covered_by = 0;
-            if slot.subs_covered_by > self.answered {
+            if slot.subs_covered_by > self.links.answered() {
                 slot.subs_covered_by = u64::MAX;
             }
         }
-        if self.links.iter().any(Link::is_attached) {
+        if self.links.any_attached() {
             for (_, upstream) in retired {
                 self.subscriptions.forget(upstream);
             }
@@ -319,11 +319,11 @@ impl Trunk {
 
     /// The new link is accepted: unsubscribe everything on the old one and fence it.
     pub(super) fn leave_old_link(&mut self, cx: &mut Turn<'_>) {
-        let old = self.links.iter().position(|link| link.phase == Phase::Live);
-        let Some(at) = old else {
+        let old = self.links.find(|link| link.phase == Phase::Live);
+        let Some(id) = old else {
             return;
         };
-        let link = &mut self.links[at];
+        let link = &mut self.links[id];
         for upstream in self.subscriptions.live_sids() {
             encode::unsub(&mut self.scratch, upstream.text().as_bytes(), None);
             if link.verbose {
@@ -332,18 +332,18 @@ impl Trunk {
         }
         link.out.push(&self.scratch);
         self.scratch.clear();
-        let seq = self.push_ping(at, None, cx);
-        let link = &mut self.links[at];
+        let seq = self.links.fence(id, cx);
+        let link = &mut self.links[id];
         link.phase = Phase::Leaving(seq);
         link.deadline = Some(cx.now + cx.bus.settings.timings.link_timeout);
     }
 
     /// Everything that the old link owed has come: close it and replay on the new one.
-    pub(super) fn left(&mut self, at: usize, cx: &mut Turn<'_>) {
+    pub(super) fn left(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let reason = self
             .moving
             .map_or(Failure::Removed, |planned| planned.reason);
-        let link = self.drop_link(at, false, cx.bus);
+        let link = self.drop_link(id, false, cx.bus);
         let (broker, last_read) = (link.broker, link.last_read_at);
         self.lost = Some((broker, reason, cx.now));
         cx.bus.detached(self.id, broker, cx.now);
@@ -360,15 +360,15 @@ impl Trunk {
 
     /// Gives up a link that isn't live yet.
     pub(super) fn abandon_joining(&mut self, bus: &mut Bus) {
-        while let Some(at) = self.links.iter().position(|link| !link.is_attached()) {
-            self.drop_link(at, false, bus);
+        while let Some(id) = self.links.find(|link| !link.is_attached()) {
+            self.drop_link(id, false, bus);
         }
     }
 
     /// Takes a link out and has its socket closed.
-    pub(super) fn drop_link(&mut self, at: usize, abort: bool, bus: &mut Bus) -> Link {
-        self.give_room(at, bus);
-        let mut link = self.links.remove(at);
+    pub(super) fn drop_link(&mut self, id: LinkId, abort: bool, bus: &mut Bus) -> Link {
+        self.give_room(id, bus);
+        let mut link = self.links.remove(id);
         if std::mem::take(&mut link.dialing) {
             bus.dial_ended(link.broker);
         }
@@ -430,7 +430,7 @@ impl Trunk {
     /// whoever was served.
     fn turned_away_due(&self, bus: &Bus) -> Option<Instant> {
         let needed = self.needed_since.filter(|_| !self.sessions.is_empty())?;
-        if self.links.iter().any(Link::is_attached) || self.done || self.refused {
+        if self.links.any_attached() || self.done || self.refused {
             return None;
         }
         let (trouble, all_full) = bus.roster.turned_away(self.identity(bus))?;
@@ -450,7 +450,7 @@ impl Trunk {
 
     fn refused_due(&self, bus: &Bus) -> Option<Instant> {
         let since = self.attempts.refused_since()?;
-        let attached = self.links.iter().any(Link::is_attached);
+        let attached = self.links.any_attached();
         (!attached).then(|| since + bus.settings.timings.refusal_window)
     }
 
@@ -502,8 +502,8 @@ impl Trunk {
         if self.done || !self.sessions.is_empty() || self.owes() || self.stays_idle(cx) {
             return;
         }
-        while !self.links.is_empty() {
-            let link = self.drop_link(0, false, cx.bus);
+        while let Some(id) = self.links.first() {
+            let link = self.drop_link(id, false, cx.bus);
             if link.is_attached() {
                 cx.bus.detached(self.id, link.broker, cx.now);
                 // Only a refused trunk leaves something unproven behind.
@@ -521,7 +521,7 @@ impl Trunk {
         if self.done {
             return;
         }
-        for link in std::mem::take(&mut self.links) {
+        for link in self.links.remove_all() {
             if link.dialing {
                 cx.bus.dial_ended(link.broker);
             }
@@ -563,7 +563,7 @@ impl Trunk {
 
     /// The link's number, if it is being dialled or open.
     pub fn has_link(&self, id: LinkId) -> bool {
-        self.link_index(id).is_some()
+        self.links.has(id)
     }
 }
 

@@ -40,8 +40,8 @@ impl Trunk {
         if self.independent {
             return self.dial_all(cx);
         }
-        let joining = self.links.iter().any(Link::is_joining);
-        let attached = self.links.iter().any(Link::is_attached);
+        let joining = self.links.any(Link::is_joining);
+        let attached = self.links.any_attached();
         let waits = self.moving.is_some_and(|planned| planned.after.is_some());
         if self.done || joining || (attached && (self.moving.is_none() || waits)) {
             return;
@@ -68,10 +68,10 @@ impl Trunk {
     /// R2: without any broker, a PING behind which nothing is unconfirmed is answered at once, also
     /// one that the last broker took along.
     pub(super) fn answer_what_needs_no_broker(&mut self, bus: &Bus) {
-        if !self.ready || self.links.iter().any(Link::is_attached) {
+        if !self.ready || self.links.any_attached() {
             return;
         }
-        let answered = self.answered;
+        let answered = self.links.answered();
         for session in self.sessions.ids() {
             let slot = &mut self.sessions[session];
             if slot.owed_pongs == 0 || slot.is_unproven(answered) {
@@ -98,10 +98,9 @@ impl Trunk {
 
     /// A dial's connection is open.
     pub fn handle_connected(&mut self, id: LinkId, cx: &mut Turn<'_>) {
-        let Some(at) = self.link_index(id) else {
+        let Some(link) = self.links.get_mut(id) else {
             return;
         };
-        let link = &mut self.links[at];
         link.phase = Phase::AwaitingInfo;
         link.deadline = Some(cx.now + cx.bus.settings.timings.info_timeout);
         link.last_read_at = cx.now;
@@ -124,27 +123,28 @@ impl Trunk {
 
     /// Plans a move where the live link's broker is one to leave (R19).
     pub(super) fn leave_where_due(&mut self, cx: &mut Turn<'_>) {
-        if let Some(at) = self.live()
-            && let Some(reason) = Self::must_leave(self.links[at].broker, cx.bus)
+        if let Some(id) = self.live()
+            && let Some(reason) = Self::must_leave(self.links[id].broker, cx.bus)
         {
             self.start_move(reason, cx);
         }
     }
 
-    pub(super) fn dial(&mut self, broker: BrokerId, cx: &mut Turn<'_>) {
-        let id = LinkId(self.next_link);
-        self.next_link += 1;
+    pub(super) fn dial(&mut self, broker: BrokerId, cx: &mut Turn<'_>) -> LinkId {
         let deadline = cx.now + cx.bus.settings.timings.connect_timeout;
-        let mut link = Link::new(id, broker, self.retention(cx.bus), deadline, cx.now);
-        link.owners = self.shared.then(Box::default);
         // Only those that were live before hold others up: they have subscriptions that
         // the neighbours rely on.
-        if self.lost.is_some() && !self.links.iter().any(Link::is_attached) {
+        let holds_up = self.lost.is_some() && !self.links.any_attached();
+        let retention = self.retention(cx.bus);
+        let id = self.links.add(broker, retention, deadline, cx.now);
+        let link = &mut self.links[id];
+        link.owners = self.shared.then(Box::default);
+        if holds_up {
             link.in_barrier = true;
             cx.bus.barrier.join();
         }
-        self.links.push(link);
         self.actions.push_back(Action::Dial { link: id, broker });
+        id
     }
 
     fn avoided(&self) -> Vec<BrokerId> {
@@ -156,29 +156,26 @@ impl Trunk {
     }
 
     /// A broker's INFO during the handshake: answer with CONNECT and PING.
-    pub(super) fn introduce(&mut self, at: usize, info: ServerInfo, cx: &mut Turn<'_>) {
-        let broker = self.links[at].broker;
+    pub(super) fn introduce(&mut self, id: LinkId, info: ServerInfo, cx: &mut Turn<'_>) {
+        let broker = self.links[id].broker;
         let unfit = cx.bus.roster.unfit(broker, &info);
         let headers = info.headers;
         let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);
         if self.independent {
-            let independent = self.links[at].independent.get_or_insert_default();
+            let independent = self.links[id].independent.get_or_insert_default();
             independent.server_id = info.server_id.as_str().into();
         }
         let names_subject = info.version_numbers() >= FIRST_TO_NAME_SUBJECTS;
-        self.links[at].names_subject = names_subject;
+        self.links[id].names_subject = names_subject;
         cx.bus.roster.handle_info(broker, info, cx.now);
         if let Some(failure) = unfit {
-            return self.fail(at, failure, cx);
+            return self.fail(id, failure, cx);
         }
         // Of independent brokers, one is asked for the answer to a verbose CONNECT.
-        let asked = self
-            .links
-            .iter()
-            .any(|link| link.oks.owed(OkOwner::Operation) > 0);
+        let asked = self.links.any(|link| link.oks.owed(OkOwner::Operation) > 0);
         let mut connect = Vec::new();
         self.connect.encode(protocol, headers, &mut connect);
-        let link = &mut self.links[at];
+        let link = &mut self.links[id];
         link.max_payload = max_payload;
         link.headers = self.connect.headers && headers;
         link.strips = self.connect.headers && !headers;
@@ -192,8 +189,8 @@ impl Trunk {
             };
             link.oks.push(owner, 1);
         }
-        self.push_ping(at, None, cx);
-        self.links[at].deadline = Some(cx.now + self.verdict_patience(broker, cx));
+        self.links.fence(id, cx);
+        self.links[id].deadline = Some(cx.now + self.verdict_patience(broker, cx));
     }
 
     /// How long a broker may take for its verdict, where it gives none to any link.
@@ -202,7 +199,7 @@ impl Trunk {
             .bus
             .roster
             .has_spare(broker, self.identity(cx.bus), cx.now);
-        match spare && !self.links.iter().any(Link::is_attached) {
+        match spare && !self.links.any_attached() {
             // A component gives up when it hears nothing for 2 s.
             true => VERDICT_WITH_SPARE,
             false => 2 * cx.bus.settings.timings.link_timeout,
@@ -211,8 +208,8 @@ impl Trunk {
 
     /// A link waits long for the verdict on its CONNECT. A broker that gives others theirs is
     /// busy, perhaps with natsmux's own dials. Returns whether it is waited for.
-    pub(super) fn await_verdict(&mut self, at: usize, cx: &Turn<'_>) -> bool {
-        let link = &self.links[at];
+    pub(super) fn await_verdict(&mut self, id: LinkId, cx: &Turn<'_>) -> bool {
+        let link = &self.links[id];
         let (broker, asked) = (link.broker, link.last_ping_at);
         let Some(last) = cx
             .bus
@@ -226,25 +223,25 @@ impl Trunk {
         if until <= cx.now || cx.now >= asked + VERDICT_MOST {
             return false;
         }
-        self.links[at].deadline = Some(until);
+        self.links[id].deadline = Some(until);
         true
     }
 
     /// The broker accepted the CONNECT.
-    pub(super) fn authenticated(&mut self, at: usize, cx: &mut Turn<'_>) {
-        let (broker, asked) = (self.links[at].broker, self.links[at].opened_at);
+    pub(super) fn authenticated(&mut self, id: LinkId, cx: &mut Turn<'_>) {
+        let (broker, asked) = (self.links[id].broker, self.links[id].opened_at);
         let took = cx.now.saturating_duration_since(asked);
         let identity = self.identity(cx.bus);
         cx.bus
             .roster
             .note_verdict(broker, identity, true, took, cx.now);
-        if self.links[at].is_check {
+        if self.links[id].is_check {
             let is_other = |link: &Link| link.is_attached() || link.is_joining();
-            if self.links.iter().any(is_other) {
-                return self.checked(at, cx);
+            if self.links.any(is_other) {
+                return self.checked(id, cx);
             }
             // The other one has died meanwhile.
-            self.links[at].is_check = false;
+            self.links[id].is_check = false;
         }
         cx.bus.counters.links_opened += 1;
         self.verdict = Verdict::Accepted;
@@ -253,7 +250,7 @@ impl Trunk {
             for link in self.links.iter_mut().filter(|link| !link.is_attached()) {
                 link.oks.disown();
             }
-            let says_ok = self.ready || !self.would_refuse(self.header_support(at, cx.bus));
+            let says_ok = self.ready || !self.would_refuse(self.header_support(id, cx.bus));
             for session in self.sessions.ids().into_iter().filter(|_| says_ok) {
                 self.sessions.deliver(session, &[encode::OK], cx.bus);
             }
@@ -261,13 +258,13 @@ impl Trunk {
         cx.bus.admission.remember(&self.connect, cx.now);
         if !self.ready {
             // One that is served already isn't closed by the next broker: its headers are stripped.
-            self.refuse_own_options(self.header_support(at, cx.bus));
+            self.refuse_own_options(self.header_support(id, cx.bus));
         }
-        let link = &mut self.links[at];
+        let link = &mut self.links[id];
         link.deadline = None;
         link.phase = Phase::Authenticated;
         if self.independent {
-            return self.replay(at, cx);
+            return self.replay(id, cx);
         }
         self.leave_old_link(cx);
         self.replay_if_free(cx);
@@ -290,35 +287,31 @@ impl Trunk {
     }
 
     /// What this link's broker knows of headers, whatever the others do.
-    pub(super) fn header_support(&self, at: usize, bus: &Bus) -> HeaderSupport {
-        let info = bus.roster.broker(self.links[at].broker).info();
+    pub(super) fn header_support(&self, id: LinkId, bus: &Bus) -> HeaderSupport {
+        let info = bus.roster.broker(self.links[id].broker).info();
         info.map_or(HeaderSupport::On, ServerInfo::header_support)
     }
 
     /// Replays on the link that waits for it, once no other is being left.
     pub(super) fn replay_if_free(&mut self, cx: &mut Turn<'_>) {
-        let busy = self.links.iter().any(Link::is_attached);
-        let waiting = self
-            .links
-            .iter()
-            .position(|link| link.phase == Phase::Authenticated);
-        if let (false, Some(at)) = (busy, waiting) {
+        let busy = self.links.any_attached();
+        let waiting = self.links.find(|link| link.phase == Phase::Authenticated);
+        if let (false, Some(id)) = (busy, waiting) {
             self.subscriptions.forget_retired();
-            self.replay(at, cx);
+            self.replay(id, cx);
         }
     }
 
     /// Tells a broker everything that the ledger knows.
-    fn replay(&mut self, at: usize, cx: &mut Turn<'_>) {
+    fn replay(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         // Of independent brokers each counts for itself, and the live one is what is proven.
-        let is_first = !self.links.iter().any(Link::is_attached);
+        let is_first = !self.links.any_attached();
         if is_first {
             self.subscriptions.rebase();
         }
-        let link = &mut self.links[at];
-        link.told_from = self.next_ping - 1;
+        self.links[id].told_from = self.links.next_ping() - 1;
         let (mut count, mut operations) = (0, 0);
-        let (mut covered_by, mut unfenced) = (self.next_ping, 0);
+        let (mut covered_by, mut unfenced) = (self.links.next_ping(), 0);
         for (upstream, interest) in self.subscriptions.iter() {
             let sid = upstream.text();
             let (subject, group) = (interest.subject, interest.queue_group);
@@ -330,18 +323,18 @@ impl Trunk {
                 encode::unsub(&mut self.scratch, sid.as_bytes(), Some(max));
                 operations += 1;
             }
+            let link = &mut self.links[id];
             link.out.push(&self.scratch);
             link.operations.subscribe(upstream, covered_by);
             unfenced += self.scratch.len();
             self.scratch.clear();
             if unfenced >= REPLAY_FENCE_BYTES {
                 // Its PONG shows that the broker gets on (R9).
-                link.push_fence(covered_by, cx.now);
-                cx.bus.counters.fences += 1;
-                (covered_by, unfenced) = (covered_by + 1, 0);
+                self.links.fence(id, cx);
+                (covered_by, unfenced) = (self.links.next_ping(), 0);
             }
         }
-        self.next_ping = covered_by;
+        let link = &mut self.links[id];
         if link.verbose {
             link.oks.push(OkOwner::Nobody, operations);
         }
@@ -349,31 +342,31 @@ impl Trunk {
         link.phase = Phase::Replaying;
         cx.bus.counters.replayed_subscriptions += count;
         if count == 0 {
-            return self.replayed(at, cx);
+            return self.replayed(id, cx);
         }
         cx.bus.counters.replays += 1;
-        let seq = self.push_ping(at, None, cx);
-        self.links[at].replayed_by = seq;
+        let seq = self.links.fence(id, cx);
+        self.links[id].replayed_by = seq;
         if !is_first {
             return;
         }
         self.subscriptions.replayed(seq);
         for slot in self.sessions.iter_mut() {
-            if slot.subs_covered_by > self.answered {
+            if slot.subs_covered_by > self.links.answered() {
                 slot.subs_covered_by = seq;
             }
         }
     }
 
     /// The ledger is in place on this link.
-    pub(super) fn replayed(&mut self, at: usize, cx: &mut Turn<'_>) {
-        let link = &mut self.links[at];
+    pub(super) fn replayed(&mut self, id: LinkId, cx: &mut Turn<'_>) {
+        let link = &mut self.links[id];
         link.phase = Phase::Fenced;
         if std::mem::take(&mut link.dialing) {
             let broker = link.broker;
             cx.bus.dial_ended(broker);
         }
-        let link = &mut self.links[at];
+        let link = &mut self.links[id];
         if std::mem::take(&mut link.in_barrier) {
             cx.bus.leave_barrier();
         }
@@ -383,30 +376,31 @@ impl Trunk {
     /// Goes live, unless neighbours still replay (R14).
     pub(super) fn pass_barrier(&mut self, cx: &mut Turn<'_>) {
         let is_fenced = |link: &Link| link.phase == Phase::Fenced;
-        while let Some(at) = self.links.iter().position(is_fenced) {
+        while let Some(id) = self.links.find(is_fenced) {
             // Where another of independent brokers has the ledger, nobody waits for this one.
-            let spare = self.independent && self.links.iter().any(Link::is_attached);
+            let spare = self.independent && self.links.any_attached();
             if !spare && let Some(opens_at) = cx.bus.barrier_opens_at(cx.now) {
-                self.links[at].deadline = Some(opens_at);
+                self.links[id].deadline = Some(opens_at);
                 cx.bus.wait_at_barrier(self.id);
                 return;
             }
             let identity = self.identity(cx.bus);
             cx.bus
-                .attached(self.id, identity, self.links[at].broker, cx.now);
+                .attached(self.id, identity, self.links[id].broker, cx.now);
             if self.independent {
-                self.stand_by(at);
+                self.stand_by(id);
             } else {
-                self.go_live(at, cx);
+                self.go_live(id, cx);
             }
         }
         self.choose_target(cx);
     }
 
-    pub(super) fn go_live(&mut self, at: usize, cx: &mut Turn<'_>) {
-        let link = &mut self.links[at];
+    pub(super) fn go_live(&mut self, id: LinkId, cx: &mut Turn<'_>) {
+        let last_ping = self.links.next_ping() - 1;
+        let link = &mut self.links[id];
         link.phase = Phase::Live;
-        link.live_from = self.next_ping - 1;
+        link.live_from = last_ping;
         link.deadline = None;
         let (id, broker, replayed) = (link.id, link.broker, link.replayed);
         let started = self.lost.map_or(link.opened_at, |(_, _, when)| when);
@@ -418,7 +412,7 @@ impl Trunk {
         self.count_anew();
         self.attempts.succeed(cx.now);
         if self.independent {
-            self.ask_for_lacks(at, cx);
+            self.ask_for_lacks(id, cx);
             self.send_limits(cx);
         }
         if self.lost.is_some_and(|(before, _, _)| before != broker) {
@@ -430,7 +424,7 @@ impl Trunk {
         }
         self.make_ready();
         self.verify_all();
-        let held = self.resume(at, cx);
+        let held = self.resume(id, cx);
         if self.lost.is_some_and(|(_, cause, _)| !cause.is_own()) {
             cx.bus.failovers.attached(broker, replayed, held, cx.now);
         }
@@ -466,20 +460,20 @@ impl Trunk {
 
     /// Suspicion began or ended (R8): fence at once, or go on.
     fn meet_suspicion(&mut self, cx: &mut Turn<'_>) {
-        for at in 0..self.links.len() {
-            if self.links[at].phase == Phase::Standby {
-                self.ask_for_proof(at, cx);
+        for id in self.links.ids() {
+            if self.links[id].phase == Phase::Standby {
+                self.ask_for_proof(id, cx);
             }
         }
         self.release_late(cx.bus);
-        let Some(at) = self.live() else {
+        let Some(id) = self.live() else {
             return;
         };
-        let link = &self.links[at];
+        let link = &self.links[id];
         match cx.bus.liveness.suspect_since(link.broker) {
-            Some(since) if self.is_suspect(at, cx.bus) => {
+            Some(since) if self.is_suspect(id, cx.bus) => {
                 if link.last_ping_at < since {
-                    self.push_ping(at, None, cx);
+                    self.links.fence(id, cx);
                 }
             }
             _ => {
@@ -488,40 +482,40 @@ impl Trunk {
                     .liveness
                     .wants_witness(link.broker, self.id, link.last_ping_at)
                 {
-                    self.push_ping(at, None, cx);
+                    self.links.fence(id, cx);
                 }
-                self.resume(at, cx);
+                self.resume(id, cx);
             }
         }
     }
 
     /// Suspicion of a link that stands by began or ended.
-    fn ask_for_proof(&mut self, at: usize, cx: &mut Turn<'_>) {
-        let link = &self.links[at];
+    fn ask_for_proof(&mut self, id: LinkId, cx: &mut Turn<'_>) {
+        let link = &self.links[id];
         let (broker, last) = (link.broker, link.last_ping_at);
         let suspect = cx.bus.liveness.suspect_since(broker);
         let asked = suspect.is_some_and(|since| last < since);
         if asked || cx.bus.liveness.wants_witness(broker, self.id, last) {
-            self.push_ping(at, None, cx);
+            self.links.fence(id, cx);
         }
     }
 
     /// Sends what waited for this link, and then what is owed. Returns the number of
     /// publishes.
-    pub(super) fn resume(&mut self, at: usize, cx: &mut Turn<'_>) -> u64 {
-        if self.switch.is_some() || (self.independent && self.is_suspect(at, cx.bus)) {
+    pub(super) fn resume(&mut self, id: LinkId, cx: &mut Turn<'_>) -> u64 {
+        if self.switch.is_some() || (self.independent && self.is_suspect(id, cx.bus)) {
             // Publishes wait for the next link (R30), or until this one is proven (R8).
             return 0;
         }
         self.release_late(cx.bus);
-        let held = self.send_held(at, cx);
-        self.settle_owed(at, cx);
+        let held = self.send_held(id, cx);
+        self.settle_owed(id, cx);
         self.unpark(cx);
         held
     }
 
     /// Sends what waited, in order, each chunk followed by a fence.
-    pub(super) fn send_held(&mut self, at: usize, cx: &mut Turn<'_>) -> u64 {
+    pub(super) fn send_held(&mut self, id: LinkId, cx: &mut Turn<'_>) -> u64 {
         let mut sent = 0;
         self.mark_places(cx);
         let mut queues = vec![(None, std::mem::take(&mut self.orphans), 0)];
@@ -544,11 +538,11 @@ impl Trunk {
             while let Some((chunk, messages)) = held.pop() {
                 if let Some(session) = session {
                     // No PONG before these are proven, as for publishes that never waited.
-                    self.sessions[session].publishes_covered_by = self.next_ping;
+                    self.sessions[session].publishes_covered_by = self.links.next_ping();
                 }
                 cx.bus.budgets.held.give(chunk.len());
                 sent += messages;
-                let link = &mut self.links[at];
+                let link = &mut self.links[id];
                 let bytes = link.push_held(chunk, messages, &mut cx.bus.counters);
                 link.note_owner(session);
                 if link.verbose {
@@ -557,10 +551,10 @@ impl Trunk {
                     link.oks.push(OkOwner::Nobody, quiet);
                     link.oks.push(OkOwner::Publish, messages - quiet);
                 }
-                self.links[at].requested_by = self.next_ping;
-                self.appended_publishes(at, bytes, messages, cx);
-                if self.links[at].unfenced_since.is_some() {
-                    self.push_ping(at, None, cx);
+                self.links[id].requested_by = self.links.next_ping();
+                self.appended_publishes(id, bytes, messages, cx);
+                if self.links[id].unfenced_since.is_some() {
+                    self.links.fence(id, cx);
                 }
             }
         }
@@ -568,10 +562,10 @@ impl Trunk {
     }
 
     /// Re-asks what was owed, behind replay and waiting publishes (R1).
-    fn settle_owed(&mut self, at: usize, cx: &mut Turn<'_>) {
+    fn settle_owed(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let independent = self.independent;
         for session in self.sessions.ids() {
-            let next_ping = self.next_ping;
+            let next_ping = self.links.next_ping();
             if self.sessions[session].owed_pongs > 0 {
                 self.ping_standbys(cx);
             }
@@ -586,11 +580,11 @@ impl Trunk {
                 slot.subs_covered_by = if independent { next_ping } else { 0 };
             }
             for _ in 0..pongs {
-                self.push_ping(at, Some(session), cx);
+                self.links.push_ping(id, Some(session), cx);
             }
             let finishing = self.sessions[session].finishing.as_ref();
             if finishing.is_some_and(|end| end.after.is_none()) {
-                let last = self.push_ping(at, None, cx);
+                let last = self.links.fence(id, cx);
                 if let Some(end) = &mut self.sessions[session].finishing {
                     end.after = Some(last);
                 }

@@ -28,6 +28,7 @@ mod independent;
 mod link;
 mod link_end;
 mod link_setup;
+mod links;
 mod monitoring;
 mod pressure;
 mod room;
@@ -51,16 +52,15 @@ pub use slot::{CloseReason, Traffic};
 
 use crate::clock::Instant;
 use crate::config::Delivery;
-use crate::ledger::{Held, Ping, SessionId, Subscriptions};
+use crate::ledger::{Held, SessionId, Subscriptions};
 use crate::net::{Outbox, Retention};
 use crate::proto::connect::ConnectInfo;
-use crate::proto::encode;
 use crate::queue::Queue;
 use crate::upstream::brokers::liveness::TrunkId;
 use crate::upstream::brokers::roster::{BrokerId, Failure};
-use crate::upstream::bus::{Bus, Pace, Turn};
+use crate::upstream::bus::{Bus, Pace};
 use attempts::Attempts;
-use link::{Link, Phase};
+use links::Links;
 use sessions::Sessions;
 
 /// What the brokers think of the trunk's credentials.
@@ -111,12 +111,7 @@ pub struct Trunk {
     orphans: Held,
     /// Whether it costs the budget of waiting publishes for being there.
     charged: bool,
-    /// At most two: one to leave, one to join; or one for each of independent brokers.
-    links: Vec<Link>,
-    next_link: u32,
-    next_ping: u64,
-    /// Every PING of the publishing link up to this number was answered.
-    answered: u64,
+    links: Links,
     attempts: Attempts,
     moving: Option<Move>,
     switch: Option<Box<independent::Switch>>,
@@ -168,15 +163,11 @@ impl Trunk {
             connect_ok_owed: false,
             verdict: Verdict::Pending,
             ready: false,
-            // Mostly one session and one link: room for four would be two kilobytes more.
             sessions: Sessions::new(false),
             subscriptions: Subscriptions::default(),
             orphans: Held::default(),
             charged: false,
-            links: Vec::with_capacity(1),
-            next_link: 0,
-            next_ping: 1,
-            answered: 0,
+            links: Links::new(),
             attempts: Attempts::default(),
             moving: None,
             switch: None,
@@ -263,8 +254,7 @@ impl Trunk {
 
     /// What goes to a link's broker; `None` once it is closed.
     pub fn link_out(&mut self, link: LinkId) -> Option<&mut Outbox> {
-        let at = self.link_index(link)?;
-        Some(&mut self.links[at].out)
+        Some(&mut self.links.get_mut(link)?.out)
     }
 
     /// Why the driver must close a session, once its outbox is flushed.
@@ -296,37 +286,33 @@ impl Trunk {
 
     /// The broker that publishes go to.
     pub fn broker(&self) -> Option<BrokerId> {
-        self.live().map(|at| self.links[at].broker)
+        self.live().map(|id| self.links[id].broker)
     }
 
     /// The link that publishes may be written to now: live, not suspect (R8), and not about to
     /// be left (R30).
-    fn open(&self, bus: &Bus) -> Option<usize> {
+    fn open(&self, bus: &Bus) -> Option<LinkId> {
         let live = self.live().filter(|_| self.switch.is_none());
-        live.filter(|&at| !self.is_suspect(at, bus))
+        live.filter(|&id| !self.is_suspect(id, bus))
     }
 
     /// Whether a link waits to be proven: its broker is suspect, and nothing that was asked
     /// since then was answered.
-    fn is_suspect(&self, at: usize, bus: &Bus) -> bool {
-        let link = &self.links[at];
+    fn is_suspect(&self, id: LinkId, bus: &Bus) -> bool {
+        let link = &self.links[id];
         let since = bus.liveness.suspect_since(link.broker);
         since.is_some_and(|since| link.proven_at.is_none_or(|proven| proven < since))
     }
 
     /// The link that publishes go to, suspect or not.
-    fn live(&self) -> Option<usize> {
+    fn live(&self) -> Option<LinkId> {
         if self
             .moving
             .is_some_and(|planned| planned.reason == Failure::NewConnect)
         {
             return None;
         }
-        self.links.iter().position(|link| link.phase == Phase::Live)
-    }
-
-    fn link_index(&self, id: LinkId) -> Option<usize> {
-        self.links.iter().position(|link| link.id == id)
+        self.links.live()
     }
 
     fn retention(&self, bus: &Bus) -> Retention {
@@ -340,27 +326,5 @@ impl Trunk {
     /// Tells a session's component what natsmux answers by itself.
     pub fn tell(&mut self, session: SessionId, line: &[u8], bus: &Bus) {
         self.sessions.deliver(session, &[line], bus);
-    }
-
-    fn push_ping(&mut self, at: usize, asker: Option<SessionId>, cx: &mut Turn<'_>) -> u64 {
-        let seq = self.next_ping;
-        self.next_ping += 1;
-        let link = &mut self.links[at];
-        link.out.push(encode::PING);
-        link.pings.push(Ping {
-            seq,
-            asker,
-            offset: link.out.end(),
-            publishes: link.account.appended,
-            at: cx.now,
-        });
-        link.unfenced_bytes = 0;
-        link.unfenced_messages = 0;
-        link.unfenced_since = None;
-        link.last_ping_at = cx.now;
-        if asker.is_none() {
-            cx.bus.counters.fences += 1;
-        }
-        seq
     }
 }

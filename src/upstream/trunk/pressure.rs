@@ -101,7 +101,7 @@ impl Trunk {
     /// on the same link, theirs must not wait behind too much.
     pub fn read_at_most(&self, cx: &Turn<'_>) -> ReadAtMost {
         let contended = |link: &Link| link.phase == Phase::Live && link.is_contended(cx.now);
-        match cx.bus.lags.is_any() || self.shared && self.links.iter().any(contended) {
+        match cx.bus.lags.is_any() || self.shared && self.links.any(contended) {
             true => ReadAtMost::Fair(FAIR_BYTES),
             false => ReadAtMost::Any,
         }
@@ -111,7 +111,7 @@ impl Trunk {
     /// broker takes so long for a window full of that (`Link::is_overrun`) that nobody should begin
     /// behind it.
     fn operates_beside_others(&self, slot: &Slot) -> bool {
-        self.shared && self.sessions.len() > 1 && slot.subs_covered_by > self.answered
+        self.shared && self.sessions.len() > 1 && slot.subs_covered_by > self.links.answered()
     }
 
     /// Whether a session that floods a link isn't read until the next fence is answered: where it
@@ -128,14 +128,14 @@ impl Trunk {
             return false;
         }
         match self.open(cx.bus) {
-            Some(at) => {
-                let link = &self.links[at];
+            Some(id) => {
+                let link = &self.links[id];
                 let out = &link.out;
                 let is_bounded = link.is_contended(cx.now) || self.operates_beside_others(slot);
                 // Where nothing more is to come, what was counted is settled, wherever that was.
                 if is_bounded
                     && link.awaits_proof()
-                    && slot.unproven.bytes(self.answered) > link.fair_bytes()
+                    && slot.unproven.bytes(self.links.answered()) > link.fair_bytes()
                 {
                     return false;
                 }
@@ -194,8 +194,8 @@ impl Trunk {
     }
 
     /// A link's unfinished message is whole, or will never be.
-    pub(super) fn give_room(&mut self, at: usize, bus: &mut Bus) {
-        std::mem::take(&mut self.links[at].room).give(bus);
+    pub(super) fn give_room(&mut self, id: LinkId, bus: &mut Bus) {
+        std::mem::take(&mut self.links[id].room).give(bus);
     }
 
     /// How much of what a broker sends may be read at once, in bytes: a component that reads
@@ -211,7 +211,7 @@ impl Trunk {
     fn look_at_pressure(&mut self, cx: &mut Turn<'_>) {
         let pending = self.own_pending();
         let waits = |link: &Link| matches!(link.room, Room::Awaited { .. });
-        let waits = self.links.iter().any(waits);
+        let waits = self.links.any(waits);
         if pending == 0 && !self.stalled && !waits {
             return;
         }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::flow::Flow;
-use super::link::{Link, OkOwner, Phase};
+use super::link::{Link, LinkId, OkOwner, Phase};
 use super::slot::{Finishing, Leaving, Slot};
 use super::{CloseReason, Move, Trunk, Verdict};
 use crate::clock::Instant;
@@ -78,7 +78,7 @@ impl Trunk {
         cx.bus.counters.published += messages;
         self.mark_places(cx);
         let open = self.open(cx.bus);
-        let covered_by = self.next_ping;
+        let covered_by = self.links.next_ping();
         let Some(slot) = self.sessions.get_mut(session) else {
             cx.bus.counters.dropped += messages;
             return;
@@ -88,16 +88,16 @@ impl Trunk {
             flow.count(frames.len(), &cx.bus.lags, cx.now);
         }
         match open {
-            Some(at) if slot.held.is_empty() => {
+            Some(id) if slot.held.is_empty() => {
                 slot.publishes_covered_by = covered_by;
-                let link = &mut self.links[at];
+                let link = &mut self.links[id];
                 let bytes = link.push_publishes(frames, messages, &mut cx.bus.counters);
                 link.note_owner(Some(session));
                 if link.verbose {
                     link.oks.push(OkOwner::Publish, messages);
                 }
-                self.note_bytes(session, at, bytes, cx.now);
-                self.appended_publishes(at, bytes, messages, cx);
+                self.note_bytes(session, id, bytes, cx.now);
+                self.appended_publishes(id, bytes, messages, cx);
             }
             _ if slot.dropping && !Self::may_hold(slot, cx.bus) => {
                 cx.bus.counters.dropped += messages;
@@ -126,20 +126,21 @@ impl Trunk {
     }
 
     /// Counts what a session adds to a link that it shares.
-    fn note_bytes(&mut self, session: SessionId, at: usize, bytes: usize, now: Instant) {
-        let Some(owners) = &mut self.links[at].owners else {
+    fn note_bytes(&mut self, session: SessionId, id: LinkId, bytes: usize, now: Instant) {
+        let Some(owners) = &mut self.links[id].owners else {
             return;
         };
         owners.note_turn(session, now);
         if let Some(slot) = self.sessions.get_mut(session) {
-            slot.unproven.add(bytes, self.next_ping, self.answered);
+            slot.unproven
+                .add(bytes, self.links.next_ping(), self.links.answered());
         }
     }
 
     /// Counts a SUB or UNSUB of this length, and its share of the broker's time.
-    fn note_operation_bytes(&mut self, session: SessionId, at: usize, len: usize, now: Instant) {
-        self.note_bytes(session, at, len.max(super::link::OPERATION_BYTES), now);
-        if self.links[at].is_contended(now)
+    fn note_operation_bytes(&mut self, session: SessionId, id: LinkId, len: usize, now: Instant) {
+        self.note_bytes(session, id, len.max(super::link::OPERATION_BYTES), now);
+        if self.links[id].is_contended(now)
             && let Some(slot) = self.sessions.get_mut(session)
             && let Some(until) = slot.note_operation_beside_others(now)
         {
@@ -166,7 +167,7 @@ impl Trunk {
         sid: &[u8],
         cx: &mut Turn<'_>,
     ) {
-        let covered_by = self.next_ping;
+        let covered_by = self.links.next_ping();
         let (mut is_known, mut again, mut new) = (true, false, None);
         // All brokers take what the one of 2012 takes: few SUBs have natsmux ask which one it is.
         let is_valid = subject::is_valid_subscription_of_2012(subject)
@@ -220,8 +221,8 @@ impl Trunk {
                 if let Some(upstream) = new {
                     self.note_subscribed(upstream, covered_by);
                 }
-                if again && let Some(at) = self.operation_owner() {
-                    self.links[at].operations.subscribe_again(covered_by);
+                if again && let Some(id) = self.operation_owner() {
+                    self.links[id].operations.subscribe_again(covered_by);
                 }
                 sent
             }
@@ -230,8 +231,8 @@ impl Trunk {
             None => self.ask_owner(session, &frame, cx.now),
         };
         if !is_known
-            && let Some(at) = self.operation_owner()
-            && let Some(owners) = &mut self.links[at].owners
+            && let Some(id) = self.operation_owner()
+            && let Some(owners) = &mut self.links[id].owners
         {
             owners.note_asked(session, subject, queue_group, is_valid, covered_by);
         }
@@ -247,11 +248,11 @@ impl Trunk {
     /// A subscription that others have comes or, as `left`, goes: a PING will mark the place
     /// among the link's operations (R23).
     fn note_place(&mut self, session: SessionId, left: Option<UpstreamSid>, now: Instant) {
-        let covered_by = self.next_ping;
+        let covered_by = self.links.next_ping();
         let owner = self.note_operation(session);
         let is_sent = owner.is_some();
-        if let Some(at) = owner {
-            self.note_operation_bytes(session, at, 0, now);
+        if let Some(id) = owner {
+            self.note_operation_bytes(session, id, 0, now);
         }
         if let Some(left) = left {
             match is_sent {
@@ -291,7 +292,7 @@ impl Trunk {
         max: Option<u64>,
         cx: &mut Turn<'_>,
     ) {
-        let covered_by = self.next_ping;
+        let covered_by = self.links.next_ping();
         let ended = self
             .subscriptions
             .unsubscribe(session, sid, max, covered_by);
@@ -340,14 +341,14 @@ impl Trunk {
         let Some(slot) = self.sessions.get_mut(session) else {
             return;
         };
-        let unproven = slot.is_unproven(self.answered) || !placed;
+        let unproven = slot.is_unproven(self.links.answered()) || !placed;
         let in_turn = slot.owed_pongs == 0 && slot.asked == 0 && slot.late.is_empty();
         match open {
-            Some(at) if unproven || !in_turn || subscribed => {
+            Some(id) if unproven || !in_turn || subscribed => {
                 slot.asked += 1;
-                self.note_bytes(session, at, encode::PING.len(), cx.now);
+                self.note_bytes(session, id, encode::PING.len(), cx.now);
                 self.ping_standbys(cx);
-                self.push_ping(at, Some(session), cx);
+                self.links.push_ping(id, Some(session), cx);
                 self.unmarked = None;
             }
             // A live link that is suspect may still have messages for it (R2).
@@ -364,8 +365,8 @@ impl Trunk {
         let slot = self.sessions.get(session);
         let waits = slot
             .is_some_and(|slot| !slot.held.is_empty() || slot.owed_pongs > 0 || slot.owed_oks > 0);
-        if waits && let Some(at) = self.open(cx.bus) {
-            self.resume(at, cx);
+        if waits && let Some(id) = self.open(cx.bus) {
+            self.resume(id, cx);
         }
     }
 
@@ -388,16 +389,16 @@ impl Trunk {
         self.ready = false;
         self.attempts = super::attempts::Attempts::default();
         self.abandon_joining(cx.bus);
-        let live = self.links.iter().position(|link| link.phase == Phase::Live);
+        let live = self.links.find(|link| link.phase == Phase::Live);
         if live.is_none() && cx.bus.settings.is_independent() {
             self.renew_links(cx);
         }
-        if let Some(at) = live {
+        if let Some(id) = live {
             let slot = self.sessions.get(session);
             let unanswered =
-                slot.is_some_and(|slot| slot.asked > 0 || slot.is_unproven(self.answered));
+                slot.is_some_and(|slot| slot.asked > 0 || slot.is_unproven(self.links.answered()));
             // What came before is answered before anything else happens.
-            let after = unanswered.then(|| self.push_ping(at, None, cx));
+            let after = unanswered.then(|| self.links.fence(id, cx));
             self.moving = Some(Move {
                 reason: Failure::NewConnect,
                 after,
@@ -436,10 +437,10 @@ impl Trunk {
         // unless natsmux itself ends.
         let late = !slot.late.is_empty();
         let owed = slot.owed_pongs > 0 || (live.is_none() && (late || slot.asked > 0));
-        let unanswered = late || slot.asked > 0 || slot.is_unproven(self.answered);
+        let unanswered = late || slot.asked > 0 || slot.is_unproven(self.links.answered());
         let after = match live {
             _ if owed && (live.is_some() || reason == CloseReason::ComponentClosed) => None,
-            Some(at) if unanswered => Some(self.push_ping(at, None, cx)),
+            Some(id) if unanswered => Some(self.links.fence(id, cx)),
             _ => return self.sessions.close(session, reason),
         };
         let until = cx.now + super::FINISH_WITHIN;
@@ -494,15 +495,15 @@ impl Trunk {
     /// Whether a SUB must wait for the broker's answer to what came before, since only the
     /// broker knows whether its sid is free. Then it comes again once the session is ready.
     pub fn must_settle(&mut self, session: SessionId, sid: &[u8], cx: &mut Turn<'_>) -> bool {
-        let (answered, open) = (self.answered, self.open(cx.bus));
+        let (answered, open) = (self.links.answered(), self.open(cx.bus));
         let Some(slot) = self.sessions.get_mut(session) else {
             return false;
         };
         let passed = std::mem::take(&mut slot.gate_passed);
         let uncertain = self.subscriptions.is_uncertain(session, sid, answered);
         match open {
-            Some(at) if uncertain && !passed => {
-                let seq = self.push_ping(at, None, cx);
+            Some(id) if uncertain && !passed => {
+                let seq = self.links.fence(id, cx);
                 self.sessions[session].gate = Some(seq);
                 self.sessions.await_pong(session);
                 true
@@ -530,15 +531,15 @@ impl Trunk {
     pub(super) fn note_departure(&mut self, cx: &mut Turn<'_>) {
         if self.sessions.is_empty() {
             self.note_idle(self.shared.then_some(cx.now), cx.bus);
-            if let Some(at) = self.open(cx.bus) {
-                self.send_held(at, cx);
+            if let Some(id) = self.open(cx.bus) {
+                self.send_held(id, cx);
             } else {
                 self.wait_as_orphan(cx.bus);
             }
-            if let Some(at) = self.live()
-                && self.links[at].account.unsettled() > 0
+            if let Some(id) = self.live()
+                && self.links[id].account.unsettled() > 0
             {
-                self.push_ping(at, None, cx);
+                self.links.fence(id, cx);
             }
             self.check_done(cx);
         }
@@ -551,12 +552,12 @@ impl Trunk {
             return false;
         };
         self.note_operation_bytes(session, owner, frame.len(), now);
-        let covered_by = self.next_ping;
-        for (at, link) in self.links.iter_mut().enumerate() {
+        let covered_by = self.links.next_ping();
+        for link in self.links.iter_mut() {
             if !link.takes_subscriptions() {
                 continue;
             }
-            let told = OkOwner::of_operation(at == owner);
+            let told = OkOwner::of_operation(link.id == owner);
             link.push_operation(frame, told, covered_by, now);
         }
         true
@@ -569,16 +570,16 @@ impl Trunk {
             return false;
         };
         self.note_operation_bytes(session, owner, frame.len(), now);
-        let covered_by = self.next_ping;
+        let covered_by = self.links.next_ping();
         self.links[owner].push_operation(frame, OkOwner::Operation, covered_by, now);
         true
     }
 
     /// An operation of this session goes out: returns the link whose broker answers it, and
     /// which PING covers it is noted. Where no link takes it, the component is owed the answer.
-    pub(super) fn note_operation(&mut self, session: SessionId) -> Option<usize> {
+    pub(super) fn note_operation(&mut self, session: SessionId) -> Option<LinkId> {
         let owner = self.operation_owner();
-        let covered_by = owner.map_or(u64::MAX, |_| self.next_ping);
+        let covered_by = owner.map_or(u64::MAX, |_| self.links.next_ping());
         if let Some(slot) = self.sessions.get_mut(session) {
             slot.subs_covered_by = covered_by;
         }
@@ -590,7 +591,7 @@ impl Trunk {
 
     /// The link whose broker answers SUBs and UNSUBs: the live one, or where the ledger is in
     /// place or on its way.
-    pub(super) fn operation_owner(&self) -> Option<usize> {
+    pub(super) fn operation_owner(&self) -> Option<LinkId> {
         if self
             .moving
             .is_some_and(|planned| planned.reason == Failure::NewConnect)
@@ -598,8 +599,7 @@ impl Trunk {
             return None;
         }
         let subscribed = |link: &Link| link.takes_subscriptions();
-        self.live()
-            .or_else(|| self.links.iter().position(subscribed))
+        self.live().or_else(|| self.links.find(subscribed))
     }
 
     /// With independent brokers, how many deliveries are left of a subscription that has a max.
@@ -627,11 +627,7 @@ impl Trunk {
     /// Every link that takes UNSUBs may still deliver what ended.
     pub(super) fn retire_on_links(&mut self, upstream: UpstreamSid, covered_by: u64) {
         let mut holders = 0;
-        for link in self
-            .links
-            .iter_mut()
-            .filter(|link| link.takes_subscriptions())
-        {
+        for link in self.links.subscribed_mut() {
             link.retired.push_back((covered_by, upstream));
             holders += 1;
         }
@@ -639,13 +635,13 @@ impl Trunk {
     }
 
     fn retire_subscriptions(&mut self, session: SessionId, now: Instant) {
-        let covered_by = self.next_ping;
+        let covered_by = self.links.next_ping();
         let ended = self.subscriptions.retire_session(session, covered_by);
         let all = ended.unsubscribe.iter().chain(&ended.left);
         let takes = |link: &Link| link.takes_subscriptions();
-        if !self.links.iter().any(takes) {
+        if !self.links.any(takes) {
             // What the old link of a move still sends is delivered.
-            if !self.links.iter().any(|link| link.is_attached()) {
+            if !self.links.any_attached() {
                 for upstream in all {
                     self.subscriptions.forget(*upstream);
                 }
@@ -664,14 +660,14 @@ impl Trunk {
     /// Books `messages` publishes that were appended to a link, and fences where due (R7).
     pub(super) fn appended_publishes(
         &mut self,
-        at: usize,
+        id: LinkId,
         bytes: usize,
         messages: u64,
         cx: &mut Turn<'_>,
     ) {
-        self.links[at].note_unfenced(bytes, messages, cx.now);
-        let soon = self.must_prove_soon(&self.links[at], cx.now);
-        let link = &mut self.links[at];
+        self.links[id].note_unfenced(bytes, messages, cx.now);
+        let soon = self.must_prove_soon(&self.links[id], cx.now);
+        let link = &mut self.links[id];
         cx.bus.note_publish(link.broker, cx.now);
         let limits = &cx.bus.settings.limits;
         let due = std::mem::take(&mut link.fences_next)
@@ -679,7 +675,7 @@ impl Trunk {
             || link.unfenced_bytes >= limits.fence_bytes
             || link.unfenced_messages >= limits.fence_messages as u64;
         if due && cx.bus.may_fence(cx.now) {
-            self.push_ping(at, None, cx);
+            self.links.fence(id, cx);
         }
     }
 

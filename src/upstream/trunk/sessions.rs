@@ -20,8 +20,8 @@ use crate::upstream::bus::lags::Lag;
 pub(super) struct Message<'a> {
     pub(super) before_sid: &'a [u8],
     pub(super) after_sid: &'a [u8],
-    /// In place of `after_sid`, where many get it and it is large: in memory once (R25).
-    pub(super) shared_after_sid: Option<Rc<[u8]>>,
+    /// What is behind that, where many get it and it is large: in memory once (R25).
+    pub(super) shared: Option<Rc<[u8]>>,
     /// Bytes of the payload, headers included.
     pub(super) size: usize,
 }
@@ -134,13 +134,12 @@ impl Sessions {
         Some(session)
     }
 
-    /// Gives `parts` to a session's component, within `max_pending` (R25).
+    /// Gives `parts` to a session's component.
     pub(super) fn deliver(&mut self, session: SessionId, parts: &[&[u8]], bus: &Bus) {
-        let Some(slot) = self.get_mut(session).filter(|slot| slot.closing.is_none()) else {
-            return;
-        };
-        slot.out.push_parts(parts);
-        self.bound(session, bus);
+        if let Some(slot) = self.open_mut(session) {
+            slot.out.push_parts(parts);
+            self.bound(session, bus);
+        }
     }
 
     /// Gives a message to a session's component, under the component's own `sid`. Returns whether
@@ -152,24 +151,29 @@ impl Sessions {
         sid: &[u8],
         bus: &Bus,
     ) -> bool {
-        let Some(slot) = self.get_mut(session).filter(|slot| slot.closing.is_none()) else {
+        let Some(slot) = self.open_mut(session) else {
             return false;
         };
         slot.traffic.count_out(message.size);
-        match &message.shared_after_sid {
-            None => slot
-                .out
-                .push_parts(&[message.before_sid, sid, message.after_sid]),
-            Some(rest) => {
-                slot.out.push_parts(&[message.before_sid, sid]);
-                slot.out.push_shared(Rc::clone(rest));
-            }
+        let parts = [message.before_sid, sid, message.after_sid];
+        slot.out.push_parts(&parts);
+        if let Some(rest) = &message.shared {
+            slot.out.push_shared(Rc::clone(rest));
         }
-        self.bound(session, bus);
+        let is_slow = slot.out.pending_bytes() > bus.settings.limits.max_pending;
+        if is_slow || !slot.touched {
+            self.bound(session, bus);
+        }
         true
     }
 
-    /// Closes a session that has more waiting than it may; touches it otherwise.
+    /// A session whose component is given something: not one that closes.
+    fn open_mut(&mut self, session: SessionId) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut(session.0 as usize);
+        slot.filter(|slot| slot.closing.is_none())
+    }
+
+    /// Touches a session, or closes it where more waits for its component than may (R25).
     fn bound(&mut self, session: SessionId, bus: &Bus) {
         let most = bus.settings.limits.max_pending;
         let is_slow = |slot: &Slot| slot.out.pending_bytes() > most;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::attribution::Wanted;
-use super::link::Link;
+use super::link::{Link, LinkId};
 use super::slot::{Leaving, Slot, Unproven};
 use super::{CloseReason, Trunk};
 use crate::clock::Instant;
@@ -119,7 +119,7 @@ impl Trunk {
     fn settle_in(&mut self, session: SessionId, label: Option<Rc<ConnectInfo>>, cx: &mut Turn<'_>) {
         self.note_idle(None, cx.bus);
         // Its CONNECT was accepted here before; without a broker, R16 says who may go on.
-        let live = self.links.iter().any(Link::is_attached);
+        let live = self.links.any_attached();
         let no_auth = cx.bus.roster.no_auth_anywhere();
         let admitted = || {
             let admit = cx.bus.settings.admit;
@@ -142,8 +142,8 @@ impl Trunk {
         }
         // Each hears for itself what its options lack, whoever came first.
         if self.ready
-            && let Some(at) = self.live()
-            && let Some(text) = self.connect.refusal(self.header_support(at, cx.bus))
+            && let Some(id) = self.live()
+            && let Some(text) = self.connect.refusal(self.header_support(id, cx.bus))
         {
             self.sessions
                 .close(session, CloseReason::Refused(text.as_bytes().into()));
@@ -152,31 +152,29 @@ impl Trunk {
 
     /// Asks the broker in use for its verdict on the credentials, on a link of its own.
     fn check_credentials(&mut self, cx: &mut Turn<'_>) {
-        let Some(at) = self.live() else {
+        let Some(id) = self.live() else {
             return;
         };
-        if self.links.iter().any(|link| link.is_check) {
+        if self.links.any(|link| link.is_check) {
             return;
         }
-        let broker = self.links[at].broker;
+        let broker = self.links[id].broker;
         cx.bus.roster.begin_dial(broker);
-        self.dial(broker, cx);
-        if let Some(link) = self.links.last_mut() {
-            link.is_check = true;
-        }
+        let check = self.dial(broker, cx);
+        self.links[check].is_check = true;
     }
 
     /// The broker has accepted the credentials once more.
-    pub(super) fn checked(&mut self, at: usize, cx: &mut Turn<'_>) {
+    pub(super) fn checked(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         cx.bus.admission.remember(&self.connect, cx.now);
-        self.drop_link(at, false, cx.bus);
+        self.drop_link(id, false, cx.bus);
         self.verify_all();
     }
 
     /// The broker refuses them now: those that came meanwhile hear it, and nobody else joins.
-    pub(super) fn disbelieve(&mut self, at: usize, text: &[u8], bus: &mut Bus) {
+    pub(super) fn disbelieve(&mut self, id: LinkId, text: &[u8], bus: &mut Bus) {
         bus.admission.forget(&self.connect);
-        self.drop_link(at, false, bus);
+        self.drop_link(id, false, bus);
         self.disbelieved = true;
         for session in self.sessions.ids() {
             if self.sessions[session].unverified {
@@ -209,11 +207,11 @@ impl Trunk {
 
     /// Ends a session's subscriptions here, and has it wait until the broker has answered.
     pub(super) fn depart(&mut self, session: SessionId, why: Leaving, cx: &mut Turn<'_>) {
-        let covered_by = self.next_ping;
+        let covered_by = self.links.next_ping();
         let unsubscribe = self.subscriptions.depart(session, covered_by);
         self.send_unsubs(&unsubscribe, cx.now);
         let has = |link: &Link| link.takes_subscriptions() || link.is_attached();
-        let has_any = self.links.iter().any(has);
+        let has_any = self.links.any(has);
         for upstream in unsubscribe {
             match has_any {
                 true => self.retire_on_links(upstream, covered_by),
@@ -279,9 +277,9 @@ impl Trunk {
 
     /// A broker takes no more subscriptions on this connection: those whose SUBs were too many go
     /// elsewhere with all that they have.
-    pub(super) fn crowd_out(&mut self, at: usize, refused: &[UpstreamSid], cx: &mut Turn<'_>) {
+    pub(super) fn crowd_out(&mut self, id: LinkId, refused: &[UpstreamSid], cx: &mut Turn<'_>) {
         let most = self.subscriptions.len().saturating_sub(refused.len());
-        let broker = self.links[at].broker;
+        let broker = self.links[id].broker;
         let known = self.crowded.filter(|crowded| crowded.broker == broker);
         let most = known.map_or(most, |known| known.most.min(most));
         self.crowded = Some(Crowded {
@@ -370,7 +368,7 @@ impl Trunk {
     /// A session is not here any more, and its number may soon be another's.
     pub(super) fn forget_session(&mut self, session: SessionId) {
         self.subscriptions.mute_session(session);
-        for link in &mut self.links {
+        for link in self.links.iter_mut() {
             link.pings.disown(session);
             if let Some(owners) = &mut link.owners {
                 owners.disown(session);
@@ -382,11 +380,11 @@ impl Trunk {
     /// published such a thing.
     pub(super) fn owner_of(
         &mut self,
-        at: usize,
+        id: LinkId,
         wanted: Wanted<'_>,
         now: Instant,
     ) -> Option<Option<SessionId>> {
-        let link = &mut self.links[at];
+        let link = &mut self.links[id];
         let owners = link.owners.as_mut()?;
         if let Some(found) = owners.find(&link.out, wanted, now) {
             return Some(found);
@@ -407,11 +405,11 @@ impl Trunk {
     /// Whether a status is the broker's own, and whose request it answers. What an application
     /// publishes is to the letter the same; but a broker's own answers a request that isn't proven
     /// yet, and since 2.12 names what was asked for (R24).
-    pub(super) fn judge_status(&mut self, at: usize, msg: &Msg<'_>) -> Status {
+    pub(super) fn judge_status(&mut self, id: LinkId, msg: &Msg<'_>) -> Status {
         let Some(said) = msg.no_responders().filter(|_| self.connect.no_responders) else {
             return Status::Application;
         };
-        let link = &mut self.links[at];
+        let link = &mut self.links[id];
         if link.names_subject != said.subject.is_some() {
             return Status::Application;
         }
@@ -436,9 +434,9 @@ impl Trunk {
         if self.sessions.get(session).is_none_or(is_held) {
             return;
         }
-        if let Some(at) = self.open(bus) {
-            let covered_by = self.next_ping;
-            let link = &mut self.links[at];
+        if let Some(id) = self.open(bus) {
+            let covered_by = self.links.next_ping();
+            let link = &mut self.links[id];
             link.requested_by = covered_by;
             let is_ambiguous = self.any_limited || (self.shared && !link.names_subject);
             link.fences_next |= is_ambiguous && self.connect.no_responders;
@@ -465,12 +463,12 @@ impl Trunk {
         if upstreams.is_empty() {
             return;
         }
-        let covered_by = self.next_ping;
+        let covered_by = self.links.next_ping();
         let mut frames = std::mem::take(&mut self.scratch);
         for upstream in upstreams {
             encode::unsub(&mut frames, upstream.text().as_bytes(), None);
         }
-        for link in &mut self.links {
+        for link in self.links.iter_mut() {
             if link.takes_subscriptions() {
                 link.push_unsubs(&frames, upstreams.len(), covered_by, now);
                 for upstream in upstreams {
@@ -503,6 +501,6 @@ impl Trunk {
     /// Whether publishes wait for a broker, or for its proof.
     pub(super) fn owes(&self) -> bool {
         let unsettled = |link: &Link| link.account.unsettled() > 0;
-        !self.orphans.is_empty() || (!self.refused && self.links.iter().any(unsettled))
+        !self.orphans.is_empty() || (!self.refused && self.links.any(unsettled))
     }
 }

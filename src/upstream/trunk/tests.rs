@@ -12,6 +12,7 @@ use crate::proto::info::ServerInfo;
 use crate::upstream::brokers::admission::Admission;
 use crate::upstream::brokers::presence::Presence;
 use crate::upstream::brokers::roster::{Failure, Health, Placement, Roster};
+use crate::upstream::bus::Turn;
 use crate::upstream::bus::{Budget, Budgets, Charge, Settings};
 
 const INFO: &[u8] =

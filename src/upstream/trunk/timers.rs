@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::Trunk;
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, Phase};
@@ -40,7 +42,7 @@ impl Trunk {
     /// When [`Trunk::handle_timeout`] wants to be called. May be too early, never too late.
     pub fn poll_timeout(&self, bus: &Bus) -> Option<Instant> {
         let mut due = Earliest(self.attempts.retry_at());
-        for link in &self.links {
+        for link in self.links.iter() {
             due.note(link.deadline);
             due.note(link.room.look_at());
             due.note(self.fence_due(link, bus));
@@ -75,21 +77,21 @@ impl Trunk {
         self.mark_places(cx);
         self.end_overdue_links(cx);
         self.measure(cx.now);
-        for at in 0..self.links.len() {
+        for id in self.links.ids() {
             if self
-                .fence_due(&self.links[at], cx.bus)
+                .fence_due(&self.links[id], cx.bus)
                 .is_some_and(|due| due <= cx.now)
             {
-                self.fence(at, cx);
+                self.fence(id, cx);
             }
-            let link = &self.links[at];
+            let link = &self.links[id];
             if self
                 .witness_due(link, cx.bus)
                 .is_some_and(|due| due <= cx.now)
             {
                 cx.bus.call_witnesses(link.broker, cx.now);
             }
-            let link = &self.links[at];
+            let link = &self.links[id];
             if self
                 .suspect_due(link, cx.bus)
                 .is_some_and(|due| due <= cx.now)
@@ -113,53 +115,55 @@ impl Trunk {
     }
 
     fn end_overdue_links(&mut self, cx: &mut Turn<'_>) {
-        let now = cx.now;
-        let overdue = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let mut at = 0;
-        while at < self.links.len() {
-            let link = &self.links[at];
-            let (id, phase) = (link.id, link.phase);
-            let failure = match phase {
-                _ if overdue(self.silent_at(link, cx.bus)) => Failure::Silent,
-                // It isn't read (R33), and answers once it is.
-                Phase::Leaving(_) if self.stalled => {
-                    at += 1;
-                    continue;
+        let mut looked_at: SmallVec<[LinkId; 4]> = SmallVec::new();
+        while let Some(id) = self.links.find(|link| !looked_at.contains(&link.id)) {
+            looked_at.push(id);
+            if let Some(failure) = self.overdue(id, cx) {
+                self.fail(id, failure, cx);
+                if !self.links.has(id) {
+                    // Others may have come: all are looked at again.
+                    looked_at.clear();
                 }
-                _ if !overdue(link.deadline) => {
-                    at += 1;
-                    continue;
-                }
-                Phase::Fenced => {
-                    self.links[at].deadline = None;
-                    cx.bus.counters.barrier_timeouts += 1;
-                    self.pass_barrier(cx);
-                    at += 1;
-                    continue;
-                }
-                Phase::Authenticating if self.await_verdict(at, cx) => {
-                    at += 1;
-                    continue;
-                }
-                Phase::Authenticating => Failure::NoVerdict,
-                Phase::Connecting => Failure::ConnectTimeout,
-                Phase::AwaitingInfo => Failure::InfoTimeout,
-                _ => Failure::Silent,
-            };
-            self.fail(at, failure, cx);
-            // The failure may have added links; look at all again, bounded by their number.
-            at = if self.has_link(id) { at + 1 } else { 0 };
+            }
         }
     }
 
-    fn fence(&mut self, at: usize, cx: &mut Turn<'_>) {
+    /// Why a link has to end now, if it has to: it is silent, or its phase takes too long.
+    fn overdue(&mut self, id: LinkId, cx: &mut Turn<'_>) -> Option<Failure> {
+        let is_over = |due: Option<Instant>| due.is_some_and(|due| due <= cx.now);
+        let link = &self.links[id];
+        if is_over(self.silent_at(link, cx.bus)) {
+            return Some(Failure::Silent);
+        }
+        if !is_over(link.deadline) {
+            return None;
+        }
+        let phase = link.phase;
+        match phase {
+            // It isn't read (R33), and answers once it is.
+            Phase::Leaving(_) if self.stalled => None,
+            Phase::Fenced => {
+                self.links[id].deadline = None;
+                cx.bus.counters.barrier_timeouts += 1;
+                self.pass_barrier(cx);
+                None
+            }
+            Phase::Authenticating if self.await_verdict(id, cx) => None,
+            Phase::Authenticating => Some(Failure::NoVerdict),
+            Phase::Connecting => Some(Failure::ConnectTimeout),
+            Phase::AwaitingInfo => Some(Failure::InfoTimeout),
+            _ => Some(Failure::Silent),
+        }
+    }
+
+    fn fence(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         // The rate is for what operations ask for; a sentinel's fences and those of idle links
         // are few.
-        let regular = self.regular_fence_due(&self.links[at], cx.bus) <= cx.now;
+        let regular = self.regular_fence_due(&self.links[id], cx.bus) <= cx.now;
         if !regular && !cx.bus.may_fence(cx.now) {
             return;
         }
-        self.push_ping(at, None, cx);
+        self.links.fence(id, cx);
     }
 
     /// R7: 50 ms behind an unfenced operation, and on an idle link every 30 s with jitter.
@@ -187,7 +191,7 @@ impl Trunk {
             .fence_due(link.broker, self.id, link.last_ping_at);
         sentinel_due.unwrap_or_else(|| {
             let idle = bus.settings.timings.idle_fence_interval;
-            let jitter = idle.mul_f64(0.2 * unit(self.id.0 ^ (self.next_ping << 20)));
+            let jitter = idle.mul_f64(0.2 * unit(self.id.0 ^ (self.links.next_ping() << 20)));
             link.last_ping_at + idle - jitter
         })
     }
@@ -224,12 +228,12 @@ impl Trunk {
     }
 
     fn measure(&mut self, now: Instant) {
-        for at in 0..self.links.len() {
+        for id in self.links.ids() {
             if self
-                .measure_due(&self.links[at])
+                .measure_due(&self.links[id])
                 .is_some_and(|due| due <= now)
             {
-                let link = &mut self.links[at];
+                let link = &mut self.links[id];
                 link.measured_at = Some(now);
                 self.actions.push_back(Action::Measure { link: link.id });
             }
@@ -238,10 +242,9 @@ impl Trunk {
 
     /// The kernel's answer to [`Action::Measure`].
     pub fn handle_unacked(&mut self, id: LinkId, bytes: u64, now: Instant) {
-        let Some(at) = self.link_index(id) else {
+        let Some(link) = self.links.get_mut(id) else {
             return;
         };
-        let link = &mut self.links[at];
         let written = link.out.end() - link.out.pending_bytes() as u64;
         let acked = written.saturating_sub(bytes);
         // Once the broker's host has the fence, only the broker can answer for itself: that its
@@ -336,8 +339,8 @@ impl Trunk {
             if let Some(end) = finishing.take_if(ended) {
                 self.sessions.close(session, end.reason);
             }
-            if let Some(at) = self.sessions[session].timeout() {
-                self.sessions.note_timeout(at);
+            if let Some(id) = self.sessions[session].timeout() {
+                self.sessions.note_timeout(id);
             }
         }
     }
@@ -346,7 +349,7 @@ impl Trunk {
     /// suspect link still owes for earlier PINGs are released with them: coming later, they
     /// would be taken for the answer to later ones.
     fn release_pongs(&mut self, session: SessionId, bus: &mut Bus) {
-        for link in &mut self.links {
+        for link in self.links.iter_mut() {
             link.pings.disown(session);
         }
         let slot = &mut self.sessions[session];
