@@ -249,8 +249,7 @@ impl Trunk {
             let Some(slot) = self.sessions.get_mut(session) else {
                 continue;
             };
-            if slot.gate.take_if(|seq| *seq <= answered).is_some() {
-                slot.gate_passed = true;
+            if slot.gate.pass(answered) {
                 self.sessions.release(session);
             }
         }
@@ -300,15 +299,14 @@ impl Trunk {
 
     fn answer(&mut self, ping: Ping, bus: &Bus) {
         if let Some(session) = ping.asker
-            && let Some(slot) = self.sessions.get_mut(session)
+            && self.sessions.get(session).is_some()
         {
-            slot.asked = slot.asked.saturating_sub(1);
-            if !slot.late.is_empty() || !self.all_answered(ping.seq, bus) {
-                self.sessions[session].late.push_back(ping.seq);
+            let is_awaited = !self.all_answered(ping.seq, bus);
+            if self.sessions[session].debts.answer(ping.seq, is_awaited) {
+                self.sessions.deliver_pong(session, bus);
+            } else {
                 self.sessions.await_pong(session);
-                return;
             }
-            self.sessions.deliver_pong(session, bus);
         }
     }
 
@@ -317,15 +315,15 @@ impl Trunk {
         self.sessions.forget_answered();
         for session in self.sessions.awaiting_pong() {
             let slot = &mut self.sessions[session];
-            let owed = slot.owed_pongs > 0 || slot.asked > 0;
-            let late = !slot.late.is_empty();
-            let answered = |end: &mut Box<Finishing>| match end.after {
+            let owed = slot.debts.has_pongs() || slot.debts.is_asked();
+            let late = slot.debts.is_late();
+            let is_over = |end: &Finishing| match end.after {
                 _ if late => false,
                 Some(seq) => seq <= answered,
                 None => !owed,
             };
-            if let Some(end) = slot.finishing.take_if(answered) {
-                self.sessions.close(session, end.reason);
+            if let Some(reason) = slot.take_finished(is_over) {
+                self.sessions.close(session, reason);
             }
         }
     }

@@ -252,7 +252,7 @@ impl Trunk {
         cx.bus
             .note_lost(from, cause, last_read, &Settled::default(), 0, cx.now);
         for slot in self.sessions.iter_mut() {
-            slot.owed_oks += oks;
+            slot.debts.oks += oks;
         }
         self.go_live(new, cx);
         self.leave_removed(cx);
@@ -634,13 +634,13 @@ impl Trunk {
         for session in self.sessions.awaiting_pong() {
             loop {
                 let slot = self.sessions.get(session);
-                let Some(&seq) = slot.and_then(|slot| slot.late.front()) else {
+                let Some(seq) = slot.and_then(|slot| slot.debts.first_late()) else {
                     break;
                 };
                 if !self.all_answered(seq, bus) {
                     break;
                 }
-                self.sessions[session].late.pop_front();
+                self.sessions[session].debts.pop_late();
                 self.sessions.deliver_pong(session, bus);
             }
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
-use super::slot::{Finishing, Leaving};
+use super::slot::{Finishing, Gate, Leaving};
 use super::{CloseReason, Move, Trunk, Verdict};
 use crate::clock::Instant;
 use crate::config::Delivery;
@@ -157,28 +157,27 @@ impl Trunk {
         self.requeue(settled, cx.bus);
         for session in self.sessions.ids() {
             let slot = &mut self.sessions[session];
-            slot.gate_passed |= slot.gate.take().is_some();
+            slot.gate.pass(u64::MAX);
             // One that isn't read is looked at anew: what it waited for is over.
-            if slot.gate_passed || slot.parked {
+            if slot.gate == Gate::Passed || slot.parked {
                 self.sessions.release(session);
             }
             let slot = &mut self.sessions[session];
-            let owed = slot.owed_pongs > 0 || !slot.late.is_empty();
-            match slot.finishing.take() {
-                // The next broker is asked for what this one owed.
-                Some(end) if owed && end.reason == CloseReason::ComponentClosed => {
-                    let until = cx.now + super::FINISH_WITHIN;
-                    slot.finishing = Some(Box::new(Finishing {
-                        after: None,
-                        until,
-                        ..*end
-                    }));
-                    self.sessions.note_timeout(until);
-                    self.arm_pong_hold(session, cx);
-                }
-                Some(end) => self.sessions.close(session, end.reason),
-                None if owed => self.arm_pong_hold(session, cx),
-                None => {}
+            let owed = slot.debts.has_pongs() || slot.debts.is_late();
+            // The next broker is asked for what this one owed.
+            let is_wanted = |end: &Finishing| owed && end.reason == CloseReason::ComponentClosed;
+            if let Some(reason) = slot.take_finished(|end| !is_wanted(end)) {
+                self.sessions.close(session, reason);
+                continue;
+            }
+            if let Some(end) = slot.finishing_mut() {
+                end.after = None;
+                end.until = cx.now + super::FINISH_WITHIN;
+                let until = end.until;
+                self.sessions.note_timeout(until);
+            }
+            if owed {
+                self.arm_pong_hold(session, cx);
             }
         }
         if let Some(session) = greedy {
@@ -237,8 +236,8 @@ impl Trunk {
         }
         let stood_by = link.phase == Phase::Standby;
         for slot in self.sessions.iter_mut() {
-            slot.owed_oks += oks;
-            slot.held_unasked += unasked;
+            slot.debts.oks += oks;
+            slot.debts.unasked += unasked;
             if stood_by {
                 continue;
             }
@@ -384,7 +383,7 @@ impl Trunk {
             // It took operations of a verbose session before it was live (R20).
             let oks = link.oks.owed(OkOwner::Operation);
             for slot in self.sessions.iter_mut() {
-                slot.owed_oks += oks;
+                slot.debts.oks += oks;
             }
         }
         self.actions.push_back(Action::Close {

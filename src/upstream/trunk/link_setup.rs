@@ -74,17 +74,13 @@ impl Trunk {
         let answered = self.links.answered();
         for session in self.sessions.ids() {
             let slot = &mut self.sessions[session];
-            if slot.owed_pongs == 0 || slot.is_unproven(answered) {
+            if !slot.debts.has_pongs() || slot.is_unproven(answered) {
                 continue;
             }
-            slot.pongs_until = None;
-            for _ in 0..std::mem::take(&mut slot.owed_pongs) {
+            for _ in 0..slot.debts.take_pongs() {
                 self.sessions.deliver_pong(session, bus);
             }
-            let finishing = &mut self.sessions[session].finishing;
-            if let Some(end) = finishing.take_if(|end| end.after.is_none()) {
-                self.sessions.close(session, end.reason);
-            }
+            self.sessions.close_unasked(session);
         }
     }
 
@@ -526,12 +522,12 @@ impl Trunk {
             slot.blocked_until = None;
             // Verbose answers that no broker will give any more come before those that this
             // one will (R20).
-            let oks = std::mem::take(&mut slot.owed_oks);
+            let oks = std::mem::take(&mut slot.debts.oks);
             for _ in 0..oks {
                 self.sessions.deliver(session, &[encode::OK], cx.bus);
             }
             let slot = &mut self.sessions[session];
-            let unasked = std::mem::take(&mut slot.held_unasked);
+            let unasked = std::mem::take(&mut slot.debts.unasked);
             queues.push((Some(session), std::mem::take(&mut slot.held), unasked));
         }
         for (session, mut held, mut unasked) in queues {
@@ -566,15 +562,11 @@ impl Trunk {
         let independent = self.independent;
         for session in self.sessions.ids() {
             let next_ping = self.links.next_ping();
-            if self.sessions[session].owed_pongs > 0 {
+            if self.sessions[session].debts.has_pongs() {
                 self.ping_standbys(cx);
             }
             let slot = &mut self.sessions[session];
-            if slot.late.is_empty() {
-                slot.pongs_until = None;
-            }
-            let pongs = std::mem::take(&mut slot.owed_pongs);
-            slot.asked += pongs;
+            let pongs = slot.debts.ask_again();
             if slot.subs_covered_by == u64::MAX {
                 // A replay has proven it; a link that stood by has not yet.
                 slot.subs_covered_by = if independent { next_ping } else { 0 };
@@ -582,10 +574,10 @@ impl Trunk {
             for _ in 0..pongs {
                 self.links.push_ping(id, Some(session), cx);
             }
-            let finishing = self.sessions[session].finishing.as_ref();
+            let finishing = self.sessions[session].finishing();
             if finishing.is_some_and(|end| end.after.is_none()) {
                 let last = self.links.fence(id, cx);
-                if let Some(end) = &mut self.sessions[session].finishing {
+                if let Some(end) = self.sessions[session].finishing_mut() {
                     end.after = Some(last);
                 }
             }
@@ -594,8 +586,7 @@ impl Trunk {
 
     pub(super) fn ask_for(&mut self, session: SessionId) {
         if let Some(slot) = self.sessions.get_mut(session) {
-            slot.asked = slot.asked.saturating_sub(1);
-            slot.owed_pongs += 1;
+            slot.debts.reopen();
         }
     }
 }

@@ -23,6 +23,7 @@ mod allowance;
 mod attempts;
 mod attribution;
 mod broker_input;
+mod debts;
 mod flow;
 mod independent;
 mod link;
@@ -38,6 +39,7 @@ mod sharing;
 mod slot;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod timers;
 
 use std::rc::Rc;
@@ -62,6 +64,7 @@ use crate::upstream::bus::{Bus, Pace};
 use attempts::Attempts;
 use links::Links;
 use sessions::Sessions;
+use slot::{End, Slot};
 
 /// What the brokers think of the trunk's credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,10 +242,7 @@ impl Trunk {
 
     /// The session whose component lags most, and by how many bytes.
     pub fn slowest(&self) -> Option<(SessionId, usize)> {
-        let open = self
-            .sessions
-            .iter()
-            .filter(|(_, slot)| slot.closing.is_none());
+        let open = self.sessions.iter().filter(|(_, slot)| !slot.is_closing());
         open.map(|(session, slot)| (session, slot.out.pending_bytes()))
             .max_by_key(|(_, pending)| *pending)
     }
@@ -259,19 +259,22 @@ impl Trunk {
 
     /// Why the driver must close a session, once its outbox is flushed.
     pub fn closing(&self, session: SessionId) -> Option<&CloseReason> {
-        self.sessions.get(session)?.closing.as_deref()
+        match &self.sessions.get(session)?.end {
+            End::Closing(reason) => Some(reason),
+            End::Open | End::Finishing(_) => None,
+        }
     }
 
     /// Whether nothing that a session's component sends is looked at any more.
     pub fn is_ending(&self, session: SessionId) -> bool {
         let slot = self.sessions.get(session);
-        slot.is_none_or(|slot| slot.closing.is_some() || slot.finishing.is_some())
+        slot.is_none_or(Slot::is_ending)
     }
 
     /// Whether a session's next operation waits for an answer to those before it.
     pub fn is_gated(&self, session: SessionId) -> bool {
         let slot = self.sessions.get(session);
-        slot.is_some_and(|slot| slot.gate.is_some())
+        slot.is_some_and(|slot| slot.gate.is_shut())
     }
 
     /// Largest payload that the present broker takes, in bytes.

@@ -251,10 +251,7 @@ impl Trunk {
         if self.shared || self.sessions.len() != 1 {
             return 0;
         }
-        let open = self
-            .sessions
-            .iter()
-            .filter(|(_, slot)| slot.closing.is_none());
+        let open = self.sessions.iter().filter(|(_, slot)| !slot.is_closing());
         open.map(|(_, slot)| slot.out.pending_bytes()).sum()
     }
 
@@ -262,17 +259,15 @@ impl Trunk {
     pub(super) fn is_slowed_down(&self, slot: &Slot, cx: &Turn<'_>) -> bool {
         let worst = cx.bus.lags.worst();
         let floods = |flow: &Flow| flow.floods(worst, cx.now);
-        cx.bus.lags.is_any() && slot.flow.as_deref().is_some_and(floods)
+        cx.bus.lags.is_any() && slot.throttle.flow().is_some_and(floods)
     }
 
     /// A session that is slowed down is looked at again soon: the others may have caught up.
     pub(super) fn look_again(&mut self, session: SessionId, now: Instant) {
         let until = now + PAUSE;
         if let Some(slot) = self.sessions.get_mut(session)
-            && let Some(flow) = &mut slot.flow
-            && flow.until.is_none()
+            && slot.throttle.look_again(until)
         {
-            flow.until = Some(until);
             self.sessions.note_timeout(until);
         }
     }

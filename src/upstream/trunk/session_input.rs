@@ -2,9 +2,8 @@
 
 use std::rc::Rc;
 
-use super::flow::Flow;
 use super::link::{Link, LinkId, OkOwner, Phase};
-use super::slot::{Finishing, Leaving, Slot};
+use super::slot::{End, Finishing, Gate, Leaving, Slot};
 use super::{CloseReason, Move, Trunk, Verdict};
 use crate::clock::Instant;
 use crate::config::PongHold;
@@ -84,7 +83,7 @@ impl Trunk {
             return;
         };
         if cx.bus.lags.is_any() {
-            let flow = slot.flow.get_or_insert_with(|| Box::new(Flow::new(cx.now)));
+            let flow = slot.throttle.flow_mut(cx.now);
             flow.count(frames.len(), &cx.bus.lags, cx.now);
         }
         match open {
@@ -142,7 +141,7 @@ impl Trunk {
         self.note_bytes(session, id, len.max(super::link::OPERATION_BYTES), now);
         if self.links[id].is_contended(now)
             && let Some(slot) = self.sessions.get_mut(session)
-            && let Some(until) = slot.note_operation_beside_others(now)
+            && let Some(until) = slot.throttle.note_operation_beside_others(now)
         {
             self.sessions.note_timeout(until);
         }
@@ -342,10 +341,10 @@ impl Trunk {
             return;
         };
         let unproven = slot.is_unproven(self.links.answered()) || !placed;
-        let in_turn = slot.owed_pongs == 0 && slot.asked == 0 && slot.late.is_empty();
+        let in_turn = slot.debts.is_in_turn();
         match open {
             Some(id) if unproven || !in_turn || subscribed => {
-                slot.asked += 1;
+                slot.debts.ask();
                 self.note_bytes(session, id, encode::PING.len(), cx.now);
                 self.ping_standbys(cx);
                 self.links.push_ping(id, Some(session), cx);
@@ -353,7 +352,7 @@ impl Trunk {
             }
             // A live link that is suspect may still have messages for it (R2).
             None if unproven || !in_turn || (subscribed && live.is_some()) => {
-                slot.owed_pongs += 1;
+                slot.debts.owe_pong();
                 self.arm_pong_hold(session, cx);
             }
             _ => self.sessions.deliver_pong(session, cx.bus),
@@ -363,8 +362,9 @@ impl Trunk {
     /// Suspicion may have ended without this trunk having been told: what waits goes first.
     fn catch_up(&mut self, session: SessionId, cx: &mut Turn<'_>) {
         let slot = self.sessions.get(session);
-        let waits = slot
-            .is_some_and(|slot| !slot.held.is_empty() || slot.owed_pongs > 0 || slot.owed_oks > 0);
+        let waits = slot.is_some_and(|slot| {
+            !slot.held.is_empty() || slot.debts.has_pongs() || slot.debts.oks > 0
+        });
         if waits && let Some(id) = self.open(cx.bus) {
             self.resume(id, cx);
         }
@@ -395,8 +395,9 @@ impl Trunk {
         }
         if let Some(id) = live {
             let slot = self.sessions.get(session);
-            let unanswered =
-                slot.is_some_and(|slot| slot.asked > 0 || slot.is_unproven(self.links.answered()));
+            let unanswered = slot.is_some_and(|slot| {
+                slot.debts.is_asked() || slot.is_unproven(self.links.answered())
+            });
             // What came before is answered before anything else happens.
             let after = unanswered.then(|| self.links.fence(id, cx));
             self.moving = Some(Move {
@@ -412,14 +413,14 @@ impl Trunk {
     fn settle_held_oks(&mut self, was_verbose: bool) {
         let connect_ok = u64::from(self.connect_ok_owed);
         for slot in self.sessions.iter_mut() {
-            slot.owed_oks += connect_ok;
+            slot.debts.oks += connect_ok;
             if was_verbose == self.connect.verbose {
                 continue;
             }
             if was_verbose {
-                slot.owed_oks += slot.held.messages() - slot.held_unasked;
+                slot.debts.oks += slot.held.messages() - slot.debts.unasked;
             }
-            slot.held_unasked = slot.held.messages();
+            slot.debts.unasked = slot.held.messages();
         }
     }
 
@@ -429,22 +430,22 @@ impl Trunk {
         let Some(slot) = self.sessions.get(session) else {
             return;
         };
-        if slot.closing.is_some() || slot.finishing.is_some() {
+        if slot.is_ending() {
             return;
         }
         let live = self.live();
         // A PONG that waits for a broker, or that the old link of a move owes, is still wanted,
         // unless natsmux itself ends.
-        let late = !slot.late.is_empty();
-        let owed = slot.owed_pongs > 0 || (live.is_none() && (late || slot.asked > 0));
-        let unanswered = late || slot.asked > 0 || slot.is_unproven(self.links.answered());
+        let (late, asked) = (slot.debts.is_late(), slot.debts.is_asked());
+        let owed = slot.debts.has_pongs() || (live.is_none() && (late || asked));
+        let unanswered = late || asked || slot.is_unproven(self.links.answered());
         let after = match live {
             _ if owed && (live.is_some() || reason == CloseReason::ComponentClosed) => None,
             Some(id) if unanswered => Some(self.links.fence(id, cx)),
             _ => return self.sessions.close(session, reason),
         };
         let until = cx.now + super::FINISH_WITHIN;
-        self.sessions[session].finishing = Some(Box::new(Finishing {
+        self.sessions[session].end = End::Finishing(Box::new(Finishing {
             reason,
             after,
             until,
@@ -487,7 +488,7 @@ impl Trunk {
         let slot = self.sessions.get(session);
         let goes_on = |slot: &Slot| {
             let leaves = matches!(slot.leaving, Some(Leaving::Crowded | Leaving::Greedy));
-            slot.gate.is_none() && !slot.unverified && !slot.is_hasty() && !leaves
+            !slot.gate.is_shut() && !slot.unverified && !slot.throttle.is_hasty() && !leaves
         };
         self.ready && slot.is_some_and(goes_on)
     }
@@ -499,12 +500,12 @@ impl Trunk {
         let Some(slot) = self.sessions.get_mut(session) else {
             return false;
         };
-        let passed = std::mem::take(&mut slot.gate_passed);
+        let passed = slot.gate.take_passed();
         let uncertain = self.subscriptions.is_uncertain(session, sid, answered);
         match open {
             Some(id) if uncertain && !passed => {
                 let seq = self.links.fence(id, cx);
-                self.sessions[session].gate = Some(seq);
+                self.sessions[session].gate = Gate::Shut(seq);
                 self.sessions.await_pong(session);
                 true
             }
@@ -685,16 +686,15 @@ impl Trunk {
         };
         let until = cx.now + hold;
         if let Some(slot) = self.sessions.get_mut(session)
-            && slot.pongs_until.is_none()
+            && slot.debts.hold_until(until)
         {
-            slot.pongs_until = Some(until);
             self.sessions.note_timeout(until);
         }
     }
 
     fn owe_oks(&mut self, session: SessionId, count: u64) {
         if let Some(slot) = self.sessions.get_mut(session) {
-            slot.owed_oks += count;
+            slot.debts.oks += count;
         }
     }
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::slot::{CloseReason, Slot};
+use super::slot::{CloseReason, End, Slot};
 use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::proto::encode;
@@ -170,7 +170,7 @@ impl Sessions {
     /// A session whose component is given something: not one that closes.
     fn open_mut(&mut self, session: SessionId) -> Option<&mut Slot> {
         let slot = self.slots.get_mut(session.0 as usize);
-        slot.filter(|slot| slot.closing.is_none())
+        slot.filter(|slot| !slot.is_closing())
     }
 
     /// Touches a session, or closes it where more waits for its component than may (R25).
@@ -206,9 +206,10 @@ impl Sessions {
         if !are_shared {
             return;
         }
-        let lag = match slot.closing {
-            Some(_) => Lag::None,
-            None => Lag::of(slot.out.pending_bytes(), bus.settings.limits.max_pending),
+        let lag = if slot.is_closing() {
+            Lag::None
+        } else {
+            Lag::of(slot.out.pending_bytes(), bus.settings.limits.max_pending)
         };
         bus.lags.change(slot.lag, lag);
         slot.lag = lag;
@@ -219,13 +220,22 @@ impl Sessions {
         let Some(slot) = self.get_mut(session) else {
             return;
         };
-        if slot.closing.is_none() {
+        if !slot.is_closing() {
             if let Some(text) = reason.error_text() {
                 slot.out.push_parts(&[b"-ERR '", text, b"'\r\n"]);
             }
-            slot.closing = Some(Box::new(reason));
+            slot.end = End::Closing(Box::new(reason));
         }
         self.touch(session);
+    }
+
+    /// Closes a session that waits for answers which no link was asked for.
+    pub(super) fn close_unasked(&mut self, session: SessionId) {
+        let slot = self.get_mut(session);
+        let ended = slot.and_then(|slot| slot.take_finished(|end| end.after.is_none()));
+        if let Some(reason) = ended {
+            self.close(session, reason);
+        }
     }
 
     /// Closes a session whose component reads too slowly; what it has not taken is dropped.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::attribution::Wanted;
 use super::link::{Link, LinkId};
-use super::slot::{Leaving, Slot, Unproven};
+use super::slot::{Gate, Leaving, Slot, Unproven};
 use super::{CloseReason, Trunk};
 use crate::clock::Instant;
 use crate::ledger::{Carried, SessionId, UpstreamSid};
@@ -14,7 +14,6 @@ use crate::net::Outbox;
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
 use crate::proto::server::Msg;
-use crate::queue::Queue;
 use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::bus::{Bus, Turn};
 
@@ -191,10 +190,10 @@ impl Trunk {
             return false;
         };
         if slot.leaving.is_some() {
-            return slot.gate.is_some();
+            return slot.gate.is_shut();
         }
         let count = self.subscriptions.len();
-        if let Some(until) = slot.note_reconnect(count, cx.now) {
+        if let Some(until) = slot.throttle.note_reconnect(count, cx.now) {
             self.sessions.note_timeout(until);
             return true;
         }
@@ -223,7 +222,7 @@ impl Trunk {
             return;
         };
         slot.leaving = Some(why);
-        slot.gate = gate;
+        slot.gate = gate.map_or(Gate::Open, Gate::Shut);
         self.sessions.await_pong(session);
         if gate.is_none() {
             self.sessions.release(session);
@@ -234,8 +233,8 @@ impl Trunk {
     /// takes no more subscriptions on one connection, or to one of its own.
     pub fn reason_to_leave(&self, session: SessionId) -> Option<MoveReason> {
         let slot = self.sessions.get(session)?;
-        let is_ending = slot.finishing.is_some() || slot.closing.is_some();
-        match slot.leaving.filter(|_| slot.gate.is_none() && !is_ending)? {
+        let may_go = !slot.gate.is_shut() && !slot.is_ending();
+        match slot.leaving.filter(|_| may_go)? {
             Leaving::Crowded => Some(MoveReason::Crowded),
             Leaving::Greedy => Some(MoveReason::Greedy),
             Leaving::Reconnects => None,
@@ -267,7 +266,7 @@ impl Trunk {
         if got(most) < GREEDY_BYTES.max(total / 2) {
             return None;
         }
-        let stays = most.leaving.is_some() || most.closing.is_some() || most.finishing.is_some();
+        let stays = most.leaving.is_some() || most.is_ending();
         let before = self.greedy.replace((session, now));
         let again = before.is_some_and(|(other, at)| {
             other == session && now.saturating_duration_since(at) < GREEDY_WITHIN
@@ -295,7 +294,7 @@ impl Trunk {
         meant.dedup();
         for session in meant {
             let slot = self.sessions.get(session);
-            if slot.is_some_and(|slot| slot.leaving.is_none() && slot.closing.is_none()) {
+            if slot.is_some_and(|slot| slot.leaving.is_none() && !slot.is_closing()) {
                 self.depart(session, Leaving::Crowded, cx);
             }
         }
@@ -314,14 +313,13 @@ impl Trunk {
         let subscriptions = self.subscriptions.take_session(session);
         self.forget_session(session);
         // What its last link owed it, the next one does.
-        slot.owed_pongs += std::mem::take(&mut slot.asked) + slot.late.len() as u32;
-        slot.late = Queue::default();
+        slot.debts.carry_over();
         (slot.subs_covered_by, slot.publishes_covered_by) = (0, 0);
         // PINGs of this trunk: the next one counts anew.
         slot.unproven = Unproven::default();
-        (slot.gate, slot.leaving, slot.touched) = (None, None, false);
-        (slot.gate_passed, slot.unverified) = (false, false);
-        if let Some(end) = &mut slot.finishing {
+        (slot.gate, slot.leaving) = (Gate::Open, None);
+        (slot.touched, slot.unverified) = (false, false);
+        if let Some(end) = slot.finishing_mut() {
             // A PING of this trunk: the next one asks anew.
             (end.after, end.until) = (None, cx.now + super::FINISH_WITHIN);
         }
@@ -343,14 +341,14 @@ impl Trunk {
     ) -> SessionId {
         let mut slot = moved.slot;
         // They were published under the former options.
-        slot.held_unasked = slot.held.messages();
+        slot.debts.unasked = slot.held.messages();
         let session = self.attach_slot(slot, true, cx);
         let label = self.shared.then(|| Rc::clone(connect));
         self.settle_in(session, label, cx);
-        if self.sessions[session].owed_pongs > 0 {
+        if self.sessions[session].debts.has_pongs() {
             self.arm_pong_hold(session, cx);
         }
-        let oks = self.sessions[session].owed_oks;
+        let oks = self.sessions[session].debts.oks;
         for one in moved.subscriptions.iter().filter(|_| keeps) {
             let group = one.queue_group.as_deref();
             self.subscribe(session, &one.subject, group, &one.sid, cx);
@@ -361,7 +359,7 @@ impl Trunk {
             }
         }
         // The component has had its answers to these long ago (R20).
-        self.sessions[session].owed_oks = oks;
+        self.sessions[session].debts.oks = oks;
         session
     }
 

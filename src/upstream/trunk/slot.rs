@@ -1,16 +1,14 @@
 //! A session as its trunk sees it.
 
 use std::rc::Rc;
-use std::time::Duration;
 
-use super::allowance::Allowance;
-use super::flow::Flow;
+use super::debts::Debts;
+use super::throttle::Throttle;
 use crate::clock::Instant;
 use crate::ledger::Held;
 use crate::net::{Outbox, Retention};
 use crate::proto::client::ClientFault;
 use crate::proto::connect::ConnectInfo;
-use crate::queue::Queue;
 use crate::upstream::bus::lags::Lag;
 
 /// Why a session ends. A closed set: it labels a metric and says what the component hears.
@@ -82,10 +80,6 @@ impl CloseReason {
     }
 }
 
-/// PONGs, and `+OK`s of a verbose session, that a component may be owed before it isn't read.
-const PONGS_MOST: u32 = 10_000;
-const OKS_MOST: u64 = 10_000;
-
 /// Messages and the bytes of their payloads, each way, as nats-server counts them for a
 /// client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,6 +119,55 @@ pub(super) struct Finishing {
     pub(super) until: Instant,
 }
 
+/// Whether a session ends.
+#[derive(Debug, Default)]
+pub(super) enum End {
+    /// It doesn't.
+    #[default]
+    Open,
+    /// It does, once it has its answers.
+    Finishing(Box<Finishing>),
+    /// It does: the driver flushes and closes.
+    Closing(Box<CloseReason>),
+}
+
+/// Whether a session's next operation waits for the answer to those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// It doesn't.
+    #[default]
+    Open,
+    /// It waits until the PING with this number is answered.
+    Shut(u64),
+    /// That is answered, and the operation has not come back yet.
+    Passed,
+}
+
+impl Gate {
+    pub(super) fn is_shut(self) -> bool {
+        matches!(self, Self::Shut(_))
+    }
+
+    /// Opens for the operation that waits, where all PINGs up to `answered` are answered. Returns
+    /// whether it did.
+    pub(super) fn pass(&mut self, answered: u64) -> bool {
+        let passes = matches!(self, Self::Shut(seq) if *seq <= answered);
+        if passes {
+            *self = Self::Passed;
+        }
+        passes
+    }
+
+    /// The operation has come back. Returns whether it had waited.
+    pub(super) fn take_passed(&mut self) -> bool {
+        let passed = *self == Self::Passed;
+        if passed {
+            *self = Self::Open;
+        }
+        passed
+    }
+}
+
 /// One session's state in its trunk.
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -136,13 +179,8 @@ pub(super) struct Slot {
     pub(super) accounted: usize,
     /// Publishes that wait for a link.
     pub(super) held: Held,
-    /// PONGs owed from before the present link, or from while there was none.
-    pub(super) owed_pongs: u32,
-    /// `+OK`s owed from the same time (verbose sessions).
-    pub(super) owed_oks: u64,
-    /// How many of the publishes that wait must not be answered by the next broker: they
-    /// were published under other options than it is told (R20).
-    pub(super) held_unasked: u64,
+    /// What it is owed.
+    pub(super) debts: Debts,
     /// Number of the first PING that covers the session's last SUB or UNSUB (R2).
     pub(super) subs_covered_by: u64,
     /// The same for its last publish.
@@ -151,40 +189,26 @@ pub(super) struct Slot {
     pub(super) unproven: Unproven,
     /// Whether it has ever got a PONG.
     pub(super) had_pong: bool,
-    /// PONGs that brokers still owe it on a live link.
-    pub(super) asked: u32,
-    /// PINGs that the live link has answered, and one that stands by has not yet (R27).
-    pub(super) late: Queue<u64>,
-    /// When owed PONGs are released unproven (R3).
-    pub(super) pongs_until: Option<Instant>,
     /// When a full buffer stops blocking the component (R6).
     pub(super) blocked_until: Option<Instant>,
     /// Whether further publishes are dropped (R6).
     pub(super) dropping: bool,
-    /// The next operation waits until the PING with this number is answered.
-    pub(super) gate: Option<u64>,
-    /// It has been, and the operation has not come back yet.
-    pub(super) gate_passed: bool,
+    /// Whether the next operation waits for a PONG.
+    pub(super) gate: Gate,
     /// The driver waits for [`Trunk::wants_read`](super::Trunk::wants_read) to change.
     pub(super) parked: bool,
     /// It need not wait any more, and the driver doesn't know yet.
     pub(super) released: bool,
-    /// It ends once it has its answers.
-    pub(super) finishing: Option<Box<Finishing>>,
-    /// Decided; the driver flushes and closes.
-    pub(super) closing: Option<Box<CloseReason>>,
+    /// Whether it ends.
+    pub(super) end: End,
     /// Whether it is in the list of touched slots.
     pub(super) touched: bool,
     /// It joined a trunk without a link, whose identity only a link may let in (R16).
     pub(super) unverified: bool,
     /// Where it is about to go, from a trunk that it shares.
     pub(super) leaving: Option<Leaving>,
-    /// Its second CONNECTs, where there were any.
-    pub(super) reconnects: Option<Box<Allowance>>,
-    /// Its SUBs and UNSUBs, where there were any beside others.
-    pub(super) operations: Option<Box<Allowance>>,
-    /// What it has published of late, where a component of the bus lags.
-    pub(super) flow: Option<Box<Flow>>,
+    /// What slows it down.
+    pub(super) throttle: Throttle,
     /// How far its own component lags, on a shared link.
     pub(super) lag: Lag,
     /// Bytes that it had got before the present link was live.
@@ -232,20 +256,6 @@ impl Unproven {
     }
 }
 
-/// Second CONNECTs that a session may send at once, and the time that each further one takes: so
-/// much, and so much for each subscription that is told again. Each is a dial and a replay, for
-/// sixty bytes.
-const RECONNECTS_AT_ONCE: u32 = 4;
-const RECONNECT_EVERY: Duration = Duration::from_millis(100);
-const RECONNECT_EACH: Duration = Duration::from_micros(50);
-
-/// SUBs and UNSUBs that a session may send at once where others write on the same link, the time
-/// that each further one takes, and how many are waited for at a time. A broker works on all of a
-/// link in turn.
-const OPERATIONS_AT_ONCE: u32 = 4096;
-const OPERATION_EVERY: Duration = Duration::from_micros(16);
-const OPERATIONS_PAUSE: u32 = 64;
-
 /// Why a session leaves a trunk for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Leaving {
@@ -264,88 +274,78 @@ impl Slot {
             traffic: Traffic::default(),
             accounted: 0,
             held: Held::default(),
-            owed_pongs: 0,
-            owed_oks: 0,
-            held_unasked: 0,
+            debts: Debts::default(),
             subs_covered_by: 0,
             publishes_covered_by: 0,
             unproven: Unproven::default(),
             had_pong: false,
-            asked: 0,
-            late: Queue::default(),
-            pongs_until: None,
             blocked_until: None,
             dropping: false,
-            gate: None,
-            gate_passed: false,
+            gate: Gate::Open,
             parked: false,
             released: false,
-            finishing: None,
-            closing: None,
+            end: End::Open,
             touched: false,
             unverified: false,
             leaving: None,
-            reconnects: None,
-            operations: None,
-            flow: None,
+            throttle: Throttle::default(),
             lag: Lag::None,
             got_before: 0,
             label: None,
         }
     }
 
-    /// Notes a second CONNECT, whose replay has `count` subscriptions. Returns when it may be acted
-    /// upon, where that isn't now.
-    pub(super) fn note_reconnect(&mut self, count: usize, now: Instant) -> Option<Instant> {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        let every = RECONNECT_EVERY + RECONNECT_EACH.saturating_mul(count);
-        let most = RECONNECTS_AT_ONCE;
-        let full = || Box::new(Allowance::new(most, now));
-        let reconnects = self.reconnects.get_or_insert_with(full);
-        reconnects.take(most, every, 1, now)
+    /// Whether nothing that its component sends is looked at any more.
+    pub(super) fn is_ending(&self) -> bool {
+        !matches!(self.end, End::Open)
     }
 
-    /// Notes a SUB or UNSUB beside others that write on the same link. Returns until when the
-    /// session isn't read, where there were too many of late.
-    pub(super) fn note_operation_beside_others(&mut self, now: Instant) -> Option<Instant> {
-        let most = OPERATIONS_AT_ONCE;
-        let full = || Box::new(Allowance::new(most, now));
-        let operations = self.operations.get_or_insert_with(full);
-        operations.take(most, OPERATION_EVERY, OPERATIONS_PAUSE, now)
+    /// Whether it is decided that it closes.
+    pub(super) fn is_closing(&self) -> bool {
+        matches!(self.end, End::Closing(_))
     }
 
-    /// What it has asked for too often, until when it waits.
-    pub(super) fn allowances(&mut self) -> impl Iterator<Item = &mut Allowance> {
-        let operations = self.operations.as_deref_mut();
-        self.reconnects.as_deref_mut().into_iter().chain(operations)
+    /// What it waits for before it closes.
+    pub(super) fn finishing(&self) -> Option<&Finishing> {
+        match &self.end {
+            End::Finishing(end) => Some(end),
+            End::Open | End::Closing(_) => None,
+        }
     }
 
-    /// Whether it has asked for too much too soon, and waits.
-    pub(super) fn is_hasty(&self) -> bool {
-        let is_used_up = |allowance: &Option<Box<Allowance>>| {
-            allowance
-                .as_ref()
-                .is_some_and(|allowance| allowance.is_used_up())
-        };
-        is_used_up(&self.reconnects) || is_used_up(&self.operations)
+    /// Changes what it waits for before it closes.
+    pub(super) fn finishing_mut(&mut self) -> Option<&mut Finishing> {
+        match &mut self.end {
+            End::Finishing(end) => Some(end),
+            End::Open | End::Closing(_) => None,
+        }
+    }
+
+    /// Why it closes now, where it waits for nothing more, as `is_over` says.
+    pub(super) fn take_finished(
+        &mut self,
+        is_over: impl FnOnce(&Finishing) -> bool,
+    ) -> Option<CloseReason> {
+        self.finishing().filter(|end| is_over(end))?;
+        match std::mem::take(&mut self.end) {
+            End::Finishing(end) => Some(end.reason),
+            End::Open | End::Closing(_) => None,
+        }
     }
 
     /// Whether something of it happens once a PING is answered.
     pub(super) fn awaits_pong(&self) -> bool {
-        self.gate.is_some() || self.finishing.is_some() || !self.late.is_empty()
+        self.gate.is_shut() || self.finishing().is_some() || self.debts.is_late()
     }
 
     /// Whether it isn't read for what it asked for itself, whatever its link can take.
     pub(super) fn waits_by_itself(&self) -> bool {
-        let pongs = self.owed_pongs.saturating_add(self.asked) + self.late.len() as u32;
-        self.gate.is_some()
+        self.gate.is_shut()
             || self.unverified
-            || self.is_hasty()
-            || self.owed_oks >= OKS_MOST
+            || self.throttle.is_hasty()
             || self.leaving.is_some()
-            || self.closing.is_some()
-            || self.finishing.is_some()
-            || pongs >= PONGS_MOST
+            || self.is_ending()
+            || self.debts.are_many()
     }
 
     /// Whether something of it isn't behind an answered PING. `answered` is the number of
@@ -353,19 +353,20 @@ impl Slot {
     pub(super) fn is_unproven(&self, answered: u64) -> bool {
         // A PONG comes behind the +OKs of what came before the PING (R20).
         !self.held.is_empty()
-            || self.owed_oks > 0
+            || self.debts.oks > 0
             || self.subs_covered_by > answered
             || self.publishes_covered_by > answered
     }
 
     /// When this slot needs a timer.
     pub(super) fn timeout(&self) -> Option<Instant> {
-        let unasked = self.finishing.as_ref().filter(|end| end.after.is_none());
-        let finish = unasked.map(|end| end.until);
-        let slowed = self.flow.as_ref().and_then(|flow| flow.until);
-        let allowances = [&self.reconnects, &self.operations].into_iter().flatten();
-        let hasty = allowances.filter_map(|allowance| allowance.until).min();
-        let timers = [self.pongs_until, self.blocked_until, finish, slowed, hasty];
+        let unasked = self.finishing().filter(|end| end.after.is_none());
+        let timers = [
+            self.debts.pongs_until(),
+            self.blocked_until,
+            unasked.map(|end| end.until),
+            self.throttle.due(),
+        ];
         timers.into_iter().flatten().min()
     }
 }
@@ -379,29 +380,6 @@ impl Default for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn second_connects_are_paced_by_what_they_cost() {
-        let mut slot = Slot::default();
-        let now = Instant::now();
-        for _ in 0..RECONNECTS_AT_ONCE {
-            assert_eq!(slot.note_reconnect(0, now), None);
-        }
-        assert_eq!(slot.note_reconnect(0, now), Some(now + RECONNECT_EVERY));
-        assert!(slot.is_hasty());
-        let second = Duration::from_secs(1);
-        let late = RECONNECT_EVERY + second;
-        assert_eq!(slot.note_reconnect(20_000, now), Some(now + late));
-        assert_eq!(slot.note_reconnect(0, now + RECONNECT_EVERY), None);
-        assert!(slot.note_reconnect(0, now + RECONNECT_EVERY).is_some());
-        for _ in 0..RECONNECTS_AT_ONCE {
-            assert_eq!(slot.note_reconnect(0, now + 60 * second), None);
-        }
-        assert!(
-            slot.note_reconnect(0, now + 60 * second).is_some(),
-            "no more"
-        );
-    }
 
     #[test]
     fn what_is_unproven_is_counted_until_its_pong() {

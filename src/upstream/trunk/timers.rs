@@ -302,9 +302,8 @@ impl Trunk {
         self.sessions.clear_due();
         for session in self.sessions.ids() {
             let due = |at: Option<Instant>| at.is_some_and(|at| at <= cx.now);
-            let mut waited = false;
             let slot = &mut self.sessions[session];
-            if due(slot.pongs_until) {
+            if due(slot.debts.pongs_until()) {
                 self.release_pongs(session, cx.bus);
             }
             let slot = &mut self.sessions[session];
@@ -319,28 +318,15 @@ impl Trunk {
                 }
                 self.sessions.release(session);
             }
-            let slot = &mut self.sessions[session];
-            for allowance in slot.allowances().filter(|allowance| due(allowance.until)) {
-                allowance.until = None;
-                waited = true;
-            }
-            if waited {
+            if self.sessions[session].throttle.take_due(cx.now) {
                 self.sessions.release(session);
             }
-            let slot = &mut self.sessions[session];
-            if let Some(flow) = &mut slot.flow
-                && due(flow.until)
-            {
-                flow.until = None;
-                self.sessions.release(session);
+            let is_over = |end: &Finishing| end.after.is_none() && end.until <= cx.now;
+            if let Some(reason) = self.sessions[session].take_finished(is_over) {
+                self.sessions.close(session, reason);
             }
-            let finishing = &mut self.sessions[session].finishing;
-            let ended = |end: &mut Box<Finishing>| end.after.is_none() && end.until <= cx.now;
-            if let Some(end) = finishing.take_if(ended) {
-                self.sessions.close(session, end.reason);
-            }
-            if let Some(id) = self.sessions[session].timeout() {
-                self.sessions.note_timeout(id);
+            if let Some(due) = self.sessions[session].timeout() {
+                self.sessions.note_timeout(due);
             }
         }
     }
@@ -353,16 +339,11 @@ impl Trunk {
             link.pings.disown(session);
         }
         let slot = &mut self.sessions[session];
-        slot.pongs_until = None;
-        let pongs = std::mem::take(&mut slot.owed_pongs) + std::mem::take(&mut slot.asked);
-        let pongs = u64::from(pongs) + std::mem::take(&mut slot.late).len() as u64;
+        let pongs = slot.debts.release_all();
         for _ in 0..pongs {
             self.sessions.deliver_pong(session, bus);
         }
-        let finishing = &mut self.sessions[session].finishing;
-        if let Some(end) = finishing.take_if(|end| end.after.is_none()) {
-            self.sessions.close(session, end.reason);
-        }
+        self.sessions.close_unasked(session);
         if bus.note_unproven(pongs) {
             self.actions
                 .push_back(Action::Report(Report::Unproven { pongs }));
