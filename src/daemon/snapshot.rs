@@ -104,7 +104,7 @@ fn state(bus: &Bus, id: BrokerId) -> (&'static str, Instant) {
         // It listens, and serves nobody.
         return (Health::Down.as_str(), trouble.since);
     }
-    match bus.liveness.suspect_since(id) {
+    match bus.watch(id).suspect_since() {
         Some(since) if broker.health() != Health::Down => ("suspect", since),
         _ => (broker.health().as_str(), broker.since()),
     }
@@ -127,7 +127,7 @@ pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
                 .last_failure()
                 .map(|failure| failure.as_str().to_owned()),
             version: broker.info().map(|info| info.version.clone()),
-            round_trip: bus.liveness.round_trip(id).or(broker.probe_took()),
+            round_trip: bus.watch(id).round_trip().or(broker.probe_took()),
             links: u64::from(broker.links()),
             hosts: bus
                 .settings

@@ -228,7 +228,7 @@ impl World {
                 )
             });
         }
-        self.trace(|| format!("{:?}", self.daemon.bus.liveness));
+        self.trace(|| format!("{:?}", self.daemon.bus.roster));
         self.oracle.fail(
             "harness",
             format!("the machines never come to rest: {busy:?}"),
@@ -1436,7 +1436,7 @@ impl World {
 fn suspect_links(io: &TrunkIo, bus: &Bus) -> BTreeSet<u64> {
     let suspect = |link: &&LinkIo| {
         let broker = link.broker;
-        bus.liveness.suspect_since(broker).is_some()
+        bus.watch(broker).suspect_since().is_some()
     };
     io.links
         .values()

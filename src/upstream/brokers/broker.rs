@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use super::liveness::Liveness;
 use crate::clock::Instant;
 use crate::config::BrokerAddr;
 use crate::proto::info::ServerInfo;
@@ -183,9 +184,8 @@ pub struct Broker {
     /// The longest control line that it takes, where it has closed a link for a longer one, and
     /// when that was.
     pub(super) line_learned: Option<(usize, Instant)>,
-    pub(super) links: u32,
-    /// Its sentinel waits too long for an answer (R8).
-    pub(super) suspect: bool,
+    /// The watch over it, by the trunks with a live link there.
+    pub(super) liveness: Liveness,
     pub(super) removed: bool,
 }
 
@@ -217,8 +217,7 @@ impl Broker {
             limit_cut_at: None,
             last_verdict_at: None,
             line_learned: None,
-            links: 0,
-            suspect: false,
+            liveness: Liveness::default(),
             removed: false,
         }
     }
@@ -263,12 +262,22 @@ impl Broker {
 
     /// Live links to it.
     pub fn links(&self) -> u32 {
-        self.links
+        self.liveness.attached() as u32
+    }
+
+    /// Whether any trunk has a live link to it.
+    pub(super) fn has_links(&self) -> bool {
+        self.liveness.attached() > 0
+    }
+
+    /// The watch over it.
+    pub fn liveness(&self) -> &Liveness {
+        &self.liveness
     }
 
     /// Whether its sentinel waits too long for an answer (R8).
     pub fn is_suspect(&self) -> bool {
-        self.suspect
+        self.liveness.suspect_since().is_some()
     }
 
     /// How long the last probe took that was answered, from its dial to the INFO.
@@ -336,6 +345,6 @@ impl Broker {
     /// When to probe it; `None` while a link or a probe tells how it is.
     pub(super) fn probe_due(&self) -> Option<Instant> {
         let is_known = !self.ips.is_empty();
-        (self.links == 0 && !self.probing && !self.removed && is_known).then_some(self.probe_at)
+        (!self.has_links() && !self.probing && !self.removed && is_known).then_some(self.probe_at)
     }
 }

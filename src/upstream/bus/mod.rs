@@ -58,8 +58,6 @@ pub struct Bus {
     pub admission: Admission,
     /// What sessions said in CONNECT.
     pub connects: ConnectCache,
-    /// R7, R8.
-    pub liveness: Liveness,
     /// Components that lag on shared links (R33).
     pub lags: Lags,
     /// Shared trunks without sessions.
@@ -100,7 +98,6 @@ impl Bus {
             barrier: Barrier::default(),
             admission,
             connects: ConnectCache::default(),
-            liveness: Liveness::default(),
             lags: Lags::default(),
             idle_trunks: Cell::new(0),
             presence: Presence::new("", ""),
@@ -240,7 +237,7 @@ impl Bus {
     fn stragglers(&self) -> usize {
         let down = |broker: &Broker| broker.health() == Health::Down;
         let brokers = self.roster.brokers().filter(|(_, broker)| down(broker));
-        brokers.map(|(id, _)| self.liveness.attached(id)).sum()
+        brokers.map(|(id, _)| self.watch(id).attached()).sum()
     }
 
     /// A trunk's link to this broker went live.
@@ -251,54 +248,58 @@ impl Bus {
         broker: BrokerId,
         now: Instant,
     ) {
-        self.roster.link_opened(broker);
+        self.roster.attach(broker, trunk);
         self.unproven_said = false;
         if let Some(since) = self.roster.take_outage(now) {
             self.presence.gather(since, now);
         }
-        self.liveness.attach(broker, trunk);
         let is_new = self.presence.is_on() && self.carriers.enter(trunk, identity);
         self.note_reach(broker, 1, is_new, now);
     }
 
     /// A trunk's live link to this broker is gone.
     pub(super) fn detached(&mut self, trunk: TrunkId, broker: BrokerId, now: Instant) {
-        self.roster.link_closed(broker, now);
-        let next_sentinel = self.liveness.detach(broker, trunk);
+        let next_sentinel = self.roster.detach(broker, trunk, now);
         self.woken.extend(next_sentinel);
-        let is_gone = self.presence.is_on() && self.liveness.brokers_of(trunk).is_empty();
+        let is_gone = self.presence.is_on() && self.roster.brokers_of(trunk).is_empty();
         if is_gone {
             self.presence.bury(trunk);
             self.carriers.leave(trunk);
         }
         self.note_reach(broker, 0, is_gone, now);
-        if self.liveness.suspect_since(broker).is_none() {
-            self.roster.set_suspect(broker, false);
-        }
         self.check_barrier();
     }
 
     /// All live links of this trunk are gone.
     pub(super) fn detach_everywhere(&mut self, trunk: TrunkId, now: Instant) {
-        for broker in self.liveness.brokers_of(trunk) {
+        for broker in self.roster.brokers_of(trunk) {
             self.detached(trunk, broker, now);
         }
     }
 
+    /// The watch over a broker (R7, R8).
+    pub fn watch(&self, broker: BrokerId) -> &Liveness {
+        self.roster.broker(broker).liveness()
+    }
+
+    fn watch_mut(&mut self, broker: BrokerId) -> &mut Liveness {
+        Tracked::quietly(&mut self.roster).liveness_mut(broker)
+    }
+
     /// A trunk doesn't read its links for now (R33): it can't watch over brokers.
     pub(super) fn step_aside(&mut self, trunk: TrunkId, now: Instant) {
-        let sentinels = self.liveness.step_aside(trunk, now);
+        let sentinels = Tracked::quietly(&mut self.roster).step_aside(trunk, now);
         self.woken.extend(sentinels);
     }
 
     /// A trunk reads its links again.
     pub(super) fn step_back(&mut self, trunk: TrunkId) {
-        self.liveness.step_back(trunk);
+        Tracked::quietly(&mut self.roster).step_back(trunk);
     }
 
     /// Something is published to this broker.
     pub(super) fn note_publish(&mut self, broker: BrokerId, now: Instant) {
-        let sentinel = self.liveness.note_publish(broker, now);
+        let sentinel = self.watch_mut(broker).note_publish(now);
         self.woken.extend(sentinel);
     }
 
@@ -332,7 +333,7 @@ impl Bus {
             .failovers
             .leaving()
             .filter(|_| !self.settings.is_independent());
-        let staying = leaving.map_or(0, |broker| self.liveness.attached(broker));
+        let staying = leaving.map_or(0, |broker| self.watch(broker).attached());
         let confirmed = self.counters.confirmed;
         // There each trunk goes on at once, and they don't notice together.
         let quiet = match self.settings.is_independent() {
@@ -354,15 +355,14 @@ impl Bus {
 
     /// The broker's sentinel waits long for an answer: others are to ask as well.
     pub(super) fn call_witnesses(&mut self, broker: BrokerId, now: Instant) {
-        let called = self.liveness.call_witnesses(broker, now);
+        let called = self.watch_mut(broker).call_witnesses(now);
         self.woken.extend(called);
     }
 
     /// The broker's sentinel waits too long for an answer (R8).
     pub(super) fn suspect(&mut self, broker: BrokerId, now: Instant) {
         self.counters.suspicions += 1;
-        self.roster.set_suspect(broker, true);
-        let concerned = self.liveness.suspect(broker, now);
+        let concerned = self.roster.liveness_mut(broker).suspect(now);
         self.woken.extend(concerned);
     }
 
@@ -375,12 +375,12 @@ impl Bus {
         now: Instant,
     ) {
         let round_trip = now.saturating_duration_since(asked);
-        let cleared = self.liveness.answered(broker, trunk, asked, now);
-        self.liveness.note_round_trip(broker, trunk, round_trip);
+        let watch = self.roster.liveness_mut(broker);
+        let cleared = watch.answered(trunk, asked, now);
+        watch.note_round_trip(trunk, round_trip);
         self.roster.handle_answer(broker, now);
         if let Some((suspected, concerned)) = cleared {
             self.counters.suspect_ms += suspected.as_millis() as u64;
-            self.roster.set_suspect(broker, false);
             self.woken.extend(concerned);
             self.check_barrier();
         }
@@ -389,7 +389,7 @@ impl Bus {
     /// The smoothed round trip to the farthest broker.
     pub(super) fn longest_round_trip(&self) -> Duration {
         let brokers = self.roster.brokers();
-        let trips = brokers.filter_map(|(id, _)| self.liveness.round_trip(id));
+        let trips = brokers.filter_map(|(id, _)| self.watch(id).round_trip());
         trips.max().unwrap_or_default()
     }
 
@@ -421,7 +421,7 @@ impl Bus {
     /// A trunk came to a broker, or left it: announced where it was the first or the last, or
     /// where another one announces from now on.
     fn note_reach(&mut self, broker: BrokerId, edge: usize, is_news: bool, now: Instant) {
-        let news = self.liveness.attached(broker) == edge || is_news;
+        let news = self.watch(broker).attached() == edge || is_news;
         if news && self.presence.is_on() {
             self.presence.change(now);
             self.wake_carriers(now);
@@ -433,7 +433,7 @@ impl Bus {
         let reached = self
             .roster
             .brokers()
-            .filter(|(id, _)| self.liveness.attached(*id) > 0);
+            .filter(|(id, _)| self.watch(*id).attached() > 0);
         let infos = reached.filter_map(|(_, broker)| broker.info());
         infos.map(|info| info.server_id.clone()).collect()
     }

@@ -23,6 +23,11 @@ impl<T> Tracked<T> {
         noted.changed
     }
 
+    /// Changes it in a way that nobody has to look at.
+    pub(super) fn quietly(noted: &mut Self) -> &mut T {
+        &mut noted.value
+    }
+
     /// It was looked at as it is now.
     pub(super) fn settle(noted: &mut Self) {
         noted.changed = false;

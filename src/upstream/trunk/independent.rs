@@ -168,7 +168,7 @@ impl Trunk {
 
     /// The lower, the better: suspect, about to leave, not the bus's choice, its place.
     fn rank(&self, link: &Link, cx: &Turn<'_>) -> (bool, bool, bool, usize) {
-        let suspect = cx.bus.liveness.suspect_since(link.broker).is_some();
+        let suspect = cx.bus.watch(link.broker).suspect_since().is_some();
         let broker = cx.bus.roster.broker(link.broker);
         let leaving = broker.is_removed() || broker.health() == Health::LameDuck;
         let chosen = cx.bus.roster.current() == link.broker;

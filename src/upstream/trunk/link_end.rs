@@ -91,7 +91,7 @@ impl Trunk {
 
     /// A live link to this broker is gone: what that says of the broker.
     pub(super) fn note_lost_link(&mut self, broker: BrokerId, failure: Failure, cx: &mut Turn<'_>) {
-        let suspect = cx.bus.liveness.suspect_since(broker).is_some();
+        let suspect = cx.bus.watch(broker).suspect_since().is_some();
         cx.bus.detached(self.id, broker, cx.now);
         if failure != Failure::Refused {
             cx.bus.admission.refresh(&self.connect, cx.now);
@@ -125,7 +125,7 @@ impl Trunk {
             self.attempts.forget_refusals();
         }
         cx.bus.counters.link_failures += u64::from(!failure.is_own());
-        let suspect = cx.bus.liveness.suspect_since(broker).is_some();
+        let suspect = cx.bus.watch(broker).suspect_since().is_some();
         self.note_lost_link(broker, failure, cx);
         self.switch = None;
         if brief {

@@ -466,7 +466,7 @@ impl Trunk {
             return;
         };
         let link = &self.links[id];
-        match cx.bus.liveness.suspect_since(link.broker) {
+        match cx.bus.watch(link.broker).suspect_since() {
             Some(since) if self.is_suspect(id, cx.bus) => {
                 if link.last_ping_at < since {
                     self.links.fence(id, cx);
@@ -475,8 +475,8 @@ impl Trunk {
             _ => {
                 if cx
                     .bus
-                    .liveness
-                    .wants_witness(link.broker, self.id, link.last_ping_at)
+                    .watch(link.broker)
+                    .wants_witness(self.id, link.last_ping_at)
                 {
                     self.links.fence(id, cx);
                 }
@@ -489,9 +489,9 @@ impl Trunk {
     fn ask_for_proof(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let link = &self.links[id];
         let (broker, last) = (link.broker, link.last_ping_at);
-        let suspect = cx.bus.liveness.suspect_since(broker);
+        let suspect = cx.bus.watch(broker).suspect_since();
         let asked = suspect.is_some_and(|since| last < since);
-        if asked || cx.bus.liveness.wants_witness(broker, self.id, last) {
+        if asked || cx.bus.watch(broker).wants_witness(self.id, last) {
             self.links.fence(id, cx);
         }
     }

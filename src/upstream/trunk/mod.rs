@@ -303,7 +303,7 @@ impl Trunk {
     /// since then was answered.
     fn is_suspect(&self, id: LinkId, bus: &Bus) -> bool {
         let link = &self.links[id];
-        let since = bus.liveness.suspect_since(link.broker);
+        let since = bus.watch(link.broker).suspect_since();
         since.is_some_and(|since| link.proven_at.is_none_or(|proven| proven < since))
     }
 

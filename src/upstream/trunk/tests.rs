@@ -197,7 +197,7 @@ fn pongs_that_are_released_take_those_before_them_along() {
     bench.ping();
     bench.pass(Duration::from_millis(200));
     assert!(
-        bench.bus.liveness.suspect_since(BrokerId(0)).is_some(),
+        bench.bus.watch(BrokerId(0)).suspect_since().is_some(),
         "the fence waits for too long"
     );
     bench.publish(b"PUB b 0\r\n\r\n");
@@ -1169,7 +1169,7 @@ fn a_trunk_that_is_given_up_leaves_nothing_with_the_bus() {
         assert!(matches!(actions[..], [Action::Done]), "{state}");
         for (id, broker) in bus.roster.brokers() {
             assert_eq!((broker.dialing, broker.links()), (0, 0), "{state}");
-            assert_eq!(bus.liveness.attached(id), 0, "{state}");
+            assert_eq!(bus.watch(id).attached(), 0, "{state}");
         }
         assert_eq!(bus.barrier_opens_at(now), None, "{state}");
         let budgets = &bus.budgets;

@@ -186,9 +186,7 @@ impl Trunk {
 
     /// The same, whatever was written: the sentinel's pace, or an idle link's.
     fn regular_fence_due(&self, link: &Link, bus: &Bus) -> Instant {
-        let sentinel_due = bus
-            .liveness
-            .fence_due(link.broker, self.id, link.last_ping_at);
+        let sentinel_due = bus.watch(link.broker).fence_due(self.id, link.last_ping_at);
         sentinel_due.unwrap_or_else(|| {
             let idle = bus.settings.timings.idle_fence_interval;
             let jitter = idle.mul_f64(0.2 * unit(self.id.0 ^ (self.links.next_ping() << 20)));
@@ -199,13 +197,13 @@ impl Trunk {
     /// R8: when the sentinel's oldest fence makes its broker suspect.
     fn suspect_due(&self, link: &Link, bus: &Bus) -> Option<Instant> {
         let asked = self.oldest_asked(link)?;
-        bus.liveness.suspect_due(link.broker, self.id, asked)
+        bus.watch(link.broker).suspect_due(self.id, asked)
     }
 
     /// When the sentinel's oldest fence is so late that other trunks are asked as well.
     fn witness_due(&self, link: &Link, bus: &Bus) -> Option<Instant> {
         let asked = self.oldest_asked(link)?;
-        bus.liveness.witness_due(link.broker, self.id, asked)
+        bus.watch(link.broker).witness_due(self.id, asked)
     }
 
     /// Since when a live link owes a PONG, in time that natsmux ran.
@@ -274,7 +272,7 @@ impl Trunk {
         }
         let oldest = link.pings.oldest()?;
         let configured = bus.settings.timings.link_timeout;
-        let mut timeout = bus.liveness.link_timeout(link.broker, configured);
+        let mut timeout = bus.watch(link.broker).link_timeout(configured);
         if link.phase == Phase::Replaying {
             timeout = self.replay_patience(timeout, bus);
         }

@@ -73,7 +73,7 @@ impl Roster {
         };
         let worth = |&id: &BrokerId| {
             let has_trouble = self.troubles.of(id, identity).next().is_some();
-            (has_trouble, self.broker(id).suspect)
+            (has_trouble, self.broker(id).is_suspect())
         };
         let choice = self.in_order().filter(possible).min_by_key(worth);
         match choice {
@@ -129,7 +129,7 @@ impl Roster {
                 }
             }
             None if !std::mem::replace(&mut self.stranded, true) => {
-                let linked = |broker: &Broker| broker.links > 0 && broker.health != Health::Down;
+                let linked = |broker: &Broker| broker.has_links() && broker.health != Health::Down;
                 if !self.brokers.iter().any(linked) {
                     let over_at = None;
                     self.outage.get_or_insert(Outage {
@@ -245,7 +245,7 @@ impl Roster {
         let is_willing = |other| self.troubles.may_dial(other, identity, 0, now);
         self.brokers().any(|(other, broker)| {
             let is_up = broker.health == Health::Up && broker.accepts_dials();
-            other != id && is_up && !broker.suspect && is_willing(other)
+            other != id && is_up && !broker.is_suspect() && is_willing(other)
         })
     }
 

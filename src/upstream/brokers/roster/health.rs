@@ -47,7 +47,7 @@ impl Roster {
             other != id && broker.lives() && same && !info.server_id.is_empty()
         };
         let is_double = matches!(self.placement, Placement::First(_))
-            && self.broker(id).links == 0
+            && !self.broker(id).has_links()
             && self.brokers().any(is_same);
         is_double.then_some(Failure::SameBroker)
     }
@@ -168,13 +168,13 @@ impl Roster {
         }
         let first = matches!(self.placement, Placement::First(_));
         let broker = self.broker_mut(id);
-        if first && broker.links > 0 && !broker.suspect && failure != Failure::Silent {
+        if first && broker.has_links() && !broker.is_suspect() && failure != Failure::Silent {
             // One dial: its links say how it is. Here they would all follow.
             broker.probing = false;
             broker.last_failure = Some(failure);
             return;
         }
-        let alone = !self.brokers().any(|(_, broker)| broker.links > 0);
+        let alone = !self.brokers().any(|(_, broker)| broker.has_links());
         let seed = self.seed ^ u64::from(id.0) << 32;
         // R30: every host must have found a broker that returned before one publishes to it.
         let most = match self.placement {

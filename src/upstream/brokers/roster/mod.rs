@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 use choice::Outage;
 
 pub use super::broker::{Broker, BrokerId, Failure, Health};
+use super::liveness::{Liveness, TrunkId};
 use super::trouble::{Trouble, Troubles};
 use crate::clock::Instant;
 use crate::config::BrokerAddr;
@@ -193,7 +194,7 @@ impl Roster {
                 continue;
             }
             broker.unnamed = broker.unnamed.saturating_add(1);
-            let is_idle = broker.links == 0 && broker.health == Health::Down;
+            let is_idle = !broker.has_links() && broker.health == Health::Down;
             if is_idle || broker.unnamed >= UNNAMED_MOST {
                 broker.removed = true;
                 changed = true;
@@ -249,14 +250,14 @@ impl Roster {
 
     /// Whether a broker turns links away and has none.
     fn is_mute(&self, id: BrokerId) -> bool {
-        self.broker(id).links == 0 && self.troubles.any_of(id).is_some()
+        !self.broker(id).has_links() && self.troubles.any_of(id).is_some()
     }
 
     /// Why a broker that lives serves nobody.
     pub fn trouble(&self, id: BrokerId) -> Option<&Trouble> {
         let broker = self.broker(id);
         let trouble = self.troubles.any_of(id);
-        trouble.filter(|_| broker.lives() && broker.links == 0)
+        trouble.filter(|_| broker.lives() && !broker.has_links())
     }
 
     /// Whether at least one broker lives that takes newcomers: one that is about to leave
@@ -321,28 +322,51 @@ impl Roster {
         }
     }
 
-    /// A link to this broker is live.
-    pub fn link_opened(&mut self, id: BrokerId) {
-        self.broker_mut(id).links += 1;
-        if self.broker(id).links == 1 {
+    /// A trunk's link to this broker is live.
+    pub fn attach(&mut self, id: BrokerId, trunk: TrunkId) {
+        let had_links = self.broker(id).has_links();
+        self.broker_mut(id).liveness.attach(trunk);
+        if !had_links {
             self.note_infos();
         }
     }
 
-    /// A live link to this broker is gone. That alone doesn't make the broker dead: the
-    /// next dial tells.
-    pub fn link_closed(&mut self, id: BrokerId, now: Instant) {
+    /// A trunk's live link to this broker is gone. That alone doesn't make the broker dead: the
+    /// next dial tells. Returns the sentinel that takes over.
+    pub fn detach(&mut self, id: BrokerId, trunk: TrunkId, now: Instant) -> Option<TrunkId> {
         let broker = self.broker_mut(id);
-        broker.links = broker.links.saturating_sub(1);
+        let next_sentinel = broker.liveness.detach(trunk);
         broker.probe_at = broker.probe_at.min(now + Duration::from_millis(100));
-        if broker.links == 0 {
+        if !broker.has_links() {
             self.note_infos();
+        }
+        next_sentinel
+    }
+
+    /// A trunk doesn't read its links for now (R33). Returns the sentinels that take over from it.
+    pub fn step_aside(&mut self, trunk: TrunkId, now: Instant) -> Vec<TrunkId> {
+        let all = self.brokers.iter_mut();
+        all.filter_map(|broker| broker.liveness.step_aside(trunk, now))
+            .collect()
+    }
+
+    /// A trunk reads its links again.
+    pub fn step_back(&mut self, trunk: TrunkId) {
+        for broker in &mut self.brokers {
+            broker.liveness.step_back(trunk);
         }
     }
 
-    /// Its sentinel waits too long, or doesn't any more: a suspect broker is tried last.
-    pub fn set_suspect(&mut self, id: BrokerId, suspect: bool) {
-        self.broker_mut(id).suspect = suspect;
+    /// The brokers to which this trunk has a live link.
+    pub fn brokers_of(&self, trunk: TrunkId) -> Vec<BrokerId> {
+        let ids = (0..).map(BrokerId).zip(&self.brokers);
+        let attached = ids.filter(|(_, broker)| broker.liveness.is_attached(trunk));
+        attached.map(|(id, _)| id).collect()
+    }
+
+    /// The watch over a broker, to change it.
+    pub fn liveness_mut(&mut self, id: BrokerId) -> &mut Liveness {
+        &mut self.broker_mut(id).liveness
     }
 
     /// Whether trunks that wait for a broker should ask again; asked once per change.
@@ -371,7 +395,7 @@ impl Roster {
     fn place_for(&mut self, addr: &BrokerAddr, now: Instant) -> BrokerId {
         let waits = |broker: &Broker| broker.addr == *addr && broker.ips.is_empty();
         let is_free = |broker: &Broker| {
-            broker.removed && broker.links == 0 && broker.dialing == 0 && !broker.probing
+            broker.removed && !broker.has_links() && broker.dialing == 0 && !broker.probing
         };
         let mut brokers = self.brokers.iter();
         if let Some(at) = brokers.position(|broker| waits(broker) && !broker.removed) {

@@ -84,7 +84,7 @@ impl Roster {
             brokers.filter_map(|(_, broker)| broker.info()).collect()
         };
         let independent = matches!(self.placement, Placement::First(_));
-        let used = of(&|broker| broker.links > 0 && !independent);
+        let used = of(&|broker| broker.has_links() && !independent);
         if !used.is_empty() {
             return used;
         }
@@ -139,7 +139,7 @@ impl Roster {
             info.max_payload < self.offer.max_payload || headers
         };
         self.brokers().filter_map(move |(id, broker)| {
-            let is_spare = broker.links == 0 && broker.health != Health::Down;
+            let is_spare = !broker.has_links() && broker.health != Health::Down;
             (is_spare && broker.info().is_some_and(offers_less)).then_some(id)
         })
     }

@@ -114,7 +114,7 @@ fn when_the_last_broker_dies_the_others_are_asked_at_once() {
     let now = Instant::now();
     let mut roster = roster(now);
     roster.handle_info(A, info(), now);
-    roster.link_opened(A);
+    roster.attach(A, TrunkId(1));
     let mut later = now;
     for _ in 0..10 {
         roster.handle_failure(B, Failure::ConnectionRefused, later);
@@ -123,7 +123,7 @@ fn when_the_last_broker_dies_the_others_are_asked_at_once() {
     roster.handle_failure(B, Failure::ConnectionRefused, later);
     let soon = later + Duration::from_secs(1);
     assert_eq!(roster.poll_probe(soon), None, "others live: every 10 s");
-    roster.link_closed(A, soon);
+    roster.detach(A, TrunkId(1), soon);
     roster.handle_failure(A, Failure::ConnectionRefused, soon);
     assert_eq!(roster.poll_probe(soon), Some(B));
 }
