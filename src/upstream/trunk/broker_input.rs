@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use super::action::{Action, Report};
 use super::attribution::{Wanted, publishes};
-use super::independent::PRESENCE_SID;
 use super::link::{Link, LinkId, OkOwner, Phase};
+use super::presence::PRESENCE_SID;
 use super::sessions::Message;
 use super::sharing::Status;
 use super::slot::Finishing;
@@ -121,7 +121,7 @@ impl Trunk {
     }
 
     fn handle_msg(&mut self, id: LinkId, msg: &Msg<'_>, cx: &mut Turn<'_>) {
-        if self.independent && cx.bus.presence.is_subject(msg.subject) {
+        if self.route.is_independent() && cx.bus.presence.is_subject(msg.subject) {
             // Never a component's (R29).
             if msg.sid == PRESENCE_SID {
                 self.hear(id, msg.payload, cx);
@@ -142,7 +142,7 @@ impl Trunk {
             Status::Own if self.shared => return,
             Status::Own | Status::Application => {}
         }
-        let independent = self.independent;
+        let independent = self.route.is_independent();
         if independent && self.subscriptions.is_over(upstream) {
             cx.bus.counters.over_max_msgs += 1;
             return;
@@ -203,7 +203,7 @@ impl Trunk {
         let Some(ping) = link.pings.answer() else {
             return;
         };
-        let was_suspect = self.is_suspect(id, cx.bus);
+        let was_suspect = self.links.is_suspect(id, cx.bus);
         self.prove(id, &ping, cx);
         match self.links[id].phase {
             Phase::Authenticating => self.authenticated(id, cx),
@@ -225,7 +225,9 @@ impl Trunk {
                     self.resume(id, cx);
                 }
                 self.go_on_moving(cx);
-                self.go_on_switching(cx);
+                if let Some(several) = self.route.several_mut() {
+                    several.handle_answer(self.links.answered(), cx);
+                }
                 self.check_done(cx);
             }
             Phase::Leaving(seq) => {
@@ -258,7 +260,7 @@ impl Trunk {
     /// The old link has answered what came before a second CONNECT.
     fn go_on_moving(&mut self, cx: &mut Turn<'_>) {
         let answered = self.links.answered();
-        if let Some(planned) = &mut self.moving
+        if let Some(planned) = &mut self.route.moving
             && planned.after.take_if(|seq| *seq <= answered).is_some()
         {
             self.next_attempt(cx);
@@ -368,7 +370,7 @@ impl Trunk {
     }
 
     fn handle_error(&mut self, id: LinkId, text: &[u8], cx: &mut Turn<'_>) {
-        if self.independent && self.is_about_presence(id, text, cx) {
+        if self.route.is_independent() && self.is_about_presence(id, text, cx) {
             return;
         }
         let error = classify(text);
@@ -526,7 +528,7 @@ impl Trunk {
         }
         let link = &self.links[id];
         let is_late = link.answered < link.live_from && !link.verbose;
-        if self.independent && rejected.is_none() && is_late {
+        if self.route.is_independent() && rejected.is_none() && is_late {
             // It answers what another has answered, in whose place it is.
             return;
         }
@@ -664,7 +666,7 @@ impl Trunk {
             // Of independent brokers one has taken it back, and another serves (R28).
             return self.fail(id, Failure::Refused, cx);
         }
-        self.attempts.refuse(broker, text, cx.now);
+        self.route.attempts.refuse(broker, text, cx.now);
         while let Some(id) = self.links.first() {
             let link = self.drop_link(id, false, cx.bus);
             if !link.is_attached() {
@@ -697,11 +699,11 @@ impl Trunk {
             // Expired or revoked while live: the next handshake decides.
             return self.fail(id, Failure::Refused, cx);
         }
-        let first = self.verdict != Verdict::Accepted && !self.independent;
-        self.attempts.refuse(broker, text, cx.now);
-        if !self.independent && self.links.any_attached() {
+        let first = self.verdict != Verdict::Accepted && !self.route.is_independent();
+        self.route.attempts.refuse(broker, text, cx.now);
+        if !self.route.is_independent() && self.links.any_attached() {
             // A move of a trunk that lives goes on somewhere else, or later.
-            self.attempts.avoid(broker);
+            self.route.attempts.avoid(broker);
         }
         if first {
             return self.refuse_sessions(cx);

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
+use super::route::Lost;
 use super::slot::{Finishing, Gate, Leaving};
-use super::{CloseReason, Move, Trunk, Verdict};
+use super::{CloseReason, Trunk, Verdict};
 use crate::clock::Instant;
 use crate::config::Delivery;
 use crate::ledger::{Held, Settled, Subscriptions, settle};
@@ -70,23 +71,23 @@ impl Trunk {
                 cx.bus
                     .roster
                     .handle_trunk_failure(link.broker, failure, cx.now);
-                self.pause(link.broker, cx);
+                self.route.pause(link.broker, self.id, cx);
             }
             // All links of the bus wait together for a broker that turns them away.
-            _ if failure == Failure::Full => self.pause(link.broker, cx),
+            _ if failure == Failure::Full => self.route.pause(link.broker, self.id, cx),
             _ if failure == Failure::NoVerdict => {
                 cx.bus
                     .roster
                     .turn_away(link.broker, None, failure, NO_VERDICT, cx.now);
-                self.pause(link.broker, cx);
+                self.route.pause(link.broker, self.id, cx);
             }
             _ => {
                 cx.bus.roster.note_failure(link.broker, failure);
-                self.pause(link.broker, cx);
-                avoided = (!self.independent).then_some(link.broker);
+                self.route.pause(link.broker, self.id, cx);
+                avoided = (!self.route.is_independent()).then_some(link.broker);
             }
         }
-        self.attempts.fail(avoided);
+        self.route.attempts.fail(avoided);
     }
 
     /// A live link to this broker is gone: what that says of the broker.
@@ -104,7 +105,7 @@ impl Trunk {
             }
             Failure::Silent | Failure::Refused => {
                 cx.bus.roster.note_failure(broker, failure);
-                self.pause(broker, cx);
+                self.route.pause(broker, self.id, cx);
             }
             _ => cx.bus.roster.note_failure(broker, failure),
         }
@@ -118,28 +119,31 @@ impl Trunk {
         } else {
             failure
         };
-        let brief = cx.now.saturating_duration_since(link.opened_at) < super::attempts::BRIEF;
-        self.attempts.begin(cx.now);
-        if !self.must_move() {
+        let brief = cx.now.saturating_duration_since(link.opened_at) < super::route::BRIEF;
+        self.route.attempts.begin(cx.now);
+        if !self.route.must_move() {
             // From a move that is off: the next handshake decides.
-            self.attempts.forget_refusals();
+            self.route.attempts.forget_refusals();
         }
         cx.bus.counters.link_failures += u64::from(!failure.is_own());
         let suspect = cx.bus.watch(broker).suspect_since().is_some();
         self.note_lost_link(broker, failure, cx);
-        self.switch = None;
+        if let Some(several) = self.route.several_mut() {
+            several.cancel_switch();
+        }
         if brief {
-            self.pause(broker, cx);
+            self.route.pause(broker, self.id, cx);
         }
         if brief || (failure == Failure::Silent && !suspect) {
-            self.attempts.fail(Some(broker));
+            self.route.attempts.fail(Some(broker));
         }
-        self.lost = Some((broker, failure, cx.now));
-        if self
-            .moving
-            .is_some_and(|planned| planned.reason != Failure::NewConnect)
-        {
-            self.moving = None;
+        self.route.lost = Some(Lost {
+            broker,
+            cause: failure,
+            at: cx.now,
+        });
+        if !self.route.must_move() {
+            self.route.moving = None;
         }
         let last_read = link.last_read_at;
         let greedy = self.find_greedy(failure, cx.now);
@@ -183,7 +187,7 @@ impl Trunk {
         if let Some(session) = greedy {
             self.depart(session, Leaving::Greedy, cx);
         }
-        if self.moving.take().is_some() {
+        if self.route.moving.take().is_some() {
             self.abandon_joining(cx.bus);
             self.renew_links(cx);
         }
@@ -286,34 +290,9 @@ impl Trunk {
 
     /// Plans to leave the live link for another broker (R19).
     pub(super) fn start_move(&mut self, reason: Failure, cx: &mut Turn<'_>) {
-        let independent = self.independent;
-        if !independent
-            && self.moving.is_none()
-            && self.live().is_some()
-            && self.attempts.retry_at().is_none()
-        {
-            self.attempts.begin(cx.now);
-            self.moving = Some(Move {
-                reason,
-                after: None,
-            });
+        if self.live().is_some() && self.route.plan_move(reason, cx) {
             self.next_attempt(cx);
         }
-    }
-
-    /// No other broker: the move is off until the roster changes, or for a while where
-    /// others turned the trunk away.
-    pub(super) fn stay(&mut self, now: Instant) {
-        self.moving = None;
-        self.attempts.forget_refusals();
-        self.retry_later(now);
-    }
-
-    /// Whether the old link can't do any more: it has other options than the component asked
-    /// for last.
-    pub(super) fn must_move(&self) -> bool {
-        let reason = self.moving.map(|planned| planned.reason);
-        reason == Some(Failure::NewConnect)
     }
 
     /// The new link is accepted: unsubscribe everything on the old one and fence it.
@@ -340,11 +319,16 @@ impl Trunk {
     /// Everything that the old link owed has come: close it and replay on the new one.
     pub(super) fn left(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let reason = self
+            .route
             .moving
             .map_or(Failure::Removed, |planned| planned.reason);
         let link = self.drop_link(id, false, cx.bus);
         let (broker, last_read) = (link.broker, link.last_read_at);
-        self.lost = Some((broker, reason, cx.now));
+        self.route.lost = Some(Lost {
+            broker,
+            cause: reason,
+            at: cx.now,
+        });
         cx.bus.detached(self.id, broker, cx.now);
         let (settled, in_doubt) = self.settle(link, cx.bus);
         if reason.is_planned() {
@@ -352,7 +336,7 @@ impl Trunk {
                 .note_lost(broker, reason, last_read, &settled, in_doubt, cx.now);
         }
         self.requeue(settled, cx.bus);
-        self.moving = None;
+        self.route.moving = None;
         self.replay_if_free(cx);
         self.next_attempt(cx);
     }
@@ -400,7 +384,7 @@ impl Trunk {
             && let Some((trouble, _)) = cx.bus.roster.turned_away(self.identity(cx.bus))
         {
             let (text, broker) = (trouble.text.clone(), cx.bus.roster.current());
-            self.attempts.refuse(broker, &text, cx.now);
+            self.route.attempts.refuse(broker, &text, cx.now);
             return self.refuse_sessions(cx);
         }
         let Some(due) = self.refused_due(cx.bus) else {
@@ -411,7 +395,7 @@ impl Trunk {
         let everywhere = cx.bus.roster.brokers().all(|(id, broker)| {
             let away = cx.now.saturating_duration_since(broker.since());
             let gone = broker.health() == Health::Down && away >= window;
-            gone || self.attempts.is_refused_by(id)
+            gone || self.route.attempts.is_refused_by(id)
         });
         if everywhere || cx.now >= due {
             self.refuse_sessions(cx);
@@ -428,7 +412,10 @@ impl Trunk {
     /// and those that were served behind `refusal_window`. An outage of verdicts is an outage for
     /// whoever was served.
     fn turned_away_due(&self, bus: &Bus) -> Option<Instant> {
-        let needed = self.needed_since.filter(|_| !self.sessions.is_empty())?;
+        let needed = self
+            .route
+            .needed_since()
+            .filter(|_| !self.sessions.is_empty())?;
         if self.links.any_attached() || self.done || self.refused {
             return None;
         }
@@ -448,18 +435,18 @@ impl Trunk {
     }
 
     fn refused_due(&self, bus: &Bus) -> Option<Instant> {
-        let since = self.attempts.refused_since()?;
+        let since = self.route.attempts.refused_since()?;
         let attached = self.links.any_attached();
         (!attached).then(|| since + bus.settings.timings.refusal_window)
     }
 
     /// The brokers' refusal reaches the sessions; what they published is refused with them.
     pub(super) fn refuse_sessions(&mut self, cx: &mut Turn<'_>) {
-        let Some(text) = self.attempts.take_refusal() else {
+        let Some(text) = self.route.attempts.take_refusal() else {
             return;
         };
         self.abandon_joining(cx.bus);
-        self.moving = None;
+        self.route.moving = None;
         for session in self.sessions.ids() {
             let held = std::mem::take(&mut self.sessions[session].held);
             cx.bus.budgets.held.give(held.bytes());
@@ -553,7 +540,7 @@ impl Trunk {
         self.done = true;
         self.note_idle(None, bus);
         self.give_back_charge(bus);
-        if self.lost.is_some_and(|(_, cause, _)| !cause.is_own()) {
+        if self.route.is_failing_over() {
             bus.failovers.gone();
         }
         bus.remove(self.id);

@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
+use super::route::Step;
 use super::sharing::{CROWDED_FOR, Crowded};
 use super::{CloseReason, Trunk, Verdict};
-use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::proto::encode;
 use crate::proto::info::HeaderSupport;
 use crate::proto::info::ServerInfo;
-use crate::upstream::brokers::backoff::Backoff;
-use crate::upstream::brokers::roster::{BrokerId, Failure, Pick};
+use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::brokers::trouble::IdentityDigest;
 use crate::upstream::bus::{Bus, Turn};
 
@@ -28,39 +27,31 @@ const REPLAY_FENCE_BYTES: usize = 64 * 1024;
 const VERDICT_WITH_SPARE: Duration = Duration::from_secs(1);
 const VERDICT_MOST: Duration = Duration::from_secs(30);
 
-/// Pause of a trunk that every broker turned away.
-pub(super) const RETRY: Backoff = Backoff {
-    first: Duration::from_millis(50),
-    longest: Duration::from_secs(2),
-};
-
 impl Trunk {
-    /// Dials the next broker, if the trunk needs a link and none is on its way.
+    /// Takes the next steps on the way to brokers.
     pub(super) fn next_attempt(&mut self, cx: &mut Turn<'_>) {
-        if self.independent {
-            return self.dial_all(cx);
-        }
-        let joining = self.links.any(Link::is_joining);
-        let attached = self.links.any_attached();
-        let waits = self.moving.is_some_and(|planned| planned.after.is_some());
-        if self.done || joining || (attached && (self.moving.is_none() || waits)) {
+        if self.done {
             return;
         }
-        if !attached {
-            self.needed_since.get_or_insert(cx.now);
-        }
-        let identity = self.identity(cx.bus);
-        match cx.bus.pick(self.id, identity, &self.avoided(), cx.now) {
-            Pick::Dial(broker) => {
-                self.attempts.cancel_retry();
-                self.dial(broker, cx);
+        if let Some(planned) = self.route.moving
+            && self.route.is_independent()
+        {
+            if planned.after.is_some() {
+                return;
             }
-            Pick::Queue => {}
-            Pick::Wait if attached && !self.must_move() => self.stay(cx.now),
-            Pick::Wait => {
-                self.try_to_admit(cx);
-                self.answer_what_needs_no_broker(cx.bus);
-                self.retry_later(cx.now);
+            self.renew_links(cx);
+        }
+        for step in self.route.next(self.id, &self.connect, &self.links, cx) {
+            match step {
+                Step::Dial(broker) => {
+                    self.dial(broker, cx);
+                }
+                Step::Leave(link) => self.leave(link, cx),
+                Step::Fail(link) => self.fail(link, Failure::Silent, cx),
+                Step::Wait => {
+                    self.try_to_admit(cx);
+                    self.answer_what_needs_no_broker(cx.bus);
+                }
             }
         }
     }
@@ -82,14 +73,6 @@ impl Trunk {
             }
             self.sessions.close_unasked(session);
         }
-    }
-
-    /// Has brokers that turned the trunk away asked again. Not put off by changes of the
-    /// roster that leave nothing to dial.
-    pub(super) fn retry_later(&mut self, now: Instant) {
-        let seed = self.id.0;
-        self.attempts
-            .retry_later(now, |failures| RETRY.delay(failures, seed));
     }
 
     /// A dial's connection is open.
@@ -130,7 +113,7 @@ impl Trunk {
         let deadline = cx.now + cx.bus.settings.timings.connect_timeout;
         // Only those that were live before hold others up: they have subscriptions that
         // the neighbours rely on.
-        let holds_up = self.lost.is_some() && !self.links.any_attached();
+        let holds_up = self.route.lost.is_some() && !self.links.any_attached();
         let retention = self.retention(cx.bus);
         let id = self.links.add(broker, retention, deadline, cx.now);
         let link = &mut self.links[id];
@@ -143,21 +126,13 @@ impl Trunk {
         id
     }
 
-    fn avoided(&self) -> Vec<BrokerId> {
-        let leaving = self
-            .moving
-            .filter(|planned| planned.reason != Failure::NewConnect)
-            .and_then(|_| self.broker());
-        self.attempts.avoided().chain(leaving).collect()
-    }
-
     /// A broker's INFO during the handshake: answer with CONNECT and PING.
     pub(super) fn introduce(&mut self, id: LinkId, info: ServerInfo, cx: &mut Turn<'_>) {
         let broker = self.links[id].broker;
         let unfit = cx.bus.roster.unfit(broker, &info);
         let headers = info.headers;
         let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);
-        if self.independent {
+        if self.route.is_independent() {
             let independent = self.links[id].independent.get_or_insert_default();
             independent.server_id = info.server_id.as_str().into();
         }
@@ -259,7 +234,7 @@ impl Trunk {
         let link = &mut self.links[id];
         link.deadline = None;
         link.phase = Phase::Authenticated;
-        if self.independent {
+        if self.route.is_independent() {
             return self.replay(id, cx);
         }
         self.leave_old_link(cx);
@@ -374,7 +349,7 @@ impl Trunk {
         let is_fenced = |link: &Link| link.phase == Phase::Fenced;
         while let Some(id) = self.links.find(is_fenced) {
             // Where another of independent brokers has the ledger, nobody waits for this one.
-            let spare = self.independent && self.links.any_attached();
+            let spare = self.route.is_independent() && self.links.any_attached();
             if !spare && let Some(opens_at) = cx.bus.barrier_opens_at(cx.now) {
                 self.links[id].deadline = Some(opens_at);
                 cx.bus.wait_at_barrier(self.id);
@@ -383,7 +358,7 @@ impl Trunk {
             let identity = self.identity(cx.bus);
             cx.bus
                 .attached(self.id, identity, self.links[id].broker, cx.now);
-            if self.independent {
+            if self.route.is_independent() {
                 self.stand_by(id);
             } else {
                 self.go_live(id, cx);
@@ -399,19 +374,18 @@ impl Trunk {
         link.live_from = last_ping;
         link.deadline = None;
         let (id, broker, replayed) = (link.id, link.broker, link.replayed);
-        let started = self.lost.map_or(link.opened_at, |(_, _, when)| when);
-        self.moving = None;
-        self.needed_since = None;
+        let lost = self.route.lost.take();
+        let started = lost.map_or(link.opened_at, |lost| lost.at);
         let holds =
             |crowded: &Crowded| crowded.broker == broker && cx.now < crowded.since + CROWDED_FOR;
         self.crowded = self.crowded.filter(holds);
         self.count_anew();
-        self.attempts.succeed(cx.now);
-        if self.independent {
+        self.route.succeed(cx.now);
+        if self.route.is_independent() {
             self.ask_for_lacks(id, cx);
             self.send_limits(cx);
         }
-        if self.lost.is_some_and(|(before, _, _)| before != broker) {
+        if lost.is_some_and(|lost| lost.broker != broker) {
             cx.bus.counters.failovers += 1;
             cx.bus
                 .observed
@@ -421,18 +395,17 @@ impl Trunk {
         self.make_ready();
         self.verify_all();
         let held = self.resume(id, cx);
-        if self.lost.is_some_and(|(_, cause, _)| !cause.is_own()) {
+        if lost.is_some_and(|lost| !lost.cause.is_own()) {
             cx.bus.failovers.attached(broker, replayed, held, cx.now);
         }
         self.actions.push_back(Action::Report(Report::Attached {
             link: id,
             broker,
-            after: self.lost.map(|(broker, failure, _)| (broker, failure)),
+            after: lost.map(|lost| (lost.broker, lost.cause)),
             replayed,
             held,
             took: cx.now.saturating_duration_since(started),
         }));
-        self.lost = None;
         self.leave_where_due(cx);
         self.check_done(cx);
     }
@@ -467,7 +440,7 @@ impl Trunk {
         };
         let link = &self.links[id];
         match cx.bus.watch(link.broker).suspect_since() {
-            Some(since) if self.is_suspect(id, cx.bus) => {
+            Some(since) if self.links.is_suspect(id, cx.bus) => {
                 if link.last_ping_at < since {
                     self.links.fence(id, cx);
                 }
@@ -499,7 +472,8 @@ impl Trunk {
     /// Sends what waited for this link, and then what is owed. Returns the number of
     /// publishes.
     pub(super) fn resume(&mut self, id: LinkId, cx: &mut Turn<'_>) -> u64 {
-        if self.switch.is_some() || (self.independent && self.is_suspect(id, cx.bus)) {
+        let is_unproven = || self.links.is_suspect(id, cx.bus);
+        if self.route.is_switching() || (self.route.is_independent() && is_unproven()) {
             // Publishes wait for the next link (R30), or until this one is proven (R8).
             return 0;
         }
@@ -559,7 +533,7 @@ impl Trunk {
 
     /// Re-asks what was owed, behind replay and waiting publishes (R1).
     fn settle_owed(&mut self, id: LinkId, cx: &mut Turn<'_>) {
-        let independent = self.independent;
+        let independent = self.route.is_independent();
         for session in self.sessions.ids() {
             let next_ping = self.links.next_ping();
             if self.sessions[session].debts.has_pongs() {

@@ -10,7 +10,7 @@ use crate::ledger::{Ping, SessionId};
 use crate::net::Retention;
 use crate::proto::encode;
 use crate::upstream::brokers::roster::BrokerId;
-use crate::upstream::bus::Turn;
+use crate::upstream::bus::{Bus, Turn};
 
 /// The links of a trunk. At most two, one to leave and one to join; or one for each of independent
 /// brokers.
@@ -114,6 +114,14 @@ impl Links {
     /// The link in [`Phase::Live`], whatever is planned for it.
     pub(super) fn live(&self) -> Option<LinkId> {
         self.find(|link| link.phase == Phase::Live)
+    }
+
+    /// Whether a link waits to be proven: its broker is suspect, and nothing that was asked
+    /// since then was answered.
+    pub(super) fn is_suspect(&self, id: LinkId, bus: &Bus) -> bool {
+        let link = &self[id];
+        let since = bus.watch(link.broker).suspect_since();
+        since.is_some_and(|since| link.proven_at.is_none_or(|proven| proven < since))
     }
 
     /// The links that SUBs and UNSUBs go to.

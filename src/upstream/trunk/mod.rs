@@ -20,27 +20,31 @@
 
 mod action;
 mod allowance;
-mod attempts;
 mod attribution;
 mod broker_input;
 mod debts;
 mod flow;
-mod independent;
+mod lacks;
+
 mod link;
 mod link_end;
 mod link_setup;
 mod links;
 mod monitoring;
+mod presence;
 mod pressure;
 mod room;
+mod route;
 mod session_input;
 mod sessions;
 mod sharing;
 mod slot;
+mod target;
 #[cfg(test)]
 mod tests;
 mod throttle;
 mod timers;
+mod unsub_max;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -59,10 +63,10 @@ use crate::net::{Outbox, Retention};
 use crate::proto::connect::ConnectInfo;
 use crate::queue::Queue;
 use crate::upstream::brokers::liveness::TrunkId;
-use crate::upstream::brokers::roster::{BrokerId, Failure};
+use crate::upstream::brokers::roster::BrokerId;
 use crate::upstream::bus::{Bus, Pace};
-use attempts::Attempts;
 use links::Links;
+use route::Route;
 use sessions::Sessions;
 use slot::{End, Slot};
 
@@ -81,21 +85,11 @@ enum Verdict {
 /// longer than a failover.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
-/// A planned change of link (R19).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Move {
-    reason: Failure,
-    /// The PING on the old link that must be answered before the new one is dialled.
-    after: Option<u64>,
-}
-
 /// The machine. See the module's documentation.
 #[derive(Debug)]
 pub struct Trunk {
     id: TrunkId,
     connect: Rc<ConnectInfo>,
-    /// Whether there is a link to each of several brokers (R26-R32).
-    independent: bool,
     /// Whether sessions of the same identity may join (R22).
     shared: bool,
     /// A broker took no more subscriptions when there were so many.
@@ -115,20 +109,7 @@ pub struct Trunk {
     /// Whether it costs the budget of waiting publishes for being there.
     charged: bool,
     links: Links,
-    attempts: Attempts,
-    moving: Option<Move>,
-    switch: Option<Box<independent::Switch>>,
-    /// When the first target is chosen, whatever is on its way.
-    choose_at: Option<Instant>,
-    /// Whether it announces the host, and the last announcement that it made (R29).
-    carries: bool,
-    announced: u64,
-    /// Of independent brokers, those that turned the trunk away.
-    pauses: Vec<independent::Pause>,
-    /// Since when there is no link that serves.
-    needed_since: Option<Instant>,
-    /// The last live link's broker, why it ended, and when.
-    lost: Option<(BrokerId, Failure, Instant)>,
+    route: Route,
     /// What the driver's timer was last set for.
     timer: Option<Instant>,
     /// Silence is measured from here at the earliest, after a clock that jumped (R9).
@@ -158,7 +139,6 @@ impl Trunk {
         Self {
             id,
             connect,
-            independent: false,
             shared: false,
             crowded: None,
             greedy: None,
@@ -171,15 +151,7 @@ impl Trunk {
             orphans: Held::default(),
             charged: false,
             links: Links::new(),
-            attempts: Attempts::default(),
-            moving: None,
-            switch: None,
-            choose_at: None,
-            carries: false,
-            announced: 0,
-            pauses: Vec::new(),
-            needed_since: None,
-            lost: None,
+            route: Route::default(),
             timer: None,
             clock_floor: None,
             any_limited: false,
@@ -295,27 +267,13 @@ impl Trunk {
     /// The link that publishes may be written to now: live, not suspect (R8), and not about to
     /// be left (R30).
     fn open(&self, bus: &Bus) -> Option<LinkId> {
-        let live = self.live().filter(|_| self.switch.is_none());
-        live.filter(|&id| !self.is_suspect(id, bus))
-    }
-
-    /// Whether a link waits to be proven: its broker is suspect, and nothing that was asked
-    /// since then was answered.
-    fn is_suspect(&self, id: LinkId, bus: &Bus) -> bool {
-        let link = &self.links[id];
-        let since = bus.watch(link.broker).suspect_since();
-        since.is_some_and(|since| link.proven_at.is_none_or(|proven| proven < since))
+        let live = self.live().filter(|_| !self.route.is_switching());
+        live.filter(|&id| !self.links.is_suspect(id, bus))
     }
 
     /// The link that publishes go to, suspect or not.
     fn live(&self) -> Option<LinkId> {
-        if self
-            .moving
-            .is_some_and(|planned| planned.reason == Failure::NewConnect)
-        {
-            return None;
-        }
-        self.links.live()
+        self.links.live().filter(|_| !self.route.must_move())
     }
 
     fn retention(&self, bus: &Bus) -> Retention {

@@ -3,8 +3,9 @@
 use std::rc::Rc;
 
 use super::link::{Link, LinkId, OkOwner, Phase};
+use super::route::{Attempts, Move};
 use super::slot::{End, Finishing, Gate, Leaving, Slot};
-use super::{CloseReason, Move, Trunk, Verdict};
+use super::{CloseReason, Trunk, Verdict};
 use crate::clock::Instant;
 use crate::config::PongHold;
 use crate::ledger::{SessionId, Subscribed, Unsubscribed, UpstreamSid};
@@ -41,7 +42,7 @@ impl Trunk {
         cx: &mut Turn<'_>,
     ) -> SessionId {
         let session = self.sessions.insert(slot);
-        self.independent = cx.bus.settings.is_independent();
+        self.route.configure(cx.bus.settings.is_independent());
         self.connect_ok_owed = sent_connect && self.connect.verbose;
         if self.links.is_empty() {
             self.next_attempt(cx);
@@ -335,7 +336,7 @@ impl Trunk {
     pub fn ping(&mut self, session: SessionId, cx: &mut Turn<'_>) {
         self.catch_up(session, cx);
         let (open, live) = (self.open(cx.bus), self.live());
-        let placed = !self.independent || self.has_proven_operations(cx.bus);
+        let placed = !self.route.is_independent() || self.has_proven_operations(cx.bus);
         let subscribed = self.subscriptions.has_any(session);
         let Some(slot) = self.sessions.get_mut(session) else {
             return;
@@ -387,7 +388,7 @@ impl Trunk {
         self.connect_ok_owed = self.connect.verbose;
         self.verdict = Verdict::Pending;
         self.ready = false;
-        self.attempts = super::attempts::Attempts::default();
+        self.route.attempts = Attempts::default();
         self.abandon_joining(cx.bus);
         let live = self.links.find(|link| link.phase == Phase::Live);
         if live.is_none() && cx.bus.settings.is_independent() {
@@ -400,7 +401,7 @@ impl Trunk {
             });
             // What came before is answered before anything else happens.
             let after = unanswered.then(|| self.links.fence(id, cx));
-            self.moving = Some(Move {
+            self.route.moving = Some(Move {
                 reason: Failure::NewConnect,
                 after,
             });
@@ -593,10 +594,7 @@ impl Trunk {
     /// The link whose broker answers SUBs and UNSUBs: the live one, or where the ledger is in
     /// place or on its way.
     pub(super) fn operation_owner(&self) -> Option<LinkId> {
-        if self
-            .moving
-            .is_some_and(|planned| planned.reason == Failure::NewConnect)
-        {
+        if self.route.must_move() {
             return None;
         }
         let subscribed = |link: &Link| link.takes_subscriptions();
@@ -605,7 +603,8 @@ impl Trunk {
 
     /// With independent brokers, how many deliveries are left of a subscription that has a max.
     fn several_left(&self, upstream: UpstreamSid) -> Option<u64> {
-        self.independent
+        self.route
+            .is_independent()
             .then(|| self.subscriptions.left(upstream))?
     }
 

@@ -41,7 +41,7 @@ impl Earliest {
 impl Trunk {
     /// When [`Trunk::handle_timeout`] wants to be called. May be too early, never too late.
     pub fn poll_timeout(&self, bus: &Bus) -> Option<Instant> {
-        let mut due = Earliest(self.attempts.retry_at());
+        let mut due = Earliest(self.route.attempts.retry_at());
         for link in self.links.iter() {
             due.note(link.deadline);
             due.note(link.room.look_at());
@@ -99,8 +99,13 @@ impl Trunk {
                 cx.bus.suspect(link.broker, cx.now);
             }
         }
-        if self.attempts.retry_at().is_some_and(|at| at <= cx.now) {
-            self.attempts.retry();
+        if self
+            .route
+            .attempts
+            .retry_at()
+            .is_some_and(|at| at <= cx.now)
+        {
+            self.route.attempts.retry();
             self.leave_where_due(cx);
             self.next_attempt(cx);
         }
@@ -290,7 +295,7 @@ impl Trunk {
     /// How long a fence of a replay may stay unanswered: longer where many replay, and where the
     /// last attempts failed. A broker that has just started may be busy with those of many hosts.
     fn replay_patience(&self, timeout: Duration, bus: &Bus) -> Duration {
-        let attempts = self.attempts.failures().min(REPLAY_DOUBLINGS);
+        let attempts = self.route.attempts.failures().min(REPLAY_DOUBLINGS);
         let others = u32::try_from(bus.barrier.replaying()).unwrap_or(u32::MAX);
         let others = REPLAY_EACH.saturating_mul(others).min(REPLAY_MOST);
         timeout.saturating_mul(1 << attempts).min(REPLAY_MOST) + others
