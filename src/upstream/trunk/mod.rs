@@ -21,10 +21,14 @@
 mod action;
 mod allowance;
 mod attribution;
+mod broker_errors;
 mod broker_input;
 mod debts;
 mod flow;
 mod lacks;
+mod operations;
+mod resume;
+mod trunk_end;
 
 mod link;
 mod link_end;

@@ -2,7 +2,7 @@
 
 use super::Trunk;
 use super::link::{LinkId, OkOwner};
-use super::session_input::NO_SID;
+use super::operations::NO_SID;
 use crate::clock::Instant;
 use crate::ledger::{SessionId, UpstreamSid};
 use crate::proto::encode;
