@@ -185,7 +185,7 @@ fn an_upstream_sid_is_never_used_twice() {
         unsub(&mut table, ALICE, "1", None);
         table.forget(sid);
     }
-    assert_eq!(table.slots.len(), 1);
+    assert_eq!(table.places.len(), 1);
 }
 
 #[test]
