@@ -74,7 +74,7 @@ impl Trunk {
             }
             BrokerError::MaxSubscriptions => {
                 // The next PONG tells which was too many; who is alone hears of it now.
-                let is_alone = !self.shared || self.sessions.len() == 1;
+                let is_alone = !self.is_shared() || self.sessions.len() == 1;
                 let operations = &mut self.links[id].operations;
                 let tell = is_alone && !operations.has_own();
                 operations.note_too_many(tell);
@@ -82,7 +82,7 @@ impl Trunk {
                     self.deliver_answer(id, &line, cx.bus);
                 }
             }
-            BrokerError::InvalidSubject | BrokerError::BadSid if self.shared => {}
+            BrokerError::InvalidSubject | BrokerError::BadSid if self.is_shared() => {}
             // The server of 2012 says so of a publish as well, and then +OK.
             BrokerError::InvalidSubject if self.links[id].oks.first() == Some(OkOwner::Publish) => {
                 self.deliver_to_own(&line, cx.bus);
@@ -143,7 +143,7 @@ impl Trunk {
         if self.is_bystander(id) {
             return self.add_lacks(id, &refused, cx.now);
         }
-        if self.shared && self.sessions.len() > 1 {
+        if self.is_shared() && self.sessions.len() > 1 {
             if !refused.is_empty() {
                 self.crowd_out(id, &refused, cx);
             }
@@ -178,7 +178,7 @@ impl Trunk {
             // It answers what another has answered, in whose place it is.
             return;
         }
-        if !self.shared {
+        if !self.is_shared() {
             return self.deliver_answer(id, line, cx.bus);
         }
         for (session, _) in rejected.map(|rejected| rejected.owners).unwrap_or_default() {
@@ -188,7 +188,7 @@ impl Trunk {
 
     /// A publish was refused: who published it hears of it.
     fn deliver_to_publisher(&mut self, id: LinkId, wanted: Wanted<'_>, line: &[u8], cx: &Turn<'_>) {
-        if !self.shared {
+        if !self.is_shared() {
             return self.deliver_answer(id, line, cx.bus);
         }
         if let Some(Some(session)) = self.owner_of(id, wanted, cx.now) {
@@ -228,7 +228,7 @@ impl Trunk {
         if text.eq_ignore_ascii_case(OWN_FAULTS[1]) {
             self.end_longest(id, text, cx);
         }
-        if own_fault && attached && !self.shared && self.sessions.len() == 1 {
+        if own_fault && attached && !self.is_shared() && self.sessions.len() == 1 {
             self.links[id].is_at_fault = true;
             for session in self.sessions.ids() {
                 self.sessions
@@ -254,7 +254,7 @@ impl Trunk {
         let link = &mut self.links[id];
         link.longest_line = Some(longest - 1);
         cx.bus.roster.learn_line(link.broker, longest - 1, cx.now);
-        if self.shared {
+        if self.is_shared() {
             for session in owners {
                 self.sessions
                     .close(session, CloseReason::Refused(text.into()));

@@ -123,7 +123,7 @@ impl Trunk {
         let counts = status == Status::Application;
         match status {
             Status::Answers(session) => return self.deliver_status(session, msg, cx.bus),
-            Status::Own if self.shared => return,
+            Status::Own if self.is_shared() => return,
             Status::Own | Status::Application => {}
         }
         let independent = self.route.is_independent();

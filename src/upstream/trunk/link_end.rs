@@ -252,7 +252,7 @@ impl Trunk {
     /// Puts publishes that a dead link never wrote in front of those that wait.
     pub(super) fn requeue(&mut self, settled: Settled, bus: &mut Bus) {
         bus.budgets.held.take(settled.bytes());
-        let only = match self.shared {
+        let only = match self.is_shared() {
             true => None,
             false => self.sessions.iter_mut().next(),
         };

@@ -116,7 +116,7 @@ impl Trunk {
         let retention = self.retention(cx.bus);
         let id = self.links.add(broker, retention, deadline, cx.now);
         let link = &mut self.links[id];
-        link.owners = self.shared.then(Box::default);
+        link.owners = self.sharing.is_some().then(Box::default);
         if holds_up {
             link.in_barrier = true;
             cx.bus.barrier.join();
@@ -377,7 +377,9 @@ impl Trunk {
         let started = lost.map_or(link.opened_at, |lost| lost.at);
         let holds =
             |crowded: &Crowded| crowded.broker == broker && cx.now < crowded.since + CROWDED_FOR;
-        self.crowded = self.crowded.filter(holds);
+        if let Some(sharing) = &mut self.sharing {
+            sharing.crowded = sharing.crowded.filter(holds);
+        }
         self.count_anew();
         self.route.succeed(cx.now);
         if self.route.is_independent() {

@@ -68,10 +68,12 @@ use crate::proto::connect::ConnectInfo;
 use crate::queue::Queue;
 use crate::upstream::brokers::liveness::TrunkId;
 use crate::upstream::brokers::roster::BrokerId;
-use crate::upstream::bus::{Bus, Pace};
+use crate::upstream::bus::Bus;
 use links::Links;
+use pressure::Intake;
 use route::Route;
 use sessions::Sessions;
+use sharing::Sharing;
 use slot::{End, Slot};
 
 /// What the brokers think of the trunk's credentials.
@@ -94,14 +96,8 @@ const FINISH_WITHIN: Duration = Duration::from_secs(5);
 pub struct Trunk {
     id: TrunkId,
     connect: Rc<ConnectInfo>,
-    /// Whether sessions of the same identity may join (R22).
-    shared: bool,
-    /// A broker took no more subscriptions when there were so many.
-    crowded: Option<sharing::Crowded>,
-    /// The session that got most when the broker closed a shared link, and when.
-    greedy: Option<(SessionId, Instant)>,
-    /// Since when a shared trunk has no session.
-    idle_since: Option<Instant>,
+    /// Where sessions of the same identity may join (R22).
+    sharing: Option<Box<Sharing>>,
     /// A component that sent no CONNECT is owed no `+OK` for the one that natsmux sends.
     connect_ok_owed: bool,
     verdict: Verdict,
@@ -120,20 +116,13 @@ pub struct Trunk {
     clock_floor: Option<Instant>,
     /// Whether any subscription has ever had a max: its count must be the broker's.
     any_limited: bool,
-    /// Whether links aren't read (R33): the component has much to take, or a large message waits for
-    /// room.
-    stalled: bool,
-    /// Since when the component has, and how fast it took what it had before.
-    full_since: Option<Instant>,
-    pace: Pace,
+    intake: Intake,
     /// Since when a place among the operations is to be marked by a PING (R23).
     unmarked: Option<Instant>,
     actions: Queue<Action>,
     scratch: Vec<u8>,
     /// The brokers refused the credentials for good.
     refused: bool,
-    /// A broker refused them to a session that came later: nobody may join.
-    disbelieved: bool,
     done: bool,
 }
 
@@ -143,10 +132,7 @@ impl Trunk {
         Self {
             id,
             connect,
-            shared: false,
-            crowded: None,
-            greedy: None,
-            idle_since: None,
+            sharing: None,
             connect_ok_owed: false,
             verdict: Verdict::Pending,
             ready: false,
@@ -159,14 +145,11 @@ impl Trunk {
             timer: None,
             clock_floor: None,
             any_limited: false,
-            stalled: false,
-            full_since: None,
-            pace: Pace::default(),
+            intake: Intake::default(),
             unmarked: None,
             actions: Queue::default(),
             scratch: Vec::new(),
             refused: false,
-            disbelieved: false,
             done: false,
         }
     }
@@ -184,7 +167,7 @@ impl Trunk {
     /// A trunk that sessions of the same identity share, and that brokers know by `name`.
     pub fn shared(id: TrunkId, connect: &ConnectInfo, name: String) -> Self {
         let mut trunk = Self::new(id, Rc::new(sharing::as_shared(connect, name)));
-        trunk.shared = true;
+        trunk.sharing = Some(Box::default());
         trunk.sessions = Sessions::new(true);
         trunk.subscriptions.coalesce();
         trunk
@@ -283,7 +266,7 @@ impl Trunk {
     fn retention(&self, bus: &Bus) -> Retention {
         match bus.settings.delivery {
             // Where several sessions write, what was written tells whose an error is.
-            Delivery::AtMostOnce if !self.shared => Retention::UntilWritten,
+            Delivery::AtMostOnce if !self.is_shared() => Retention::UntilWritten,
             _ => Retention::UntilConfirmed,
         }
     }

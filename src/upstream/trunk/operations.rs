@@ -68,7 +68,7 @@ impl Trunk {
         encode::sub(&mut frame, subject, queue_group, sid);
         let longest = cx.bus.settings.limits.max_control_line.max(LINE_OF_BROKERS);
         let longest = longest.min(cx.bus.roster.max_control_line());
-        if self.shared && frame.len() - LINE_BESIDES > longest {
+        if self.is_shared() && frame.len() - LINE_BESIDES > longest {
             // natsmux's own sid is longer than the component's: the broker would close the link
             // for all.
             frame.clear();

@@ -43,6 +43,17 @@ const FAST: Duration = Duration::from_millis(250);
 /// Bytes that are read at once while components hold more than half of `max_pending_total`.
 const READ_SCARCE: usize = 16 * 1024;
 
+/// Whether a trunk's links are read (R33).
+#[derive(Debug, Default)]
+pub(super) struct Intake {
+    /// They aren't: the component has much to take, or a large message waits for room.
+    pub(super) stalled: bool,
+    /// Since when the component has much to take.
+    full_since: Option<Instant>,
+    /// How fast it took what it had before.
+    pace: Pace,
+}
+
 impl Trunk {
     /// Whether the driver may read from a session's component. Where not, the session is
     /// *parked*, and touched once that changes.
@@ -101,7 +112,7 @@ impl Trunk {
     /// on the same link, theirs must not wait behind too much.
     pub fn read_at_most(&self, cx: &Turn<'_>) -> ReadAtMost {
         let contended = |link: &Link| link.phase == Phase::Live && link.is_contended(cx.now);
-        match cx.bus.lags.is_any() || self.shared && self.links.any(contended) {
+        match cx.bus.lags.is_any() || self.is_shared() && self.links.any(contended) {
             true => ReadAtMost::Fair(FAIR_BYTES),
             false => ReadAtMost::Any,
         }
@@ -111,7 +122,7 @@ impl Trunk {
     /// broker takes so long for a window full of that (`Link::is_overrun`) that nobody should begin
     /// behind it.
     fn operates_beside_others(&self, slot: &Slot) -> bool {
-        self.shared && self.sessions.len() > 1 && slot.subs_covered_by > self.links.answered()
+        self.is_shared() && self.sessions.len() > 1 && slot.subs_covered_by > self.links.answered()
     }
 
     /// Whether a session that floods a link isn't read until the next fence is answered: where it
@@ -161,12 +172,12 @@ impl Trunk {
     pub fn wants_link_read(&mut self, link: LinkId, cx: &mut Turn<'_>) -> bool {
         let waits = self.waits_for_room(link, cx);
         self.look_at_pressure(cx);
-        if !self.stalled {
+        if !self.intake.stalled {
             return true;
         }
         let link = self.links.iter().find(|known| known.id == link);
         match link.is_some_and(|link| link.takes_subscriptions() || link.is_attached()) {
-            true => !waits && self.full_since.is_none(),
+            true => !waits && self.intake.full_since.is_none(),
             false => true,
         }
     }
@@ -178,12 +189,12 @@ impl Trunk {
             return false;
         };
         let need = link.partial.need();
-        if need <= LARGE || self.shared {
+        if need <= LARGE || self.sharing.is_some() {
             return false;
         }
         let place = match link.room {
             Room::Taken(_) => return false,
-            Room::Unasked => (self.pace, cx.now, self.id),
+            Room::Unasked => (self.intake.pace, cx.now, self.id),
             Room::Awaited { place, .. } => place,
         };
         let charge = cx.bus.take_room(place, need, cx.now);
@@ -212,7 +223,7 @@ impl Trunk {
         let pending = self.own_pending();
         let waits = |link: &Link| matches!(link.room, Room::Awaited { .. });
         let waits = self.links.any(waits);
-        if pending == 0 && !self.stalled && !waits {
+        if pending == 0 && !self.intake.stalled && !waits {
             return;
         }
         let most = match cx.bus.budgets.pending.is_scarce() {
@@ -220,22 +231,22 @@ impl Trunk {
             false => STALL_ABOVE,
         };
         let most = most.min(cx.bus.settings.limits.max_pending / 4);
-        match self.full_since {
+        match self.intake.full_since {
             Some(since) if pending <= most / 2 => {
-                self.full_since = None;
-                self.pace = match cx.now.saturating_duration_since(since) < FAST {
+                self.intake.full_since = None;
+                self.intake.pace = match cx.now.saturating_duration_since(since) < FAST {
                     true => Pace::Fast,
                     false => Pace::Slow,
                 };
             }
-            None if pending > most => self.full_since = Some(cx.now),
+            None if pending > most => self.intake.full_since = Some(cx.now),
             _ => {}
         }
-        let stalls = self.full_since.is_some() || waits;
-        if stalls == self.stalled {
+        let stalls = self.intake.full_since.is_some() || waits;
+        if stalls == self.intake.stalled {
             return;
         }
-        self.stalled = stalls;
+        self.intake.stalled = stalls;
         if stalls {
             cx.bus.counters.stalls += 1;
             cx.bus.step_aside(self.id, cx.now);
@@ -248,7 +259,7 @@ impl Trunk {
 
     /// Bytes that wait for the session that has this trunk for itself.
     fn own_pending(&self) -> usize {
-        if self.shared || self.sessions.len() != 1 {
+        if self.is_shared() || self.sessions.len() != 1 {
             return 0;
         }
         let open = self.sessions.iter().filter(|(_, slot)| !slot.is_closing());

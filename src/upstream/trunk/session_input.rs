@@ -339,7 +339,7 @@ impl Trunk {
     /// A session is here no more.
     pub(super) fn note_departure(&mut self, cx: &mut Turn<'_>) {
         if self.sessions.is_empty() {
-            self.note_idle(self.shared.then_some(cx.now), cx.bus);
+            self.note_idle(self.is_shared().then_some(cx.now), cx.bus);
             if let Some(id) = self.open(cx.bus) {
                 self.send_held(id, cx);
             } else {

@@ -38,6 +38,19 @@ pub(super) enum Status {
     Answers(SessionId),
 }
 
+/// What is known of a trunk that sessions share.
+#[derive(Debug, Default)]
+pub(super) struct Sharing {
+    /// A broker took no more subscriptions when there were so many.
+    pub(super) crowded: Option<Crowded>,
+    /// The session that got most when the broker closed a link, and when.
+    greedy: Option<(SessionId, Instant)>,
+    /// Since when no session is here.
+    idle_since: Option<Instant>,
+    /// A broker refused the credentials to a session that came later: nobody may join.
+    disbelieved: bool,
+}
+
 /// A broker took no more subscriptions on one connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Crowded {
@@ -89,18 +102,16 @@ pub(super) fn as_shared(connect: &ConnectInfo, name: String) -> ConnectInfo {
 impl Trunk {
     /// Whether sessions of one identity share it.
     pub fn is_shared(&self) -> bool {
-        self.shared
+        self.sharing.is_some()
     }
 
     /// Whether another session may join.
     pub fn takes_sessions(&self) -> bool {
         // A limit was met with so many: there is room again when there are clearly fewer.
         let has_room = |crowded: Crowded| self.subscriptions.len() < crowded.most * 9 / 10;
-        self.shared
-            && self.crowded.is_none_or(has_room)
-            && !self.refused
-            && !self.disbelieved
-            && !self.done
+        let is_open =
+            |sharing: &Sharing| sharing.crowded.is_none_or(has_room) && !sharing.disbelieved;
+        self.sharing.as_deref().is_some_and(is_open) && !self.refused && !self.done
     }
 
     /// Number of sessions.
@@ -128,7 +139,7 @@ impl Trunk {
         };
         // What a broker said long ago may not hold any more.
         let believed = cx.bus.settings.believed_for;
-        let is_old = self.shared
+        let is_old = self.is_shared()
             && cx.bus.roster.auth_required()
             && !cx.bus.admission.is_fresh(&self.connect, believed, cx.now);
         let unverified = self.ready && ((!live && !admitted()) || (live && is_old));
@@ -174,7 +185,9 @@ impl Trunk {
     pub(super) fn disbelieve(&mut self, id: LinkId, text: &[u8], bus: &mut Bus) {
         bus.admission.forget(&self.connect);
         self.drop_link(id, false, bus);
-        self.disbelieved = true;
+        if let Some(sharing) = &mut self.sharing {
+            sharing.disbelieved = true;
+        }
         for session in self.sessions.ids() {
             if self.sessions[session].unverified {
                 self.sessions
@@ -197,7 +210,7 @@ impl Trunk {
             self.sessions.note_timeout(until);
             return true;
         }
-        if !self.shared {
+        if !self.is_shared() {
             return false;
         }
         self.depart(session, Leaving::Reconnects, cx);
@@ -243,7 +256,7 @@ impl Trunk {
 
     /// A link goes live: what sessions get is counted anew.
     pub(super) fn count_anew(&mut self) {
-        if self.shared {
+        if self.is_shared() {
             for slot in self.sessions.iter_mut() {
                 slot.got_before = slot.traffic.out_bytes;
             }
@@ -257,7 +270,7 @@ impl Trunk {
             failure,
             Failure::Closed | Failure::Reset | Failure::LinkError
         );
-        if !is_closed || !self.shared || self.sessions.len() < 2 {
+        if !is_closed || !self.is_shared() || self.sessions.len() < 2 {
             return None;
         }
         let got = |slot: &Slot| slot.traffic.out_bytes.saturating_sub(slot.got_before);
@@ -267,7 +280,7 @@ impl Trunk {
             return None;
         }
         let stays = most.leaving.is_some() || most.is_ending();
-        let before = self.greedy.replace((session, now));
+        let before = self.sharing.as_mut()?.greedy.replace((session, now));
         let again = before.is_some_and(|(other, at)| {
             other == session && now.saturating_duration_since(at) < GREEDY_WITHIN
         });
@@ -279,9 +292,12 @@ impl Trunk {
     pub(super) fn crowd_out(&mut self, id: LinkId, refused: &[UpstreamSid], cx: &mut Turn<'_>) {
         let most = self.subscriptions.len().saturating_sub(refused.len());
         let broker = self.links[id].broker;
-        let known = self.crowded.filter(|crowded| crowded.broker == broker);
+        let Some(sharing) = &mut self.sharing else {
+            return;
+        };
+        let known = sharing.crowded.filter(|crowded| crowded.broker == broker);
         let most = known.map_or(most, |known| known.most.min(most));
-        self.crowded = Some(Crowded {
+        sharing.crowded = Some(Crowded {
             most,
             broker,
             since: cx.now,
@@ -302,9 +318,11 @@ impl Trunk {
 
     /// Since when no session is here; `None`: one is.
     pub(super) fn note_idle(&mut self, since: Option<Instant>, bus: &Bus) {
-        let idle = bus.idle_trunks.get() - usize::from(self.idle_since.is_some());
-        bus.idle_trunks.set(idle + usize::from(since.is_some()));
-        self.idle_since = since;
+        if let Some(sharing) = &mut self.sharing {
+            let idle = bus.idle_trunks.get() - usize::from(sharing.idle_since.is_some());
+            bus.idle_trunks.set(idle + usize::from(since.is_some()));
+            sharing.idle_since = since;
+        }
     }
 
     /// Takes a session out, to be [taken in](Trunk::take_in) by another trunk.
@@ -343,12 +361,14 @@ impl Trunk {
         // They were published under the former options.
         slot.debts.unasked = slot.held.messages();
         let session = self.attach_slot(slot, true, cx);
-        let label = self.shared.then(|| Rc::clone(connect));
+        let label = self.is_shared().then(|| Rc::clone(connect));
         self.settle_in(session, label, cx);
         if self.sessions[session].debts.has_pongs() {
             self.arm_pong_hold(session, cx);
         }
         let oks = self.sessions[session].debts.oks;
+        // One that ends has unsubscribed all.
+        let keeps = keeps && !self.sessions[session].is_ending();
         for one in moved.subscriptions.iter().filter(|_| keeps) {
             let group = one.queue_group.as_deref();
             self.subscribe(session, &one.subject, group, &one.sid, cx);
@@ -436,7 +456,7 @@ impl Trunk {
             let covered_by = self.links.next_ping();
             let link = &mut self.links[id];
             link.requested_by = covered_by;
-            let is_ambiguous = self.any_limited || (self.shared && !link.names_subject);
+            let is_ambiguous = self.any_limited || (self.sharing.is_some() && !link.names_subject);
             link.fences_next |= is_ambiguous && self.connect.no_responders;
         }
     }
@@ -481,7 +501,11 @@ impl Trunk {
     /// When a shared trunk without sessions ends, unless it has something to do then.
     pub(super) fn idle_until(&self, bus: &Bus) -> Option<Instant> {
         let keep = bus.settings.timings.trunk_idle_timeout;
-        let since = self.idle_since.filter(|_| !keep.is_zero())?;
+        let since = self
+            .sharing
+            .as_ref()?
+            .idle_since
+            .filter(|_| !keep.is_zero())?;
         // Many of them would use up descriptors: the newest have the least to lose.
         let keep = match bus.idle_trunks.get() > IDLE_TRUNKS_MOST {
             true => keep.min(IDLE_BRIEFLY),
@@ -493,7 +517,7 @@ impl Trunk {
     /// Whether it stays although no session is here.
     pub(super) fn stays_idle(&self, cx: &Turn<'_>) -> bool {
         let over = |until: Instant| until <= cx.now;
-        self.shared && !self.refused && !self.idle_until(cx.bus).is_some_and(over)
+        self.is_shared() && !self.refused && !self.idle_until(cx.bus).is_some_and(over)
     }
 
     /// Whether publishes wait for a broker, or for its proof.

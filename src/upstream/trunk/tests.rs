@@ -1101,6 +1101,27 @@ fn one_that_floods_beside_others_waits_for_its_pong_and_no_longer() {
     assert_eq!(unproven.bytes(0), 0);
 }
 
+#[test]
+fn a_session_that_ends_on_its_way_is_subscribed_nowhere_else() {
+    for ends in [false, true] {
+        let (mut bench, sessions) = sharers();
+        let connect = Rc::clone(&bench.trunk.connect);
+        let session = sessions[0];
+        bench.subscribe(b"a", b"1");
+        let cx = &mut Turn::new(bench.now, &mut bench.bus);
+        assert!(bench.trunk.must_depart(session, cx), "behind a PONG");
+        if ends {
+            let reason = CloseReason::ComponentClosed;
+            bench.trunk.finish(session, reason, cx);
+        }
+        let record = bench.trunk.take_out(session, cx).expect("its place");
+        let mut next = Trunk::new(TrunkId(1), connect.clone());
+        let session = next.take_in(record, &connect, true, cx);
+        let view = next.view(session).expect("it is there");
+        assert_eq!(view.subscription_count, usize::from(!ends));
+    }
+}
+
 /// Trunks in all sorts of states.
 fn trunks_to_give_up() -> Vec<(&'static str, Bench)> {
     let live = || Bench::live(PLAIN);

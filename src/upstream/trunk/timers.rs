@@ -146,7 +146,7 @@ impl Trunk {
         let phase = link.phase;
         match phase {
             // It isn't read (R33), and answers once it is.
-            Phase::Leaving(_) if self.stalled => None,
+            Phase::Leaving(_) if self.intake.stalled => None,
             Phase::Fenced => {
                 self.links[id].deadline = None;
                 cx.bus.counters.barrier_timeouts += 1;
@@ -173,7 +173,7 @@ impl Trunk {
 
     /// R7: 50 ms behind an unfenced operation, and on an idle link every 30 s with jitter.
     fn fence_due(&self, link: &Link, bus: &Bus) -> Option<Instant> {
-        let is_unread = self.stalled && !link.pings.is_empty();
+        let is_unread = self.intake.stalled && !link.pings.is_empty();
         if !link.phase.is_subscribed() || is_unread {
             return None;
         }
@@ -213,7 +213,7 @@ impl Trunk {
 
     /// Since when a live link owes a PONG, in time that natsmux ran.
     fn oldest_asked(&self, link: &Link) -> Option<Instant> {
-        if !link.phase.is_subscribed() || self.stalled {
+        if !link.phase.is_subscribed() || self.intake.stalled {
             return None;
         }
         let oldest = link.pings.oldest()?.at;
@@ -222,7 +222,7 @@ impl Trunk {
 
     /// When to ask the kernel whether the broker's host still takes bytes.
     fn measure_due(&self, link: &Link) -> Option<Instant> {
-        if !link.is_attached() || self.stalled {
+        if !link.is_attached() || self.intake.stalled {
             return None;
         }
         let oldest = link.pings.oldest()?;
@@ -271,7 +271,7 @@ impl Trunk {
         if !matches!(
             link.phase,
             Phase::Replaying | Phase::Live | Phase::Standby | Phase::Leaving(_)
-        ) || self.stalled
+        ) || self.intake.stalled
         {
             return None;
         }
