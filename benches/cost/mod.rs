@@ -324,9 +324,9 @@ impl Site {
         self.trunk
             .handle_link_failed(link, Failure::Closed, &mut Turn::new(now, &mut self.bus));
         // The only broker is probed before it is dialled again.
-        let broker = self.bus.roster.current();
+        let broker = self.bus.roster().current();
         let info = ServerInfo::parse(&INFO[b"INFO ".len()..]).expect("JSON");
-        self.bus.roster.handle_info(broker, info, now);
+        self.bus.roster_mut().handle_info(broker, info, now);
         self.trunk.handle_wake(&mut Turn::new(now, &mut self.bus));
         let mut dialled = None;
         while let Some(action) = self.trunk.poll_action() {

@@ -45,7 +45,7 @@ pub(super) fn session_snapshot(
     let bus = frontend.pool.bus.borrow();
     let broker = trunk
         .broker()
-        .map(|broker| bus.roster.broker(broker).label());
+        .map(|broker| bus.roster().broker(broker).label());
     session.broker = broker;
     if let Some(view) = trunk.view(*id) {
         let traffic = view.traffic;
@@ -99,8 +99,8 @@ pub(super) fn subscription_snapshots(
 
 /// The word for what is known of a broker, and since when that is so.
 fn state(bus: &Bus, id: BrokerId) -> (&'static str, Instant) {
-    let broker = bus.roster.broker(id);
-    if let Some(trouble) = bus.roster.trouble(id) {
+    let broker = bus.roster().broker(id);
+    if let Some(trouble) = bus.roster().trouble(id) {
         // It listens, and serves nobody.
         return (Health::Down.as_str(), trouble.since);
     }
@@ -115,7 +115,7 @@ pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
     let pool = &frontend.pool;
     let (trunks, gauges) = pool.gauges();
     let bus = &*pool.bus.borrow();
-    let roster = &bus.roster;
+    let roster = bus.roster();
     let now = now();
     let brokers: Vec<BrokerSnapshot> = roster
         .brokers()
@@ -130,7 +130,7 @@ pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
             round_trip: bus.watch(id).round_trip().or(broker.probe_took()),
             links: u64::from(broker.links()),
             hosts: bus
-                .settings
+                .settings()
                 .is_independent()
                 .then(|| bus.hosts_at(id) as u64),
             failures: u64::from(broker.failures()),
@@ -156,7 +156,7 @@ pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
         buffered_bytes: gauges.buffered_bytes,
         current: healthy.then(|| roster.broker(roster.current()).label()),
         brokers,
-        counters: bus.counters.clone(),
-        observed: bus.observed.clone(),
+        counters: bus.counters().clone(),
+        observed: bus.observed().clone(),
     }
 }

@@ -184,12 +184,12 @@ impl Worker {
             now,
         );
         let mut machine = machine;
-        machine.roster.know_own_id(&self.identity.server_id);
+        machine.roster_mut().know_own_id(&self.identity.server_id);
         if bus.topology == Topology::Independent {
             // Not the id that components see, and another one for each bus.
             let id = RandomState::new().hash_one(&bus.name);
-            machine.presence = Presence::new(&bus.presence, &format!("{id:016x}"));
-            machine.presence.configure(bus.brokers.len(), key);
+            *machine.presence_mut() = Presence::new(&bus.presence, &format!("{id:016x}"));
+            machine.presence_mut().configure(bus.brokers.len(), key);
         }
         let pool = Rc::new(Pool::new(
             bus.name.clone(),
@@ -258,18 +258,18 @@ impl Worker {
                 continue;
             };
             let mut machine = pool.bus.borrow_mut();
-            machine.settings = Settings::of(bus, config.buses.len());
+            *machine.settings_mut() = Settings::of(bus, config.buses.len());
             let interval = bus.timings.probe_interval;
-            let removed = machine.roster.configure(
+            let removed = machine.roster_mut().configure(
                 &bus.brokers,
                 Placement::of(&config.name, bus),
                 interval,
                 now,
             );
             machine
-                .presence
+                .presence_mut()
                 .configure(bus.brokers.len(), keys.remove(&bus.name));
-            machine.roster.note_change();
+            machine.roster_mut().note_change();
             drop(machine);
             info!(
                 bus = pool.bus.name,
@@ -316,7 +316,7 @@ impl Worker {
         let first = all.first();
         let infos = first.map(|running| running.frontend.pool.bus.borrow());
         let max_payload =
-            infos.and_then(|bus| bus.roster.infos().map(|info| info.max_payload).min());
+            infos.and_then(|bus| bus.roster().infos().map(|info| info.max_payload).min());
         Snapshot {
             server_id: self.identity.server_id.clone(),
             name: self.identity.server_name.clone(),
@@ -370,7 +370,7 @@ impl Worker {
 /// R17: a component's first INFO should be built from a broker's, where one answers soon.
 async fn wait_for_first_info(pool: &Pool) {
     let deadline = now() + FIRST_INFO;
-    while now() < deadline && !pool.bus.borrow().roster.was_seen() {
+    while now() < deadline && !pool.bus.borrow().roster().was_seen() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -513,7 +513,7 @@ impl Connection {
             .pool
             .bus
             .borrow()
-            .settings
+            .settings()
             .timings
             .write_deadline
     }
@@ -568,8 +568,8 @@ impl Connection {
 
 fn count(pool: &Pool, reason: &CloseReason) {
     let mut bus = pool.bus.borrow_mut();
-    bus.observed.closes.count(reason.as_str());
-    let counters = &mut bus.counters;
+    bus.observed_mut().closes.count(reason.as_str());
+    let counters = bus.counters_mut();
     counters.sessions_closed += 1;
     match reason {
         CloseReason::SlowConsumer => counters.slow_consumers += 1,

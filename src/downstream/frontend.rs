@@ -109,7 +109,7 @@ pub(super) fn info((local, peer): Ends, cid: u64, most: usize, frontend: &Fronte
     let (host, port) = address(local).unwrap_or(unknown);
     let (client_ip, _) = address(peer).unwrap_or(unknown);
     let bus = frontend.pool.bus.borrow();
-    let brokers = bus.roster.offered();
+    let brokers = bus.roster().offered();
     let local = FirstInfo {
         server_id: &frontend.identity.server_id,
         server_name: &frontend.identity.server_name,
@@ -117,8 +117,8 @@ pub(super) fn info((local, peer): Ends, cid: u64, most: usize, frontend: &Fronte
         port,
         client_ip: &client_ip.to_string(),
         client_id: cid,
-        jetstream: !bus.settings.is_independent(),
-        auth_required: bus.roster.auth_required(),
+        jetstream: !bus.settings().is_independent(),
+        auth_required: bus.roster().auth_required(),
         max_payload: most,
         nonce: &nonce(cid, &frontend.identity),
     };

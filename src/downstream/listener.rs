@@ -61,7 +61,7 @@ fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
     }
     let session = {
         let mut bus = frontend.pool.bus.borrow_mut();
-        bus.counters.sessions_opened += 1;
+        bus.counters_mut().sessions_opened += 1;
         Session::new(&Turn::new(now(), &mut bus))
     };
     debug!(bus = frontend.pool.bus.name, cid, %peer, "session opened");

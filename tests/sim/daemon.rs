@@ -115,10 +115,10 @@ impl Daemon {
             now,
         );
         if plan.independent.is_some() {
-            bus.presence = Presence::new("_P", &format!("host{host}"));
+            *bus.presence_mut() = Presence::new("_P", &format!("host{host}"));
             let key = plan.has_key.then(|| Secret::new("the key of all hosts"));
-            bus.presence.configure(plan.flavours.len(), key);
-            bus.presence
+            bus.presence_mut().configure(plan.flavours.len(), key);
+            bus.presence_mut()
                 .set_wall(now, UNIX_EPOCH + Duration::from_secs(1_000_000));
         }
         Self {
@@ -228,7 +228,7 @@ impl World {
                 )
             });
         }
-        self.trace(|| format!("{:?}", self.daemon.bus.roster));
+        self.trace(|| format!("{:?}", self.daemon.bus.roster()));
         self.oracle.fail(
             "harness",
             format!("the machines never come to rest: {busy:?}"),
@@ -310,7 +310,7 @@ impl World {
             self.oracle.session_refused(session);
         }
         let model = &self.oracle.sessions[session];
-        let more = self.daemon.bus.counters.refused > self.oracle.books.refused;
+        let more = self.daemon.bus.counters().refused > self.oracle.books.refused;
         if closing && more && !model.refusals.is_empty() && !model.refused {
             // Refused by all brokers while it was being closed for another reason.
             self.oracle.session_refused(session);
@@ -381,7 +381,7 @@ impl World {
             match segment {
                 Segment::Bytes(bytes) => {
                     // R33: no more is read for a component that has its link for itself.
-                    let limit = self.daemon.bus.settings.limits.max_pending;
+                    let limit = self.daemon.bus.settings().limits.max_pending;
                     let is_large = bytes.len() + LONGEST_FRAME > limit / 2;
                     if is_large || self.daemon.trunks[&trunk].machine.is_shared() {
                         self.note_overflow(trunk, bytes.len());
@@ -423,7 +423,7 @@ impl World {
 
     /// R25: whether a read may bring more for a component than may wait for it.
     fn note_overflow(&mut self, trunk: TrunkId, count: usize) {
-        let limit = self.daemon.bus.settings.limits.max_pending;
+        let limit = self.daemon.bus.settings().limits.max_pending;
         let io = self.daemon.trunks.get_mut(&trunk).expect("it has the link");
         // Each byte may go to all that share a subscription.
         let copies = io.slots.len().max(1);
@@ -457,7 +457,7 @@ impl World {
                 busy = true;
             }
         }
-        while let Some(broker) = self.daemon.bus.roster.poll_probe(now) {
+        while let Some(broker) = self.daemon.bus.roster_mut().poll_probe(now) {
             let broker = usize::from(broker.0);
             let asked = self.now;
             self.after(
@@ -474,7 +474,7 @@ impl World {
 
     /// A probe's answer is due.
     pub fn probed(&mut self, broker: usize, asked: Time) {
-        let patience = self.time_of(self.daemon.bus.settings.timings.info_timeout);
+        let patience = self.time_of(self.daemon.bus.settings().timings.info_timeout);
         if self.brokers[broker].life == Life::Frozen && self.now < asked + patience {
             let host = self.host;
             let again = Event::Probed {
@@ -489,12 +489,15 @@ impl World {
         let failure = match self.brokers[broker].life {
             Life::Up if self.brokers[broker].accepts() => {
                 let info = ServerInfo::parse(self.broker_info(broker).as_bytes()).expect("an INFO");
-                return self.daemon.bus.roster.handle_info(id, info, now);
+                return self.daemon.bus.roster_mut().handle_info(id, info, now);
             }
             Life::Frozen => Failure::InfoTimeout,
             _ => Failure::ConnectionRefused,
         };
-        self.daemon.bus.roster.handle_failure(id, failure, now);
+        self.daemon
+            .bus
+            .roster_mut()
+            .handle_failure(id, failure, now);
     }
 
     fn time_of(&self, duration: Duration) -> Time {
@@ -503,7 +506,7 @@ impl World {
 
     /// R25: who lags most is closed, where all together have not taken too much.
     fn shed(&mut self) -> bool {
-        if !self.daemon.bus.budgets.pending.is_spent() {
+        if !self.daemon.bus.budgets().pending.is_spent() {
             return false;
         }
         let lags = self.daemon.trunks.iter().filter_map(|(id, io)| {
@@ -836,7 +839,7 @@ impl World {
         let now = self.instant();
         let info = self.first_info(conn);
         let bus = &mut self.daemon.bus;
-        bus.counters.sessions_opened += 1;
+        bus.counters_mut().sessions_opened += 1;
         let machine = Session::new(&Turn::new(now, bus));
         let ends = Ends::ComponentToNatsmux {
             component,
@@ -980,7 +983,7 @@ impl World {
 
     /// What natsmux says of itself.
     fn first_info(&self, client_id: u64) -> Vec<u8> {
-        let infos = self.daemon.bus.roster.offered();
+        let infos = self.daemon.bus.roster().offered();
         let local = FirstInfo {
             server_id: "NATSMUX",
             server_name: "natsmux",
@@ -989,7 +992,7 @@ impl World {
             client_ip: "127.0.0.1",
             client_id,
             jetstream: false,
-            auth_required: self.daemon.bus.roster.auth_required(),
+            auth_required: self.daemon.bus.roster().auth_required(),
             max_payload: usize::MAX,
             nonce: "0123456789abcde",
         };
@@ -1094,7 +1097,7 @@ impl World {
 
     /// Tells the oracle what natsmux gave up of a session's publishes.
     fn note_dropped(&mut self, no: usize) {
-        let dropped = self.daemon.bus.counters.dropped - self.daemon.dropped;
+        let dropped = self.daemon.bus.counters().dropped - self.daemon.dropped;
         self.daemon.dropped += dropped;
         if dropped > 0 {
             self.oracle.dropped(no, dropped);
@@ -1106,8 +1109,8 @@ impl World {
         let trunk = home.and_then(|(trunk, _)| self.daemon.trunks.get(&trunk));
         let of_link = trunk.map_or(usize::MAX, |trunk| trunk.machine.max_payload());
         Reading {
-            max_payload: of_link.min(self.daemon.bus.roster.offer().max_payload),
-            must_connect: self.daemon.bus.roster.auth_required(),
+            max_payload: of_link.min(self.daemon.bus.roster().offer().max_payload),
+            must_connect: self.daemon.bus.roster().auth_required(),
             connect_drops: self.plan.flavours[0] == Flavour::V2_15,
         }
     }
@@ -1188,7 +1191,7 @@ impl World {
         session: usize,
         not: Option<TrunkId>,
     ) -> TrunkId {
-        let wanted = self.daemon.bus.settings.trunks_per_identity;
+        let wanted = self.daemon.bus.settings().trunks_per_identity;
         let sessions = |id| {
             let trunk = &self.daemon.trunks.get(&id)?.machine;
             trunk.takes_sessions().then(|| trunk.session_count())
@@ -1278,7 +1281,7 @@ impl World {
     fn close_session_if_over(&mut self, no: usize) -> bool {
         self.note_closing(no);
         let now = self.instant();
-        let deadline = self.daemon.bus.settings.timings.write_deadline;
+        let deadline = self.daemon.bus.settings().timings.write_deadline;
         let Some(io) = self.daemon.sessions.get(&no) else {
             return false;
         };
@@ -1313,16 +1316,16 @@ impl World {
             }
             self.with_trunk(trunk, |machine, cx| machine.detach(slot, cx));
         }
-        let published = self.daemon.bus.counters.published;
+        let published = self.daemon.bus.counters().published;
         io.machine.abandon(&mut self.daemon.bus);
-        let refused = self.daemon.bus.counters.published - published;
+        let refused = self.daemon.bus.counters().published - published;
         self.oracle.component_abandoned(no, refused);
         self.component_lost(io.conn);
     }
 
     /// Sets the one timer.
     fn arm(&mut self) {
-        let deadline = self.daemon.bus.settings.timings.write_deadline;
+        let deadline = self.daemon.bus.settings().timings.write_deadline;
         let bus = &self.daemon.bus;
         let trunks = self.daemon.trunks.values_mut().filter_map(|io| {
             let due = io.machine.poll_timeout(bus);
@@ -1336,7 +1339,7 @@ impl World {
         });
         let due = trunks
             .chain(sessions.flatten())
-            .chain(bus.roster.poll_timeout())
+            .chain(bus.roster().poll_timeout())
             .min();
         let Some(due) = due.map(|due| self.time(due).max(self.now)) else {
             return;
@@ -1360,7 +1363,7 @@ impl World {
 
     /// R6: a component whose buffer is full may only be read to be dropped.
     fn judge_held(&mut self, no: usize, before: Option<u64>) {
-        let limit = self.daemon.bus.settings.limits.publish_buffer as u64;
+        let limit = self.daemon.bus.settings().limits.publish_buffer as u64;
         if let (Some(before), Some(after)) = (before, self.held_without_link(no))
             && before >= limit
             && after > before
@@ -1372,7 +1375,7 @@ impl World {
 
     /// What must be true of natsmux itself once all is healed.
     pub fn judge_daemon(&mut self) {
-        let budgets = &self.daemon.bus.budgets;
+        let budgets = &self.daemon.bus.budgets();
         let used = [&budgets.held, &budgets.input, &budgets.pending].map(|budget| budget.used());
         let mut here = self
             .components
@@ -1397,7 +1400,7 @@ impl World {
                 false => is_slow(io.session),
             };
             let kept = io.machine.is_shared()
-                && self.daemon.bus.settings.timings.trunk_idle_timeout > Duration::from_secs(1);
+                && self.daemon.bus.settings().timings.trunk_idle_timeout > Duration::from_secs(1);
             if io.slots.is_empty() && !kept {
                 self.oracle.fail(
                     "I13 no leak",
@@ -1415,7 +1418,7 @@ impl World {
         let links: u32 = self
             .daemon
             .bus
-            .roster
+            .roster()
             .brokers()
             .map(|(_, broker)| broker.links())
             .sum();
@@ -1425,7 +1428,7 @@ impl World {
                 format!("the roster counts {links} links of {trunks} trunks"),
             );
         }
-        if !self.daemon.bus.barrier.is_open(0) {
+        if self.daemon.bus.has_replays() {
             self.oracle
                 .fail("I13 no leak", "a trunk is left in the barrier");
         }

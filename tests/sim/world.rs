@@ -523,7 +523,7 @@ impl World {
     }
 
     pub fn books(&self) -> Books {
-        let counters = &self.daemon.bus.counters;
+        let counters = &self.daemon.bus.counters();
         Books {
             published: counters.published,
             confirmed: counters.confirmed,

@@ -28,7 +28,7 @@ impl Session {
         let again = self.connect.is_some();
         let refusal = match connect.merge(json) {
             // The server of 2012 stays open.
-            Err(_) if cx.bus.roster.are_of_2012() => {
+            Err(_) if cx.bus.roster().are_of_2012() => {
                 return match upstream {
                     Some(upstream) => upstream.trunk.tell(upstream.id, INVALID_CONFIG, cx.bus),
                     None => self.out().push(INVALID_CONFIG),
@@ -39,14 +39,14 @@ impl Session {
             Ok(()) => None,
         };
         if let Some(reason) = refusal {
-            cx.bus.counters.protocol_errors += 1;
+            cx.bus.counters_mut().protocol_errors += 1;
             return match upstream {
                 Some(upstream) => upstream.trunk.finish(upstream.id, reason, cx),
                 None => self.close(reason),
             };
         }
         self.headers = connect.headers;
-        let connect = cx.bus.connects.share(connect);
+        let connect = cx.bus.share_connect(connect);
         self.connect = Some(Rc::clone(&connect));
         match upstream {
             Some(upstream) if upstream.trunk.is_shared() => {
@@ -64,13 +64,13 @@ impl Session {
 
     pub(super) fn ask_for_trunk(&mut self, connect: Rc<ConnectInfo>, sent: bool, cx: &Turn<'_>) {
         self.stage = Stage::Attaching;
-        self.pings.next = cx.now + cx.bus.settings.timings.ping_interval;
+        self.pings.next = cx.now + cx.bus.settings().timings.ping_interval;
         self.action = Some(SessionAction::Attach { connect, sent });
     }
 
     /// An operation of a session that has sent no CONNECT.
     pub(super) fn handle_before_connect(&mut self, op: ClientOp<'_>, frame: &[u8], bus: &mut Bus) {
-        if !bus.roster.auth_required() {
+        if !bus.roster().auth_required() {
             if matches!(op, ClientOp::Ping)
                 && self
                     .pending_input
@@ -84,12 +84,12 @@ impl Session {
             }
             self.stage = Stage::Attaching;
             self.action = Some(SessionAction::Attach {
-                connect: bus.connects.share(ConnectInfo::default()),
+                connect: bus.share_connect(ConnectInfo::default()),
                 sent: false,
             });
             return;
         }
-        if !bus.settings.lenient_connect {
+        if !bus.settings().lenient_connect {
             return self.close(CloseReason::ConnectExpected);
         }
         if !self.pending_input(bus).keep(frame) {
@@ -98,9 +98,9 @@ impl Session {
     }
 
     pub(super) fn pending_input(&mut self, bus: &Bus) -> &mut PendingInput {
-        let limit = bus.settings.limits.lenient_buffer;
+        let limit = bus.settings().limits.lenient_buffer;
         self.pending_input
-            .get_or_insert_with(|| Box::new(PendingInput::new(limit, bus.budgets.input.clone())))
+            .get_or_insert_with(|| Box::new(PendingInput::new(limit, bus.budgets().input.clone())))
     }
 
     /// The session is over. Publishes that waited for a verdict on its CONNECT, and will not
@@ -115,8 +115,8 @@ impl Session {
         while let Scan::Op { op, len } = client::scan(rest, &limits) {
             rest = &rest[len..];
             if matches!(op, ClientOp::Publish(_)) {
-                bus.counters.published += 1;
-                bus.counters.refused += 1;
+                bus.counters_mut().published += 1;
+                bus.counters_mut().refused += 1;
             }
         }
     }
@@ -124,7 +124,7 @@ impl Session {
 
 /// A signature is worthless on another connection (R18): it passes where brokers don't look at it.
 fn unsign(connect: &mut ConnectInfo, bus: &Bus) -> Option<CloseReason> {
-    if !bus.roster.auth_required() {
+    if !bus.roster().auth_required() {
         connect.forget_keys();
     } else if connect.is_bearer() {
         connect.unsign();
@@ -136,8 +136,8 @@ fn unsign(connect: &mut ConnectInfo, bus: &Bus) -> Option<CloseReason> {
 
 /// nats-server 2.12.8, 2.14 and later drop a connection's subscriptions at a second CONNECT.
 fn drops_subscriptions(bus: &Bus, trunk: &Trunk) -> bool {
-    let broker = trunk.broker().unwrap_or(bus.roster.current());
-    let info = bus.roster.info_like(broker);
+    let broker = trunk.broker().unwrap_or(bus.roster().current());
+    let info = bus.roster().info_like(broker);
     info.is_some_and(|info| {
         let version = info.version_numbers();
         version >= [2, 14, 0] || ([2, 12, 8]..[2, 13, 0]).contains(&version)

@@ -114,9 +114,9 @@ struct KeepAlive {
 impl Session {
     /// A session that has just been accepted and has got the INFO.
     pub fn new(cx: &Turn<'_>) -> Self {
-        let settings = &cx.bus.settings;
-        let must_connect = cx.bus.roster.auth_required();
-        let auth_timeout = match cx.bus.roster.are_of_2012() {
+        let settings = &cx.bus.settings();
+        let must_connect = cx.bus.roster().auth_required();
+        let auth_timeout = match cx.bus.roster().are_of_2012() {
             true => settings.timings.auth_timeout.min(AUTH_TIMEOUT_OF_2012),
             false => settings.timings.auth_timeout,
         };
@@ -130,7 +130,7 @@ impl Session {
             headers: false,
             operations: 0,
             max_control_line: settings.limits.max_control_line,
-            told: cx.bus.roster.offer(),
+            told: cx.bus.roster().offer(),
             connect: None,
             action: None,
             pings: KeepAlive {
@@ -201,7 +201,7 @@ impl Session {
             self.pending_input.take_if(counts_nothing);
             return;
         }
-        let too_long = need.is_some_and(|need| need > bus.settings.limits.lenient_buffer);
+        let too_long = need.is_some_and(|need| need > bus.settings().limits.lenient_buffer);
         if too_long || !self.pending_input(bus).count_unfinished(bytes) {
             self.close(CloseReason::EarlyBytesExceeded);
         }
@@ -221,7 +221,7 @@ impl Session {
     pub fn handle_attached(&mut self, upstream: Upstream<'_>, cx: &mut Turn<'_>) {
         self.stage = Stage::Attached;
         if self.pending_input.is_some() && self.connect.is_some() {
-            cx.bus.counters.lenient_connects += 1;
+            cx.bus.counters_mut().lenient_connects += 1;
         }
         self.handle_ready(upstream, cx);
     }
@@ -265,7 +265,7 @@ impl Session {
                 self.handle_ready(upstream, cx)
             }
             Some(upstream)
-                if upstream.trunk.is_gated(upstream.id) || cx.bus.roster.serves_newcomers() => {}
+                if upstream.trunk.is_gated(upstream.id) || cx.bus.roster().serves_newcomers() => {}
             Some(upstream) => upstream
                 .trunk
                 .close_session(upstream.id, CloseReason::ComponentClosed),
@@ -285,7 +285,7 @@ impl Session {
 
     /// What the brokers offer may have changed.
     pub fn handle_offer(&mut self, upstream: &Upstream<'_>, bus: &Bus) {
-        let mut offer = bus.roster.offer();
+        let mut offer = bus.roster().offer();
         // An account may have a bound of its own, which a broker tells behind CONNECT.
         offer.max_payload = offer.max_payload.min(upstream.trunk.max_payload());
         if offer != self.told && self.action.is_none() && upstream.trunk.takes_info(upstream.id) {
@@ -303,9 +303,9 @@ impl Session {
             .map_or(0, |pending| pending.len());
         let limit = match self.begun {
             true => GATED_BYTES,
-            false => bus.settings.limits.lenient_buffer,
+            false => bus.settings().limits.lenient_buffer,
         };
-        kept < limit.min(bus.budgets.input.share().max(4096))
+        kept < limit.min(bus.budgets().input.share().max(4096))
     }
 
     /// Operations that were handled since the last call, but for publishes that went on in runs.
@@ -355,7 +355,7 @@ impl Session {
         }
         match (&self.stage, upstream) {
             (Stage::Greeting { deadline: Some(at) }, _) if *at <= cx.now => {
-                self.close(match cx.bus.roster.are_of_2012() {
+                self.close(match cx.bus.roster().are_of_2012() {
                     true => CloseReason::AuthTimeoutOf2012,
                     false => CloseReason::AuthTimeout,
                 });
@@ -412,9 +412,9 @@ impl Session {
     /// Where nothing asks for a CONNECT, one that never comes is no reason to keep a dead
     /// connection.
     fn tick_first_pings(&mut self, cx: &mut Turn<'_>) {
-        self.pings.next = cx.now + cx.bus.settings.timings.ping_interval;
-        if self.pings.outstanding >= cx.bus.settings.limits.ping_max as u32 {
-            cx.bus.counters.stale_sessions += 1;
+        self.pings.next = cx.now + cx.bus.settings().timings.ping_interval;
+        if self.pings.outstanding >= cx.bus.settings().limits.ping_max as u32 {
+            cx.bus.counters_mut().stale_sessions += 1;
             return self.close(CloseReason::Stale);
         }
         self.pings.outstanding += 1;
@@ -422,7 +422,7 @@ impl Session {
     }
 
     fn tick_pings(&mut self, upstream: Upstream<'_>, cx: &mut Turn<'_>) {
-        self.pings.next = cx.now + cx.bus.settings.timings.ping_interval;
+        self.pings.next = cx.now + cx.bus.settings().timings.ping_interval;
         if !upstream.trunk.is_ready(upstream.id) {
             // Between INFO and the first PONG a component hears nothing but +OK or -ERR.
             return;
@@ -431,8 +431,8 @@ impl Session {
             // Its PONG may have come, or can't: natsmux doesn't read it (R6).
             return;
         }
-        if self.pings.outstanding >= cx.bus.settings.limits.ping_max as u32 {
-            cx.bus.counters.stale_sessions += 1;
+        if self.pings.outstanding >= cx.bus.settings().limits.ping_max as u32 {
+            cx.bus.counters_mut().stale_sessions += 1;
             upstream
                 .trunk
                 .close_session(upstream.id, CloseReason::Stale);

@@ -36,7 +36,7 @@ impl Session {
             ) = (&scanned, upstream.as_mut())
                 && publish.canonical
                 && (publish.header_len.is_none() || self.headers)
-                && !cx.bus.presence.is_subject(publish.subject)
+                && !cx.bus.presence().is_subject(publish.subject)
             {
                 used += len;
                 run.messages += 1;
@@ -71,7 +71,7 @@ impl Session {
                     return (used, Then::Unfinished(need));
                 }
                 Scan::Fault(fault) => {
-                    cx.bus.counters.protocol_errors += 1;
+                    cx.bus.counters_mut().protocol_errors += 1;
                     self.end(CloseReason::Fault(fault), upstream, cx);
                     return (used, Then::Later);
                 }
@@ -102,10 +102,10 @@ impl Session {
             .as_ref()
             .map(|upstream| upstream.trunk.max_payload());
         ClientLimits {
-            max_control_line: self.max_control_line.min(bus.roster.max_control_line()),
+            max_control_line: self.max_control_line.min(bus.roster().max_control_line()),
             max_payload: of_broker
                 .unwrap_or(usize::MAX)
-                .min(bus.roster.offer().max_payload),
+                .min(bus.roster().offer().max_payload),
         }
     }
 
@@ -153,11 +153,11 @@ impl Session {
         cx: &mut Turn<'_>,
     ) {
         if publish.header_len.is_some() && !self.headers {
-            cx.bus.counters.protocol_errors += 1;
+            cx.bus.counters_mut().protocol_errors += 1;
             let reason = CloseReason::Fault(ClientFault::BadArguments);
             return upstream.trunk.finish(upstream.id, reason, cx);
         }
-        if cx.bus.presence.is_subject(publish.subject) {
+        if cx.bus.presence().is_subject(publish.subject) {
             return upstream
                 .trunk
                 .refuse_publish(upstream.id, publish.subject, cx.bus);
@@ -187,7 +187,7 @@ struct Run {
 impl Run {
     /// Whether a fence is due behind it (R7).
     fn is_full(&self, end: usize, bus: &Bus) -> bool {
-        let limits = &bus.settings.limits;
+        let limits = &bus.settings().limits;
         self.messages >= limits.fence_messages as u64 || end - self.start >= limits.fence_bytes
     }
 

@@ -34,7 +34,7 @@ use crate::proto::subject;
 use crate::queue::Queue;
 
 /// The table of a trunk.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Subscriptions {
     places: Places,
     /// Live subscriptions by session and the component's sid.
@@ -55,18 +55,6 @@ fn entries(
 ) -> impl Iterator<Item = (&OwnSid, &u32)> {
     map.range(OwnSid::least(session)..)
         .take_while(move |(key, _)| key.session() == session)
-}
-
-impl Default for Subscriptions {
-    fn default() -> Self {
-        Self {
-            places: Places::default(),
-            by_sid: BTreeMap::new(),
-            retired: BTreeMap::new(),
-            unproven: Queue::default(),
-            joinable: None,
-        }
-    }
 }
 
 impl Subscriptions {

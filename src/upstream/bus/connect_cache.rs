@@ -12,7 +12,7 @@ const FEW: usize = 64;
 
 /// The CONNECTs of a bus's sessions. It keeps none alive.
 #[derive(Debug, Default)]
-pub struct ConnectCache {
+pub(super) struct ConnectCache {
     known: HashMap<u64, Weak<ConnectInfo>>,
     /// Random, so that nobody can choose what is taken for the same key.
     salt: RandomState,
@@ -22,7 +22,7 @@ pub struct ConnectCache {
 
 impl ConnectCache {
     /// One that is equal to `connect`, the same for all that are.
-    pub fn share(&mut self, connect: ConnectInfo) -> Rc<ConnectInfo> {
+    pub(super) fn share(&mut self, connect: ConnectInfo) -> Rc<ConnectInfo> {
         let key = self.salt.hash_one(&connect);
         let known = self.known.get(&key).and_then(Weak::upgrade);
         if let Some(known) = known.filter(|known| **known == connect) {

@@ -19,11 +19,13 @@ mod turn;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::config::Topology;
 use crate::ledger::Settled;
+use crate::proto::connect::ConnectInfo;
 use crate::telemetry::{Counters, Observed};
 use crate::upstream::brokers::admission::Admission;
 use crate::upstream::brokers::liveness::{Liveness, TrunkId};
@@ -48,39 +50,46 @@ use tracked::Tracked;
 /// What the trunks of a bus share.
 #[derive(Debug)]
 pub struct Bus {
-    /// From the configuration.
-    pub settings: Settings,
-    /// The brokers.
-    pub roster: Tracked<Roster>,
-    /// R14.
-    pub barrier: Barrier,
-    /// R16.
-    pub admission: Admission,
-    /// What sessions said in CONNECT.
-    pub connects: ConnectCache,
-    /// Components that lag on shared links (R33).
-    pub lags: Lags,
-    /// Shared trunks without sessions.
-    pub idle_trunks: Cell<usize>,
-    /// R29.
-    pub presence: Presence,
+    settings: Settings,
+    brokers: Brokers,
+    trunks: Trunks,
+    counters: Counters,
+    observed: Observed,
+    budgets: Budgets,
+}
+
+/// What is true of the brokers, whichever worker's trunks ask.
+#[derive(Debug)]
+struct Brokers {
+    roster: Tracked<Roster>,
+    presence: Presence,
+    admission: Admission,
+    /// Trunks that replay, for which others wait (R14).
+    barrier: Barrier,
     /// For the operator.
-    pub failovers: Failovers,
-    /// Everything that is counted.
-    pub counters: Counters,
-    /// How long things took, and why they happened.
-    pub observed: Observed,
-    /// Buffers, shared with the other buses.
-    pub budgets: Budgets,
-    waiting: BTreeSet<TrunkId>,
-    carriers: Carriers,
-    dial_queue: DialQueue,
-    at_barrier: BTreeSet<TrunkId>,
-    woken: Vec<TrunkId>,
-    rooms: RoomQueue,
+    failovers: Failovers,
     fence_rate: FenceRate,
     /// Whether the operator knows that PONGs of this outage are unproven (R3).
     unproven_said: bool,
+}
+
+/// The trunks of one worker, by what they wait for.
+#[derive(Debug, Default)]
+struct Trunks {
+    /// What sessions said in CONNECT.
+    connects: ConnectCache,
+    /// Components that lag on shared links (R33).
+    lags: Lags,
+    /// Shared trunks without sessions.
+    idle: Cell<usize>,
+    /// They wait for a change of the roster.
+    waiting: BTreeSet<TrunkId>,
+    at_barrier: BTreeSet<TrunkId>,
+    carriers: Carriers,
+    dial_queue: DialQueue,
+    rooms: RoomQueue,
+    /// They are to look again.
+    woken: Vec<TrunkId>,
 }
 
 impl Bus {
@@ -94,51 +103,164 @@ impl Bus {
     ) -> Self {
         Self {
             settings,
-            roster: Tracked::new(roster),
-            barrier: Barrier::default(),
-            admission,
-            connects: ConnectCache::default(),
-            lags: Lags::default(),
-            idle_trunks: Cell::new(0),
-            presence: Presence::new("", ""),
-            failovers: Failovers::default(),
+            brokers: Brokers {
+                roster: Tracked::new(roster),
+                presence: Presence::new("", ""),
+                admission,
+                barrier: Barrier::default(),
+                failovers: Failovers::default(),
+                fence_rate: FenceRate::new(now),
+                unproven_said: false,
+            },
+            trunks: Trunks::default(),
             counters: Counters::default(),
             observed: Observed::default(),
             budgets,
-            waiting: BTreeSet::new(),
-            carriers: Carriers::default(),
-            dial_queue: DialQueue::default(),
-            at_barrier: BTreeSet::new(),
-            woken: Vec::new(),
-            rooms: RoomQueue::default(),
-            fence_rate: FenceRate::new(now),
-            unproven_said: false,
         }
+    }
+
+    /// What the machines read of the configuration.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Takes another configuration (reload).
+    pub fn settings_mut(&mut self) -> &mut Settings {
+        &mut self.settings
+    }
+
+    /// The brokers.
+    pub fn roster(&self) -> &Roster {
+        &self.brokers.roster
+    }
+
+    /// The brokers, to change what is known of them: trunks that wait may be woken by it.
+    pub fn roster_mut(&mut self) -> &mut Roster {
+        &mut self.brokers.roster
+    }
+
+    /// What hosts tell each other (R29).
+    pub fn presence(&self) -> &Presence {
+        &self.brokers.presence
+    }
+
+    /// What hosts tell each other, to change it.
+    pub fn presence_mut(&mut self) -> &mut Presence {
+        &mut self.brokers.presence
+    }
+
+    /// Whose credentials brokers have accepted (R16).
+    pub fn admission(&self) -> &Admission {
+        &self.brokers.admission
+    }
+
+    /// Whose credentials brokers have accepted, to change it.
+    pub fn admission_mut(&mut self) -> &mut Admission {
+        &mut self.brokers.admission
+    }
+
+    /// Everything that is counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Everything that is counted, to count more.
+    pub fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.counters
+    }
+
+    /// How long things took, and why they happened.
+    pub fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// How long things took, and why they happened, to note more.
+    pub fn observed_mut(&mut self) -> &mut Observed {
+        &mut self.observed
+    }
+
+    /// Buffers, shared with the other buses.
+    pub fn budgets(&self) -> &Budgets {
+        &self.budgets
+    }
+
+    /// Components that lag on shared links (R33).
+    pub fn lags(&self) -> &Lags {
+        &self.trunks.lags
+    }
+
+    /// Whether trunks replay for which others wait (R14).
+    pub fn has_replays(&mut self) -> bool {
+        !self.brokers.barrier.is_open(0)
+    }
+
+    /// Trunks that replay.
+    pub(super) fn replaying(&self) -> usize {
+        self.brokers.barrier.replaying()
+    }
+
+    /// A trunk is about to replay: others wait for it (R14).
+    pub(super) fn join_barrier(&mut self) {
+        self.brokers.barrier.join();
+    }
+
+    /// A CONNECT that is equal to `connect`, kept once for all that are.
+    pub fn share_connect(&mut self, connect: ConnectInfo) -> Rc<ConnectInfo> {
+        self.trunks.connects.share(connect)
+    }
+
+    /// Shared trunks without sessions.
+    pub(super) fn idle_trunks(&self) -> usize {
+        self.trunks.idle.get()
+    }
+
+    /// A shared trunk has no session from now on, or has one again.
+    pub(super) fn note_idle(&self, was_idle: bool, is_idle: bool) {
+        let others = self.trunks.idle.get() - usize::from(was_idle);
+        self.trunks.idle.set(others + usize::from(is_idle));
+    }
+
+    /// A trunk has a live link again behind a failover, and told it so much.
+    pub(super) fn note_attached(
+        &mut self,
+        broker: BrokerId,
+        replayed: u64,
+        held: u64,
+        now: Instant,
+    ) {
+        self.brokers.failovers.attached(broker, replayed, held, now);
+    }
+
+    /// A trunk ends before its failover is over.
+    pub(super) fn note_gone(&mut self) {
+        self.brokers.failovers.gone();
     }
 
     /// Takes the trunks whose wait may be over. The driver gives each a
     /// [`Trunk::handle_wake`](super::Trunk::handle_wake).
     pub fn take_woken(&mut self) -> Vec<TrunkId> {
-        if self.roster.take_renewed() && self.presence.doubt_routes() {
-            self.roster.note_change();
+        if self.brokers.roster.take_renewed() && self.brokers.presence.doubt_routes() {
+            self.brokers.roster.note_change();
         }
-        if self.roster.take_changed() {
-            self.woken.extend(std::mem::take(&mut self.waiting));
+        if self.brokers.roster.take_changed() {
+            self.trunks
+                .woken
+                .extend(std::mem::take(&mut self.trunks.waiting));
         }
-        std::mem::take(&mut self.woken)
+        std::mem::take(&mut self.trunks.woken)
     }
 
     /// Whether something may have come up since [`Bus::settle`] that concerns the whole bus.
     pub(super) fn has_stirred(&self) -> bool {
-        Tracked::is_changed(&self.roster)
-            || !self.woken.is_empty()
-            || self.failovers.is_open()
+        Tracked::is_changed(&self.brokers.roster)
+            || !self.trunks.woken.is_empty()
+            || self.brokers.failovers.is_open()
             || self.settings.is_independent()
     }
 
     /// All of that was looked at.
     pub(super) fn settle(&mut self) {
-        Tracked::settle(&mut self.roster);
+        Tracked::settle(&mut self.brokers.roster);
     }
 
     pub(super) fn pick(
@@ -148,12 +270,12 @@ impl Bus {
         avoid: &[BrokerId],
         now: Instant,
     ) -> Pick {
-        let pick = self.roster.pick(identity, avoid, now);
+        let pick = self.brokers.roster.pick(identity, avoid, now);
         match pick {
-            Pick::Dial(_) => self.dial_queue.leave(trunk),
-            Pick::Queue => self.dial_queue.enter(trunk, identity),
+            Pick::Dial(_) => self.trunks.dial_queue.leave(trunk),
+            Pick::Queue => self.trunks.dial_queue.enter(trunk, identity),
             Pick::Wait => {
-                self.waiting.insert(trunk);
+                self.trunks.waiting.insert(trunk);
             }
         }
         pick
@@ -161,8 +283,8 @@ impl Bus {
 
     /// A trunk had its chance to dial: a turn that it didn't take is the next one's.
     pub(super) fn pass_turn(&mut self, trunk: TrunkId) {
-        let next = self.dial_queue.pass(trunk);
-        self.woken.extend(next);
+        let next = self.trunks.dial_queue.pass(trunk);
+        self.trunks.woken.extend(next);
     }
 
     /// The brokers that a trunk dials now that has a link to each of `has`. It hears of every
@@ -174,12 +296,12 @@ impl Bus {
         has: &[BrokerId],
         now: Instant,
     ) -> Vec<BrokerId> {
-        let (dials, waits) = self.roster.pick_all(identity, has, now);
+        let (dials, waits) = self.brokers.roster.pick_all(identity, has, now);
         match waits {
-            true => self.dial_queue.enter(trunk, identity),
-            false => self.dial_queue.leave(trunk),
+            true => self.trunks.dial_queue.enter(trunk, identity),
+            false => self.trunks.dial_queue.leave(trunk),
         }
-        self.waiting.insert(trunk);
+        self.trunks.waiting.insert(trunk);
         dials
     }
 
@@ -192,7 +314,7 @@ impl Bus {
         now: Instant,
     ) -> Vec<BrokerId> {
         let pick = self.pick(trunk, identity, avoid, now);
-        self.waiting.insert(trunk);
+        self.trunks.waiting.insert(trunk);
         match pick {
             Pick::Dial(broker) => vec![broker],
             Pick::Queue | Pick::Wait => Vec::new(),
@@ -200,22 +322,22 @@ impl Bus {
     }
 
     pub(super) fn dial_ended(&mut self, broker: BrokerId) {
-        self.roster.dial_ended(broker);
-        let next = self.dial_queue.call_next();
-        self.woken.extend(next);
-        if self.roster.broker(broker).has_turn() {
+        self.brokers.roster.dial_ended(broker);
+        let next = self.trunks.dial_queue.call_next();
+        self.trunks.woken.extend(next);
+        if self.brokers.roster.broker(broker).has_turn() {
             // Its verdicts are quick: there is room for one more.
-            let next = self.dial_queue.call_next();
-            self.woken.extend(next);
+            let next = self.trunks.dial_queue.call_next();
+            self.trunks.woken.extend(next);
         }
     }
 
     pub(super) fn wait_at_barrier(&mut self, trunk: TrunkId) {
-        self.at_barrier.insert(trunk);
+        self.trunks.at_barrier.insert(trunk);
     }
 
     pub(super) fn leave_barrier(&mut self) {
-        self.barrier.leave();
+        self.brokers.barrier.leave();
         self.check_barrier();
     }
 
@@ -223,20 +345,26 @@ impl Bus {
     pub(super) fn barrier_opens_at(&mut self, now: Instant) -> Option<Instant> {
         let stragglers = self.stragglers();
         let limit = self.settings.timings.replay_barrier;
-        self.barrier.opens_at(stragglers, now, limit)
+        self.brokers.barrier.opens_at(stragglers, now, limit)
     }
 
     fn check_barrier(&mut self) {
         let stragglers = self.stragglers();
-        if self.barrier.is_open(stragglers) {
-            self.woken.extend(std::mem::take(&mut self.at_barrier));
+        if self.brokers.barrier.is_open(stragglers) {
+            self.trunks
+                .woken
+                .extend(std::mem::take(&mut self.trunks.at_barrier));
         }
     }
 
     /// Trunks that are still attached to a broker that is down.
     fn stragglers(&self) -> usize {
         let down = |broker: &Broker| broker.health() == Health::Down;
-        let brokers = self.roster.brokers().filter(|(_, broker)| down(broker));
+        let brokers = self
+            .brokers
+            .roster
+            .brokers()
+            .filter(|(_, broker)| down(broker));
         brokers.map(|(id, _)| self.watch(id).attached()).sum()
     }
 
@@ -248,23 +376,24 @@ impl Bus {
         broker: BrokerId,
         now: Instant,
     ) {
-        self.roster.attach(broker, trunk);
-        self.unproven_said = false;
-        if let Some(since) = self.roster.take_outage(now) {
-            self.presence.gather(since, now);
+        self.brokers.roster.attach(broker, trunk);
+        self.brokers.unproven_said = false;
+        if let Some(since) = self.brokers.roster.take_outage(now) {
+            self.brokers.presence.gather(since, now);
         }
-        let is_new = self.presence.is_on() && self.carriers.enter(trunk, identity);
+        let is_new = self.brokers.presence.is_on() && self.trunks.carriers.enter(trunk, identity);
         self.note_reach(broker, 1, is_new, now);
     }
 
     /// A trunk's live link to this broker is gone.
     pub(super) fn detached(&mut self, trunk: TrunkId, broker: BrokerId, now: Instant) {
-        let next_sentinel = self.roster.detach(broker, trunk, now);
-        self.woken.extend(next_sentinel);
-        let is_gone = self.presence.is_on() && self.roster.brokers_of(trunk).is_empty();
+        let next_sentinel = self.brokers.roster.detach(broker, trunk, now);
+        self.trunks.woken.extend(next_sentinel);
+        let is_gone =
+            self.brokers.presence.is_on() && self.brokers.roster.brokers_of(trunk).is_empty();
         if is_gone {
-            self.presence.bury(trunk);
-            self.carriers.leave(trunk);
+            self.brokers.presence.bury(trunk);
+            self.trunks.carriers.leave(trunk);
         }
         self.note_reach(broker, 0, is_gone, now);
         self.check_barrier();
@@ -272,35 +401,35 @@ impl Bus {
 
     /// All live links of this trunk are gone.
     pub(super) fn detach_everywhere(&mut self, trunk: TrunkId, now: Instant) {
-        for broker in self.roster.brokers_of(trunk) {
+        for broker in self.brokers.roster.brokers_of(trunk) {
             self.detached(trunk, broker, now);
         }
     }
 
     /// The watch over a broker (R7, R8).
     pub fn watch(&self, broker: BrokerId) -> &Liveness {
-        self.roster.broker(broker).liveness()
+        self.brokers.roster.broker(broker).liveness()
     }
 
     fn watch_mut(&mut self, broker: BrokerId) -> &mut Liveness {
-        Tracked::quietly(&mut self.roster).liveness_mut(broker)
+        Tracked::quietly(&mut self.brokers.roster).liveness_mut(broker)
     }
 
     /// A trunk doesn't read its links for now (R33): it can't watch over brokers.
     pub(super) fn step_aside(&mut self, trunk: TrunkId, now: Instant) {
-        let sentinels = Tracked::quietly(&mut self.roster).step_aside(trunk, now);
-        self.woken.extend(sentinels);
+        let sentinels = Tracked::quietly(&mut self.brokers.roster).step_aside(trunk, now);
+        self.trunks.woken.extend(sentinels);
     }
 
     /// A trunk reads its links again.
     pub(super) fn step_back(&mut self, trunk: TrunkId) {
-        Tracked::quietly(&mut self.roster).step_back(trunk);
+        Tracked::quietly(&mut self.brokers.roster).step_back(trunk);
     }
 
     /// Something is published to this broker.
     pub(super) fn note_publish(&mut self, broker: BrokerId, now: Instant) {
         let sentinel = self.watch_mut(broker).note_publish(now);
-        self.woken.extend(sentinel);
+        self.trunks.woken.extend(sentinel);
     }
 
     /// A trunk's live link to this broker is gone, and left `settled`. Returns whether it is
@@ -323,13 +452,14 @@ impl Bus {
             repeated: settled.repeated,
             confirmed: self.counters.confirmed,
         };
-        self.failovers.lost(link, now)
+        self.brokers.failovers.lost(link, now)
     }
 
     /// The sum of the failover that is over, or takes long, for the operator.
     pub fn poll_failover(&mut self, now: Instant) -> Option<Failover> {
         // A link to an independent broker stays where publishes have gone.
         let leaving = self
+            .brokers
             .failovers
             .leaving()
             .filter(|_| !self.settings.is_independent());
@@ -340,7 +470,10 @@ impl Bus {
             true => TOGETHER,
             false => Duration::ZERO,
         };
-        let report = self.failovers.poll_report(confirmed, staying, quiet, now)?;
+        let report = self
+            .brokers
+            .failovers
+            .poll_report(confirmed, staying, quiet, now)?;
         if report.complete {
             self.observed.failover_causes.count(report.cause.as_str());
             if report.attached > 0 {
@@ -356,14 +489,14 @@ impl Bus {
     /// The broker's sentinel waits long for an answer: others are to ask as well.
     pub(super) fn call_witnesses(&mut self, broker: BrokerId, now: Instant) {
         let called = self.watch_mut(broker).call_witnesses(now);
-        self.woken.extend(called);
+        self.trunks.woken.extend(called);
     }
 
     /// The broker's sentinel waits too long for an answer (R8).
     pub(super) fn suspect(&mut self, broker: BrokerId, now: Instant) {
         self.counters.suspicions += 1;
-        let concerned = self.roster.liveness_mut(broker).suspect(now);
-        self.woken.extend(concerned);
+        let concerned = self.brokers.roster.liveness_mut(broker).suspect(now);
+        self.trunks.woken.extend(concerned);
     }
 
     /// A fence of `asked` was answered by this broker.
@@ -375,20 +508,20 @@ impl Bus {
         now: Instant,
     ) {
         let round_trip = now.saturating_duration_since(asked);
-        let watch = self.roster.liveness_mut(broker);
+        let watch = self.brokers.roster.liveness_mut(broker);
         let cleared = watch.answered(trunk, asked, now);
         watch.note_round_trip(trunk, round_trip);
-        self.roster.handle_answer(broker, now);
+        self.brokers.roster.handle_answer(broker, now);
         if let Some((suspected, concerned)) = cleared {
             self.counters.suspect_ms += suspected.as_millis() as u64;
-            self.woken.extend(concerned);
+            self.trunks.woken.extend(concerned);
             self.check_barrier();
         }
     }
 
     /// The smoothed round trip to the farthest broker.
     pub(super) fn longest_round_trip(&self) -> Duration {
-        let brokers = self.roster.brokers();
+        let brokers = self.brokers.roster.brokers();
         let trips = brokers.filter_map(|(id, _)| self.watch(id).round_trip());
         trips.max().unwrap_or_default()
     }
@@ -400,20 +533,22 @@ impl Bus {
         identity: IdentityDigest,
         now: Instant,
     ) -> bool {
-        let permits = |identity| self.presence.permits(identity, now);
-        self.carriers.includes(trunk, identity, permits)
+        let permits = |identity| self.brokers.presence.permits(identity, now);
+        self.trunks.carriers.includes(trunk, identity, permits)
     }
 
     /// The trunks that may announce the host, and those that did until an older one came.
     fn wake_carriers(&mut self, now: Instant) {
-        let permits = |identity| self.presence.permits(identity, now);
-        self.woken.extend(self.carriers.oldest(permits));
+        let permits = |identity| self.brokers.presence.permits(identity, now);
+        self.trunks
+            .woken
+            .extend(self.trunks.carriers.oldest(permits));
     }
 
     /// All carriers announce now.
     pub(super) fn begin_announcing(&mut self, now: Instant) {
-        self.presence.announced(now);
-        self.presence.expire(now);
+        self.brokers.presence.announced(now);
+        self.brokers.presence.expire(now);
         self.weigh(now);
         self.wake_carriers(now);
     }
@@ -422,8 +557,8 @@ impl Bus {
     /// where another one announces from now on.
     fn note_reach(&mut self, broker: BrokerId, edge: usize, is_news: bool, now: Instant) {
         let news = self.watch(broker).attached() == edge || is_news;
-        if news && self.presence.is_on() {
-            self.presence.change(now);
+        if news && self.brokers.presence.is_on() {
+            self.brokers.presence.change(now);
             self.wake_carriers(now);
         }
     }
@@ -431,6 +566,7 @@ impl Bus {
     /// The brokers on which this host is subscribed, by their `server_id`.
     pub(super) fn reaches(&self) -> Vec<String> {
         let reached = self
+            .brokers
             .roster
             .brokers()
             .filter(|(id, _)| self.watch(*id).attached() > 0);
@@ -440,8 +576,8 @@ impl Bus {
 
     /// A broker doesn't permit presence to this identity. Returns whether that is to be said.
     pub(super) fn forbid_presence(&mut self, identity: IdentityDigest, now: Instant) -> bool {
-        let new = self.presence.forbid(identity, now);
-        self.presence.change(now);
+        let new = self.brokers.presence.forbid(identity, now);
+        self.brokers.presence.change(now);
         self.wake_carriers(now);
         new
     }
@@ -454,74 +590,77 @@ impl Bus {
         (trunk, identity): (TrunkId, IdentityDigest),
         now: Instant,
     ) -> Heard {
-        let heard = self.presence.hear(json, from, trunk, now);
+        let heard = self.brokers.presence.hear(json, from, trunk, now);
         match heard {
             Heard::Nothing => {}
             Heard::ByElder(elder) => {
-                if self.presence.defer(identity, elder) {
-                    self.woken.push(trunk);
+                if self.brokers.presence.defer(identity, elder) {
+                    self.trunks.woken.push(trunk);
                 }
             }
             Heard::Refused => self.counters.announcements_refused += 1,
             Heard::News => {
                 self.weigh(now);
-                if self.presence.is_gathering(now) {
+                if self.brokers.presence.is_gathering(now) {
                     // Publishes may have waited for this host.
-                    self.roster.note_change();
+                    self.brokers.roster.note_change();
                 }
                 // It may have to be answered.
                 self.wake_carriers(now);
             }
-            Heard::Routed => self.roster.note_change(),
+            Heard::Routed => self.brokers.roster.note_change(),
         }
         heard
     }
 
     /// Other hosts that are subscribed on a broker.
     pub fn hosts_at(&self, broker: BrokerId) -> usize {
-        let info = self.roster.broker(broker).info();
-        info.map_or(0, |info| self.presence.present(&info.server_id))
+        let info = self.brokers.roster.broker(broker).info();
+        info.map_or(0, |info| self.brokers.presence.present(&info.server_id))
     }
 
     /// R26: independent brokers are routed to each other, or those of a cluster name different
     /// clusters, or none.
     pub fn has_wrong_topology(&self) -> bool {
         match self.settings.topology {
-            Topology::Independent => self.presence.is_routed() || self.roster.has_doubles(),
-            Topology::Cluster => self.roster.names_differ(),
+            Topology::Independent => {
+                self.brokers.presence.is_routed() || self.brokers.roster.has_doubles()
+            }
+            Topology::Cluster => self.brokers.roster.names_differ(),
         }
     }
 
     /// Tells the roster which brokers the other hosts reach.
     pub(super) fn weigh(&mut self, now: Instant) {
         let brokers: Vec<(BrokerId, usize)> = self
+            .brokers
             .roster
             .brokers()
             .map(|(id, broker)| {
                 let known = broker
                     .info()
-                    .map(|info| self.presence.missing(&info.server_id));
+                    .map(|info| self.brokers.presence.missing(&info.server_id));
                 (id, known.unwrap_or(0))
             })
             .collect();
         for (id, missing) in brokers {
-            self.roster.weigh(id, missing);
+            self.brokers.roster.weigh(id, missing);
         }
-        self.roster.review(now);
+        self.brokers.roster.review(now);
     }
 
     /// PONGs were released without proof. Returns whether they are the first of an outage.
     pub(super) fn note_unproven(&mut self, pongs: u64) -> bool {
         self.counters.pongs_unproven += pongs;
-        !std::mem::replace(&mut self.unproven_said, true)
+        !std::mem::replace(&mut self.brokers.unproven_said, true)
     }
 
     /// Forgets a trunk that is done.
     pub(super) fn remove(&mut self, trunk: TrunkId) {
-        self.waiting.remove(&trunk);
-        self.at_barrier.remove(&trunk);
+        self.trunks.waiting.remove(&trunk);
+        self.trunks.at_barrier.remove(&trunk);
         self.pass_turn(trunk);
-        self.dial_queue.leave(trunk);
+        self.trunks.dial_queue.leave(trunk);
     }
 
     /// Takes room in `max_pending_total` for a message of `bytes`, which a trunk has waited for
@@ -533,28 +672,32 @@ impl Bus {
         now: Instant,
     ) -> Option<Charge> {
         let budget = &self.budgets.pending;
-        let charge = self.rooms.take(place, bytes, budget, now)?;
+        let charge = self.trunks.rooms.take(place, bytes, budget, now)?;
         self.wake_awaiting_room();
         Some(charge)
     }
 
     /// Ends the wait of a trunk for room.
     pub(super) fn leave_room_queue(&mut self, place: RoomPlace) {
-        self.rooms.leave(place);
+        self.trunks.rooms.leave(place);
     }
 
     /// Wakes the next trunk for which there may be room.
     pub(super) fn wake_awaiting_room(&mut self) {
-        self.woken.extend(self.rooms.next());
+        self.trunks.woken.extend(self.trunks.rooms.next());
     }
 
     /// Counts a fence, and returns whether it may be sent now, within the bus's rate (R7).
     pub(super) fn may_fence(&mut self, now: Instant) -> bool {
-        self.fence_rate.take(self.settings.fences_per_second, now)
+        self.brokers
+            .fence_rate
+            .take(self.settings.fences_per_second, now)
     }
 
     /// Since when, or from when on, the bus's rate has room for another fence.
     pub(super) fn fences_from(&self) -> Instant {
-        self.fence_rate.free_at(self.settings.fences_per_second)
+        self.brokers
+            .fence_rate
+            .free_at(self.settings.fences_per_second)
     }
 }

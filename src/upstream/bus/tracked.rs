@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 /// Whoever borrows the value to change it leaves a note.
 #[derive(Debug)]
-pub struct Tracked<T> {
+pub(super) struct Tracked<T> {
     value: T,
     changed: bool,
 }

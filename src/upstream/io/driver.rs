@@ -228,9 +228,9 @@ impl Driver {
 
     fn dial(&mut self, id: LinkId, broker: BrokerId) {
         let bus = self.bus.borrow();
-        let broker = bus.roster.broker(broker);
+        let broker = bus.roster().broker(broker);
         let (ips, port) = (broker.ips().to_vec(), broker.addr().port);
-        let within = bus.settings.timings.connect_timeout;
+        let within = bus.settings().timings.connect_timeout;
         let dial = async move { names::connect(&ips, port, within).await };
         self.links.push(LinkIo {
             id,
@@ -347,7 +347,7 @@ impl Driver {
 
     fn log(&self, report: &Report) {
         let bus = self.bus.borrow();
-        let addr = |broker: BrokerId| bus.roster.broker(broker).label();
+        let addr = |broker: BrokerId| bus.roster().broker(broker).label();
         let (name, trunk) = (&self.bus.name, self.cell.machine.borrow().id().0);
         match report {
             Report::Attached {

@@ -39,7 +39,7 @@ impl OperatorLog {
 
     /// Tells the operator what concerns the whole bus.
     pub(super) fn report(&mut self, bus: &mut Bus, now: Instant) {
-        let addr = |bus: &Bus, id| bus.roster.broker(id).label();
+        let addr = |bus: &Bus, id| bus.roster().broker(id).label();
         if let Some(failover) = bus.poll_failover(now) {
             info!(
                 bus = self.name,
@@ -62,20 +62,20 @@ impl OperatorLog {
         }
         self.report_troubles(bus);
         let wrong = bus.has_wrong_topology();
-        if !std::mem::replace(&mut self.wrong, wrong) && wrong && !bus.settings.is_independent() {
+        if !std::mem::replace(&mut self.wrong, wrong) && wrong && !bus.settings().is_independent() {
             warn!(
                 bus = self.name,
                 "wrong topology: brokers name different clusters, or none"
             );
         }
-        let alive = bus.roster.is_alive();
+        let alive = bus.roster().is_alive();
         if self.alive == Some(alive) {
             return;
         }
         self.alive = Some(alive);
         if alive {
             info!(bus = self.name, "bus has a live broker");
-        } else if bus.roster.was_asked() {
+        } else if bus.roster().was_asked() {
             error!(bus = self.name, "bus has no live broker");
         } else {
             self.alive = None;
@@ -86,8 +86,8 @@ impl OperatorLog {
     /// offer less than the broker in use.
     fn report_troubles(&mut self, bus: &Bus) {
         let known = &mut self.troubles;
-        for (id, broker) in bus.roster.brokers() {
-            match bus.roster.trouble(id) {
+        for (id, broker) in bus.roster().brokers() {
+            match bus.roster().trouble(id) {
                 Some(trouble) if known.insert(id, trouble.cause) != Some(trouble.cause) => {
                     let text = String::from_utf8_lossy(&trouble.text);
                     let (text, cause) = (text.escape_debug(), trouble.cause.as_str());
@@ -103,9 +103,9 @@ impl OperatorLog {
                 }
             }
         }
-        let lesser: BTreeSet<BrokerId> = bus.roster.lesser().collect();
+        let lesser: BTreeSet<BrokerId> = bus.roster().lesser().collect();
         for id in lesser.difference(&self.lesser) {
-            let broker = bus.roster.broker(*id);
+            let broker = bus.roster().broker(*id);
             let max_payload = broker.info().map(|info| info.max_payload);
             let broker = broker.label();
             warn!(

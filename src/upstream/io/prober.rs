@@ -23,16 +23,16 @@ impl Pool {
     pub async fn probe(self: Rc<Self>) {
         while !self.is_closed() {
             let now = now();
-            let due = self.bus.borrow_mut().roster.poll_probe(now);
+            let due = self.bus.borrow_mut().roster_mut().poll_probe(now);
             if let Some(broker) = due {
-                self.bus.borrow_mut().counters.probes += 1;
+                self.bus.borrow_mut().counters_mut().probes += 1;
                 spawn_local(Rc::clone(&self).probe_one(broker));
                 continue;
             }
             let next = {
                 let mut bus = self.bus.borrow_mut();
-                bus.presence.set_wall(now, SystemTime::now());
-                bus.roster.poll_timeout()
+                bus.presence_mut().set_wall(now, SystemTime::now());
+                bus.roster().poll_timeout()
             };
             self.probe_at.set(next);
             // Trunks may wait for what the look at the roster has found due.
@@ -64,22 +64,22 @@ impl Pool {
         let result = asked.unwrap_or(Err(Failure::Garbage));
         let now = now();
         let mut bus = self.bus.borrow_mut();
-        let before = bus.roster.broker(broker).health();
-        let addr = bus.roster.broker(broker).label();
+        let before = bus.roster().broker(broker).health();
+        let addr = bus.roster().broker(broker).label();
         match result {
             Ok(info) => {
                 let version = info.version.clone();
-                bus.roster.handle_info(broker, info, now);
+                bus.roster_mut().handle_info(broker, info, now);
                 let took = now.saturating_duration_since(start);
-                bus.roster.note_probe(broker, took);
-                if bus.roster.broker(broker).health() != before {
+                bus.roster_mut().note_probe(broker, took);
+                if bus.roster().broker(broker).health() != before {
                     info!(bus = self.bus.name, broker = addr, version, "broker up");
                 }
             }
             Err(failure) => {
                 let cause = failure.as_str();
-                bus.roster.handle_failure(broker, failure, now);
-                if bus.roster.broker(broker).health() != before {
+                bus.roster_mut().handle_failure(broker, failure, now);
+                if bus.roster().broker(broker).health() != before {
                     warn!(bus = self.bus.name, broker = addr, cause, "broker down");
                 } else {
                     debug!(
@@ -99,9 +99,9 @@ impl Pool {
     async fn ask(self: Rc<Self>, broker: BrokerId) -> Result<ServerInfo, Failure> {
         let (ips, port, timings) = {
             let bus = self.bus.borrow();
-            let broker = bus.roster.broker(broker);
+            let broker = bus.roster().broker(broker);
             let (ips, port) = (broker.ips().to_vec(), broker.addr().port);
-            (ips, port, bus.settings.timings)
+            (ips, port, bus.settings().timings)
         };
         let dial = names::connect(&ips, port, timings.connect_timeout);
         let stream = match timeout(timings.connect_timeout, dial).await {

@@ -25,7 +25,7 @@ impl Pool {
     /// Resolves the bus's names for as long as it is configured.
     pub async fn resolve(self: Rc<Self>) {
         while !self.is_closed() {
-            let names = self.bus.borrow().roster.names();
+            let names = self.bus.borrow().roster().names();
             let asked: Vec<_> = names
                 .into_iter()
                 .map(|name| spawn_local(Rc::clone(&self).resolve_one(name)))
@@ -44,14 +44,14 @@ impl Pool {
         let until = now() + EVERY;
         while now() < until {
             let is_reloaded = timeout(SOON, self.reloaded.notified()).await.is_ok();
-            if is_reloaded || self.bus.borrow().roster.needs_names() {
+            if is_reloaded || self.bus.borrow().roster().needs_names() {
                 return;
             }
         }
     }
 
     async fn resolve_one(self: Rc<Self>, name: BrokerAddr) {
-        let within = self.bus.borrow().settings.timings.connect_timeout;
+        let within = self.bus.borrow().settings().timings.connect_timeout;
         let mut asking = Box::pin(timeout(LONGEST, names::lookup(&name.host)));
         let answer = match timeout(within, &mut asking).await {
             Ok(answer) => answer,
@@ -65,9 +65,9 @@ impl Pool {
             Ok(Ok(addrs)) => {
                 let now = now();
                 let mut bus = self.bus.borrow_mut();
-                let changed = bus.roster.set_addresses(&name, &addrs, now);
-                let brokers = bus.roster.brokers().count();
-                bus.presence.set_brokers(brokers);
+                let changed = bus.roster_mut().set_addresses(&name, &addrs, now);
+                let brokers = bus.roster().brokers().count();
+                bus.presence_mut().set_brokers(brokers);
                 drop(bus);
                 if changed {
                     let (bus, name) = (&self.bus.name, name.to_string());
@@ -86,7 +86,11 @@ impl Pool {
 
     fn name_failed(&self, name: &BrokerAddr, is_slow: bool) {
         let now = now();
-        let news = self.bus.borrow_mut().roster.name_failed(name, is_slow, now);
+        let news = self
+            .bus
+            .borrow_mut()
+            .roster_mut()
+            .name_failed(name, is_slow, now);
         if let Some(cause) = news {
             let (bus, cause) = (&self.bus.name, cause.as_str());
             warn!(bus, broker = %name, cause, "broker down");

@@ -253,7 +253,9 @@ impl Trunk {
         }
         let link = &mut self.links[id];
         link.longest_line = Some(longest - 1);
-        cx.bus.roster.learn_line(link.broker, longest - 1, cx.now);
+        cx.bus
+            .roster_mut()
+            .learn_line(link.broker, longest - 1, cx.now);
         if self.is_shared() {
             for session in owners {
                 self.sessions
@@ -289,7 +291,7 @@ impl Trunk {
         }
         let identity = account.then(|| self.identity(cx.bus));
         cx.bus
-            .roster
+            .roster_mut()
             .turn_away(broker, identity, Failure::Full, text, cx.now);
         self.fail(id, Failure::Full, cx);
     }
@@ -305,7 +307,7 @@ impl Trunk {
             broker,
             text: text.into(),
         }));
-        cx.bus.admission.forget(&self.connect);
+        cx.bus.admission_mut().forget(&self.connect);
         let id = self.links[id].id;
         let others = |link: &Link| link.is_attached() && link.id != id;
         if self.links.any(others) {
@@ -331,9 +333,9 @@ impl Trunk {
         let identity = self.identity(cx.bus);
         let took = cx.now.saturating_duration_since(self.links[id].opened_at);
         cx.bus
-            .roster
+            .roster_mut()
             .note_verdict(broker, identity, false, took, cx.now);
-        cx.bus.admission.forget(&self.connect);
+        cx.bus.admission_mut().forget(&self.connect);
         self.actions.push_back(Action::Report(Report::BrokerError {
             broker,
             text: text.into(),

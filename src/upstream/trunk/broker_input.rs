@@ -105,7 +105,7 @@ impl Trunk {
     }
 
     fn handle_msg(&mut self, id: LinkId, msg: &Msg<'_>, cx: &mut Turn<'_>) {
-        if self.route.is_independent() && cx.bus.presence.is_subject(msg.subject) {
+        if self.route.is_independent() && cx.bus.presence().is_subject(msg.subject) {
             // Never a component's (R29).
             if msg.sid == PRESENCE_SID {
                 self.hear(id, msg.payload, cx);
@@ -113,7 +113,7 @@ impl Trunk {
             return;
         }
         let Some(upstream) = UpstreamSid::parse(msg.sid) else {
-            cx.bus.counters.unknown_sid_msgs += 1;
+            cx.bus.counters_mut().unknown_sid_msgs += 1;
             return;
         };
         let status = match msg.header_len == msg.size && msg.headers {
@@ -128,7 +128,7 @@ impl Trunk {
         }
         let independent = self.route.is_independent();
         if independent && self.subscriptions.is_over(upstream) {
-            cx.bus.counters.over_max_msgs += 1;
+            cx.bus.counters_mut().over_max_msgs += 1;
             return;
         }
         // No number that a broker writes sizes memory before the ledger knows it (R34).
@@ -153,10 +153,10 @@ impl Trunk {
             copies += u64::from(is_taken);
         };
         let spent = self.subscriptions.deliver(upstream, counts, seen, deliver);
-        cx.bus.counters.out_msgs += copies;
-        cx.bus.counters.out_bytes += copies * msg.size as u64;
+        cx.bus.counters_mut().out_msgs += copies;
+        cx.bus.counters_mut().out_bytes += copies * msg.size as u64;
         match spent {
-            None => cx.bus.counters.unknown_sid_msgs += 1,
+            None => cx.bus.counters_mut().unknown_sid_msgs += 1,
             Some(Spent::Nothing) => {}
             Some(Spent::One(upstream)) if !independent => {
                 // Freed once a fence behind its UNSUB, which was sent before, is answered.
@@ -259,12 +259,12 @@ impl Trunk {
             cx.bus.fence_answered(self.id, link.broker, ping.at, cx.now);
         }
         cx.bus
-            .observed
+            .observed_mut()
             .fences
             .observe(cx.now.saturating_duration_since(ping.at));
         let (confirmed, refused) = link.account.prove(ping.publishes);
-        cx.bus.counters.confirmed += confirmed;
-        cx.bus.counters.refused += refused;
+        cx.bus.counters_mut().confirmed += confirmed;
+        cx.bus.counters_mut().refused += refused;
         link.out.confirm(ping.offset);
         if !self.is_bystander(id) {
             self.subscriptions.prove(ping.seq);
@@ -343,10 +343,10 @@ impl Trunk {
                     self.sessions.release_all();
                 }
                 // It may come late, from a process that another has replaced.
-                let known = cx.bus.roster.broker(broker).info();
+                let known = cx.bus.roster().broker(broker).info();
                 let is_same = known.is_none_or(|known| known.server_id == info.server_id);
                 if info.ldm && is_same {
-                    cx.bus.roster.handle_lame_duck(broker, cx.now);
+                    cx.bus.roster_mut().handle_lame_duck(broker, cx.now);
                     self.start_move(Failure::LameDuck, cx);
                 }
             }

@@ -92,7 +92,7 @@ impl Trunk {
             link.operations.subscribe(*sid, covered_by);
             frame.clear();
             if let Some(left) = interest.left
-                && !cx.bus.presence.may_match(interest.subject)
+                && !cx.bus.presence().may_match(interest.subject)
             {
                 let max = link.received(*sid) + left;
                 encode::unsub(&mut frame, text.as_bytes(), Some(max));

@@ -49,8 +49,8 @@ impl Trunk {
     }
 
     fn note_failed_dial(&mut self, link: &Link, failure: Failure, cx: &mut Turn<'_>) {
-        cx.bus.counters.dial_failures += 1;
-        cx.bus.observed.dial_failures.count(failure.as_str());
+        cx.bus.counters_mut().dial_failures += 1;
+        cx.bus.observed_mut().dial_failures.count(failure.as_str());
         let mut avoided = None;
         match link.phase {
             // The broker didn't even introduce itself: dead for all trunks.
@@ -58,7 +58,7 @@ impl Trunk {
                 if !matches!(failure, Failure::OutOfFiles | Failure::Full) =>
             {
                 cx.bus
-                    .roster
+                    .roster_mut()
                     .handle_trunk_failure(link.broker, failure, cx.now);
                 self.route.pause(link.broker, self.id, cx);
             }
@@ -66,12 +66,12 @@ impl Trunk {
             _ if failure == Failure::Full => self.route.pause(link.broker, self.id, cx),
             _ if failure == Failure::NoVerdict => {
                 cx.bus
-                    .roster
+                    .roster_mut()
                     .turn_away(link.broker, None, failure, NO_VERDICT, cx.now);
                 self.route.pause(link.broker, self.id, cx);
             }
             _ => {
-                cx.bus.roster.note_failure(link.broker, failure);
+                cx.bus.roster_mut().note_failure(link.broker, failure);
                 self.route.pause(link.broker, self.id, cx);
                 avoided = (!self.route.is_independent()).then_some(link.broker);
             }
@@ -84,19 +84,20 @@ impl Trunk {
         let suspect = cx.bus.watch(broker).suspect_since().is_some();
         cx.bus.detached(self.id, broker, cx.now);
         if failure != Failure::Refused {
-            cx.bus.admission.refresh(&self.connect, cx.now);
+            cx.bus.admission_mut().refresh(&self.connect, cx.now);
         }
         match failure {
             // The sentinel finds the broker silent too. One link alone may have a fault of its
             // own.
-            Failure::Silent if suspect => {
-                cx.bus.roster.handle_trunk_failure(broker, failure, cx.now)
-            }
+            Failure::Silent if suspect => cx
+                .bus
+                .roster_mut()
+                .handle_trunk_failure(broker, failure, cx.now),
             Failure::Silent | Failure::Refused => {
-                cx.bus.roster.note_failure(broker, failure);
+                cx.bus.roster_mut().note_failure(broker, failure);
                 self.route.pause(broker, self.id, cx);
             }
-            _ => cx.bus.roster.note_failure(broker, failure),
+            _ => cx.bus.roster_mut().note_failure(broker, failure),
         }
     }
 
@@ -114,7 +115,7 @@ impl Trunk {
             // From a move that is off: the next handshake decides.
             self.route.attempts.forget_refusals();
         }
-        cx.bus.counters.link_failures += u64::from(!failure.is_own());
+        cx.bus.counters_mut().link_failures += u64::from(!failure.is_own());
         let suspect = cx.bus.watch(broker).suspect_since().is_some();
         self.note_lost_link(broker, failure, cx);
         if let Some(several) = self.route.several_mut() {
@@ -184,9 +185,9 @@ impl Trunk {
 
     /// Counts a dead link's unproven publishes and carries its debts over (R1, R4, R20).
     pub(super) fn settle(&mut self, mut link: Link, bus: &mut Bus) -> (Settled, u64) {
-        let repeat = bus.settings.delivery == Delivery::AtLeastOnce;
+        let repeat = bus.settings().delivery == Delivery::AtLeastOnce;
         let unproven = link.out.into_unproven();
-        let own = bus.presence.prefix();
+        let own = bus.presence().prefix();
         let (start, written) = (unproven.start, unproven.written);
         let owners = link.owners.take();
         let owner = |end: usize| owners.as_ref()?.of(unproven.base + end as u64);
@@ -199,17 +200,17 @@ impl Trunk {
             let written = closed_for.min(settled.repeated);
             settled.repeated -= written;
             settled.moved -= closed_for - written;
-            bus.counters.refused += closed_for;
+            bus.counters_mut().refused += closed_for;
             link.account.settled += closed_for;
         }
         let unsettled = link.account.unsettled();
         let unknown = unsettled.saturating_sub(settled.moved + settled.repeated);
         let refused = link.account.refused.min(unknown);
         let in_doubt = unknown - refused;
-        bus.counters.moved += settled.moved;
-        bus.counters.repeated += settled.repeated;
-        bus.counters.refused += refused;
-        bus.counters.in_doubt += in_doubt;
+        bus.counters_mut().moved += settled.moved;
+        bus.counters_mut().repeated += settled.repeated;
+        bus.counters_mut().refused += refused;
+        bus.counters_mut().in_doubt += in_doubt;
         // The publishes that wait will be answered by the next broker, if it is told to; but
         // not those that this one has answered and that are repeated.
         let again = settled.messages();
@@ -251,7 +252,7 @@ impl Trunk {
 
     /// Puts publishes that a dead link never wrote in front of those that wait.
     pub(super) fn requeue(&mut self, settled: Settled, bus: &mut Bus) {
-        bus.budgets.held.take(settled.bytes());
+        bus.budgets().held.take(settled.bytes());
         let only = match self.is_shared() {
             true => None,
             false => self.sessions.iter_mut().next(),
@@ -269,7 +270,7 @@ impl Trunk {
 
     /// The configuration or a lame duck makes a broker one to leave.
     pub(super) fn must_leave(broker: BrokerId, bus: &Bus) -> Option<Failure> {
-        let broker = bus.roster.broker(broker);
+        let broker = bus.roster().broker(broker);
         match broker.health() {
             _ if broker.is_removed() => Some(Failure::Removed),
             Health::LameDuck => Some(Failure::LameDuck),
@@ -302,7 +303,7 @@ impl Trunk {
         let seq = self.links.fence(id, cx);
         let link = &mut self.links[id];
         link.phase = Phase::Leaving(seq);
-        link.deadline = Some(cx.now + cx.bus.settings.timings.link_timeout);
+        link.deadline = Some(cx.now + cx.bus.settings().timings.link_timeout);
     }
 
     /// Everything that the old link owed has come: close it and replay on the new one.

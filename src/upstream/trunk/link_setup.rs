@@ -80,13 +80,13 @@ impl Trunk {
             return;
         };
         link.phase = Phase::AwaitingInfo;
-        link.deadline = Some(cx.now + cx.bus.settings.timings.info_timeout);
+        link.deadline = Some(cx.now + cx.bus.settings().timings.info_timeout);
         link.last_read_at = cx.now;
     }
 
     /// Whose credentials the trunk sends, as brokers see it.
     pub(super) fn identity(&self, bus: &Bus) -> IdentityDigest {
-        bus.admission.digest(&self.connect)
+        bus.admission().digest(&self.connect)
     }
 
     /// The roster changed, a turn to dial came, or the barrier opened.
@@ -109,7 +109,7 @@ impl Trunk {
     }
 
     pub(super) fn dial(&mut self, broker: BrokerId, cx: &mut Turn<'_>) -> LinkId {
-        let deadline = cx.now + cx.bus.settings.timings.connect_timeout;
+        let deadline = cx.now + cx.bus.settings().timings.connect_timeout;
         // Only those that were live before hold others up: they have subscriptions that
         // the neighbours rely on.
         let holds_up = self.route.lost.is_some() && !self.links.any_attached();
@@ -119,7 +119,7 @@ impl Trunk {
         link.owners = self.sharing.is_some().then(Box::default);
         if holds_up {
             link.in_barrier = true;
-            cx.bus.barrier.join();
+            cx.bus.join_barrier();
         }
         self.actions.push_back(Action::Dial { link: id, broker });
         id
@@ -128,7 +128,7 @@ impl Trunk {
     /// A broker's INFO during the handshake: answer with CONNECT and PING.
     pub(super) fn introduce(&mut self, id: LinkId, info: ServerInfo, cx: &mut Turn<'_>) {
         let broker = self.links[id].broker;
-        let unfit = cx.bus.roster.unfit(broker, &info);
+        let unfit = cx.bus.roster().unfit(broker, &info);
         let headers = info.headers;
         let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);
         if self.route.is_independent() {
@@ -137,7 +137,7 @@ impl Trunk {
         }
         let names_subject = info.version_numbers() >= FIRST_TO_NAME_SUBJECTS;
         self.links[id].names_subject = names_subject;
-        cx.bus.roster.handle_info(broker, info, cx.now);
+        cx.bus.roster_mut().handle_info(broker, info, cx.now);
         if let Some(failure) = unfit {
             return self.fail(id, failure, cx);
         }
@@ -167,12 +167,12 @@ impl Trunk {
     fn verdict_patience(&self, broker: BrokerId, cx: &Turn<'_>) -> Duration {
         let spare = cx
             .bus
-            .roster
+            .roster()
             .has_spare(broker, self.identity(cx.bus), cx.now);
         match spare && !self.links.any_attached() {
             // A component gives up when it hears nothing for 2 s.
             true => VERDICT_WITH_SPARE,
-            false => 2 * cx.bus.settings.timings.link_timeout,
+            false => 2 * cx.bus.settings().timings.link_timeout,
         }
     }
 
@@ -183,7 +183,7 @@ impl Trunk {
         let (broker, asked) = (link.broker, link.last_ping_at);
         let Some(last) = cx
             .bus
-            .roster
+            .roster()
             .last_verdict_at(broker)
             .filter(|last| *last > asked)
         else {
@@ -203,7 +203,7 @@ impl Trunk {
         let took = cx.now.saturating_duration_since(asked);
         let identity = self.identity(cx.bus);
         cx.bus
-            .roster
+            .roster_mut()
             .note_verdict(broker, identity, true, took, cx.now);
         if self.links[id].is_check {
             let is_other = |link: &Link| link.is_attached() || link.is_joining();
@@ -213,7 +213,7 @@ impl Trunk {
             // The other one has died meanwhile.
             self.links[id].is_check = false;
         }
-        cx.bus.counters.links_opened += 1;
+        cx.bus.counters_mut().links_opened += 1;
         self.verdict = Verdict::Accepted;
         if std::mem::take(&mut self.connect_ok_owed) {
             // The broker that was asked for it hasn't answered yet: this one has.
@@ -225,7 +225,7 @@ impl Trunk {
                 self.sessions.deliver(session, &[encode::OK], cx.bus);
             }
         }
-        cx.bus.admission.remember(&self.connect, cx.now);
+        cx.bus.admission_mut().remember(&self.connect, cx.now);
         if !self.ready {
             // One that is served already isn't closed by the next broker: its headers are stripped.
             self.refuse_own_options(self.header_support(id, cx.bus));
@@ -258,7 +258,7 @@ impl Trunk {
 
     /// What this link's broker knows of headers, whatever the others do.
     pub(super) fn header_support(&self, id: LinkId, bus: &Bus) -> HeaderSupport {
-        let info = bus.roster.broker(self.links[id].broker).info();
+        let info = bus.roster().broker(self.links[id].broker).info();
         info.map_or(HeaderSupport::On, ServerInfo::header_support)
     }
 
@@ -288,7 +288,7 @@ impl Trunk {
             encode::sub(&mut self.scratch, subject, group, sid.as_bytes());
             count += 1;
             operations += 1;
-            let counted_here = cx.bus.presence.may_match(subject);
+            let counted_here = cx.bus.presence().may_match(subject);
             if let Some(max) = interest.left.filter(|_| !counted_here) {
                 encode::unsub(&mut self.scratch, sid.as_bytes(), Some(max));
                 operations += 1;
@@ -310,11 +310,11 @@ impl Trunk {
         }
         link.replayed = count;
         link.phase = Phase::Replaying;
-        cx.bus.counters.replayed_subscriptions += count;
+        cx.bus.counters_mut().replayed_subscriptions += count;
         if count == 0 {
             return self.replayed(id, cx);
         }
-        cx.bus.counters.replays += 1;
+        cx.bus.counters_mut().replays += 1;
         let seq = self.links.fence(id, cx);
         self.links[id].replayed_by = seq;
         if !is_first {
@@ -387,9 +387,9 @@ impl Trunk {
             self.send_limits(cx);
         }
         if lost.is_some_and(|lost| lost.broker != broker) {
-            cx.bus.counters.failovers += 1;
+            cx.bus.counters_mut().failovers += 1;
             cx.bus
-                .observed
+                .observed_mut()
                 .replays
                 .observe(cx.now.saturating_duration_since(started));
         }
@@ -397,7 +397,7 @@ impl Trunk {
         self.verify_all();
         let held = self.resume(id, cx);
         if lost.is_some_and(|lost| !lost.cause.is_own()) {
-            cx.bus.failovers.attached(broker, replayed, held, cx.now);
+            cx.bus.note_attached(broker, replayed, held, cx.now);
         }
         self.actions.push_back(Action::Report(Report::Attached {
             link: id,

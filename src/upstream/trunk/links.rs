@@ -168,7 +168,7 @@ impl Links {
         link.unfenced_since = None;
         link.last_ping_at = cx.now;
         if asker.is_none() {
-            cx.bus.counters.fences += 1;
+            cx.bus.counters_mut().fences += 1;
         }
         seq
     }

@@ -264,7 +264,7 @@ impl Trunk {
     }
 
     fn retention(&self, bus: &Bus) -> Retention {
-        match bus.settings.delivery {
+        match bus.settings().delivery {
             // Where several sessions write, what was written tells whose an error is.
             Delivery::AtMostOnce if !self.is_shared() => Retention::UntilWritten,
             _ => Retention::UntilConfirmed,

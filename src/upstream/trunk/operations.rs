@@ -36,13 +36,13 @@ impl Trunk {
         let (mut is_known, mut again, mut new) = (true, false, None);
         // All brokers take what the one of 2012 takes: few SUBs have natsmux ask which one it is.
         let is_valid = subject::is_valid_subscription_of_2012(subject)
-            || (subject::is_valid_subscription(subject) && !cx.bus.roster.are_of_2012());
+            || (subject::is_valid_subscription(subject) && !cx.bus.roster().are_of_2012());
         let upstream = if is_valid {
             match self
                 .subscriptions
                 .subscribe(session, subject, queue_group, sid, covered_by)
             {
-                Subscribed::Duplicate { limited: true, .. } if cx.bus.roster.are_of_2012() => {
+                Subscribed::Duplicate { limited: true, .. } if cx.bus.roster().are_of_2012() => {
                     return self.sessions.deliver(session, &[SID_TAKEN], cx.bus);
                 }
                 Subscribed::Duplicate { limited: true, .. } => {
@@ -66,8 +66,13 @@ impl Trunk {
         let mut frame = std::mem::take(&mut self.scratch);
         let sid = upstream.as_ref().map_or(NO_SID, |text| text.as_bytes());
         encode::sub(&mut frame, subject, queue_group, sid);
-        let longest = cx.bus.settings.limits.max_control_line.max(LINE_OF_BROKERS);
-        let longest = longest.min(cx.bus.roster.max_control_line());
+        let longest = cx
+            .bus
+            .settings()
+            .limits
+            .max_control_line
+            .max(LINE_OF_BROKERS);
+        let longest = longest.min(cx.bus.roster().max_control_line());
         if self.is_shared() && frame.len() - LINE_BESIDES > longest {
             // natsmux's own sid is longer than the component's: the broker would close the link
             // for all.
@@ -76,7 +81,7 @@ impl Trunk {
             if let Some(new) = new {
                 self.subscriptions.reject_sid(new);
             }
-            cx.bus.counters.protocol_errors += 1;
+            cx.bus.counters_mut().protocol_errors += 1;
             let reason = CloseReason::Fault(ClientFault::MaxControlLine);
             return self.finish(session, reason, cx);
         }
@@ -186,7 +191,7 @@ impl Trunk {
                 self.send_operation(session, &frame, cx.now);
             }
             // The server of 2012 has no answer to it, but to the pedantic.
-            Unsubscribed::Unknown if cx.bus.roster.are_of_2012() && !self.connect.pedantic => {}
+            Unsubscribed::Unknown if cx.bus.roster().are_of_2012() && !self.connect.pedantic => {}
             Unsubscribed::Unknown if self.connect.verbose || self.connect.pedantic => {
                 encode::unsub(&mut frame, NO_SID, None);
                 self.send_operation(session, &frame, cx.now);

@@ -16,21 +16,25 @@ pub(super) const PRESENCE_SID: &[u8] = b"-p";
 impl Trunk {
     /// Tells the other hosts on which brokers this one is subscribed (R29).
     pub(super) fn announce(&mut self, cx: &mut Turn<'_>) {
-        let Some(several) = self.route.several_mut().filter(|_| cx.bus.presence.is_on()) else {
+        let Some(several) = self
+            .route
+            .several_mut()
+            .filter(|_| cx.bus.presence().is_on())
+        else {
             return;
         };
-        let identity = cx.bus.admission.digest(&self.connect);
+        let identity = cx.bus.admission().digest(&self.connect);
         several.carries = cx.bus.is_carrier(self.id, identity, cx.now);
         if !several.carries {
             return self.stop_hearing(cx.now);
         }
-        if several.announced >= cx.bus.presence.round() {
+        if several.announced >= cx.bus.presence().round() {
             return;
         }
-        several.announced = cx.bus.presence.round();
+        several.announced = cx.bus.presence().round();
         let reaches = cx.bus.reaches();
-        let subject = cx.bus.presence.own_subject();
-        let subscription = cx.bus.presence.subscription();
+        let subject = cx.bus.presence().own_subject();
+        let subscription = cx.bus.presence().subscription();
         let mut frame = std::mem::take(&mut self.scratch);
         let covered_by = self.links.next_ping();
         for link in self
@@ -48,7 +52,7 @@ impl Trunk {
             }
             let said =
                 cx.bus
-                    .presence
+                    .presence()
                     .announcement(&independent.server_id, self.id, &reaches, cx.now);
             encode::publish(&mut frame, &subject, &said);
             link.out.push(&frame);
@@ -94,12 +98,12 @@ impl Trunk {
             let subject = [&b"\""[..], &subject, b"\""].concat();
             memchr::memmem::find(text, &subject).is_some()
         };
-        let presence = &cx.bus.presence;
+        let presence = cx.bus.presence();
         if !quoted(presence.own_subject()) && !quoted(presence.subscription()) {
             return false;
         }
         self.links[id].oks.pop();
-        if quoted(cx.bus.presence.subscription()) {
+        if quoted(cx.bus.presence().subscription()) {
             self.links[id].operations.refuse(OWN);
         }
         self.lose_presence(id, cx);

@@ -61,7 +61,7 @@ impl Trunk {
         let wants = self.has_room(session, cx);
         let live = self.open(cx.bus).is_some();
         self.sessions.park(session, !wants);
-        if !wants && cx.bus.lags.is_any() {
+        if !wants && cx.bus.lags().is_any() {
             self.look_again(session, cx.now);
         }
         let Some(slot) = self.sessions.get_mut(session) else {
@@ -70,8 +70,9 @@ impl Trunk {
         // Only a full buffer without a link ends by time (R6); a full link by its own fate.
         if wants || live || !self.ready || slot.waits_by_itself() {
             slot.blocked_until = None;
-        } else if slot.blocked_until.is_none() && cx.bus.settings.delivery == Delivery::AtMostOnce {
-            let until = cx.now + cx.bus.settings.timings.block_for;
+        } else if slot.blocked_until.is_none() && cx.bus.settings().delivery == Delivery::AtMostOnce
+        {
+            let until = cx.now + cx.bus.settings().timings.block_for;
             slot.blocked_until = Some(until);
             self.sessions.note_timeout(until);
         }
@@ -112,7 +113,7 @@ impl Trunk {
     /// on the same link, theirs must not wait behind too much.
     pub fn read_at_most(&self, cx: &Turn<'_>) -> ReadAtMost {
         let contended = |link: &Link| link.phase == Phase::Live && link.is_contended(cx.now);
-        match cx.bus.lags.is_any() || self.is_shared() && self.links.any(contended) {
+        match cx.bus.lags().is_any() || self.is_shared() && self.links.any(contended) {
             true => ReadAtMost::Fair(FAIR_BYTES),
             false => ReadAtMost::Any,
         }
@@ -153,7 +154,7 @@ impl Trunk {
                 // With at-least-once, what was written stays in memory until it is proven.
                 out.pending_bytes() < LINK_FULL_BYTES
                     && !link.is_overrun()
-                    && out.held_bytes() < cx.bus.settings.limits.publish_buffer
+                    && out.held_bytes() < cx.bus.settings().limits.publish_buffer
             }
             None if slot.dropping => true,
             None => Self::may_hold(slot, cx.bus),
@@ -163,8 +164,8 @@ impl Trunk {
     /// Whether more of a session's publishes may wait for a link: within its own bound, and its
     /// share of the daemon's (R6, R34).
     pub(super) fn may_hold(slot: &Slot, bus: &Bus) -> bool {
-        let most = bus.settings.limits.publish_buffer;
-        slot.held.bytes() < most.min(bus.budgets.held.share())
+        let most = bus.settings().limits.publish_buffer;
+        slot.held.bytes() < most.min(bus.budgets().held.share())
     }
 
     /// Whether a link may be read now: not while much waits for the only session that it serves.
@@ -212,11 +213,11 @@ impl Trunk {
     /// How much of what a broker sends may be read at once, in bytes: a component that reads
     /// must not come near `max_pending` by one read.
     pub fn link_read_at_most(&self, bus: &Bus) -> usize {
-        let most = match bus.budgets.pending.is_scarce() {
+        let most = match bus.budgets().pending.is_scarce() {
             true => READ_SCARCE,
             false => usize::MAX,
         };
-        most.min(bus.settings.limits.max_pending / 2).max(4096)
+        most.min(bus.settings().limits.max_pending / 2).max(4096)
     }
 
     fn look_at_pressure(&mut self, cx: &mut Turn<'_>) {
@@ -226,11 +227,11 @@ impl Trunk {
         if pending == 0 && !self.intake.stalled && !waits {
             return;
         }
-        let most = match cx.bus.budgets.pending.is_scarce() {
+        let most = match cx.bus.budgets().pending.is_scarce() {
             true => STALL_ABOVE_SCARCE,
             false => STALL_ABOVE,
         };
-        let most = most.min(cx.bus.settings.limits.max_pending / 4);
+        let most = most.min(cx.bus.settings().limits.max_pending / 4);
         match self.intake.full_since {
             Some(since) if pending <= most / 2 => {
                 self.intake.full_since = None;
@@ -248,7 +249,7 @@ impl Trunk {
         }
         self.intake.stalled = stalls;
         if stalls {
-            cx.bus.counters.stalls += 1;
+            cx.bus.counters_mut().stalls += 1;
             cx.bus.step_aside(self.id, cx.now);
         } else {
             // What natsmux didn't read says nothing of the broker (R9).
@@ -268,9 +269,9 @@ impl Trunk {
 
     /// Whether a session isn't read because it floods while a component lags.
     pub(super) fn is_slowed_down(&self, slot: &Slot, cx: &Turn<'_>) -> bool {
-        let worst = cx.bus.lags.worst();
+        let worst = cx.bus.lags().worst();
         let floods = |flow: &Flow| flow.floods(worst, cx.now);
-        cx.bus.lags.is_any() && slot.throttle.flow().is_some_and(floods)
+        cx.bus.lags().is_any() && slot.throttle.flow().is_some_and(floods)
     }
 
     /// A session that is slowed down is looked at again soon: the others may have caught up.

@@ -108,10 +108,10 @@ impl Trunk {
                     // No PONG before these are proven, as for publishes that never waited.
                     self.sessions[session].publishes_covered_by = self.links.next_ping();
                 }
-                cx.bus.budgets.held.give(chunk.len());
+                cx.bus.budgets().held.give(chunk.len());
                 sent += messages;
                 let link = &mut self.links[id];
-                let bytes = link.push_held(chunk, messages, &mut cx.bus.counters);
+                let bytes = link.push_held(chunk, messages, cx.bus.counters_mut());
                 link.note_owner(session);
                 if link.verbose {
                     let quiet = unasked.min(messages);

@@ -29,7 +29,7 @@ impl Trunk {
         cx: &mut Turn<'_>,
     ) -> SessionId {
         let session = self.sessions.insert(slot);
-        self.route.configure(cx.bus.settings.is_independent());
+        self.route.configure(cx.bus.settings().is_independent());
         self.connect_ok_owed = sent_connect && self.connect.verbose;
         if self.links.is_empty() {
             self.next_attempt(cx);
@@ -39,19 +39,19 @@ impl Trunk {
 
     /// R16: with no live broker, a component that is known may go on without a verdict.
     pub(super) fn try_to_admit(&mut self, cx: &Turn<'_>) {
-        let no_auth = cx.bus.roster.no_auth_anywhere();
+        let no_auth = cx.bus.roster().no_auth_anywhere();
         if self.verdict != Verdict::Pending
-            || cx.bus.roster.takes_newcomers()
+            || cx.bus.roster().takes_newcomers()
             || !cx
                 .bus
-                .admission
-                .admits(&self.connect, cx.bus.settings.admit, no_auth, cx.now)
+                .admission()
+                .admits(&self.connect, cx.bus.settings().admit, no_auth, cx.now)
         {
             return;
         }
         self.verdict = Verdict::Admitted;
         self.make_ready();
-        let headers = cx.bus.roster.offer().headers;
+        let headers = cx.bus.roster().offer().headers;
         if std::mem::take(&mut self.connect_ok_owed) && self.connect.refusal(headers).is_none() {
             for session in self.sessions.ids() {
                 self.sessions.deliver(session, &[encode::OK], cx.bus);
@@ -62,23 +62,23 @@ impl Trunk {
 
     /// Publishes `messages` whole PUB or HPUB frames.
     pub fn publish(&mut self, session: SessionId, frames: &[u8], messages: u64, cx: &mut Turn<'_>) {
-        cx.bus.counters.published += messages;
+        cx.bus.counters_mut().published += messages;
         self.mark_places(cx);
         let open = self.open(cx.bus);
         let covered_by = self.links.next_ping();
         let Some(slot) = self.sessions.get_mut(session) else {
-            cx.bus.counters.dropped += messages;
+            cx.bus.counters_mut().dropped += messages;
             return;
         };
-        if cx.bus.lags.is_any() {
+        if cx.bus.lags().is_any() {
             let flow = slot.throttle.flow_mut(cx.now);
-            flow.count(frames.len(), &cx.bus.lags, cx.now);
+            flow.count(frames.len(), cx.bus.lags(), cx.now);
         }
         match open {
             Some(id) if slot.held.is_empty() => {
                 slot.publishes_covered_by = covered_by;
                 let link = &mut self.links[id];
-                let bytes = link.push_publishes(frames, messages, &mut cx.bus.counters);
+                let bytes = link.push_publishes(frames, messages, cx.bus.counters_mut());
                 link.note_owner(Some(session));
                 if link.verbose {
                     link.oks.push(OkOwner::Publish, messages);
@@ -87,14 +87,14 @@ impl Trunk {
                 self.appended_publishes(id, bytes, messages, cx);
             }
             _ if slot.dropping && !Self::may_hold(slot, cx.bus) => {
-                cx.bus.counters.dropped += messages;
+                cx.bus.counters_mut().dropped += messages;
                 if self.connect.verbose {
                     self.owe_oks(session, messages);
                 }
             }
             _ => {
                 slot.held.push(frames, messages);
-                cx.bus.budgets.held.take(frames.len());
+                cx.bus.budgets().held.take(frames.len());
             }
         }
     }
@@ -102,8 +102,8 @@ impl Trunk {
     /// Refuses a publish as a broker that doesn't permit it: what is below the prefix of presence
     /// is natsmux's own (R29).
     pub fn refuse_publish(&mut self, session: SessionId, subject: &[u8], bus: &mut Bus) {
-        bus.counters.published += 1;
-        bus.counters.refused += 1;
+        bus.counters_mut().published += 1;
+        bus.counters_mut().refused += 1;
         let text = [
             &b"-ERR 'Permissions Violation for Publish to \""[..],
             subject,
@@ -132,8 +132,8 @@ impl Trunk {
 
     /// Counts publishes of a session, and the bytes of their payloads.
     pub fn note_sent(&mut self, session: SessionId, messages: u64, bytes: u64, bus: &mut Bus) {
-        bus.counters.in_msgs += messages;
-        bus.counters.in_bytes += bytes;
+        bus.counters_mut().in_msgs += messages;
+        bus.counters_mut().in_bytes += bytes;
         if let Some(slot) = self.sessions.get_mut(session) {
             slot.traffic.count_in(messages, bytes);
         }
@@ -198,7 +198,7 @@ impl Trunk {
         self.route.attempts = Attempts::default();
         self.abandon_joining(cx.bus);
         let live = self.links.find(|link| link.phase == Phase::Live);
-        if live.is_none() && cx.bus.settings.is_independent() {
+        if live.is_none() && cx.bus.settings().is_independent() {
             self.renew_links(cx);
         }
         if let Some(id) = live {
@@ -326,7 +326,7 @@ impl Trunk {
         let Some(slot) = self.sessions.remove(session, cx.bus) else {
             return;
         };
-        cx.bus.budgets.pending.give(slot.accounted);
+        cx.bus.budgets().pending.give(slot.accounted);
         self.orphans.append(slot.held);
         if slot.leaving.is_some() {
             self.subscriptions.take_session(session);
@@ -366,7 +366,7 @@ impl Trunk {
         let soon = self.must_prove_soon(&self.links[id], cx.now);
         let link = &mut self.links[id];
         cx.bus.note_publish(link.broker, cx.now);
-        let limits = &cx.bus.settings.limits;
+        let limits = &cx.bus.settings().limits;
         let due = std::mem::take(&mut link.fences_next)
             || soon
             || link.unfenced_bytes >= limits.fence_bytes
@@ -377,7 +377,7 @@ impl Trunk {
     }
 
     pub(super) fn arm_pong_hold(&mut self, session: SessionId, cx: &Turn<'_>) {
-        let PongHold::After(hold) = cx.bus.settings.timings.pong_hold else {
+        let PongHold::After(hold) = cx.bus.settings().timings.pong_hold else {
             return;
         };
         let until = cx.now + hold;

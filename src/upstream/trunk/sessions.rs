@@ -72,7 +72,7 @@ impl Sessions {
     pub(super) fn remove(&mut self, session: SessionId, bus: &Bus) -> Option<Slot> {
         let mut slot = self.slots.try_remove(session.0 as usize)?;
         self.awaiting_pong.remove(&session);
-        bus.lags.change(slot.lag, Lag::None);
+        bus.lags().change(slot.lag, Lag::None);
         slot.lag = Lag::None;
         Some(slot)
     }
@@ -160,7 +160,7 @@ impl Sessions {
         if let Some(rest) = &message.shared {
             slot.out.push_shared(Rc::clone(rest));
         }
-        let is_slow = slot.out.pending_bytes() > bus.settings.limits.max_pending;
+        let is_slow = slot.out.pending_bytes() > bus.settings().limits.max_pending;
         if is_slow || !slot.touched {
             self.bound(session, bus);
         }
@@ -175,7 +175,7 @@ impl Sessions {
 
     /// Touches a session, or closes it where more waits for its component than may (R25).
     fn bound(&mut self, session: SessionId, bus: &Bus) {
-        let most = bus.settings.limits.max_pending;
+        let most = bus.settings().limits.max_pending;
         let is_slow = |slot: &Slot| slot.out.pending_bytes() > most;
         if self.get(session).is_some_and(is_slow) {
             self.close_slow(session, bus);
@@ -200,8 +200,8 @@ impl Sessions {
             return;
         };
         let pending = slot.out.waiting_memory();
-        bus.budgets.pending.take(pending);
-        bus.budgets.pending.give(slot.accounted);
+        bus.budgets().pending.take(pending);
+        bus.budgets().pending.give(slot.accounted);
         slot.accounted = pending;
         if !are_shared {
             return;
@@ -209,9 +209,9 @@ impl Sessions {
         let lag = if slot.is_closing() {
             Lag::None
         } else {
-            Lag::of(slot.out.pending_bytes(), bus.settings.limits.max_pending)
+            Lag::of(slot.out.pending_bytes(), bus.settings().limits.max_pending)
         };
-        bus.lags.change(slot.lag, lag);
+        bus.lags().change(slot.lag, lag);
         slot.lag = lag;
     }
 

@@ -130,18 +130,18 @@ impl Trunk {
         self.note_idle(None, cx.bus);
         // Its CONNECT was accepted here before; without a broker, R16 says who may go on.
         let live = self.links.any_attached();
-        let no_auth = cx.bus.roster.no_auth_anywhere();
+        let no_auth = cx.bus.roster().no_auth_anywhere();
         let admitted = || {
-            let admit = cx.bus.settings.admit;
+            let admit = cx.bus.settings().admit;
             cx.bus
-                .admission
+                .admission()
                 .admits(&self.connect, admit, no_auth, cx.now)
         };
         // What a broker said long ago may not hold any more.
-        let believed = cx.bus.settings.believed_for;
+        let believed = cx.bus.settings().believed_for;
         let is_old = self.is_shared()
-            && cx.bus.roster.auth_required()
-            && !cx.bus.admission.is_fresh(&self.connect, believed, cx.now);
+            && cx.bus.roster().auth_required()
+            && !cx.bus.admission().is_fresh(&self.connect, believed, cx.now);
         let unverified = self.ready && ((!live && !admitted()) || (live && is_old));
         if let Some(slot) = self.sessions.get_mut(session) {
             slot.unverified = unverified;
@@ -169,21 +169,21 @@ impl Trunk {
             return;
         }
         let broker = self.links[id].broker;
-        cx.bus.roster.begin_dial(broker);
+        cx.bus.roster_mut().begin_dial(broker);
         let check = self.dial(broker, cx);
         self.links[check].is_check = true;
     }
 
     /// The broker has accepted the credentials once more.
     pub(super) fn checked(&mut self, id: LinkId, cx: &mut Turn<'_>) {
-        cx.bus.admission.remember(&self.connect, cx.now);
+        cx.bus.admission_mut().remember(&self.connect, cx.now);
         self.drop_link(id, false, cx.bus);
         self.verify_all();
     }
 
     /// The broker refuses them now: those that came meanwhile hear it, and nobody else joins.
     pub(super) fn disbelieve(&mut self, id: LinkId, text: &[u8], bus: &mut Bus) {
-        bus.admission.forget(&self.connect);
+        bus.admission_mut().forget(&self.connect);
         self.drop_link(id, false, bus);
         if let Some(sharing) = &mut self.sharing {
             sharing.disbelieved = true;
@@ -319,8 +319,7 @@ impl Trunk {
     /// Since when no session is here; `None`: one is.
     pub(super) fn note_idle(&mut self, since: Option<Instant>, bus: &Bus) {
         if let Some(sharing) = &mut self.sharing {
-            let idle = bus.idle_trunks.get() - usize::from(sharing.idle_since.is_some());
-            bus.idle_trunks.set(idle + usize::from(since.is_some()));
+            bus.note_idle(sharing.idle_since.is_some(), since.is_some());
             sharing.idle_since = since;
         }
     }
@@ -471,8 +470,8 @@ impl Trunk {
         if let Some(slot) = self.sessions.get_mut(session) {
             slot.traffic.count_out(msg.size);
         }
-        bus.counters.out_msgs += 1;
-        bus.counters.out_bytes += msg.size as u64;
+        bus.counters_mut().out_msgs += 1;
+        bus.counters_mut().out_bytes += msg.size as u64;
         self.sessions.deliver(session, &[&frame], bus);
     }
 
@@ -500,14 +499,14 @@ impl Trunk {
 
     /// When a shared trunk without sessions ends, unless it has something to do then.
     pub(super) fn idle_until(&self, bus: &Bus) -> Option<Instant> {
-        let keep = bus.settings.timings.trunk_idle_timeout;
+        let keep = bus.settings().timings.trunk_idle_timeout;
         let since = self
             .sharing
             .as_ref()?
             .idle_since
             .filter(|_| !keep.is_zero())?;
         // Many of them would use up descriptors: the newest have the least to lose.
-        let keep = match bus.idle_trunks.get() > IDLE_TRUNKS_MOST {
+        let keep = match bus.idle_trunks() > IDLE_TRUNKS_MOST {
             true => keep.min(IDLE_BRIEFLY),
             false => keep,
         };

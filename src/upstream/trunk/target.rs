@@ -52,12 +52,12 @@ impl Trunk {
 
     /// Does what is due with independent brokers.
     pub(super) fn handle_target_timeout(&mut self, cx: &mut Turn<'_>) {
-        if cx.bus.presence.due().is_some_and(|due| due <= cx.now) {
+        if cx.bus.presence().due().is_some_and(|due| due <= cx.now) {
             // Behind an outage, others publish once this host says that it is there: all of it.
             let replaying =
-                cx.bus.presence.is_gathering(cx.now) && cx.bus.barrier_opens_at(cx.now).is_some();
+                cx.bus.presence().is_gathering(cx.now) && cx.bus.barrier_opens_at(cx.now).is_some();
             if replaying {
-                cx.bus.presence.put_off(cx.now);
+                cx.bus.presence_mut().put_off(cx.now);
             } else {
                 cx.bus.begin_announcing(cx.now);
             }
@@ -140,7 +140,7 @@ impl Trunk {
     pub(super) fn lose_standby(&mut self, link: Link, failure: Failure, cx: &mut Turn<'_>) {
         let (id, broker) = (link.id, link.broker);
         let brief = cx.now.saturating_duration_since(link.opened_at) < super::route::BRIEF;
-        cx.bus.counters.link_failures += 1;
+        cx.bus.counters_mut().link_failures += 1;
         self.note_lost_link(broker, failure, cx);
         if brief {
             self.route.pause(broker, self.id, cx);

@@ -13,7 +13,7 @@ use crate::upstream::brokers::admission::Admission;
 use crate::upstream::brokers::presence::Presence;
 use crate::upstream::brokers::roster::{Failure, Health, Placement, Roster};
 use crate::upstream::bus::Turn;
-use crate::upstream::bus::{Budget, Budgets, Charge, Settings};
+use crate::upstream::bus::{Budgets, Charge, Settings};
 
 const INFO: &[u8] =
     b"INFO {\"server_id\":\"x\",\"version\":\"2.9.10\",\"headers\":true,\"max_payload\":1048576,\"proto\":1}\r\n";
@@ -204,7 +204,7 @@ fn pongs_that_are_released_take_those_before_them_along() {
     bench.ping();
     bench.pass(Duration::from_millis(400));
     assert_eq!(bench.heard(), "PONG\r\nPONG\r\n");
-    assert_eq!(bench.bus.counters.pongs_unproven, 2);
+    assert_eq!(bench.bus.counters().pongs_unproven, 2);
     bench.broker(b"PONG\r\n");
     assert_eq!(
         bench.heard(),
@@ -330,7 +330,7 @@ fn a_second_sub_of_a_limited_sid_does_not_reach_a_broker_that_may_have_ended_the
 #[test]
 fn a_sentinel_fences_although_the_rate_is_used_up() {
     let mut bench = Bench::live(PLAIN);
-    bench.bus.settings.fences_per_second = 0;
+    bench.bus.settings_mut().fences_per_second = 0;
     bench.publish(b"PUB a 0\r\n\r\n");
     bench.told();
     bench.pass(Duration::from_millis(60));
@@ -345,7 +345,7 @@ fn an_error_that_a_pong_explains_has_a_fence_at_once_within_the_rate() {
     bench.subscribe(b"a", b"1");
     bench.broker(b"-ERR 'maximum subscriptions exceeded'\r\n");
     assert!(bench.trunk.poll_timeout(&bench.bus).expect("due") <= bench.now);
-    bench.bus.settings.fences_per_second = 0;
+    bench.bus.settings_mut().fences_per_second = 0;
     let due = bench.trunk.poll_timeout(&bench.bus).expect("a timer");
     assert!(due > bench.now, "what is put off isn't asked for at once");
 }
@@ -356,7 +356,7 @@ fn a_broker_that_is_away_for_a_moment_may_still_accept() {
     bench.pass(Duration::from_millis(1500));
     bench
         .bus
-        .roster
+        .roster_mut()
         .handle_failure(BrokerId(1), Failure::Silent, bench.now);
     bench.broker(b"-ERR 'Authorization Violation'\r\n");
     bench.take_dial();
@@ -404,7 +404,7 @@ fn a_second_connect_is_tried_again_when_every_broker_turned_it_away() {
     }
     let before = bench.link;
     bench.pass(Duration::from_secs(1));
-    bench.bus.roster.poll_probe(bench.now);
+    bench.bus.roster_mut().poll_probe(bench.now);
     bench
         .trunk
         .handle_wake(&mut Turn::new(bench.now, &mut bench.bus));
@@ -430,7 +430,7 @@ fn a_ping_that_the_last_broker_took_along_is_answered_where_nothing_is_unconfirm
             let refused = Failure::ConnectionRefused;
             bench
                 .bus
-                .roster
+                .roster_mut()
                 .handle_failure(BrokerId(id), refused, bench.now);
         }
         bench.lose();
@@ -496,12 +496,12 @@ fn a_control_line_that_a_broker_closes_for_is_not_repeated_and_learned() {
         told.contains("PUB short 1") && !told.contains("yyy"),
         "{told}"
     );
-    assert_eq!(bench.bus.counters.refused, 1);
-    assert_eq!(bench.bus.roster.max_control_line(), 2001);
+    assert_eq!(bench.bus.counters().refused, 1);
+    assert_eq!(bench.bus.roster().max_control_line(), 2001);
     let later = bench.now + Duration::from_secs(3600);
-    bench.bus.roster.poll_probe(later);
+    bench.bus.roster_mut().poll_probe(later);
     assert_eq!(
-        bench.bus.roster.max_control_line(),
+        bench.bus.roster().max_control_line(),
         usize::MAX,
         "for a while"
     );
@@ -522,7 +522,7 @@ fn credentials_that_ran_out_are_told_once_in_the_brokers_words() {
         )
     };
     assert!(!reports.into_iter().any(|action| lost(&action)));
-    assert_eq!(bench.bus.roster.broker(BrokerId(0)).links(), 0);
+    assert_eq!(bench.bus.roster().broker(BrokerId(0)).links(), 0);
 }
 
 #[test]
@@ -535,7 +535,7 @@ fn a_newcomer_at_a_full_broker_hears_its_words_soon_and_others_later() {
         let down = Failure::ConnectionRefused;
         bench
             .bus
-            .roster
+            .roster_mut()
             .handle_failure(BrokerId(1), down, bench.now);
         if accepted {
             bench.pass(Duration::from_millis(1500));
@@ -546,7 +546,7 @@ fn a_newcomer_at_a_full_broker_hears_its_words_soon_and_others_later() {
             .handle_connected(bench.link, &mut Turn::new(bench.now, &mut bench.bus));
         bench.broker(INFO);
         bench.broker(b"-ERR 'maximum connections exceeded'\r\n");
-        assert!(!bench.bus.roster.is_alive());
+        assert!(!bench.bus.roster().is_alive());
         bench.pass(Duration::from_secs(patience) - Duration::from_millis(1));
         assert_eq!(bench.heard(), "", "{accepted}");
         bench.pass(Duration::from_millis(1));
@@ -562,7 +562,10 @@ fn a_newcomer_at_a_full_broker_hears_its_words_soon_and_others_later() {
 fn a_broker_without_a_verdict_is_left_soon_where_another_lives() {
     let mut bench = Bench::new(PLAIN);
     let info = ServerInfo::parse(&INFO[5..]).expect("an INFO");
-    bench.bus.roster.handle_info(BrokerId(1), info, bench.now);
+    bench
+        .bus
+        .roster_mut()
+        .handle_info(BrokerId(1), info, bench.now);
     bench
         .trunk
         .handle_connected(bench.link, &mut Turn::new(bench.now, &mut bench.bus));
@@ -574,7 +577,7 @@ fn a_broker_without_a_verdict_is_left_soon_where_another_lives() {
     bench.pass(Duration::from_millis(1));
     bench.take_dial();
     assert_ne!(bench.link, first);
-    assert!(!bench.bus.roster.serves(BrokerId(0)));
+    assert!(!bench.bus.roster().serves(BrokerId(0)));
     bench.join();
     assert_eq!(bench.trunk.broker(), Some(BrokerId(1)));
 }
@@ -592,7 +595,7 @@ fn a_broker_that_gives_others_their_verdicts_is_waited_for() {
         let took = Duration::from_secs(1);
         bench
             .bus
-            .roster
+            .roster_mut()
             .note_verdict(BrokerId(0), 9, false, took, bench.now);
     }
     bench.take_dial();
@@ -748,7 +751,7 @@ fn what_a_broker_finds_too_large_is_not_repeated_for_ever() {
         told.contains("PUB a 1") && !told.contains("PUB b"),
         "{told}"
     );
-    let counters = &bench.bus.counters;
+    let counters = &bench.bus.counters();
     assert_eq!(
         (counters.refused, counters.repeated, counters.in_doubt),
         (1, 1, 0)
@@ -765,7 +768,7 @@ fn a_pong_to_a_ping_that_was_not_written_ends_the_link() {
         .trunk
         .handle_link_bytes(link, b"PONG\r\n", &mut Turn::new(now, &mut bench.bus));
     assert!(!bench.trunk.has_link(link));
-    assert_eq!(bench.bus.counters.confirmed, 0);
+    assert_eq!(bench.bus.counters().confirmed, 0);
 }
 
 #[test]
@@ -853,7 +856,7 @@ fn a_half_closed_component_is_not_kept_for_longer_than_pong_hold() {
 #[test]
 fn a_component_that_is_gone_in_an_outage_is_not_kept_for_its_length() {
     let mut bench = Bench::live(PLAIN);
-    bench.bus.settings.timings.pong_hold = PongHold::Never;
+    bench.bus.settings_mut().timings.pong_hold = PongHold::Never;
     // Never written: it waits for the next broker.
     bench.publish(b"PUB a 1\r\nx\r\n");
     bench.ping();
@@ -973,12 +976,12 @@ fn a_component_that_half_closes_behind_a_second_connect_has_its_pongs() {
 fn a_lame_duck_that_was_replaced_says_nothing_of_its_successor() {
     let mut bench = Bench::live(PLAIN);
     let later = ServerInfo::parse(b"{\"server_id\":\"later\"}").expect("INFO");
-    let broker = bench.bus.roster.current();
-    bench.bus.roster.handle_info(broker, later, bench.now);
+    let broker = bench.bus.roster().current();
+    bench.bus.roster_mut().handle_info(broker, later, bench.now);
     bench.broker(b"INFO {\"server_id\":\"x\",\"ldm\":true}\r\n");
-    assert_eq!(bench.bus.roster.broker(broker).health(), Health::Up);
+    assert_eq!(bench.bus.roster().broker(broker).health(), Health::Up);
     bench.broker(b"INFO {\"server_id\":\"later\",\"ldm\":true}\r\n");
-    assert_eq!(bench.bus.roster.broker(broker).health(), Health::LameDuck);
+    assert_eq!(bench.bus.roster().broker(broker).health(), Health::LameDuck);
 }
 
 #[test]
@@ -1158,7 +1161,7 @@ fn trunks_to_give_up() -> Vec<(&'static str, Bench)> {
         bench.subscribe(b"a", b"1");
         bench.broker(b"MSG a 0 1\r\nx\r\n");
         bench.trunk.account(bench.session, &bench.bus);
-        assert!(bench.bus.budgets.pending.used() > 0);
+        assert!(bench.bus.budgets().pending.used() > 0);
         bench
     };
     vec![
@@ -1188,12 +1191,12 @@ fn a_trunk_that_is_given_up_leaves_nothing_with_the_bus() {
         assert_eq!(trunk.gauges(), Gauges::default(), "{state}");
         let actions: Vec<_> = std::iter::from_fn(|| trunk.poll_action()).collect();
         assert!(matches!(actions[..], [Action::Done]), "{state}");
-        for (id, broker) in bus.roster.brokers() {
+        for (id, broker) in bus.roster().brokers() {
             assert_eq!((broker.dialing, broker.links()), (0, 0), "{state}");
             assert_eq!(bus.watch(id).attached(), 0, "{state}");
         }
         assert_eq!(bus.barrier_opens_at(now), None, "{state}");
-        let budgets = &bus.budgets;
+        let budgets = &bus.budgets();
         assert_eq!(
             (budgets.held.used(), budgets.pending.used()),
             (0, 0),
@@ -1201,7 +1204,7 @@ fn a_trunk_that_is_given_up_leaves_nothing_with_the_bus() {
         );
         let failover = bus.poll_failover(now);
         assert!(failover.is_none_or(|failover| failover.complete), "{state}");
-        let counters = &bus.counters;
+        let counters = &bus.counters();
         assert_eq!(
             counters.published,
             counters.in_doubt + counters.dropped,
@@ -1216,8 +1219,8 @@ fn a_large_message_waits_for_room_in_the_budget() {
     let mut bench = Bench::live(PLAIN);
     bench.subscribe(b"foo", b"1");
     bench.told();
-    bench.bus.budgets.pending = Rc::new(Budget::new(2 * ROOM));
-    let budget = Rc::clone(&bench.bus.budgets.pending);
+    bench.bus.budgets().pending.set_total(2 * ROOM);
+    let budget = Rc::clone(&bench.bus.budgets().pending);
     let others = Charge::new(Rc::clone(&budget), ROOM);
     let part = [&b"MSG foo 0 500000\r\n"[..], &[b'x'; 1000]].concat();
     bench.broker(&part);
@@ -1246,8 +1249,8 @@ fn a_large_message_waits_for_room_in_the_budget() {
 fn a_link_that_ends_leaves_its_room_and_its_place_to_others() {
     let mut bench = Bench::live(PLAIN);
     bench.subscribe(b"foo", b"1");
-    bench.bus.budgets.pending = Rc::new(Budget::new(1024 * 1024));
-    let budget = Rc::clone(&bench.bus.budgets.pending);
+    bench.bus.budgets().pending.set_total(1024 * 1024);
+    let budget = Rc::clone(&bench.bus.budgets().pending);
     let wants = |bench: &mut Bench| {
         let (link, now) = (bench.link, bench.now);
         bench
@@ -1274,8 +1277,8 @@ fn a_link_that_ends_leaves_its_room_and_its_place_to_others() {
 fn a_large_message_waits_for_four_seconds_at_most() {
     let mut bench = Bench::live(PLAIN);
     bench.subscribe(b"foo", b"1");
-    bench.bus.budgets.pending = Rc::new(Budget::new(1024 * 1024));
-    let spent = Charge::new(Rc::clone(&bench.bus.budgets.pending), 1024 * 1024);
+    bench.bus.budgets().pending.set_total(1024 * 1024);
+    let spent = Charge::new(Rc::clone(&bench.bus.budgets().pending), 1024 * 1024);
     bench.broker(b"MSG foo 0 500000\r\nx");
     let (link, start) = (bench.link, bench.now);
     for (after, takes) in [(0, false), (250, false), (3_999, false), (4_000, true)] {
@@ -1292,7 +1295,7 @@ fn a_large_message_waits_for_four_seconds_at_most() {
 fn the_oldest_of_many_identities_announce() {
     let mut bench = Bench::new("{}");
     let (bus, now) = (&mut bench.bus, bench.now);
-    bus.presence = Presence::new("host", "_P");
+    *bus.presence_mut() = Presence::new("host", "_P");
     // Their digests say nothing of their age.
     let identity = |age: u64| 1_000 - age;
     for age in 0..100 {

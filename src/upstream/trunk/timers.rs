@@ -149,7 +149,7 @@ impl Trunk {
             Phase::Leaving(_) if self.intake.stalled => None,
             Phase::Fenced => {
                 self.links[id].deadline = None;
-                cx.bus.counters.barrier_timeouts += 1;
+                cx.bus.counters_mut().barrier_timeouts += 1;
                 self.pass_barrier(cx);
                 None
             }
@@ -177,12 +177,12 @@ impl Trunk {
         if !link.phase.is_subscribed() || is_unread {
             return None;
         }
-        let interval = bus.settings.timings.fence_interval;
+        let interval = bus.settings().timings.fence_interval;
         let regular = self.regular_fence_due(link, bus);
         let asked = link.unfenced_since.map(|since| {
             let soon = self.must_prove_soon(link, since)
                 || link.operations.has_unexplained()
-                || link.unfenced_bytes >= bus.settings.limits.fence_bytes;
+                || link.unfenced_bytes >= bus.settings().limits.fence_bytes;
             let due = since + if soon { Duration::ZERO } else { interval };
             due.max(bus.fences_from())
         });
@@ -193,7 +193,7 @@ impl Trunk {
     fn regular_fence_due(&self, link: &Link, bus: &Bus) -> Instant {
         let sentinel_due = bus.watch(link.broker).fence_due(self.id, link.last_ping_at);
         sentinel_due.unwrap_or_else(|| {
-            let idle = bus.settings.timings.idle_fence_interval;
+            let idle = bus.settings().timings.idle_fence_interval;
             let jitter = idle.mul_f64(0.2 * unit(self.id.0 ^ (self.links.next_ping() << 20)));
             link.last_ping_at + idle - jitter
         })
@@ -276,7 +276,7 @@ impl Trunk {
             return None;
         }
         let oldest = link.pings.oldest()?;
-        let configured = bus.settings.timings.link_timeout;
+        let configured = bus.settings().timings.link_timeout;
         let mut timeout = bus.watch(link.broker).link_timeout(configured);
         if link.phase == Phase::Replaying {
             timeout = self.replay_patience(timeout, bus);
@@ -296,7 +296,7 @@ impl Trunk {
     /// last attempts failed. A broker that has just started may be busy with those of many hosts.
     fn replay_patience(&self, timeout: Duration, bus: &Bus) -> Duration {
         let attempts = self.route.attempts.failures().min(REPLAY_DOUBLINGS);
-        let others = u32::try_from(bus.barrier.replaying()).unwrap_or(u32::MAX);
+        let others = u32::try_from(bus.replaying()).unwrap_or(u32::MAX);
         let others = REPLAY_EACH.saturating_mul(others).min(REPLAY_MOST);
         timeout.saturating_mul(1 << attempts).min(REPLAY_MOST) + others
     }

@@ -22,9 +22,9 @@ impl Trunk {
     pub(super) fn check_refused(&mut self, cx: &mut Turn<'_>) {
         if let Some(due) = self.turned_away_due(cx.bus)
             && due <= cx.now
-            && let Some((trouble, _)) = cx.bus.roster.turned_away(self.identity(cx.bus))
+            && let Some((trouble, _)) = cx.bus.roster().turned_away(self.identity(cx.bus))
         {
-            let (text, broker) = (trouble.text.clone(), cx.bus.roster.current());
+            let (text, broker) = (trouble.text.clone(), cx.bus.roster().current());
             self.route.attempts.refuse(broker, &text, cx.now);
             return self.refuse_sessions(cx);
         }
@@ -32,8 +32,8 @@ impl Trunk {
             return;
         };
         // A broker that went down just now may be back within the window, and accept.
-        let window = cx.bus.settings.timings.refusal_window;
-        let everywhere = cx.bus.roster.brokers().all(|(id, broker)| {
+        let window = cx.bus.settings().timings.refusal_window;
+        let everywhere = cx.bus.roster().brokers().all(|(id, broker)| {
             let away = cx.now.saturating_duration_since(broker.since());
             let gone = broker.health() == Health::Down && away >= window;
             gone || self.route.attempts.is_refused_by(id)
@@ -60,8 +60,8 @@ impl Trunk {
         if self.links.any_attached() || self.done || self.refused {
             return None;
         }
-        let (trouble, all_full) = bus.roster.turned_away(self.identity(bus))?;
-        let window = bus.settings.timings.refusal_window;
+        let (trouble, all_full) = bus.roster().turned_away(self.identity(bus))?;
+        let window = bus.settings().timings.refusal_window;
         let is_new = !self.sessions.iter().any(|(_, slot)| slot.had_pong);
         let patience = match self.verdict {
             Verdict::Pending if all_full && is_new => window.min(NEWCOMER_PATIENCE),
@@ -78,7 +78,7 @@ impl Trunk {
     fn refused_due(&self, bus: &Bus) -> Option<Instant> {
         let since = self.route.attempts.refused_since()?;
         let attached = self.links.any_attached();
-        (!attached).then(|| since + bus.settings.timings.refusal_window)
+        (!attached).then(|| since + bus.settings().timings.refusal_window)
     }
 
     /// The brokers' refusal reaches the sessions; what they published is refused with them.
@@ -90,14 +90,14 @@ impl Trunk {
         self.route.moving = None;
         for session in self.sessions.ids() {
             let held = std::mem::take(&mut self.sessions[session].held);
-            cx.bus.budgets.held.give(held.bytes());
-            cx.bus.counters.refused += held.messages();
+            cx.bus.budgets().held.give(held.bytes());
+            cx.bus.counters_mut().refused += held.messages();
             self.sessions
                 .close(session, CloseReason::Refused(text.clone()));
         }
         let orphans = std::mem::take(&mut self.orphans);
-        cx.bus.budgets.held.give(orphans.bytes());
-        cx.bus.counters.refused += orphans.messages();
+        cx.bus.budgets().held.give(orphans.bytes());
+        cx.bus.counters_mut().refused += orphans.messages();
         self.refused = true;
         self.check_done(cx);
     }
@@ -108,19 +108,19 @@ impl Trunk {
         if self.orphans.is_empty() {
             return;
         }
-        if bus.budgets.held.is_spent() {
+        if bus.budgets().held.is_spent() {
             let orphans = std::mem::take(&mut self.orphans);
-            bus.budgets.held.give(orphans.bytes());
-            bus.counters.dropped += orphans.messages();
+            bus.budgets().held.give(orphans.bytes());
+            bus.counters_mut().dropped += orphans.messages();
         } else if !std::mem::replace(&mut self.charged, true) {
-            bus.budgets.held.take(ORPHAN_BYTES);
+            bus.budgets().held.take(ORPHAN_BYTES);
         }
     }
 
     /// Nothing waits here without a session any more.
     pub(super) fn give_back_charge(&mut self, bus: &Bus) {
         if std::mem::take(&mut self.charged) {
-            bus.budgets.held.give(ORPHAN_BYTES);
+            bus.budgets().held.give(ORPHAN_BYTES);
         }
     }
 
@@ -135,7 +135,7 @@ impl Trunk {
                 cx.bus.detached(self.id, link.broker, cx.now);
                 // Only a refused trunk leaves something unproven behind.
                 let (settled, _) = self.settle(link, cx.bus);
-                cx.bus.counters.refused += settled.messages();
+                cx.bus.counters_mut().refused += settled.messages();
             }
         }
         self.leave_bus(cx.bus);
@@ -157,20 +157,20 @@ impl Trunk {
             }
             let unsettled = link.account.unsettled();
             let refused = link.account.refused.min(unsettled);
-            cx.bus.counters.refused += refused;
-            cx.bus.counters.in_doubt += unsettled - refused;
+            cx.bus.counters_mut().refused += refused;
+            cx.bus.counters_mut().in_doubt += unsettled - refused;
             link.room.give(cx.bus);
         }
         self.actions = Queue::default();
         self.subscriptions = Subscriptions::default();
         let mut held = vec![std::mem::take(&mut self.orphans)];
         for slot in self.sessions.remove_all(cx.bus) {
-            cx.bus.budgets.pending.give(slot.accounted);
+            cx.bus.budgets().pending.give(slot.accounted);
             held.push(slot.held);
         }
         for held in held {
-            cx.bus.budgets.held.give(held.bytes());
-            cx.bus.counters.dropped += held.messages();
+            cx.bus.budgets().held.give(held.bytes());
+            cx.bus.counters_mut().dropped += held.messages();
         }
         cx.bus.detach_everywhere(self.id, cx.now);
         self.leave_bus(cx.bus);
@@ -182,7 +182,7 @@ impl Trunk {
         self.note_idle(None, bus);
         self.give_back_charge(bus);
         if self.route.is_failing_over() {
-            bus.failovers.gone();
+            bus.note_gone();
         }
         bus.remove(self.id);
         self.actions.push_back(Action::Done);

@@ -12,7 +12,7 @@ impl Trunk {
     /// R31: a broker would count announcements towards its max.
     fn is_counted_here(&self, upstream: UpstreamSid, bus: &Bus) -> bool {
         let subject = self.subscriptions.subject(upstream);
-        subject.is_some_and(|subject| bus.presence.may_match(subject))
+        subject.is_some_and(|subject| bus.presence().may_match(subject))
     }
 
     /// R31: tells every broker how many more of a subscription are wanted.
@@ -49,7 +49,7 @@ impl Trunk {
         let limited: Vec<_> = self
             .subscriptions
             .iter()
-            .filter(|(_, interest)| !cx.bus.presence.may_match(interest.subject))
+            .filter(|(_, interest)| !cx.bus.presence().may_match(interest.subject))
             .filter_map(|(upstream, interest)| Some((upstream, interest.left?)))
             .collect();
         for (upstream, left) in limited {

@@ -146,7 +146,7 @@ impl Pool {
 
     /// R22: what a session shares with others, where it may.
     fn sharing_key(&self, connect: &ConnectInfo) -> Option<ConnectInfo> {
-        let shares = self.bus.borrow().settings.sharing == Sharing::Identity;
+        let shares = self.bus.borrow().settings().sharing == Sharing::Identity;
         sharing_key(connect).filter(|_| shares)
     }
 
@@ -157,7 +157,7 @@ impl Pool {
         connect: &ConnectInfo,
         not: Option<TrunkId>,
     ) -> Rc<TrunkCell> {
-        let wanted = self.bus.borrow().settings.trunks_per_identity;
+        let wanted = self.bus.borrow().settings().trunks_per_identity;
         let known = |id| self.trunks.borrow().get(&id).cloned();
         let sessions = |id| {
             let cell = known(id).filter(|cell| !cell.has_failed())?;
@@ -238,7 +238,11 @@ impl Pool {
     pub fn close_idle(&self) {
         self.closed.set(true);
         let soon = Duration::from_millis(1);
-        self.bus.borrow_mut().settings.timings.trunk_idle_timeout = soon;
+        self.bus
+            .borrow_mut()
+            .settings_mut()
+            .timings
+            .trunk_idle_timeout = soon;
         self.wake_all();
     }
 
@@ -279,10 +283,10 @@ impl Pool {
                 // Mostly: a message concerns nobody else.
                 return;
             }
-            let news = bus.roster.take_offer_changed();
+            let news = bus.roster_mut().take_offer_changed();
             let woken = bus.take_woken();
             bus.settle();
-            (woken, bus.roster.poll_timeout(), news)
+            (woken, bus.roster().poll_timeout(), news)
         };
         if news {
             self.wake_sessions();
@@ -335,7 +339,7 @@ impl Pool {
     /// R25: where components have not taken more than the daemon may hold, the one of this
     /// bus that lags most is closed.
     fn shed(&self) {
-        if !self.bus.borrow().budgets.pending.is_spent() {
+        if !self.bus.borrow().budgets().pending.is_spent() {
             return;
         }
         let trunks = self.trunks.borrow();

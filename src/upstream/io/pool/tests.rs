@@ -129,9 +129,9 @@ async fn a_trunk_that_panics_ends_alone_and_leaves_its_broker_to_others() -> io:
             pool.detach(&cell, id, now());
             {
                 let bus = pool.bus.borrow();
-                let (id, broker) = bus.roster.brokers().next().expect("one");
+                let (id, broker) = bus.roster().brokers().next().expect("one");
                 assert_eq!((broker.links(), bus.watch(id).attached()), (0, 0));
-                assert_eq!(bus.counters.in_doubt, 1);
+                assert_eq!(bus.counters().in_doubt, 1);
             }
             let (cell, _) = session(&pool, component().await?).await;
             assert!(!cell.has_failed());

@@ -27,7 +27,7 @@ impl Route {
             self.needed_since.get_or_insert(cx.now);
         }
         let avoided = self.avoided(links);
-        let identity = cx.bus.admission.digest(connect);
+        let identity = cx.bus.admission().digest(connect);
         match cx.bus.pick(trunk, identity, &avoided, cx.now) {
             Pick::Dial(broker) => {
                 self.attempts.cancel_retry();

@@ -81,7 +81,7 @@ impl Several {
         let mut steps: Steps = removed.map(Step::Leave).collect();
         let frozen = |link: &Link| {
             let stays = !steps.contains(&Step::Leave(link.id));
-            stays && link.is_attached() && cx.bus.roster.is_frozen(link.broker)
+            stays && link.is_attached() && cx.bus.roster().is_frozen(link.broker)
         };
         if let Some(frozen) = links.find(frozen) {
             steps.push(Step::Fail(frozen));
@@ -89,7 +89,7 @@ impl Several {
         }
         let stays = |link: &&Link| !steps.contains(&Step::Leave(link.id));
         let linked: Vec<BrokerId> = links.iter().filter(stays).map(|link| link.broker).collect();
-        let is_routed = cx.bus.presence.is_routed();
+        let is_routed = cx.bus.presence().is_routed();
         if is_routed && !linked.is_empty() {
             // R26: as in a cluster, one link has all that there is.
             if links.live().is_some() {
@@ -101,7 +101,7 @@ impl Several {
         let paused = self.pauses.iter().filter(|pause| pause.until.is_some());
         let paused = paused.map(|pause| pause.broker);
         let has: Vec<BrokerId> = linked.iter().copied().chain(paused).collect();
-        let identity = cx.bus.admission.digest(connect);
+        let identity = cx.bus.admission().digest(connect);
         let dials = if is_routed {
             cx.bus.pick_one(trunk, identity, &has, cx.now)
         } else {
@@ -120,7 +120,7 @@ impl Several {
         bus: &Bus,
     ) -> impl Iterator<Item = LinkId> {
         let is_removed = |link: &&Link| {
-            link.phase == Phase::Standby && bus.roster.broker(link.broker).is_removed()
+            link.phase == Phase::Standby && bus.roster().broker(link.broker).is_removed()
         };
         links.iter().filter(is_removed).map(|link| link.id)
     }
@@ -129,7 +129,7 @@ impl Several {
     pub(super) fn pause(&mut self, broker: BrokerId, trunk: TrunkId, cx: &Turn<'_>) {
         let at = self.pauses.iter().position(|pause| pause.broker == broker);
         let failures = at.map_or(0, |at| self.pauses.swap_remove(at).failures) + 1;
-        let third = cx.bus.settings.timings.failback_delay / 3;
+        let third = cx.bus.settings().timings.failback_delay / 3;
         let delay = RETRY.delay(failures, trunk.0).min(third);
         self.pauses.push(Pause {
             broker,
@@ -176,7 +176,7 @@ impl Several {
             });
             let coming = coming.map(patience).min();
             // Behind an outage, so are the hosts that were there before it.
-            let awaited = cx.bus.presence.awaits(best.server_id(), cx.now);
+            let awaited = cx.bus.presence().awaits(best.server_id(), cx.now);
             self.choose_at = coming.into_iter().chain(awaited).min();
             return match self.choose_at {
                 // Publishes wait for those hosts, and components needn't.
@@ -228,7 +228,7 @@ impl Several {
             && switch.settled_at.is_none()
             && switch.after <= answered
         {
-            let settle = cx.bus.settings.timings.switch_settle;
+            let settle = cx.bus.settings().timings.switch_settle;
             let farthest = cx.bus.longest_round_trip();
             // A link that stalled looks far away: publishes don't wait for that.
             let farthest = (2 * farthest).min(SETTLE_MOST);
@@ -251,7 +251,7 @@ impl Several {
     /// is due.
     pub(in crate::upstream::trunk) fn due(&self, bus: &Bus) -> Option<Instant> {
         // Asked of few: the first trunk that finds it due has all carriers announce.
-        let announcement = bus.presence.due().filter(|_| self.carries);
+        let announcement = bus.presence().due().filter(|_| self.carries);
         let switch = self.switch.and_then(|switch| switch.settled_at);
         let pauses = self.pauses.iter().filter_map(|pause| pause.until);
         let others = [switch, self.choose_at, announcement];
@@ -262,9 +262,9 @@ impl Several {
 /// The lower, the better: suspect, about to leave, not the bus's choice, its place.
 fn rank(link: &Link, cx: &Turn<'_>) -> (bool, bool, bool, usize) {
     let suspect = cx.bus.watch(link.broker).suspect_since().is_some();
-    let broker = cx.bus.roster.broker(link.broker);
+    let broker = cx.bus.roster().broker(link.broker);
     let leaving = broker.is_removed() || broker.health() == Health::LameDuck;
-    let chosen = cx.bus.roster.current() == link.broker;
-    let place = cx.bus.roster.place(link.broker, cx.now);
+    let chosen = cx.bus.roster().current() == link.broker;
+    let place = cx.bus.roster().place(link.broker, cx.now);
     (suspect, leaving, !chosen, place)
 }
