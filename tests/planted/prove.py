@@ -64,6 +64,9 @@ def apply(files, patches):
         done = git_apply(scratch, patch)
         if done.returncode:
             sys.exit(f"prove: {patch.stem} doesn't apply beside the others: {done.stderr}")
+    for path in [path for path in TREE.rglob("*") if path.is_file()]:
+        if str(path.relative_to(TREE)) not in files:
+            path.unlink()
     for name in files:
         text, path = (scratch / name).read_text(), TREE / name
         if not path.exists() or path.read_text() != text:
