@@ -63,7 +63,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SHARING", value_parser = word::<Sharing>())]
     sharing: Option<Sharing>,
 
-    /// What happens to publishes in doubt [default: at-most-once]
+    /// Delivery of publishes in doubt [default: at-most-once]
     #[arg(long, value_name = "DELIVERY", value_parser = word::<Delivery>())]
     delivery: Option<Delivery>,
 
@@ -164,12 +164,12 @@ pub(crate) fn parse(args: &[OsString]) -> Result<Cli, Refusal> {
     })
 }
 
-/// What is shown instead of doing anything.
+/// A text to show instead of doing anything.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     /// Whether the command line is wrong; else help or the version was asked for.
     pub(crate) is_fault: bool,
-    /// What to show.
+    /// The text.
     pub(crate) text: String,
 }
 

@@ -61,7 +61,7 @@ impl<T> Queue<T> {
         self.0.iter().flat_map(|entries| &entries.0)
     }
 
-    /// The same, to be changed.
+    /// Iterates from the front, to change the items.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.0.iter_mut().flat_map(|entries| &mut entries.0)
     }

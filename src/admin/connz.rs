@@ -23,7 +23,7 @@ const LIMIT: usize = 1024;
 /// And at most, whatever is asked for.
 const MOST: usize = 65_536;
 
-/// What a request asks for.
+/// A request's parameters.
 struct PageRequest {
     offset: usize,
     limit: usize,
@@ -199,7 +199,7 @@ struct ConnzEntry<'a> {
     natsmux: Own<'a>,
 }
 
-/// What nats-server doesn't know.
+/// Fields that nats-server doesn't have.
 #[derive(Serialize)]
 struct Own<'a> {
     bus: &'a str,

@@ -80,7 +80,7 @@ pub(super) fn eventz(snapshot: &Snapshot, source: &impl Source, mut wanted: Filt
     })
 }
 
-/// The same as server-sent events, from now on: a body that ends with its client, or with
+/// Streams events from now on as server-sent events: the body ends with its client, or with
 /// natsmux. `place` is its place among the streams that there may be.
 pub(super) fn stream<S: Source>(
     server_id: String,

@@ -182,7 +182,7 @@ impl Picture {
         Ok(())
     }
 
-    /// What [`Counters`](crate::telemetry::Counters) holds, by bus.
+    /// Encodes [`Counters`](crate::telemetry::Counters) by bus.
     fn encode_counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let Some(first) = self.snapshot.buses.first() else {
             return Ok(());
@@ -274,7 +274,8 @@ impl Picture {
         )
     }
 
-    /// What `prometheus-nats-exporter` makes of `/varz`, as far as the official board reads it.
+    /// Encodes the metrics that `prometheus-nats-exporter` makes of `/varz`, as far as the official
+    /// board reads them.
     fn encode_board(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let (snapshot, counters) = (&self.snapshot, &self.snapshot.counters);
         let labels = [("server_id", snapshot.server_id.as_str())];

@@ -26,7 +26,7 @@ use crate::telemetry::{Event, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
 pub use server::serve;
 
-/// Who may ask, and whose pages may read the answers.
+/// The clients that may ask, and the origins whose pages may read the answers.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     /// Pages of these origins may read the answers in a browser; those of no other site may.
@@ -54,7 +54,7 @@ pub trait Source: Send + Sync + 'static {
     /// most 2 s.
     fn snapshot(&self) -> impl Future<Output = Option<Snapshot>> + Send;
 
-    /// What happened lately behind event number `after`, the oldest first.
+    /// Returns the events behind number `after` that are still kept, the oldest first.
     fn events(&self, after: u64) -> Vec<Arc<Event>>;
 
     /// Waits for an event behind number `after`.

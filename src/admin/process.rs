@@ -1,4 +1,4 @@
-//! What this process takes of its host: memory, processor time, cores.
+//! The resources of this process: memory, processor time, cores.
 
 use std::fs;
 use std::sync::{Mutex, PoisonError};

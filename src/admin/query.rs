@@ -1,4 +1,4 @@
-//! What comes behind the `?` of a request.
+//! The query of a request, behind its `?`.
 
 use std::str::FromStr;
 

@@ -33,7 +33,7 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The content type of most answers.
 const JSON: &str = "application/json";
-/// What a browser says when it asks for a stream again.
+/// The header with which a browser resumes a stream.
 const LAST_EVENT_ID: &str = "last-event-id";
 /// The content type of server-sent events, in requests and answers.
 const EVENT_STREAM: &str = "text/event-stream";
@@ -42,7 +42,7 @@ const STREAMS: usize = 16;
 /// Lists of sessions or subscriptions that are made at once.
 const LISTINGS: usize = 2;
 
-/// What is sent: a text, or a stream of events.
+/// The body of an answer: a text, or a stream of events.
 pub(super) type Body = Either<Full<Bytes>, Channel<Bytes>>;
 
 const PATHS: [&str; 11] = [
@@ -59,7 +59,7 @@ const PATHS: [&str; 11] = [
     "/eventz",
 ];
 
-/// What all requests share.
+/// The state that all requests share.
 pub(super) struct Routes<S> {
     source: Arc<S>,
     cpu: CpuMeter,

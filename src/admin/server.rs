@@ -27,7 +27,7 @@ const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection lives at most, from accept to the last byte.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same for a stream of events. Browsers ask again.
+/// The longest life of a stream of events. Browsers ask again.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The most bytes of request line and headers.
 const MAX_HEADER_BYTES: usize = 16 << 10;

@@ -18,7 +18,7 @@ use crate::telemetry::{
     SubscriptionSnapshot,
 };
 
-/// What the made-up workers do.
+/// The behaviour of the made-up workers.
 enum Fake {
     Answers(Box<Snapshot>),
     /// With these sessions, and subscriptions as many as they say.
@@ -455,7 +455,7 @@ async fn metrics_are_openmetrics_with_a_series_for_each_bus_and_broker() {
     assert!(helps > counters, "every counter says what it counts");
 }
 
-/// What the official board and the alert rules in `config` read is there.
+/// Every metric that the official board and the alert rules in `config` read is there.
 #[tokio::test]
 async fn rules_and_boards_find_their_metrics() {
     let body = metrics().await;

@@ -1,4 +1,4 @@
-//! What must hold between options: no duplicates, no loop, no limit above its total.
+//! Constraints between options: no duplicates, no loop, no limit above its total.
 //!
 //! Runs on a finished [`Config`], whether it came from a file or from flags;
 //! [`Locations`] says where each value was written.

@@ -113,7 +113,7 @@ pub enum Sharing {
 
 choice!(Sharing { "none" => None, "identity" => Identity });
 
-/// What happens to publishes that a dying broker may or may not have processed (R4).
+/// The delivery of publishes that a dying broker may or may not have processed (R4).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Delivery {
     /// They are counted in doubt and not repeated.
@@ -125,7 +125,7 @@ pub enum Delivery {
 
 choice!(Delivery { "at-most-once" => AtMostOnce, "at-least-once" => AtLeastOnce });
 
-/// Who may start while no broker is alive (R16).
+/// The components that may start while no broker is alive (R16).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Admit {
     /// Credentials that a broker of this bus accepted since start, or anybody

@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration, and where it stands.
+//! Errors of a configuration, and where they stand.
 //!
 //! Every fault names its location (file, line, key) and what was expected there.
 //! It never repeats the value that was found: a broker's URL may hold a
@@ -17,7 +17,7 @@ pub enum ConfigError {
     Read {
         /// The file that was asked for.
         file: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// A value, or the lack of one, at a known location.
@@ -25,7 +25,7 @@ pub enum ConfigError {
     Wrong {
         /// Where it stands.
         location: Box<Location>,
-        /// What is wrong there.
+        /// The fault there.
         fault: Fault,
     },
 }
@@ -38,7 +38,7 @@ impl ConfigError {
         }
     }
 
-    /// The same error, with the name of the file that it was found in.
+    /// Adds the name of the file that the error was found in.
     pub(super) fn in_file(self, path: &Path) -> Self {
         match self {
             Self::Read { .. } => self,
@@ -93,7 +93,7 @@ impl fmt::Display for Location {
     }
 }
 
-/// What is wrong at a location.
+/// A fault at a location.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Fault {
     /// The text is no TOML. The parser's words, without what was found.
@@ -132,7 +132,7 @@ pub enum Fault {
     /// An address of a broker.
     #[error(transparent)]
     Broker(#[from] BrokerFault),
-    /// The same broker stands twice in one bus.
+    /// A broker stands twice in one bus.
     #[error("{0} is listed twice")]
     DuplicateBroker(String),
     /// Two buses have one name.
@@ -149,7 +149,7 @@ pub enum Fault {
     SeveralBuses(usize),
 }
 
-/// What is wrong with the address of a broker. Never shows the address.
+/// A fault of a broker's address. Never shows the address.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum BrokerFault {
     /// The URL holds a user, a password or a token.

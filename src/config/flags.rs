@@ -1,5 +1,4 @@
-//! What the flags of `natsmux run` mean: one bus named `default`, or changes
-//! to a file.
+//! The flags of `natsmux run`: one bus named `default`, or changes to a file.
 
 use std::path::Path;
 

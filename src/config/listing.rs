@@ -1,4 +1,4 @@
-//! What a configuration means, in words for an operator (`natsmux check`).
+//! A configuration in words for an operator (`natsmux check`).
 
 use std::fmt::{self, Display};
 use std::ops::RangeInclusive;
@@ -12,8 +12,8 @@ use super::units::{show_duration, show_size};
 use super::walk::{self, Visitor};
 
 impl Config {
-    /// What this configuration means, for people: each bus with its listeners,
-    /// its brokers in order, its modes, and all that isn't a default.
+    /// Describes the configuration for people: each bus with its listeners, its brokers in order,
+    /// its modes, and all that isn't a default.
     pub fn describe(&self) -> impl Display {
         Description(self)
     }

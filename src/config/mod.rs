@@ -1,4 +1,4 @@
-//! What was written, in a file or in flags, and what it means, checked.
+//! The configuration: as it was written, in a file or in flags, and as it is meant, checked.
 //!
 //! `options` holds every option with its meaning and default, `walk` every key
 //! with its bounds. `section` and `file` read TOML, `flags` the command line;

@@ -26,7 +26,7 @@ pub struct Config {
     /// dashboard's `https://dash.example:8443`; at most 16. Default: none.
     /// Changes on reload: no.
     pub cors_origins: Vec<String>,
-    /// What is logged, and how.
+    /// The log: level and format.
     pub log: LogConfig,
     /// How long SIGTERM waits for what is on its way before closing.
     /// Default: 2 s, from 10 ms to 10 min. Changes on reload: yes.
@@ -57,7 +57,7 @@ impl Default for Config {
     }
 }
 
-/// What is logged, and how. Lines go to stderr.
+/// The log's level and format. Lines go to stderr.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogConfig {
     /// Text or JSON. Default: text. Changes on reload: no.
@@ -129,14 +129,13 @@ pub struct BusConfig {
     /// With `sharing = "identity"`, the connections that the sessions of one identity are spread
     /// over. Default: 1, from 1 to 64. Changes on reload: yes, for new sessions.
     pub trunks_per_identity: usize,
-    /// What happens to publishes in doubt. Default: at-most-once.
-    /// Changes on reload: no.
+    /// Delivery of publishes in doubt. Default: at-most-once. Changes on reload: no.
     pub delivery: Delivery,
     /// Whether operations before CONNECT are kept until it comes (R21); `false`
     /// is nats-server's exact behaviour. Default: true. Changes on reload: no.
     pub lenient_connect: bool,
-    /// Who may start while no broker is alive (R16). Default: known.
-    /// Changes on reload: no.
+    /// The components that may start while no broker is alive (R16). Default: known. Changes on
+    /// reload: no.
     pub admit: Admit,
     /// Deadlines and intervals. Changes on reload: yes, all of them.
     pub timings: Timings,
@@ -302,8 +301,8 @@ pub struct BusLimits {
     /// The longest operation line of a component, in bytes.
     /// Default: 4 KiB, from 512 to 1 MiB.
     pub max_control_line: usize,
-    /// What may wait for one slow component, in bytes (R25).
-    /// Default: 64 MiB, from 64 KiB to 4 GiB, at most `max_pending_total`.
+    /// The most that waits for one slow component, in bytes (R25). Default: 64 MiB, from 64 KiB to
+    /// 4 GiB, at most `max_pending_total`.
     pub max_pending: usize,
     /// Publishes of one session that wait for a broker, in bytes (R6).
     /// Default: 8 MiB, from 4 KiB to 4 GiB, at most `publish_buffer_total`.

@@ -1,4 +1,4 @@
-//! What a reload can't change.
+//! Changes that a reload can't make.
 
 use thiserror::Error;
 

@@ -10,7 +10,7 @@ use super::choice::Choice;
 use super::error::ConfigError;
 use super::options::{BusConfig, BusLimits, Config, DaemonLimits, LogConfig, PongHold, Timings};
 
-/// What happens at each key.
+/// A visitor of a configuration's keys.
 pub(super) trait Visitor {
     /// A duration such as `"50ms"`, within bounds.
     fn duration(

@@ -16,7 +16,8 @@ const QUEUE: usize = 16;
 /// Bound sockets by bus.
 pub(super) type Listeners = BTreeMap<String, Vec<Bound>>;
 
-/// What the worker is started with, or reloads to: then with the listeners of new buses only.
+/// The configuration that the worker starts with, or reloads to: then with the listeners of new
+/// buses only.
 pub(super) struct Start {
     pub(super) config: Config,
     /// The keys of presence, by bus.
@@ -129,7 +130,7 @@ impl Handle {
         self.stop.cancel();
     }
 
-    /// What ends the worker.
+    /// Returns the token that ends the worker.
     pub(super) fn stopped(&self) -> CancellationToken {
         self.stop.clone()
     }

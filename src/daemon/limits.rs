@@ -1,5 +1,5 @@
-//! What the operating system allows: open files, how many sessions they are enough for, and
-//! the processor's time.
+//! Limits of the operating system: open files, how many sessions they are enough for, and the
+//! processor's time.
 
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, nice, set_dumpable_behavior, setrlimit,

@@ -43,7 +43,7 @@ pub enum DaemonError {
     Listen {
         /// The address.
         addr: SocketAddr,
-        /// Whose it is.
+        /// The listener: a bus, or monitoring.
         what: String,
         /// The operating system's word.
         error: io::Error,

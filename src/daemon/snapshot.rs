@@ -1,4 +1,4 @@
-//! What the worker knows, as a picture for monitoring: each function copies, and holds nothing.
+//! Snapshots of the worker for monitoring: each function copies, and holds nothing.
 
 use super::handle::{SubscriptionList, SubscriptionPage};
 use crate::clock::Instant;

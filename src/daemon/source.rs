@@ -15,7 +15,7 @@ const FRESH: Duration = Duration::from_millis(10);
 
 /// Sessions that are asked for at once: between two pages the worker moves bytes.
 const PAGE: usize = 32;
-/// The same for subscriptions.
+/// The most subscriptions in a page.
 const SUBSCRIPTIONS: usize = 512;
 /// A list of sessions that is younger than this is used again, so that a flood of requests
 /// costs the worker at most ten walks a second.

@@ -42,7 +42,7 @@ use crate::upstream::{Budgets, Bus, Roster, Settings};
 
 /// How long components wait at start for the first broker's INFO (R17).
 const FIRST_INFO: Duration = Duration::from_millis(300);
-/// What monitoring shows where there is no listener.
+/// The address that monitoring shows where there is no listener.
 const NOWHERE: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
 /// Starts the worker.
 pub(super) fn spawn(start: Start) -> io::Result<(JoinHandle<()>, Handle)> {
@@ -63,7 +63,7 @@ pub(super) fn spawn(start: Start) -> io::Result<(JoinHandle<()>, Handle)> {
     Ok((thread, handle))
 }
 
-/// What a task says once it is finished. What `block_on` is given is polled with every other task:
+/// Waits for a task's result. The future that `block_on` is given is polled with every other task:
 /// so this asks for little.
 async fn finished(mut task: task::JoinHandle<()>) -> Result<(), task::JoinError> {
     let mut asked = false;

@@ -28,8 +28,8 @@ use crate::upstream::trunk::{MoveReason, ReadAtMost};
 const READS_PER_PASS: usize = 2;
 /// How long a component that is being closed may take to read its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// What a closed component may still send before its socket is closed under it, in bytes.
-/// Closing with unread bytes would reset the connection and take the last words along.
+/// The most that is read of a closed component before its socket is closed, in bytes. Closing with
+/// unread bytes would reset the connection and take the last words along.
 const DISCARD_BYTES: usize = 4 * 1024 * 1024;
 
 /// Answers that a component without a trunk may leave unread before it isn't read, in bytes.
@@ -132,7 +132,7 @@ impl Connection {
         if let Some((cell, id)) = self.attachment.take() {
             pool.detach(&cell, id, now());
         }
-        // What the component left behind still has a way to go.
+        // Bytes that the component left behind still have a way to go.
         if let Some(trunk) = self.trunk.take() {
             pool.spawn(trunk);
         }
@@ -329,7 +329,7 @@ impl Connection {
                 let more = self.watch.poll_readable(&self.read, cx).is_ready();
                 self.handle_bytes(&buffer[..count]);
                 self.read_size.note(count, self.session.take_operations());
-                // What waits for the trunk is let go on, or parked, before the task sleeps.
+                // Input that waits for the trunk is let go on, or parked, before the task sleeps.
                 more || self.session.has_pending_input()
             }
             Poll::Ready(Err(_)) => {
@@ -520,7 +520,7 @@ impl Connection {
 
     fn wants_read(&mut self) -> bool {
         let Some((cell, id)) = &self.attachment else {
-            // What natsmux answers by itself is taken before more is asked.
+            // Natsmux's own answers are taken before more is asked.
             return self.session.out().pending_bytes() < UNREAD_MOST;
         };
         let wants = {

@@ -1,4 +1,4 @@
-//! What the listeners and connections of a bus share, and what they say of natsmux.
+//! The state that the listeners and connections of a bus share, and natsmux's identity.
 
 use std::cell::Cell;
 use std::hash::RandomState;
@@ -13,7 +13,7 @@ use super::registry::Registry;
 use crate::proto::info::{FirstInfo, first_info};
 use crate::upstream::io::pool::Pool;
 
-/// What all connections of a bus share.
+/// The state that all connections of a bus share.
 #[derive(Debug)]
 pub struct Frontend {
     /// The bus's trunks.
@@ -22,7 +22,7 @@ pub struct Frontend {
     pub starting: Cell<usize>,
     /// Its connections, for monitoring.
     pub connections: Rc<Registry>,
-    /// What natsmux says of itself.
+    /// Natsmux as components see it.
     pub identity: Rc<Identity>,
     /// Ends the listeners.
     pub(super) closed: CancellationToken,
@@ -56,7 +56,7 @@ impl Frontend {
     }
 }
 
-/// What natsmux says of itself to components, and how many it takes.
+/// Natsmux as components see it, and how many it takes.
 #[derive(Debug)]
 pub struct Identity {
     /// Stable over failovers; new at every start.

@@ -1,4 +1,4 @@
-//! What monitoring sees of a connection while it lives.
+//! The connections that live, for monitoring.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What a trunk must remember so that its links can die: pure state, no IO, no clock.
+//! The memory of a trunk, by which its links can die: pure state, no IO, no clock.
 //!
 //! [`Subscriptions`] knows who subscribed to what and how much was delivered, [`Pings`]
 //! which PONG is owed to whom and what it proves, [`Held`] and [`settle`] which publishes

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use super::UpstreamSid;
 use crate::queue::Queue;
 
-/// What natsmux subscribes to for itself, which a broker counts too.
+/// Natsmux's own subscription, which a broker counts too.
 pub const OWN: UpstreamSid = UpstreamSid {
     slot: u32::MAX,
     generation: u32::MAX,
@@ -30,7 +30,7 @@ impl Operation {
     }
 }
 
-/// What was too many.
+/// The counts that were too many.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct TooMany {
     /// The SUBs that the broker doesn't have.
@@ -50,7 +50,7 @@ impl TooMany {
     }
 }
 
-/// What one link was told and no fence has proven, and how much its broker has.
+/// Operations that one link was told and no fence has proven, and how much its broker has.
 #[derive(Debug, Default)]
 pub struct Operations {
     /// Each with the number of the first PING that covers it.
@@ -196,7 +196,7 @@ fn note_own(in_place: &mut bool, operation: &Operation) {
     }
 }
 
-/// What a broker with this limit does.
+/// Counts as a broker with this limit does.
 fn play(mut count: u32, limit: u32, operations: &[Operation]) -> (TooMany, u32) {
     let (mut too_many, mut unknown) = (TooMany::default(), BTreeSet::new());
     for operation in operations {

@@ -142,12 +142,12 @@ impl Account {
     }
 }
 
-/// What became of a dead link's unproven publishes.
+/// The fate of a dead link's unproven publishes.
 #[derive(Debug, Default)]
 pub struct Settled {
     /// To be sent on the next link, in order.
     pub waiting: Held,
-    /// The same where its session is known: it is in front of what waits there.
+    /// Publishes in doubt whose session is known: they go in front of those that wait there.
     pub owned: BTreeMap<SessionId, Held>,
     /// How many of these were never written.
     pub moved: u64,

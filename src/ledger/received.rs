@@ -1,5 +1,5 @@
-//! What one of several links has delivered for each subscription: its broker counts that
-//! towards a max, and knows nothing of the others (R31).
+//! Counts of the messages that one of several links has delivered for each subscription: its broker
+//! counts them towards a max, and knows nothing of the others (R31).
 
 use super::UpstreamSid;
 

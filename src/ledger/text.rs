@@ -1,4 +1,4 @@
-//! What a SUB says, in one piece.
+//! The subject and queue group of a SUB, in one piece.
 
 use std::ops::Range;
 

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 /// Room in a chunk of a busy outbox: for [`CHUNK_BYTES`](super::outbox::CHUNK_BYTES), and for
 /// one message with a payload of that size.
 pub(super) const CAPACITY: usize = 72 * 1024;
-/// What waits for a slow or idle peer stays in memory of its own size up to this, in bytes.
+/// The size up to which output to a slow or idle peer stays in memory of its own size, in bytes.
 pub(super) const SMALL: usize = 8 * 1024;
 /// From here on an outbox is that of a peer that lags: its chunks are as large as what they hold.
 pub(super) const BACKLOG: usize = 1024 * 1024;

@@ -1,4 +1,4 @@
-//! What the names of brokers mean, and a connection to what they mean.
+//! Names of brokers: their addresses, and connections to them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

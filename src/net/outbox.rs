@@ -1,4 +1,4 @@
-//! What waits to be written to one socket, as a list of bounded chunks.
+//! Output to one socket, as a list of bounded chunks.
 //!
 //! A chunk always begins at a frame boundary, and a frame never spans two chunks.
 //! So the chunk that a dying socket was in the middle of still tells where its frames
@@ -91,7 +91,7 @@ pub struct Outbox {
     retention: Retention,
 }
 
-/// What is left of an outbox when its socket is dead: see [`Outbox::into_unproven`].
+/// The rest of an outbox whose socket is dead: see [`Outbox::into_unproven`].
 #[derive(Debug)]
 pub struct DeadOutbox {
     /// Chunks that hold at least one byte that is unwritten (or unconfirmed, where kept).

@@ -17,7 +17,7 @@ impl Partial {
         self.bytes.is_empty()
     }
 
-    /// What has arrived of the frame.
+    /// Returns the part of the frame that has arrived.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }

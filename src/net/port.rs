@@ -15,7 +15,7 @@ use super::yield_after_io::yield_after_io;
 /// Chunks offered to one write.
 const SLICES: usize = 64;
 
-/// What a flush left behind.
+/// The state after a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flush {
     /// Nothing waits.

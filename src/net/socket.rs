@@ -132,7 +132,7 @@ pub async fn read(half: &mut ReadHalf, buffer: &mut [u8]) -> io::Result<usize> {
 /// The socket's, `WouldBlock` where it is full.
 pub fn try_write(half: &WriteHalf, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     match slices {
-        // What most writes are, and a little less work for the kernel.
+        // Most writes are of one slice, which is a little less work for the kernel.
         [slice] => half.try_write(slice),
         _ => half.try_write_vectored(slices),
     }

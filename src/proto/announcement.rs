@@ -1,4 +1,5 @@
-//! What the natsmux of a host tells those of the others through independent brokers (R29).
+//! Announcements, by which the natsmux of all hosts know each other through independent brokers
+//! (R29).
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Announcement {
-    /// Whose it is: another one at every start.
+    /// The announcing natsmux: another id at every start.
     pub id: String,
     /// The `server_id` of the broker that it was sent to.
     pub via: String,

@@ -1,4 +1,4 @@
-//! What a broker's `-ERR` is about: the identity, one operation, or only the link.
+//! The concern of a broker's `-ERR`: the identity, one operation, or only the link.
 //!
 //! The texts are those of nats-server 2.9 to 2.15 (its `server/errors.go` and the `sendErr` calls). Compared without
 //! regard to case, since older servers capitalise differently.
@@ -21,14 +21,14 @@ pub enum BrokerError<'a> {
     NoVerdict,
     /// A publish was not allowed and is dropped.
     PublishViolation {
-        /// What was published to.
+        /// The subject that was published to.
         subject: &'a [u8],
     },
     /// The reply subject of a publish was not allowed; [`first_quoted`] finds it.
     ReplyViolation,
     /// A subscription was not allowed, or no longer is.
     SubscriptionViolation {
-        /// What was subscribed to.
+        /// The subject that was subscribed to.
         subject: &'a [u8],
         /// 2.9.10 leaves it out on a reload.
         queue_group: Option<&'a [u8]>,
@@ -120,7 +120,7 @@ fn violation(text: &[u8]) -> Option<BrokerError<'_>> {
     })
 }
 
-/// What follows `prefix`, compared without regard to case.
+/// Returns the text behind `prefix`, compared without regard to case.
 fn after<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
     let (head, rest) = text.split_at_checked(prefix.len())?;
     head.eq_ignore_ascii_case(prefix).then_some(rest)
@@ -139,7 +139,7 @@ fn quoted(text: &[u8]) -> Option<(&[u8], &[u8])> {
     }
 }
 
-/// What stands between the first pair of double quotes, still escaped.
+/// Returns the text between the first pair of double quotes, still escaped.
 pub fn first_quoted(text: &[u8]) -> Option<&[u8]> {
     let start = memchr::memchr(b'"', text)?;
     quoted(&text[start..]).map(|(inner, _)| inner)

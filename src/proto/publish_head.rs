@@ -121,7 +121,7 @@ fn word(line: &[u8], mut at: usize) -> Option<(&[u8], usize)> {
 mod tests {
     use super::*;
 
-    /// What the short way makes of a line: subject, reply, length of headers, size.
+    /// Returns what the short way makes of a line: subject, reply, length of headers, size.
     #[expect(clippy::type_complexity, reason = "four columns of a table")]
     fn short(line: &[u8]) -> Option<(&[u8], Option<&[u8]>, Option<usize>, usize)> {
         let head = canonical(line, 64)?;

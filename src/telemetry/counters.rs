@@ -6,7 +6,7 @@
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// What was counted since start. Nothing here ever shrinks.
+        /// Counts since start. None of them ever shrinks.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct Counters {
             $($(#[doc = $doc])+ pub $name: u64,)+
@@ -23,7 +23,7 @@ macro_rules! counters {
                 [$((stringify!($name), self.$name)),+].into_iter()
             }
 
-            /// The same, each with what it counts.
+            /// Iterates over the counters, each with its description.
             pub fn described(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
                 [$((stringify!($name), concat!($($doc),+), self.$name)),+].into_iter()
             }

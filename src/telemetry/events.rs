@@ -28,7 +28,7 @@ pub struct Event {
     pub time: SystemTime,
     /// `info`, `warn` or `error`.
     pub level: &'static str,
-    /// What, such as `failover`: the log line without its fields.
+    /// The kind of event, such as `failover`: the log line without its fields.
     pub message: String,
     /// Numbers and names, in the order of the log line.
     pub fields: Vec<(&'static str, Value)>,

@@ -53,7 +53,7 @@ impl LogGuard {
         let _ = self.filter.reload(targets(level));
     }
 
-    /// What was said lately at `info` or above.
+    /// Returns the latest events at `info` or above.
     pub fn events(&self) -> Arc<Events> {
         Arc::clone(&self.events)
     }

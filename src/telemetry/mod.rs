@@ -1,4 +1,4 @@
-//! What natsmux says of itself: log lines, counters, and the picture of a moment.
+//! Telemetry: log lines, counters, and snapshots for monitoring.
 //!
 //! `counters` names every metric, in one place; `snapshot` is what the workers
 //! hand to `admin`; `logging` is where log lines go, and `events` keeps the last of them. Nothing here knows who

@@ -59,7 +59,7 @@ impl Tally {
     }
 }
 
-/// What was observed on one bus since start.
+/// The distributions observed on one bus since start.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
     /// From a fence to its answer, on any link.

@@ -68,7 +68,7 @@ pub struct BusSnapshot {
     pub current: Option<String>,
     /// In the order in which this host tries them.
     pub brokers: Vec<BrokerSnapshot>,
-    /// What was counted on this bus since start.
+    /// The counts of this bus since start.
     pub counters: Counters,
     /// How long things took, and why they happened.
     pub observed: Observed,
@@ -111,13 +111,13 @@ pub struct SessionSnapshot {
     pub uptime: Duration,
     /// How long ago something was last read from it.
     pub idle: Duration,
-    /// Messages from the component, and the bytes of their payloads.
+    /// Messages from the component.
     pub in_msgs: u64,
-    /// The same in bytes.
+    /// Bytes of their payloads.
     pub in_bytes: u64,
     /// Messages to the component.
     pub out_msgs: u64,
-    /// The same in bytes of payload.
+    /// Bytes of their payloads.
     pub out_bytes: u64,
     /// Bytes that it has not taken yet.
     pub pending_bytes: u64,
@@ -125,7 +125,7 @@ pub struct SessionSnapshot {
     pub held: u64,
     /// Live subscriptions.
     pub subscriptions: u64,
-    /// What its CONNECT said: never a secret.
+    /// The name in its CONNECT: never a secret.
     pub name: Option<String>,
     /// The language of its client library.
     pub lang: Option<String>,
@@ -142,7 +142,7 @@ pub struct SessionSnapshot {
 /// One subscription at one moment.
 #[derive(Clone, Debug)]
 pub struct SubscriptionSnapshot {
-    /// Whose it is.
+    /// The connection that holds it.
     pub cid: u64,
     /// The subject, wildcards included.
     pub subject: String,

@@ -22,7 +22,7 @@ use crate::upstream::brokers::roster::Offer;
 use crate::upstream::trunk::MoveReason;
 use crate::upstream::{Bus, CloseReason, Trunk, Turn};
 
-/// What only the driver can do for a session.
+/// A request to the driver.
 #[derive(Debug)]
 pub enum SessionAction {
     /// Find or make the trunk for these options, attach the session to it, and call
@@ -67,8 +67,8 @@ enum Stage {
     Over,
 }
 
-/// What a component that is attached may send while one of its operations waits for the
-/// broker's answer to those before it, in bytes: each such wait copies what came since.
+/// The most input of an attached component, in bytes, while one of its operations waits for the
+/// broker's answer to those before it: each such wait copies what came since.
 const GATED_BYTES: usize = 64 * 1024;
 
 /// How long a component that closed its side is waited for where a broker has yet to accept it.
@@ -83,13 +83,13 @@ pub struct Session {
     stage: Stage,
     partial: Partial,
     pending_input: Option<Box<PendingInput>>,
-    /// What goes to the component while there is no trunk.
+    /// Output to the component while there is no trunk.
     out: Option<Box<Outbox>>,
     headers: bool,
     /// Operations handled, runs of publishes apart, since it was last asked.
     operations: u32,
     max_control_line: usize,
-    /// What the last INFO said.
+    /// The offer of the last INFO.
     told: Offer,
     connect: Option<Rc<ConnectInfo>>,
     action: Option<SessionAction>,
@@ -230,7 +230,7 @@ impl Session {
     /// order.
     pub fn handle_ready(&mut self, upstream: Upstream<'_>, cx: &mut Turn<'_>) {
         if !upstream.trunk.is_ready(upstream.id) || upstream.trunk.is_ending(upstream.id) {
-            // What waits for a session that ends is counted by `abandon`.
+            // `abandon` counts what waits for a session that ends.
             return;
         }
         self.begun = true;
@@ -283,7 +283,7 @@ impl Session {
         }
     }
 
-    /// What the brokers offer may have changed.
+    /// Tells the component in an INFO if the brokers' offer has changed.
     pub fn handle_offer(&mut self, upstream: &Upstream<'_>, bus: &Bus) {
         let mut offer = bus.roster().offer();
         // An account may have a bound of its own, which a broker tells behind CONNECT.
@@ -313,7 +313,7 @@ impl Session {
         std::mem::take(&mut self.operations)
     }
 
-    /// What the component said in CONNECT, once it has.
+    /// Returns the component's CONNECT, once it has come.
     pub fn connect(&self) -> Option<&ConnectInfo> {
         self.connect.as_deref()
     }
@@ -385,7 +385,7 @@ impl Session {
         self.action.take()
     }
 
-    /// What goes to the component while there is no trunk. Attaching takes it along.
+    /// Returns the output to the component while there is no trunk. Attaching takes it along.
     pub fn out(&mut self) -> &mut Outbox {
         let empty = || Box::new(Outbox::new(Retention::UntilWritten));
         self.out.get_or_insert_with(empty)

@@ -1,11 +1,11 @@
-//! What a component sends once it has a trunk: frames become operations of the trunk.
+//! Operations of a component that has a trunk, made of its frames.
 
 use super::{Session, Upstream};
 use crate::proto::client::{self, ClientFault, ClientLimits, ClientOp, Publish, Scan};
 use crate::proto::connect::ConnectInfo;
 use crate::upstream::{Bus, CloseReason, Turn};
 
-/// What is to be done with the bytes behind those that were handled.
+/// The next step for the bytes behind those that were handled.
 pub(super) enum Then {
     /// They are the beginning of a frame of this length, if it is known.
     Unfinished(Option<usize>),

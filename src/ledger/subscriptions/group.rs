@@ -10,7 +10,7 @@ use crate::ledger::{SessionId, UpstreamSid};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen(pub u64);
 
-/// What ended because a message was delivered.
+/// Subscriptions that ended because a message was delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spent {
     /// Nothing.

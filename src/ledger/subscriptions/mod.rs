@@ -1,4 +1,4 @@
-//! Who subscribed to what, and how much of it was delivered.
+//! Subscriptions of all sessions, and how much of each was delivered.
 //!
 //! A subscription that was unsubscribed stays as *retired* until a fence behind the UNSUB
 //! is answered: what the broker sent before it processed the UNSUB is still delivered, as a
@@ -48,7 +48,7 @@ pub struct Subscriptions {
     joinable: Option<Box<Joinable>>,
 }
 
-/// What a session has, in the order of its sids.
+/// Returns a session's subscriptions, in the order of their sids.
 fn entries(
     map: &BTreeMap<OwnSid, u32>,
     session: SessionId,
@@ -310,7 +310,7 @@ impl Subscriptions {
             .map(Subscription::sid)
     }
 
-    /// What brokers must know, and the names of it upstream.
+    /// Returns every interest that brokers must know, by its name upstream.
     pub fn iter(&self) -> impl Iterator<Item = (UpstreamSid, Interest<'_>)> {
         self.places.iter().filter_map(|(slot, place)| {
             let interest = place.interest()?;

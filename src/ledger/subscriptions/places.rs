@@ -9,7 +9,7 @@ use crate::ledger::UpstreamSid;
 /// No place.
 const NO_SLOT: u32 = u32::MAX;
 
-/// What has a place.
+/// The holder of a place.
 #[derive(Debug)]
 pub(super) enum Place {
     /// Nothing.
@@ -67,7 +67,7 @@ impl Place {
         }
     }
 
-    /// What a broker must know of it.
+    /// Returns the interest that a broker must know; `None` where it needs to know none.
     pub(super) fn interest(&self) -> Option<Interest<'_>> {
         match self {
             Self::One(one) if one.state == State::Live && one.group == NO_GROUP => Some(Interest {

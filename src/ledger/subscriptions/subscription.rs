@@ -74,7 +74,7 @@ impl Subscription {
     }
 }
 
-/// What a broker must know of a subscription.
+/// A subscription as a broker must know it.
 #[derive(Clone, Copy, Debug)]
 pub struct Interest<'a> {
     /// The subject, wildcards included.
@@ -85,7 +85,7 @@ pub struct Interest<'a> {
     pub left: Option<u64>,
 }
 
-/// What became of a SUB.
+/// The outcome of a SUB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subscribed {
     /// It is new, under this sid upstream.
@@ -101,7 +101,7 @@ pub enum Subscribed {
     },
 }
 
-/// What became of an UNSUB.
+/// The outcome of an UNSUB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsubscribed {
     /// No such sid; not an error, as at nats-server.
@@ -111,14 +111,14 @@ pub enum Unsubscribed {
     /// It lives on until `max` more were delivered; the broker of the present link must be
     /// told this number.
     Limited(UpstreamSid, u64),
-    /// The same for a member of a group: counted here, no broker is told.
+    /// It is counted here, as a member of a group: no broker is told.
     Counted,
     /// A member of a group that lives on: a PING marks the place, and its PONG
     /// [frees](Subscriptions::forget) it.
     Left(UpstreamSid),
 }
 
-/// What a broker refused.
+/// A refusal by a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
     /// Its name upstream.
@@ -127,7 +127,7 @@ pub struct Rejected {
     pub owners: Vec<(SessionId, Box<[u8]>)>,
 }
 
-/// What a session's end, or its move, leaves to be done.
+/// Operations that a session's end, or its move, leaves to be done.
 #[derive(Debug, Default)]
 pub struct Ended {
     /// To be unsubscribed.

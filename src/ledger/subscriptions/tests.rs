@@ -17,7 +17,8 @@ fn new(table: &mut Subscriptions, session: SessionId, subject: &str, sid: &str) 
     }
 }
 
-/// Who got a message for `sid`, and under which sids, on a link that has come as far as `seen`.
+/// Returns who got a message for `sid`, and under which sids, on a link that has come as far as
+/// `seen`.
 fn heard(table: &mut Subscriptions, sid: UpstreamSid, seen: u64) -> Vec<(SessionId, Vec<u8>)> {
     let mut heard = Vec::new();
     table.deliver(sid, true, Seen(seen), |session, own| {
@@ -31,7 +32,7 @@ fn give(table: &mut Subscriptions, sid: UpstreamSid) -> bool {
     !heard(table, sid, 0).is_empty()
 }
 
-/// What a message for `sid` ended.
+/// Delivers a message for `sid` and returns what it ended.
 fn spend(table: &mut Subscriptions, sid: UpstreamSid) -> Option<Spent> {
     table.deliver(sid, true, Seen(0), |_, _| {})
 }

@@ -17,7 +17,7 @@ use super::info::ServerInfo;
 use super::line::{self, Line, Verb};
 use super::publish_head::{self, PublishHead};
 
-/// What a component may send, in bytes.
+/// Bounds on a component's input, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientLimits {
     /// Longest argument of a control line, CONNECT's included. nats-server's default is 4096.
@@ -133,7 +133,7 @@ impl<'a> Publish<'a> {
     }
 }
 
-/// What stands at the start of an input.
+/// The first thing in an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scan<'a> {
     /// A whole operation.
@@ -179,7 +179,8 @@ pub enum ClientFault {
 }
 
 impl ClientFault {
-    /// What nats-server says in `-ERR '…'` before it closes. `None` where it closes without a word.
+    /// Returns the text of nats-server's `-ERR '…'` before it closes. `None` where it closes
+    /// without a word.
     pub fn error_text(&self) -> Option<&'static str> {
         match self {
             Self::UnknownOperation => Some("Unknown Protocol Operation"),

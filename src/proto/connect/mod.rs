@@ -51,7 +51,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What a component asks for, and who it is. Absent and empty strings are the same to a broker, so both are `None`.
+/// A component's CONNECT: its options and its credentials. Absent and empty strings are the same to
+/// a broker, so both are `None`.
 ///
 /// [`Default`] is what nats-server assumes of a connection that never sent CONNECT.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -188,8 +189,8 @@ impl ConnectInfo {
         self.jwt = None;
     }
 
-    /// What a broker answers in `-ERR '…'` before it closes when it accepted the credentials but can't serve the
-    /// options.
+    /// Returns the text of a broker's `-ERR '…'` before it closes where it accepted the credentials
+    /// but can't serve the options.
     pub fn refusal(&self, support: HeaderSupport) -> Option<&'static str> {
         let headers = self.headers && support == HeaderSupport::On;
         if self.new_account || self.account.is_some() {

@@ -13,7 +13,7 @@ use super::number::decimal;
 /// bytes they get, and hang for ever on a longer one.
 pub const MAX_FIRST_INFO: usize = 512;
 
-/// What a broker sent in INFO. What is missing has its default; unknown keys are ignored.
+/// A broker's INFO. Missing fields have their defaults; unknown keys are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ServerInfo {
@@ -114,7 +114,7 @@ impl Default for ServerInfo {
     }
 }
 
-/// What answered is no broker.
+/// The peer that answered is no broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
 pub enum InfoFault {
     /// No JSON object, or a value of the wrong type.
@@ -142,7 +142,7 @@ impl ServerInfo {
         self.natsmux_via.split(',').any(|through| through == id)
     }
 
-    /// What the broker knows of headers.
+    /// Returns the broker's support for headers.
     pub fn header_support(&self) -> HeaderSupport {
         const FIRST_WITH_HEADERS: [u64; 3] = [2, 2, 0];
         match self.headers {
@@ -190,7 +190,7 @@ fn max_payload<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::E
         .map_or(DEFAULT_MAX_PAYLOAD, |number| number.min(most)))
 }
 
-/// What a broker knows of headers.
+/// A broker's support for headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HeaderSupport {
     /// It is older than they are (2.2), and ignores options that need them.
@@ -201,7 +201,7 @@ pub enum HeaderSupport {
     On,
 }
 
-/// What natsmux says of itself to one component.
+/// Natsmux's INFO to one component.
 #[derive(Debug, Clone, Copy)]
 pub struct FirstInfo<'a> {
     /// natsmux's own, the same whatever broker serves.
@@ -220,9 +220,10 @@ pub struct FirstInfo<'a> {
     pub jetstream: bool,
     /// Whether any broker of the bus asks for credentials, in use or not.
     pub auth_required: bool,
-    /// What the broker in use takes from this component's account, where that is less, in bytes.
+    /// The most that the broker in use takes from this component's account, where that is less, in
+    /// bytes.
     pub max_payload: usize,
-    /// What is signed by components that hold a key, where brokers want that.
+    /// The nonce that components sign that hold a key, where brokers want that.
     pub nonce: &'a str,
 }
 
@@ -274,7 +275,7 @@ fn via(brokers: &[&ServerInfo]) -> String {
     ids.join(",")
 }
 
-/// What holds at every broker.
+/// The fields that hold at every broker.
 struct Common<'a> {
     version: &'a str,
     max_payload: usize,
@@ -347,7 +348,8 @@ impl InfoLine {
         Self { bytes, full: false }
     }
 
-    /// What follows a field that didn't fit is left out too: the list is in order of importance.
+    /// Writes a field if it fits. Once one didn't, those behind it are left out too: the list is in
+    /// order of importance.
     fn field(&mut self, key: &str, value: impl FnOnce(&mut Vec<u8>)) {
         if self.full {
             return;

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::line::{self, Verb};
 
-/// What a broker may send, in bytes. Bounds against a broken peer, far above what a broker does.
+/// Bounds on a broker's input, in bytes: against a broken peer, far above a broker's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerLimits {
     /// Longest control line with its line end. INFO of a large cluster is long.
@@ -62,8 +62,8 @@ pub enum ServerOp<'a> {
     Ok,
     /// `-ERR`.
     Err {
-        /// What stands between the quotes, or the rest of the line without blanks where there are none. See
-        /// [`classify`](super::error_text::classify).
+        /// The text between the quotes, or the rest of the line without blanks where there are
+        /// none. See [`classify`](super::error_text::classify).
         text: &'a [u8],
         /// The whole line as received, with its line end.
         line: &'a [u8],
@@ -79,7 +79,7 @@ pub struct Msg<'a> {
     pub headers: bool,
     /// The published subject, which says nothing about the subscription's.
     pub subject: &'a [u8],
-    /// Whose message it is.
+    /// The subscription that the message is for.
     pub sid: &'a [u8],
     /// Where an answer goes.
     pub reply: Option<&'a [u8]>,
@@ -125,7 +125,7 @@ impl Msg<'_> {
     }
 }
 
-/// What stands at the start of an input.
+/// The first thing in an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerScan<'a> {
     /// A whole operation.
@@ -374,7 +374,7 @@ fn message<'a>(
     ServerScan::Op { op, len }
 }
 
-/// What stands between the outermost single quotes, or all of it without blanks around.
+/// Returns the text between the outermost single quotes, or all of it without blanks around.
 fn unquoted(arg: &[u8]) -> &[u8] {
     match (memchr(b'\'', arg), memrchr(b'\'', arg)) {
         (Some(first), Some(last)) if first < last => &arg[first + 1..last],

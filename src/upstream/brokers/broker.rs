@@ -14,7 +14,7 @@ use crate::proto::info::ServerInfo;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BrokerId(pub u16);
 
-/// What is known of a broker's life.
+/// The health of a broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     /// Not asked yet.
@@ -76,7 +76,7 @@ pub enum Failure {
     Full,
     /// The broker sent an INFO and no verdict on CONNECT.
     NoVerdict,
-    /// What listens there is this natsmux, directly or through another one.
+    /// The listener there is this natsmux, directly or through another one.
     Loop,
     /// Of independent brokers, another name leads to this one too (R26).
     SameBroker,
@@ -146,8 +146,8 @@ const VERDICT_SLOW: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Broker {
     pub(super) addr: BrokerAddr,
-    /// What its name means, or what is written: none while no answer has come. Mostly one; of a
-    /// host with both families, one of each.
+    /// Addresses of its name, or the address that is written: none while no answer has come. Mostly
+    /// one; of a host with both families, one of each.
     pub(super) ips: SmallVec<[IpAddr; 1]>,
     /// Whether the name has other addresses too, so that this one is told from those.
     pub(super) is_one_of_several: bool,
@@ -232,7 +232,8 @@ impl Broker {
         &self.ips
     }
 
-    /// What operators call it: as it is configured, and the address where the name has several.
+    /// Returns its name for operators: as it is configured, and the address where the name has
+    /// several.
     pub fn label(&self) -> String {
         match self.ips.first().filter(|_| self.is_one_of_several) {
             Some(ip) => format!("{} ({ip})", self.addr),
@@ -240,7 +241,7 @@ impl Broker {
         }
     }
 
-    /// What is known of its life.
+    /// Returns its health.
     pub fn health(&self) -> Health {
         self.health
     }

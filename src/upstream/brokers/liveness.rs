@@ -20,11 +20,11 @@ pub struct TrunkId(pub u64);
 
 /// Sentinel's pause between fences while something is published to the broker.
 const BUSY_INTERVAL: Duration = Duration::from_millis(50);
-/// The same while nothing is.
+/// The interval while nothing is.
 const QUIET_INTERVAL: Duration = Duration::from_millis(500);
 /// A sentinel's fence that waits longer than this makes the broker suspect.
 const SUSPECT_AFTER: Duration = Duration::from_millis(150);
-/// The same, in smoothed round trips, where those are long.
+/// The bound on silence in smoothed round trips, where those are long.
 const SUSPECT_AFTER_ROUND_TRIPS: u32 = 4;
 /// Trunks that are asked when the sentinel's fence is late.
 const WITNESSES: usize = 4;
@@ -221,8 +221,8 @@ impl Liveness {
         if self.sentinel != Some(trunk) {
             return;
         }
-        // What comes late out of a suspect broker says little of the way there; but a broker that
-        // is far is not suspect for ever.
+        // A late answer of a suspect broker says little of the way there; but a broker that is far
+        // is not suspect for ever.
         let sample = sample.min(self.suspect_after());
         let smoothed = &mut self.round_trip;
         *smoothed = Some(smoothed.map_or(sample, |before| (before * 7 + sample) / 8));

@@ -1,5 +1,5 @@
-//! What is known of a bus's brokers: which of them live, which one this host uses, and who may
-//! come to them. Pure.
+//! The brokers of a bus: which of them live, which one this host uses, and who may come to them.
+//! Pure.
 
 pub mod admission;
 pub mod backoff;

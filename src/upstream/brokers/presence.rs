@@ -1,4 +1,4 @@
-//! Who else is there (R29): with independent brokers, every natsmux tells the others on which
+//! The other natsmux of a bus (R29): with independent brokers, each tells the others on which
 //! brokers its host is subscribed, so that all publish to one that reaches everybody.
 //!
 //! The oldest trunk of each identity, a *carrier*, announces on all its links and hears the
@@ -53,7 +53,7 @@ const FORBIDDEN: Backoff = Backoff {
 /// How far the clocks of two hosts may be apart where announcements are authenticated.
 const CLOCKS_APART: Duration = Duration::from_secs(30);
 
-/// What an announcement has told.
+/// The news in an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
     /// Nothing new.
@@ -157,7 +157,7 @@ impl Presence {
         std::mem::take(&mut self.routed)
     }
 
-    /// What the wall clock says at `now`.
+    /// Sets the wall clock's time at `now`.
     pub fn set_wall(&mut self, now: Instant, wall: SystemTime) {
         self.wall = Some((now, wall));
     }
@@ -214,7 +214,7 @@ impl Presence {
         false
     }
 
-    /// What is announced, and what is listened to.
+    /// Returns the subject of its own announcements.
     pub(crate) fn own_subject(&self) -> Vec<u8> {
         [&self.prefix, self.id.as_bytes()].concat()
     }

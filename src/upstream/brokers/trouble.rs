@@ -121,7 +121,7 @@ impl Troubles {
         met.all(|trouble| trouble.until <= now) && (dialing == 0 || !general)
     }
 
-    /// What a link of this identity meets at a broker.
+    /// Returns the trouble that a link of this identity meets at a broker.
     pub(super) fn of(
         &self,
         broker: BrokerId,

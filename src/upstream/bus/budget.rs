@@ -10,7 +10,7 @@ pub struct Budgets {
     pub held: Rc<Budget>,
     /// Operations that came before CONNECT (R21).
     pub input: Rc<Budget>,
-    /// What components have not taken yet (R25).
+    /// Output that components have not taken yet (R25).
     pub pending: Rc<Budget>,
 }
 
@@ -104,8 +104,9 @@ impl Budget {
         self.used.get() > self.total.get() / 2
     }
 
-    /// What one user of the budget may have, in bytes, where others want some as well: a part of
-    /// what is free. Whoever has more stops, so a user with little always finds some (R34).
+    /// Returns the most that one user of the budget may have, in bytes, where others want some as
+    /// well: a part of what is free. Whoever has more stops, so a user with little always finds
+    /// some (R34).
     pub fn share(&self) -> usize {
         const PARTS: usize = 8;
         let free = self.total.get().saturating_sub(self.used.get());

@@ -1,5 +1,4 @@
-//! What sessions have said in CONNECT, kept once for all that said the same: in a fleet, most
-//! did.
+//! CONNECTs of sessions, each kept once for all that sent an equal one: in a fleet, most did.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

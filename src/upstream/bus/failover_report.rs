@@ -67,7 +67,7 @@ struct Current {
     overdue: bool,
 }
 
-/// What one trunk's dead link left.
+/// Publishes that one trunk's dead link left.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LostLink {
     pub(super) broker: BrokerId,

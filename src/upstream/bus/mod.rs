@@ -1,5 +1,5 @@
-//! What all trunks of a bus share: settings, roster, barrier, admission, counters and the
-//! daemon's buffer budget.
+//! The bus, which its trunks share: settings, roster, barrier, admission, counters and the daemon's
+//! buffer budget.
 //!
 //! A trunk gets the bus as an argument of every call, so the pure machines need no shared
 //! ownership, and a simulation holds one bus per daemon.
@@ -47,7 +47,7 @@ use lags::Lags;
 use room::{RoomPlace, RoomQueue};
 use tracked::Tracked;
 
-/// What the trunks of a bus share.
+/// The state that the trunks of a bus share.
 #[derive(Debug)]
 pub struct Bus {
     settings: Settings,
@@ -58,7 +58,7 @@ pub struct Bus {
     budgets: Budgets,
 }
 
-/// What is true of the brokers, whichever worker's trunks ask.
+/// Facts about the brokers, whichever worker's trunks ask.
 #[derive(Debug)]
 struct Brokers {
     roster: Tracked<Roster>,
@@ -76,7 +76,7 @@ struct Brokers {
 /// The trunks of one worker, by what they wait for.
 #[derive(Debug, Default)]
 struct Trunks {
-    /// What sessions said in CONNECT.
+    /// CONNECTs of the sessions.
     connects: ConnectCache,
     /// Components that lag on shared links (R33).
     lags: Lags,
@@ -119,7 +119,7 @@ impl Bus {
         }
     }
 
-    /// What the machines read of the configuration.
+    /// Returns the part of the configuration that the machines read.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -139,22 +139,22 @@ impl Bus {
         &mut self.brokers.roster
     }
 
-    /// What hosts tell each other (R29).
+    /// Returns what hosts have told each other (R29).
     pub fn presence(&self) -> &Presence {
         &self.brokers.presence
     }
 
-    /// What hosts tell each other, to change it.
+    /// Returns what hosts have told each other, to change it.
     pub fn presence_mut(&mut self) -> &mut Presence {
         &mut self.brokers.presence
     }
 
-    /// Whose credentials brokers have accepted (R16).
+    /// Returns the credentials that brokers have accepted (R16).
     pub fn admission(&self) -> &Admission {
         &self.brokers.admission
     }
 
-    /// Whose credentials brokers have accepted, to change it.
+    /// Returns the credentials that brokers have accepted, to change them.
     pub fn admission_mut(&mut self) -> &mut Admission {
         &mut self.brokers.admission
     }
@@ -305,7 +305,7 @@ impl Bus {
         dials
     }
 
-    /// The same where one link is enough.
+    /// Picks a broker where one link is enough.
     pub(super) fn pick_one(
         &mut self,
         trunk: TrunkId,

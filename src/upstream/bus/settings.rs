@@ -18,9 +18,9 @@ pub struct Settings {
     pub limits: BusLimits,
     /// How the brokers know each other.
     pub topology: Topology,
-    /// What happens to publishes that were written and not proven.
+    /// Delivery of publishes that were written and not proven.
     pub delivery: Delivery,
-    /// Who may start while no broker is alive (R16).
+    /// The components that may start while no broker is alive (R16).
     pub admit: Admit,
     /// Whether operations ahead of CONNECT are kept (R21).
     pub lenient_connect: bool,

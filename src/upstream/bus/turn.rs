@@ -1,4 +1,4 @@
-//! What a machine is called with: the time, and the bus that its trunk belongs to.
+//! A turn of a machine: the time, and the bus that its trunk belongs to.
 
 use super::Bus;
 use crate::clock::Instant;
@@ -8,7 +8,7 @@ use crate::clock::Instant;
 pub struct Turn<'a> {
     /// When.
     pub now: Instant,
-    /// What the trunks of the bus share.
+    /// The bus.
     pub bus: &'a mut Bus,
 }
 

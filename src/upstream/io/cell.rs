@@ -1,4 +1,4 @@
-//! What tasks of one worker share: the bus, and each trunk.
+//! Cells that the tasks of one worker share: the bus, and each trunk.
 
 use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::rc::Rc;

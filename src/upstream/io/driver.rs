@@ -1,4 +1,4 @@
-//! What drives one trunk: owns its links' sockets, and decides nothing.
+//! The driver of one trunk: it owns its links' sockets, and decides nothing.
 //!
 //! A trunk that sessions may share has a task of its own; one that is a single session's is
 //! driven by that session's task, so that a message doesn't wait for another task's turn.
@@ -41,7 +41,7 @@ struct LinkIo {
     socket: Socket,
 }
 
-/// What came of a pass.
+/// The outcome of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pass {
     /// The trunk waits for its sockets, its timer, or another turn.
@@ -59,7 +59,7 @@ pub struct Driver {
     links: Vec<LinkIo>,
     /// When the present round began.
     now: Instant,
-    /// What the machine waits for.
+    /// The time that the machine waits for.
     due: Option<Instant>,
     done: bool,
 }

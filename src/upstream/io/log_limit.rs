@@ -1,4 +1,5 @@
-//! What brokers say to many trunks at once is logged once, and then how often.
+//! A limit on log lines: what brokers say to many trunks at once is logged once, and then how
+//! often.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use crate::clock::Instant;
 use crate::upstream::brokers::roster::BrokerId;
 
-/// The same text of the same broker is logged again after this at the earliest.
+/// The least pause between two lines with one text of one broker.
 const PAUSE: Duration = Duration::from_secs(10);
 /// Texts that are kept in mind; brokers know few.
 const KEPT: usize = 64;

@@ -9,7 +9,7 @@ use crate::clock::Instant;
 use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::bus::Bus;
 
-/// What the operator was last told of a bus.
+/// The news of a bus that the operator was last told.
 #[derive(Debug)]
 pub(super) struct OperatorLog {
     name: String,

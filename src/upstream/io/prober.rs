@@ -59,7 +59,7 @@ impl Pool {
 
     async fn probe_one(self: Rc<Self>, broker: BrokerId) {
         let start = now();
-        // What panics over an INFO ends as a task, and the broker is probed again.
+        // A panic over an INFO ends as a task, and the broker is probed again.
         let asked = spawn_local(Rc::clone(&self).ask(broker)).await;
         let result = asked.unwrap_or(Err(Failure::Garbage));
         let now = now();

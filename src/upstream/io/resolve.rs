@@ -16,7 +16,7 @@ use crate::net::{names, now};
 
 /// Between two questions, where brokers live.
 const EVERY: Duration = Duration::from_secs(30);
-/// The same while the bus has no live broker, or a name has no address yet.
+/// The interval while the bus has no live broker, or a name has no address yet.
 const SOON: Duration = Duration::from_secs(1);
 /// How long one question may take.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -31,7 +31,7 @@ impl Pool {
                 .map(|name| spawn_local(Rc::clone(&self).resolve_one(name)))
                 .collect();
             for one in asked {
-                // What panics over an answer ends alone, and is asked again.
+                // A panic over an answer ends alone, and the name is asked again.
                 let _ = one.await;
             }
             self.pause().await;

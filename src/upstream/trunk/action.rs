@@ -1,4 +1,4 @@
-//! What a trunk asks of its driver, and what it reports.
+//! Actions that a trunk asks of its driver, and its reports.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ pub enum Action {
     Done,
 }
 
-/// What an operator may want to know.
+/// News for an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     /// A link went live.

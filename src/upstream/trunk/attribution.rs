@@ -1,6 +1,6 @@
-//! Whose is what a broker says of an operation without naming a sid, on a link that several
-//! sessions share: violations of publishes and of SUBs that no ledger has, and the statuses of
-//! requests that nobody answered (R24).
+//! Attribution of a broker's words on a link that several sessions share, where they name an
+//! operation and no sid: violations of publishes and of SUBs that no ledger has, and the statuses
+//! of requests that nobody answered (R24).
 //!
 //! Nothing is noted per message. The link's buffer keeps what no fence has proven, with the
 //! offsets up to which each session has written; what a broker names is looked for there, in
@@ -32,7 +32,7 @@ pub(super) struct Owners {
     /// A violation named what nobody published: until then, each run of publishes is proven for
     /// itself, so that the next one tells whose it is.
     isolates_until: Option<Instant>,
-    /// Who wrote last, and when that was last somebody else.
+    /// The session that wrote last, and when that was last another one.
     last: Option<SessionId>,
     changed_at: Option<Instant>,
 }
@@ -56,7 +56,7 @@ struct Asked {
     queue_group: Option<Box<[u8]>>,
 }
 
-/// What is looked for.
+/// The publish that is looked for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Wanted<'a> {
     /// A publish that was refused for its subject.
@@ -135,14 +135,14 @@ impl Owners {
         self.asked.retain(|(_, asked)| asked.session != session);
     }
 
-    /// Whose the publish is that ends at this stream offset.
+    /// Returns the session whose publish ends at this stream offset.
     pub(super) fn of(&self, end: u64) -> Option<SessionId> {
         let at = self.runs.partition_point(|(last, _)| *last < end);
         self.runs.get(at)?.1
     }
 
-    /// Whose the oldest publish is that a broker may mean, of those in `out` that are not
-    /// proven. The outer `None` says that there is none, or that too much was searched of late.
+    /// Finds the session of the oldest publish that a broker may mean, of those in `out` that are
+    /// not proven. The outer `None` says that there is none, or that too much was searched of late.
     pub(super) fn find(
         &mut self,
         out: &Outbox,
@@ -154,7 +154,7 @@ impl Owners {
         if self.may_search(out.end().saturating_sub(from), now) {
             found = find_from(out, from, wanted);
         }
-        // What was answered out of order is looked for from the beginning.
+        // A publish that was answered out of order is looked for from the beginning.
         if found.is_none() && from > self.proven && self.may_search(from - self.proven, now) {
             found = find_from(out, self.proven, wanted);
         }
@@ -163,8 +163,9 @@ impl Owners {
         Some(self.of(end))
     }
 
-    /// Whose the oldest request is, of those in `out` that are not proven, that waits for an answer
-    /// at `reply` and, where that is known, was published to `subject`. It is found once.
+    /// Finds the session of the oldest request, of those in `out` that are not proven, that waits
+    /// for an answer at `reply` and, where that is known, was published to `subject`. It is found
+    /// once.
     pub(super) fn find_request(
         &mut self,
         out: &Outbox,
@@ -213,7 +214,7 @@ impl Owners {
         self.isolates_until.is_some_and(|until| until > now)
     }
 
-    /// Whose the oldest SUB is that was asked with this subject and queue group.
+    /// Takes the session of the oldest SUB that asked for this subject and queue group.
     pub(super) fn take_asked(
         &mut self,
         subject: &[u8],
@@ -222,12 +223,12 @@ impl Owners {
         self.take(|asked| *asked.subject == *subject && asked.queue_group.as_deref() == queue_group)
     }
 
-    /// Whose the oldest SUB of no valid subject is.
+    /// Takes the session of the oldest SUB of no valid subject.
     pub(super) fn take_invalid(&mut self) -> Option<SessionId> {
         self.take(|asked| !asked.is_valid)
     }
 
-    /// Whose the oldest SUB is of a sid that it has.
+    /// Takes the session of the oldest SUB of a sid that it has.
     pub(super) fn take_taken(&mut self) -> Option<SessionId> {
         self.take(|asked| asked.is_valid)
     }
@@ -446,7 +447,7 @@ mod tests {
         assert_eq!(find(&mut owners, &out, Some(b"b")), Some(Some(BOB)));
         assert_eq!(find(&mut owners, &out, Some(b"b")), None, "once");
         assert_eq!(find(&mut owners, &out, None), Some(Some(ALICE)));
-        // What comes later is read then.
+        // Later publishes are read then.
         publish(&mut out, &mut owners, BOB, b"PUB c r 0\r\n\r\n");
         publish(&mut out, &mut owners, ALICE, b"PUB d r 0\r\n\r\n");
         out.advance(out.pending_bytes());

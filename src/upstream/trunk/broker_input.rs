@@ -1,4 +1,4 @@
-//! What brokers send: messages to sessions, PONGs that prove, errors to whom they concern.
+//! Input of brokers: messages to sessions, PONGs that prove, errors to whom they concern.
 
 use super::Trunk;
 use super::link::{LinkId, OkOwner, Phase};
@@ -204,7 +204,7 @@ impl Trunk {
                 self.links.note_answered(ping.seq);
                 self.answer(ping, cx.bus);
                 self.release_late(cx.bus);
-                // What came behind a second CONNECT isn't this link's.
+                // Input behind a second CONNECT isn't this link's.
                 if was_suspect && self.open(cx.bus) == Some(id) {
                     self.resume(id, cx);
                 }
@@ -336,7 +336,7 @@ impl Trunk {
         match self.links[id].phase {
             Phase::Connecting | Phase::AwaitingInfo => self.introduce(id, info, cx),
             _ => {
-                // What comes after CONNECT may hold for this account alone.
+                // An INFO behind CONNECT may hold for this account alone.
                 let before = std::mem::replace(&mut self.links[id].max_payload, info.max_payload);
                 if before != info.max_payload && self.links[id].is_attached() {
                     // Components hear of it now, before they send what is too large.

@@ -1,4 +1,4 @@
-//! What a session is owed: PONGs, and the `+OK`s of a verbose one.
+//! Debts to a session: PONGs, and the `+OK`s of a verbose one.
 
 use crate::clock::Instant;
 use crate::queue::Queue;

@@ -1,4 +1,4 @@
-//! What a session publishes while a component of the bus lags (R33).
+//! The flow of a session's publishes while a component of the bus lags (R33).
 
 use crate::clock::Instant;
 use crate::upstream::bus::lags::{Lag, Lags, PAUSE};
@@ -6,7 +6,7 @@ use crate::upstream::bus::lags::{Lag, Lags, PAUSE};
 /// Bytes that a publisher may send within one pause while a component lags.
 const FLOOD_BYTES: usize = 64 * 1024;
 
-/// What a session has published of late, counted while a component of the bus lags.
+/// Publishes of a session of late, counted while a component of the bus lags.
 #[derive(Debug)]
 pub(super) struct Flow {
     since: Instant,

@@ -57,7 +57,7 @@ impl Trunk {
         independent.ask_at.get_or_insert(now + ASK_AGAIN);
     }
 
-    /// What a link's broker was asked for again, and hasn't refused by now, it has.
+    /// Subscriptions that a link's broker was asked for again, and hasn't refused by now, it has.
     pub(super) fn note_granted(&mut self, id: LinkId, answered: u64) {
         if let Some(independent) = &mut self.links[id].independent {
             let granted = |asked: &Option<u64>| asked.is_some_and(|seq| seq <= answered);

@@ -13,19 +13,19 @@ use crate::queue::Queue;
 use crate::telemetry::Counters;
 use crate::upstream::brokers::roster::BrokerId;
 
-/// What one session may have unproven on a link on which others publish too, where the broker is
-/// near (`Link::fair_bytes`): so much, and what one more read brings, may be ahead of theirs for
-/// each that floods, in bytes.
+/// The most that one session may have unproven on a link on which others publish too, where the
+/// broker is near (`Link::fair_bytes`): so much, and what one more read brings, may be ahead of
+/// theirs for each that floods, in bytes.
 pub(super) const FAIR_BYTES: usize = 32 * 1024;
 
-/// What a SUB or UNSUB counts as there, in bytes, where it is shorter: it costs natsmux and a
-/// broker as much as a publish of this size.
+/// The weight of a SUB or UNSUB there, in bytes, where it is shorter: it costs natsmux and a broker
+/// as much as a publish of this size.
 pub(super) const OPERATION_BYTES: usize = 512;
 
-/// What a link may have written that no fence proved, in bytes, before the sessions that feed
-/// it aren't read: it starts at the least, doubles while fences are answered in time, and is
-/// halved when one is late. So what is in doubt stays within R5, and a fence isn't late for
-/// the flood before it alone.
+/// The bounds of a link's window: the bytes that it may have written that no fence proved, before
+/// the sessions that feed it aren't read. It starts at the least, doubles while fences are answered
+/// in time, and is halved when one is late. So what is in doubt stays within R5, and a fence isn't
+/// late for the flood before it alone.
 const WINDOW_LEAST: u64 = 128 * 1024;
 const WINDOW_MOST: u64 = 16 * 1024 * 1024;
 /// Bytes that each SUB and UNSUB counts as in that window, besides its own.
@@ -55,7 +55,7 @@ pub(super) enum Phase {
     Fenced,
     /// Publishes go here.
     Live,
-    /// The same but for publishes, which go to another of independent brokers (R27).
+    /// It carries all but publishes, which go to another of independent brokers (R27).
     Standby,
     /// Everything was unsubscribed; delivers up to the PONG of the PING with this number.
     Leaving(u64),
@@ -68,7 +68,7 @@ impl Phase {
     }
 }
 
-/// Who is told of a `+OK`.
+/// The receiver of a `+OK`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OkOwner {
     /// The component, for its publish.
@@ -120,7 +120,7 @@ impl Oks {
         Some(owner)
     }
 
-    /// What that is, which stays.
+    /// Returns the receiver of the next one, which stays.
     pub(super) fn first(&self) -> Option<OkOwner> {
         let Runs(runs) = &**self.0.as_ref()?;
         runs.front().map(|(owner, _)| *owner)
@@ -141,7 +141,7 @@ impl Oks {
     }
 }
 
-/// What the kernel says of a link's unacknowledged bytes.
+/// The kernel's view of a link's unacknowledged bytes.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     /// How many were acknowledged when it was last asked, and when that was.
@@ -150,19 +150,19 @@ pub(super) struct Progress {
     pub(super) at: Option<Instant>,
 }
 
-/// What a link to one of independent brokers has besides.
+/// Further state of a link to one of independent brokers.
 #[derive(Debug, Default)]
 pub(super) struct Independent {
-    /// What this one introduced itself with.
+    /// The `server_id` in this one's INFO.
     pub(super) server_id: Box<str>,
     /// Whether anything was announced there: what its broker says of that is no component's.
     pub(super) announced: bool,
     /// Whether it is subscribed to what other hosts announce (R29).
     pub(super) hears_presence: bool,
-    /// What this one has counted (R31).
+    /// Counts of what this one has delivered (R31).
     pub(super) received: Received,
-    /// What it refused, or took back, while it stood by (R28): `None`, or the PING whose PONG
-    /// says that it has it now, since it was asked again.
+    /// Subscriptions that it refused, or took back, while it stood by (R28): `None`, or the PING
+    /// whose PONG says that it has it now, since it was asked again.
     pub(super) lacks: Vec<(UpstreamSid, Option<u64>)>,
     /// When it is asked again.
     pub(super) ask_at: Option<Instant>,
@@ -190,7 +190,7 @@ pub(super) struct Link {
     pub(super) pings: Pings,
     pub(super) account: Account,
     pub(super) oks: Oks,
-    /// What its broker was told to subscribe to, and how much it has.
+    /// Operations that its broker was told, and how much it has.
     pub(super) operations: Operations,
     /// Unsubscribed sids and the number of the PING whose PONG frees them.
     pub(super) retired: Queue<(u64, UpstreamSid)>,
@@ -213,7 +213,7 @@ pub(super) struct Link {
     window: u64,
     /// When the kernel was last asked for its unacknowledged bytes.
     pub(super) measured_at: Option<Instant>,
-    /// What it said; few links are ever asked.
+    /// The kernel's answer; few links are ever asked.
     pub(super) progress: Option<Box<Progress>>,
     pub(super) replayed: u64,
     pub(super) independent: Option<Box<Independent>>,
@@ -261,7 +261,7 @@ impl Link {
         frames.len()
     }
 
-    /// The same for a chunk that has waited.
+    /// Pushes a chunk that has waited.
     pub(super) fn push_held(
         &mut self,
         mut chunk: Vec<u8>,
@@ -367,8 +367,8 @@ impl Link {
         owners.is_some_and(|owners| owners.is_contended(now))
     }
 
-    /// What a session may have unproven beside others, in bytes: more where the broker is far, since
-    /// it is the broker's time that they share, not the way there.
+    /// Returns the most that a session may have unproven beside others, in bytes: more where the
+    /// broker is far, since it is the broker's time that they share, not the way there.
     pub(super) fn fair_bytes(&self) -> usize {
         let way = self.shortest_round_trip.unwrap_or_default().as_millis();
         let way = usize::try_from(way).unwrap_or(usize::MAX);

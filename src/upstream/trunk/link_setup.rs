@@ -84,7 +84,7 @@ impl Trunk {
         link.last_read_at = cx.now;
     }
 
-    /// Whose credentials the trunk sends, as brokers see it.
+    /// Returns the identity whose credentials the trunk sends, as brokers see it.
     pub(super) fn identity(&self, bus: &Bus) -> IdentityDigest {
         bus.admission().digest(&self.connect)
     }
@@ -256,7 +256,7 @@ impl Trunk {
         }
     }
 
-    /// What this link's broker knows of headers, whatever the others do.
+    /// Returns the support for headers of this link's broker, whatever the others have.
     pub(super) fn header_support(&self, id: LinkId, bus: &Bus) -> HeaderSupport {
         let info = bus.roster().broker(self.links[id].broker).info();
         info.map_or(HeaderSupport::On, ServerInfo::header_support)

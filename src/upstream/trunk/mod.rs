@@ -76,7 +76,7 @@ use sessions::Sessions;
 use sharing::Sharing;
 use slot::{End, Slot};
 
-/// What the brokers think of the trunk's credentials.
+/// The brokers' verdict on the trunk's credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     /// None has judged them.
@@ -110,7 +110,7 @@ pub struct Trunk {
     charged: bool,
     links: Links,
     route: Route,
-    /// What the driver's timer was last set for.
+    /// The time that the driver's timer was last set for.
     timer: Option<Instant>,
     /// Silence is measured from here at the earliest, after a clock that jumped (R9).
     clock_floor: Option<Instant>,
@@ -159,7 +159,7 @@ impl Trunk {
         self.id
     }
 
-    /// What it sends as CONNECT.
+    /// Returns the CONNECT that it sends.
     pub fn connect(&self) -> &ConnectInfo {
         &self.connect
     }
@@ -189,7 +189,7 @@ impl Trunk {
         self.sessions.poll_touched()
     }
 
-    /// What goes to a session's component; `None` once it is detached.
+    /// Returns the output to a session's component; `None` once it is detached.
     pub fn out(&mut self, session: SessionId) -> Option<&mut Outbox> {
         Some(&mut self.sessions.get_mut(session)?.out)
     }
@@ -211,7 +211,7 @@ impl Trunk {
         self.sessions.close_slow(session, bus);
     }
 
-    /// What goes to a link's broker; `None` once it is closed.
+    /// Returns the output to a link's broker; `None` once it is closed.
     pub fn link_out(&mut self, link: LinkId) -> Option<&mut Outbox> {
         Some(&mut self.links.get_mut(link)?.out)
     }

@@ -1,4 +1,4 @@
-//! What monitoring shows of a trunk and its sessions.
+//! Monitoring of a trunk and its sessions.
 
 use super::Trunk;
 use super::slot::Traffic;
@@ -8,9 +8,9 @@ use crate::proto::connect::ConnectInfo;
 /// One session for monitoring.
 #[derive(Debug)]
 pub struct View<'a> {
-    /// What it said in CONNECT.
+    /// The CONNECT that it sent.
     pub connect: &'a ConnectInfo,
-    /// What it sent and got.
+    /// Its traffic, both ways.
     pub traffic: Traffic,
     /// Bytes that it has not taken yet.
     pub pending_bytes: usize,
@@ -40,7 +40,7 @@ pub struct Gauges {
 }
 
 impl Trunk {
-    /// What monitoring shows of one session.
+    /// Returns one session as monitoring shows it.
     pub fn view(&self, session: SessionId) -> Option<View<'_>> {
         let slot = self.sessions.get(session)?;
         Some(View {

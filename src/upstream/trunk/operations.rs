@@ -8,10 +8,10 @@ use crate::proto::client::ClientFault;
 use crate::proto::{encode, subject};
 use crate::upstream::bus::Turn;
 
-/// What a SUB's line has besides what a broker's bound is for: the verb, a blank, CR and LF.
+/// The bytes of a SUB's line that a broker's bound isn't for: the verb, a blank, CR and LF.
 const LINE_BESIDES: usize = 6;
 
-/// What the server of 2012 says to a SUB whose sid it has.
+/// The answer of the server of 2012 to a SUB whose sid it has.
 const SID_TAKEN: &[u8] = b"-ERR 'Invalid Subject Identifier (sid), already taken'\r\n";
 
 /// The longest line that brokers take, in bytes, unless they are configured otherwise.
@@ -295,7 +295,7 @@ impl Trunk {
         let all = ended.unsubscribe.iter().chain(&ended.left);
         let takes = |link: &Link| link.takes_subscriptions();
         if !self.links.any(takes) {
-            // What the old link of a move still sends is delivered.
+            // Messages of the old link of a move are still delivered.
             if !self.links.any_attached() {
                 for upstream in all {
                     self.subscriptions.forget(*upstream);

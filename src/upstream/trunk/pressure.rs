@@ -34,7 +34,7 @@ pub(super) const LINK_FULL_BYTES: usize = 512 * 1024;
 
 /// Bytes waiting for a component beyond which its own link isn't read.
 const STALL_ABOVE: usize = 256 * 1024;
-/// The same bound while components hold more than half of `max_pending_total`.
+/// The bound while components hold more than half of `max_pending_total`.
 const STALL_ABOVE_SCARCE: usize = 16 * 1024;
 /// A message of more bytes than this, unfinished, needs room in `max_pending_total`.
 const LARGE: usize = 64 * 1024;
@@ -252,7 +252,7 @@ impl Trunk {
             cx.bus.counters_mut().stalls += 1;
             cx.bus.step_aside(self.id, cx.now);
         } else {
-            // What natsmux didn't read says nothing of the broker (R9).
+            // Output that natsmux didn't read says nothing of the broker (R9).
             self.clock_floor = Some(cx.now);
             cx.bus.step_back(self.id);
         }

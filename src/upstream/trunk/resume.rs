@@ -1,4 +1,4 @@
-//! What goes on once a link is live, or its broker is proven: publishes that waited, PONGs that are
+//! Resumption once a link is live, or its broker is proven: publishes that waited, PONGs that are
 //! owed.
 
 use super::Trunk;

@@ -1,4 +1,4 @@
-//! What sessions do: attach, publish, subscribe, ping, and go.
+//! Input of sessions: attach, publish, subscribe, ping, and go.
 
 use std::rc::Rc;
 
@@ -206,7 +206,7 @@ impl Trunk {
             let unanswered = slot.is_some_and(|slot| {
                 slot.debts.is_asked() || slot.is_unproven(self.links.answered())
             });
-            // What came before is answered before anything else happens.
+            // Operations that came before are answered before anything else happens.
             let after = unanswered.then(|| self.links.fence(id, cx));
             self.route.moving = Some(Move {
                 reason: Failure::NewConnect,
@@ -216,8 +216,8 @@ impl Trunk {
         self.next_attempt(cx);
     }
 
-    /// What waits was published under the former options: it is answered, or not, as these
-    /// said. The same goes for a CONNECT that no broker has judged.
+    /// Settles the `+OK`s of what waits, which was published under the former options: it is
+    /// answered, or not, as these said. So is a CONNECT that no broker has judged.
     fn settle_held_oks(&mut self, was_verbose: bool) {
         let connect_ok = u64::from(self.connect_ok_owed);
         for slot in self.sessions.iter_mut() {

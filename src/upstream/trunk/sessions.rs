@@ -20,7 +20,7 @@ use crate::upstream::bus::lags::Lag;
 pub(super) struct Message<'a> {
     pub(super) before_sid: &'a [u8],
     pub(super) after_sid: &'a [u8],
-    /// What is behind that, where many get it and it is large: in memory once (R25).
+    /// The part behind that, where many get it and it is large: in memory once (R25).
     pub(super) shared: Option<Rc<[u8]>>,
     /// Bytes of the payload, headers included.
     pub(super) size: usize,

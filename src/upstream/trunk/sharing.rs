@@ -17,7 +17,7 @@ use crate::proto::server::Msg;
 use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::bus::{Bus, Turn};
 
-/// What a trunk says of itself in place of a component.
+/// The `lang` of a trunk's own CONNECT.
 const LANG: &str = "natsmux";
 
 /// A session between two trunks.
@@ -27,7 +27,7 @@ pub struct Moved {
     subscriptions: Vec<Carried>,
 }
 
-/// What a status that says that nobody listens is.
+/// The kind of a status that says that nobody listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
     /// A message like any other.
@@ -38,7 +38,7 @@ pub(super) enum Status {
     Answers(SessionId),
 }
 
-/// What is known of a trunk that sessions share.
+/// State of a trunk that sessions share.
 #[derive(Debug, Default)]
 pub(super) struct Sharing {
     /// A broker took no more subscriptions when there were so many.
@@ -137,7 +137,7 @@ impl Trunk {
                 .admission()
                 .admits(&self.connect, admit, no_auth, cx.now)
         };
-        // What a broker said long ago may not hold any more.
+        // A verdict of long ago may not hold any more.
         let believed = cx.bus.settings().believed_for;
         let is_old = self.is_shared()
             && cx.bus.roster().auth_required()
@@ -329,7 +329,7 @@ impl Trunk {
         let mut slot = self.sessions.remove(session, cx.bus)?;
         let subscriptions = self.subscriptions.take_session(session);
         self.forget_session(session);
-        // What its last link owed it, the next one does.
+        // The next link owes what its last link did.
         slot.debts.carry_over();
         (slot.subs_covered_by, slot.publishes_covered_by) = (0, 0);
         // PINGs of this trunk: the next one counts anew.
@@ -393,8 +393,8 @@ impl Trunk {
         }
     }
 
-    /// Whose a publish is that a broker answered without naming anybody. The outer `None`: nobody
-    /// published such a thing.
+    /// Finds the session of a publish that a broker answered without naming anybody. The outer
+    /// `None`: nobody published such a thing.
     pub(super) fn owner_of(
         &mut self,
         id: LinkId,

@@ -24,9 +24,9 @@ pub enum CloseReason {
     ConnectExpected,
     /// The component sent no CONNECT in time.
     AuthTimeout,
-    /// The same, where the brokers are the Ruby server of 2012.
+    /// The time to authenticate is over, where the brokers are the Ruby server of 2012.
     AuthTimeoutOf2012,
-    /// What the component sent ahead of CONNECT is over its bound (R21).
+    /// The component's input ahead of CONNECT is over its bound (R21).
     EarlyBytesExceeded,
     /// The brokers refused its credentials, with this text.
     Refused(Box<[u8]>),
@@ -171,7 +171,7 @@ impl Gate {
 /// One session's state in its trunk.
 #[derive(Debug)]
 pub(super) struct Slot {
-    /// What goes to the component.
+    /// Output to the component.
     pub(super) out: Outbox,
     /// For monitoring.
     pub(super) traffic: Traffic,
@@ -179,13 +179,13 @@ pub(super) struct Slot {
     pub(super) accounted: usize,
     /// Publishes that wait for a link.
     pub(super) held: Held,
-    /// What it is owed.
+    /// Answers that it is owed.
     pub(super) debts: Debts,
     /// Number of the first PING that covers the session's last SUB or UNSUB (R2).
     pub(super) subs_covered_by: u64,
-    /// The same for its last publish.
+    /// Number of the first PING that covers its last publish.
     pub(super) publishes_covered_by: u64,
-    /// What it has on a link that it shares: publishes, and operations by their weight.
+    /// Its unproven bytes on a link that it shares: publishes, and operations by their weight.
     pub(super) unproven: Unproven,
     /// Whether it has ever got a PONG.
     pub(super) had_pong: bool,
@@ -207,13 +207,13 @@ pub(super) struct Slot {
     pub(super) unverified: bool,
     /// Where it is about to go, from a trunk that it shares.
     pub(super) leaving: Option<Leaving>,
-    /// What slows it down.
+    /// Its throttle.
     pub(super) throttle: Throttle,
     /// How far its own component lags, on a shared link.
     pub(super) lag: Lag,
     /// Bytes that it had got before the present link was live.
     pub(super) got_before: u64,
-    /// What it said in CONNECT, where the trunk says something else to brokers.
+    /// The CONNECT that it sent, where the trunk says something else to brokers.
     pub(super) label: Option<Rc<ConnectInfo>>,
 }
 
@@ -305,7 +305,7 @@ impl Slot {
         matches!(self.end, End::Closing(_))
     }
 
-    /// What it waits for before it closes.
+    /// Returns what it waits for before it closes.
     pub(super) fn finishing(&self) -> Option<&Finishing> {
         match &self.end {
             End::Finishing(end) => Some(end),

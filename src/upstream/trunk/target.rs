@@ -95,8 +95,8 @@ impl Trunk {
         let link = &mut self.links[old];
         link.phase = Phase::Standby;
         let from = link.broker;
-        // What it hasn't answered to a verbose session is answered by natsmux, as behind a
-        // failover (R20).
+        // Natsmux answers for it what it hasn't answered to a verbose session, as behind a failover
+        // (R20).
         let oks = link.oks.owed(OkOwner::Operation);
         link.oks.disown();
         let cause = Self::must_leave(from, cx.bus).unwrap_or(Failure::Failback);

@@ -24,7 +24,7 @@ struct Bench {
     session: SessionId,
     link: LinkId,
     now: Instant,
-    /// What was written to the broker since the last look.
+    /// The bytes written to the broker since the last look.
     sent: String,
 }
 
@@ -69,7 +69,7 @@ impl Bench {
         bench
     }
 
-    /// The same, with a live link.
+    /// Returns a trunk with a live link.
     fn live(options: &str) -> Self {
         let mut bench = Self::new(options);
         bench.join();
@@ -158,12 +158,12 @@ impl Bench {
             .handle_timeout(&mut Turn::new(self.now, &mut self.bus));
     }
 
-    /// What the component has been sent since the last look.
+    /// Returns the bytes sent to the component since the last look.
     fn heard(&mut self) -> String {
         take(self.trunk.out(self.session).expect("attached"))
     }
 
-    /// What the broker has been sent since the last look.
+    /// Returns the bytes sent to the broker since the last look.
     fn told(&mut self) -> String {
         self.flush();
         std::mem::take(&mut self.sent)

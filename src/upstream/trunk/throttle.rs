@@ -1,5 +1,5 @@
-//! What slows a session down: what it asks for too often, and what it publishes while a component
-//! lags.
+//! The throttle of a session: of what it asks for too often, and of what it publishes while a
+//! component lags.
 
 use std::time::Duration;
 
@@ -21,14 +21,14 @@ const OPERATIONS_AT_ONCE: u32 = 4096;
 const OPERATION_EVERY: Duration = Duration::from_micros(16);
 const OPERATIONS_PAUSE: u32 = 64;
 
-/// What a session asks for, and how fast. Few sessions have any of it.
+/// Rates of a session's requests. Few sessions have any.
 #[derive(Debug, Default)]
 pub(super) struct Throttle {
     /// Its second CONNECTs, where there were any.
     reconnects: Option<Box<Allowance>>,
     /// Its SUBs and UNSUBs, where there were any beside others.
     operations: Option<Box<Allowance>>,
-    /// What it has published of late, where a component of the bus lags.
+    /// Its publishes of late, where a component of the bus lags.
     flow: Option<Box<Flow>>,
 }
 
@@ -53,7 +53,7 @@ impl Throttle {
         operations.take(most, OPERATION_EVERY, OPERATIONS_PAUSE, now)
     }
 
-    /// What it has asked for too often, until when it waits.
+    /// Iterates over the rates of what it asks for too often.
     pub(super) fn allowances(&mut self) -> impl Iterator<Item = &mut Allowance> {
         let operations = self.operations.as_deref_mut();
         self.reconnects.as_deref_mut().into_iter().chain(operations)
@@ -69,12 +69,12 @@ impl Throttle {
         is_used_up(&self.reconnects) || is_used_up(&self.operations)
     }
 
-    /// What it has published of late; nothing is known where no component lagged.
+    /// Returns its publishes of late; nothing is known where no component lagged.
     pub(super) fn flow(&self) -> Option<&Flow> {
         self.flow.as_deref()
     }
 
-    /// What it publishes while a component lags.
+    /// Returns the count of its publishes while a component lags, begun at need.
     pub(super) fn flow_mut(&mut self, now: Instant) -> &mut Flow {
         self.flow.get_or_insert_with(|| Box::new(Flow::new(now)))
     }

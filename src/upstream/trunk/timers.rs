@@ -19,7 +19,7 @@ const LATE: Duration = Duration::from_millis(250);
 /// How often the kernel is asked how much is unacknowledged, while a fence waits.
 const MEASURE_EVERY: Duration = Duration::from_millis(500);
 
-/// What each replay of the bus that is on its way adds to a replay's patience, how often that
+/// The patience that each replay of the bus that is on its way adds to a replay's, how often that
 /// doubles with attempts that failed, and its bound.
 const REPLAY_EACH: Duration = Duration::from_millis(50);
 const REPLAY_DOUBLINGS: u32 = 4;
@@ -189,7 +189,8 @@ impl Trunk {
         Some(asked.map_or(regular, |asked| asked.min(regular)))
     }
 
-    /// The same, whatever was written: the sentinel's pace, or an idle link's.
+    /// Returns when a regular fence is due, whatever was written: at the sentinel's pace, or an
+    /// idle link's.
     fn regular_fence_due(&self, link: &Link, bus: &Bus) -> Instant {
         let sentinel_due = bus.watch(link.broker).fence_due(self.id, link.last_ping_at);
         sentinel_due.unwrap_or_else(|| {

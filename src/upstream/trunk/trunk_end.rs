@@ -14,7 +14,7 @@ use crate::upstream::bus::{Bus, Turn};
 /// its own patience.
 const NEWCOMER_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What a trunk without sessions costs the budget of waiting publishes, in bytes.
+/// The cost of a trunk without sessions to the budget of waiting publishes, in bytes.
 const ORPHAN_BYTES: usize = 4096;
 
 impl Trunk {

@@ -13,7 +13,7 @@ const FRESH_FAILURE: Duration = Duration::from_millis(100);
 /// Hosts come back at about the same time behind an outage that was over within this.
 const FRESH_OUTAGE: Duration = Duration::from_secs(3);
 
-/// What a roster says to a trunk that wants a link.
+/// A roster's answer to a trunk that wants a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pick {
     /// Dial this one.

@@ -14,7 +14,7 @@ const PROBE_ALONE: Backoff = Backoff {
     first: Duration::from_millis(100),
     longest: Duration::from_secs(2),
 };
-/// The same while another broker carries the bus.
+/// The pauses of probes while another broker carries the bus.
 const PROBE_SPARE: Backoff = Backoff {
     first: Duration::from_millis(100),
     longest: Duration::from_secs(10),

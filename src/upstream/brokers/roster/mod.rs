@@ -45,7 +45,7 @@ pub struct Roster {
     seed: u64,
     /// Whether a trunk that waits may find something new.
     changed: bool,
-    /// What all brokers offer, and the longest control line that all take.
+    /// The offer of all brokers, and the longest control line that all take.
     offer: Offer,
     max_control_line: usize,
     /// Whether the offer has changed since it was asked for.

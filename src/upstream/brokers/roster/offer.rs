@@ -1,4 +1,4 @@
-//! What the brokers offer together: components are told no more than every broker in use takes
+//! The offer that brokers make together: components are told no more than every broker in use takes
 //! (R17).
 
 use super::{Broker, BrokerId, Health, Placement, Roster};
@@ -6,22 +6,22 @@ use crate::clock::Instant;
 use crate::proto::info::{HeaderSupport, ServerInfo};
 use std::time::Duration;
 
-/// What nats-server takes unless it is configured otherwise, in bytes.
+/// The bound of a nats-server that isn't configured otherwise, in bytes.
 const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
 /// How long a bound is remembered that a broker didn't tell, but enforced.
 const LEARNED_FOR: Duration = Duration::from_secs(600);
 
-/// What a session may count on, whatever broker it comes to (R17).
+/// Features that a session may count on, whatever broker it comes to (R17).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// Largest payload that every broker takes, in bytes.
     pub max_payload: usize,
-    /// What the least of the brokers knows of headers.
+    /// Support for headers at the least of the brokers.
     pub headers: HeaderSupport,
 }
 
 impl Default for Offer {
-    /// What nats-server takes unless it is configured otherwise.
+    /// Returns the offer of a nats-server that isn't configured otherwise.
     fn default() -> Self {
         Self {
             max_payload: DEFAULT_MAX_PAYLOAD,
@@ -37,7 +37,7 @@ impl Roster {
         !self.was_seen() || self.infos().any(|info| info.auth_required)
     }
 
-    /// What a session may count on.
+    /// Returns the offer that a session may count on.
     pub fn offer(&self) -> Offer {
         self.offer
     }

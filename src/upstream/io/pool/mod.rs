@@ -35,7 +35,7 @@ pub type Attachment = (Rc<TrunkCell>, SessionId);
 /// The trunks of a bus.
 #[derive(Debug)]
 pub struct Pool {
-    /// What the trunks share.
+    /// The bus of the trunks.
     pub bus: Rc<BusCell>,
     /// A reload may have brought new names.
     pub(super) reloaded: Notify,
@@ -44,7 +44,7 @@ pub struct Pool {
     trunks: RefCell<BTreeMap<TrunkId, Rc<TrunkCell>>>,
     next_trunk: Cell<u64>,
     shared_trunks: RefCell<SharedTrunks>,
-    /// What brokers are told that shared trunks are, but for their numbers.
+    /// The name of shared trunks at brokers, but for their numbers.
     label: String,
     probe_waker: RefCell<Option<Waker>>,
     /// When the prober will look again by itself.
@@ -216,7 +216,7 @@ impl Pool {
             if passed.is_pending() && timer.arm(driver.due(), driver.now(), cx) {
                 yield_after_io(cx);
             }
-            // What panics there isn't this trunk's: its sessions mustn't lose who drives it.
+            // A panic in it isn't this trunk's: its sessions mustn't lose who drives it.
             let _ = catch_panic(|| pool.settle(driver.now()));
             passed
         }));

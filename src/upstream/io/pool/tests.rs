@@ -1,4 +1,5 @@
-//! What a panic ends: pools on a scripted broker, whose drivers find the worker's buffer borrowed.
+//! Panics, and what they end: pools on a scripted broker, whose drivers find the worker's buffer
+//! borrowed.
 
 use std::hash::RandomState;
 use std::io;
@@ -119,7 +120,7 @@ async fn a_trunk_that_panics_ends_alone_and_leaves_its_broker_to_others() -> io:
             let pool = pool(&broker().await?, sharing);
             let (cell, id) = session(&pool, component().await?).await;
             assert_eq!(pool.gauges().1.links, 1);
-            // What the broker says now can't be read.
+            // The broker's next words can't be read.
             let buffer = Rc::clone(&pool.bus.buffer);
             let borrowed = buffer.borrow_mut();
             cell.wake();

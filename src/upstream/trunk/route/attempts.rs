@@ -21,7 +21,7 @@ pub(in crate::upstream::trunk) const BRIEF: Duration = Duration::from_millis(100
 pub(in crate::upstream::trunk) struct Attempts {
     /// Since when a link is live again.
     live_since: Option<Instant>,
-    /// What went wrong; mostly nothing did.
+    /// The failure; mostly there is none.
     failed: Option<Box<Failed>>,
 }
 

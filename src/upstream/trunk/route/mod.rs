@@ -21,7 +21,7 @@ use crate::upstream::brokers::liveness::TrunkId;
 use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::bus::Turn;
 
-/// What a trunk has to do on its way to brokers.
+/// A step of a trunk on its way to brokers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Open a link to this broker.
@@ -90,7 +90,7 @@ impl Route {
         self.several.as_deref_mut()
     }
 
-    /// What to do next.
+    /// Returns the next step.
     pub(super) fn next(
         &mut self,
         trunk: TrunkId,
