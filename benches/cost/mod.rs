@@ -225,14 +225,18 @@ impl Site {
             let Some(SessionAction::Attach { connect, sent }) = session.poll_action() else {
                 panic!("it asks for a trunk");
             };
-            let trunk = trunk.get_or_insert_with(|| match shares {
-                true => Trunk::shared(TrunkId(0), &connect, "bench".to_owned()),
-                false => Trunk::new(TrunkId(0), Rc::clone(&connect)),
+            let trunk = trunk.get_or_insert_with(|| {
+                if shares {
+                    Trunk::shared(TrunkId(0), &connect, "bench".to_owned())
+                } else {
+                    Trunk::new(TrunkId(0), Rc::clone(&connect))
+                }
             });
             let out = Outbox::new(Retention::UntilWritten);
-            let id = match shares {
-                true => trunk.join(out, &connect, &mut Turn::new(now, &mut bus)),
-                false => trunk.attach(out, sent, &mut Turn::new(now, &mut bus)),
+            let id = if shares {
+                trunk.join(out, &connect, &mut Turn::new(now, &mut bus))
+            } else {
+                trunk.attach(out, sent, &mut Turn::new(now, &mut bus))
             };
             session.handle_attached(Upstream { trunk, id }, &mut Turn::new(now, &mut bus));
             entered.push((session, id));

@@ -90,9 +90,10 @@ fn main() -> ExitCode {
         }
     };
     raise_open_files();
-    let (scenarios, curves) = match arguments.growth {
-        false => (scenarios::all(), Vec::new()),
-        true => (Vec::new(), growth::all()),
+    let (scenarios, curves) = if arguments.growth {
+        (Vec::new(), growth::all())
+    } else {
+        (scenarios::all(), Vec::new())
     };
     let all = scenarios
         .iter()
@@ -100,16 +101,18 @@ fn main() -> ExitCode {
     let chosen: Vec<_> = all
         .filter(|scenario| scenario.name.contains(&arguments.only))
         .collect();
-    let default = match arguments.growth {
-        false => Way::ALL.to_vec(),
-        true => growth::WAYS.to_vec(),
+    let default = if arguments.growth {
+        growth::WAYS.to_vec()
+    } else {
+        Way::ALL.to_vec()
     };
     let ways = arguments.ways.unwrap_or(default);
     let results = play(&chosen, &ways, arguments.rounds);
     println!("{}", results.table(&chosen));
-    let (name, drawn) = match arguments.growth {
-        false => ("bench", plot::draw(&results, &chosen)),
-        true => ("growth", growth::draw(&results, &curves)),
+    let (name, drawn) = if arguments.growth {
+        ("growth", growth::draw(&results, &curves))
+    } else {
+        ("bench", plot::draw(&results, &chosen))
     };
     let folder = support::target_dir();
     for (kind, text) in [("json", results.json(&chosen)), ("svg", drawn)] {

@@ -136,9 +136,10 @@ fn receiver(address: &str, number: usize, shape: &Shape) -> Client {
     let mut client = Client::connect(address);
     let of = if shape.to_all { 0 } else { number };
     for subscription in 0..SUBSCRIPTIONS {
-        let sid = match shape.equal_sids {
-            true => subscription + 1,
-            false => 1 + subscription + 1_000 * number,
+        let sid = if shape.equal_sids {
+            subscription + 1
+        } else {
+            1 + subscription + 1_000 * number
         };
         client.subscribe(&format!("bench.{of}.{subscription}.*"), sid as u64);
     }

@@ -80,12 +80,13 @@ pub(super) async fn connz<S: Source>(
             )));
         }
     };
-    let mut sessions = match open {
-        true => match source.sessions().await {
+    let mut sessions = if open {
+        match source.sessions().await {
             Some(sessions) => sessions,
             None => return Ok(None),
-        },
-        false => Vec::new(),
+        }
+    } else {
+        Vec::new()
     };
     if cid > 0 {
         sessions.retain(|session| session.cid == cid);

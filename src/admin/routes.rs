@@ -229,14 +229,18 @@ fn readyz(snapshot: &Snapshot) -> Response<Body> {
         .buses
         .iter()
         .filter(waits)
-        .map(|bus| match bus.listening {
-            true => format!("bus {}: no broker has answered yet", bus.name),
-            false => format!("bus {}: not listening yet", bus.name),
+        .map(|bus| {
+            if bus.listening {
+                format!("bus {}: no broker has answered yet", bus.name)
+            } else {
+                format!("bus {}: not listening yet", bus.name)
+            }
         })
         .collect();
-    match faults.is_empty() {
-        true => ok(),
-        false => unavailable(&faults.join("; ")),
+    if faults.is_empty() {
+        ok()
+    } else {
+        unavailable(&faults.join("; "))
     }
 }
 

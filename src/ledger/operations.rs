@@ -167,9 +167,10 @@ impl Operations {
         let (mut limit, mut beyond) = (0, self.in_place.saturating_add(sent));
         while limit + 1 < beyond {
             let middle = limit + (beyond - limit) / 2;
-            match play(self.in_place, middle, proven).0.count() >= errors as usize {
-                true => limit = middle,
-                false => beyond = middle,
+            if play(self.in_place, middle, proven).0.count() >= errors as usize {
+                limit = middle;
+            } else {
+                beyond = middle;
             }
         }
         let (mut too_many, in_place) = play(self.in_place, limit, proven);

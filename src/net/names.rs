@@ -20,9 +20,10 @@ pub async fn lookup(host: &str) -> io::Result<Vec<IpAddr>> {
         .collect();
     found.sort_unstable();
     found.dedup();
-    match found.is_empty() {
-        true => Err(io::ErrorKind::NotFound.into()),
-        false => Ok(found),
+    if found.is_empty() {
+        Err(io::ErrorKind::NotFound.into())
+    } else {
+        Ok(found)
     }
 }
 

@@ -272,9 +272,10 @@ impl Outbox {
             let large = !self.chunks.is_empty() || len > chunks::SMALL;
             let busy = large && self.held_bytes() < chunks::BACKLOG;
             self.chunks
-                .push(Chunk::Own(match busy && len <= chunks::CAPACITY {
-                    true => chunks::take(),
-                    false => Vec::with_capacity(len),
+                .push(Chunk::Own(if busy && len <= chunks::CAPACITY {
+                    chunks::take()
+                } else {
+                    Vec::with_capacity(len)
                 }));
         } else if self.next == self.chunks.len() {
             self.next -= 1;

@@ -98,9 +98,10 @@ mod tests {
             while let (1, Poll::Ready(share)) = (polls, poll_proceed(cx)) {
                 share.made_progress();
             }
-            match now() - start < Duration::from_millis(50) {
-                true => assert!(!timer.arm(Some(start + Duration::from_millis(50)), now(), cx)),
-                false => return Poll::Ready(()),
+            if now() - start < Duration::from_millis(50) {
+                assert!(!timer.arm(Some(start + Duration::from_millis(50)), now(), cx))
+            } else {
+                return Poll::Ready(());
             }
             Poll::Pending
         });

@@ -74,8 +74,9 @@ async fn get(addr: SocketAddr) -> Result<Value, FetchError> {
     }
     let varz: Value =
         serde_json::from_slice(&body.to_bytes()).map_err(|error| strange(error.to_string()))?;
-    match varz["natsmux"].is_object() {
-        true => Ok(varz),
-        false => Err(strange("its /varz is another program's".to_owned())),
+    if varz["natsmux"].is_object() {
+        Ok(varz)
+    } else {
+        Err(strange("its /varz is another program's".to_owned()))
     }
 }

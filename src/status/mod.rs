@@ -21,9 +21,10 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 /// [`FetchError`], where nothing answers at `addr`.
 pub(crate) fn status(addr: SocketAddr, json: bool) -> Result<bool, FetchError> {
     let varz = fetch::varz(addr)?;
-    let text = match json {
-        true => escape_controls(&format!("{varz:#}\n")),
-        false => table::page(&varz, None),
+    let text = if json {
+        escape_controls(&format!("{varz:#}\n"))
+    } else {
+        table::page(&varz, None)
     };
     // A reader that went away (`| head`) has seen what it wanted.
     let _ = io::stdout().write_all(text.as_bytes());

@@ -29,9 +29,12 @@ const BUSES: [&str; 2] = ["control", "services"];
 /// twenty times as fast.
 fn pace() -> Pace {
     let full = env::var("CLOUDFOUNDRY").is_ok_and(|value| value == "full");
-    let seconds = |count: u64| match full {
-        true => Duration::from_secs(count),
-        false => Duration::from_secs(count) / 20,
+    let seconds = |count: u64| {
+        if full {
+            Duration::from_secs(count)
+        } else {
+            Duration::from_secs(count) / 20
+        }
     };
     Pace {
         register: seconds(20),

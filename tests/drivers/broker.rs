@@ -94,9 +94,10 @@ impl Cluster {
     }
 
     fn info(&self, broker: usize) -> String {
-        let duck = match self.0.ducks[broker].get() {
-            true => ",\"ldm\":true",
-            false => "",
+        let duck = if self.0.ducks[broker].get() {
+            ",\"ldm\":true"
+        } else {
+            ""
         };
         format!(
             "INFO {{\"server_id\":\"B{broker}\",\"version\":\"2.15.1\",\"proto\":1,\"host\":\"0.0.0.0\",\"port\":4222,\"headers\":true,\"max_payload\":1048576{duck}}} \r\n"

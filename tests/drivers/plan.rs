@@ -112,9 +112,10 @@ impl Plan {
 
     /// The configuration that natsmux gets.
     pub fn config(&self, brokers: &[IpAddr]) -> Config {
-        let delivery = match self.at_least_once {
-            true => "at-least-once",
-            false => "at-most-once",
+        let delivery = if self.at_least_once {
+            "at-least-once"
+        } else {
+            "at-most-once"
         };
         let brokers: Vec<_> = brokers
             .iter()

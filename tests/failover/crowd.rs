@@ -200,9 +200,10 @@ fn subscribe(
     lines: &mut String,
 ) -> Option<Rc<Sub>> {
     let [literal, wilds @ ..] = patterns(subject(dice));
-    let pattern = match wild {
-        true => wilds[dice.roll(3) as usize].clone(),
-        false => literal,
+    let pattern = if wild {
+        wilds[dice.roll(3) as usize].clone()
+    } else {
+        literal
     };
     let live = |sub: &Rc<Sub>| sub.pattern == pattern && sub.until.get().is_none();
     if session.subs.borrow().values().any(live) {
@@ -267,13 +268,12 @@ async fn read_all(crowd: Rc<Crowd>, no: u64, mut read: OwnedReadHalf, session: R
 /// The length of the whole frame at the start.
 fn frame(bytes: &[u8]) -> Option<usize> {
     let line = memchr::memmem::find(bytes, b"\r\n")? + 2;
-    let len = match bytes.starts_with(b"MSG ") {
-        true => {
-            let size = bytes[..line - 2].rsplit(|byte| *byte == b' ').next()?;
-            let size: usize = std::str::from_utf8(size).ok()?.parse().ok()?;
-            line + size + 2
-        }
-        false => line,
+    let len = if bytes.starts_with(b"MSG ") {
+        let size = bytes[..line - 2].rsplit(|byte| *byte == b' ').next()?;
+        let size: usize = std::str::from_utf8(size).ok()?.parse().ok()?;
+        line + size + 2
+    } else {
+        line
     };
     (bytes.len() >= len).then_some(len)
 }

@@ -171,9 +171,10 @@ fn a_hostile_component_slows_its_neighbours_no_more_than_at_a_broker() {
     let lasting = Duration::from_millis(number("attack_ms", [500, 2_000, 4_000]));
     // A short run's p99 is a handful of messages, on whatever else the machine does; and what
     // natsmux takes for a flood without the compiler's help says nothing but that it lives.
-    let most = match cfg!(debug_assertions) {
-        true => f64::INFINITY,
-        false => number("attack_ratio", [4, 2, 2]) as f64,
+    let most = if cfg!(debug_assertions) {
+        f64::INFINITY
+    } else {
+        number("attack_ratio", [4, 2, 2]) as f64
     };
     let cluster = Cluster::start(Version::V215, KNOWN);
     let natsmux = natsmux(config(&cluster.urls(), Delivery::AtMostOnce, "", ""));

@@ -88,9 +88,10 @@ fn follow<'a>(mut rest: &'a str, base: &[String], found: &mut Vec<Module>) -> &'
         if let Some(mut inside) = rest.strip_prefix('{') {
             while !inside.is_empty() && !inside.starts_with('}') {
                 let item = inside.trim_start_matches([',', ' ', '\n']);
-                inside = match item.starts_with('}') || item.is_empty() {
-                    true => item,
-                    false => follow(item, &path, found),
+                inside = if item.starts_with('}') || item.is_empty() {
+                    item
+                } else {
+                    follow(item, &path, found)
                 };
             }
             return inside.strip_prefix('}').unwrap_or(inside);

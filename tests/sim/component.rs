@@ -558,9 +558,10 @@ impl World {
 
     /// Whether no broker was willing for long enough, where all that live say that they are full.
     fn may_be_turned_away(&self, accepted: bool) -> bool {
-        match accepted {
-            true => !self.is_welcome_for(5 * SECOND),
-            false => !self.is_welcome_for(SECOND),
+        if accepted {
+            !self.is_welcome_for(5 * SECOND)
+        } else {
+            !self.is_welcome_for(SECOND)
         }
     }
 

@@ -1151,9 +1151,10 @@ impl World {
                 };
                 let io = self.daemon.trunks.get_mut(&id).expect("entered");
                 let cx = &mut Turn::new(now, &mut self.daemon.bus);
-                let slot = match io.machine.is_shared() {
-                    true => io.machine.join(out, &connect, cx),
-                    false => io.machine.attach(out, sent, cx),
+                let slot = if io.machine.is_shared() {
+                    io.machine.join(out, &connect, cx)
+                } else {
+                    io.machine.attach(out, sent, cx)
                 };
                 io.slots.insert(slot, no);
                 let io = self.daemon.sessions.get_mut(&no).expect("it asked");
@@ -1395,9 +1396,10 @@ impl World {
                 let component = self.component_of(session);
                 component.is_some_and(Component::is_slow)
             };
-            let slow = match self.plan.is_shared {
-                true => io.slots.values().any(|session| is_slow(*session)),
-                false => is_slow(io.session),
+            let slow = if self.plan.is_shared {
+                io.slots.values().any(|session| is_slow(*session))
+            } else {
+                is_slow(io.session)
             };
             let kept = io.machine.is_shared()
                 && self.daemon.bus.settings().timings.trunk_idle_timeout > Duration::from_secs(1);

@@ -209,9 +209,10 @@ impl World {
             if self.done || self.has_failed() {
                 return;
             }
-            let most = match self.plan.is_shared {
-                true => SHARED_EVENTS_MAX,
-                false => EVENTS_MAX,
+            let most = if self.plan.is_shared {
+                SHARED_EVENTS_MAX
+            } else {
+                EVENTS_MAX
             };
             if self.events > most {
                 return self

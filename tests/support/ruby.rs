@@ -235,9 +235,10 @@ impl Desk {
     fn operate(&self, number: u64, unread: &mut Vec<u8>) -> Then {
         loop {
             let Some(end) = unread.windows(2).position(|pair| pair == b"\r\n") else {
-                return match unread.len() > LONGEST_LINE {
-                    true => Then::Close,
-                    false => Then::Stay,
+                return if unread.len() > LONGEST_LINE {
+                    Then::Close
+                } else {
+                    Then::Stay
                 };
             };
             let line = String::from_utf8_lossy(&unread[..end]).into_owned();

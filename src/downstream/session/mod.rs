@@ -116,9 +116,10 @@ impl Session {
     pub fn new(cx: &Turn<'_>) -> Self {
         let settings = &cx.bus.settings();
         let must_connect = cx.bus.roster().auth_required();
-        let auth_timeout = match cx.bus.roster().are_of_2012() {
-            true => settings.timings.auth_timeout.min(AUTH_TIMEOUT_OF_2012),
-            false => settings.timings.auth_timeout,
+        let auth_timeout = if cx.bus.roster().are_of_2012() {
+            settings.timings.auth_timeout.min(AUTH_TIMEOUT_OF_2012)
+        } else {
+            settings.timings.auth_timeout
         };
         Self {
             stage: Stage::Greeting {
@@ -301,9 +302,10 @@ impl Session {
             .pending_input
             .as_ref()
             .map_or(0, |pending| pending.len());
-        let limit = match self.begun {
-            true => GATED_BYTES,
-            false => bus.settings().limits.lenient_buffer,
+        let limit = if self.begun {
+            GATED_BYTES
+        } else {
+            bus.settings().limits.lenient_buffer
         };
         kept < limit.min(bus.budgets().input.share().max(4096))
     }
@@ -355,9 +357,10 @@ impl Session {
         }
         match (&self.stage, upstream) {
             (Stage::Greeting { deadline: Some(at) }, _) if *at <= cx.now => {
-                self.close(match cx.bus.roster().are_of_2012() {
-                    true => CloseReason::AuthTimeoutOf2012,
-                    false => CloseReason::AuthTimeout,
+                self.close(if cx.bus.roster().are_of_2012() {
+                    CloseReason::AuthTimeoutOf2012
+                } else {
+                    CloseReason::AuthTimeout
                 });
             }
             (Stage::Greeting { deadline: None }, _) if self.pings.next <= cx.now => {

@@ -183,9 +183,10 @@ impl Subscriptions {
         if group == NO_GROUP {
             return Unsubscribed::Retired(upstream);
         }
-        match self.leave(group, slot, covered_by) {
-            true => Unsubscribed::Retired(self.places.upstream(group)),
-            false => Unsubscribed::Left(upstream),
+        if self.leave(group, slot, covered_by) {
+            Unsubscribed::Retired(self.places.upstream(group))
+        } else {
+            Unsubscribed::Left(upstream)
         }
     }
 

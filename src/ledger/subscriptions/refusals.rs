@@ -58,9 +58,10 @@ impl Subscriptions {
     /// Removes the subscription that a broker named by its sid.
     pub fn reject_sid(&mut self, upstream: UpstreamSid) -> Option<Rejected> {
         let known = self.is_current(upstream) && self.interest(upstream.slot).is_some();
-        match known {
-            true => self.reject_slot(upstream.slot),
-            false => None,
+        if known {
+            self.reject_slot(upstream.slot)
+        } else {
+            None
         }
     }
 

@@ -238,9 +238,10 @@ impl Subscriptions {
         for slot in spent {
             self.end_member(slot);
         }
-        match self.retire_deserted(upstream.slot) {
-            true => Spent::Group(upstream),
-            false => Spent::Nothing,
+        if self.retire_deserted(upstream.slot) {
+            Spent::Group(upstream)
+        } else {
+            Spent::Nothing
         }
     }
 

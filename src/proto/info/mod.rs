@@ -157,9 +157,10 @@ impl ServerInfo {
     pub fn max_control_line(&self) -> usize {
         const FIRST_WITH_MORE: [u64; 3] = [1, 4, 0];
         // A broker with headers is one of those: no need to look at its version.
-        match self.headers || self.version_numbers() >= FIRST_WITH_MORE {
-            true => usize::MAX,
-            false => 1024,
+        if self.headers || self.version_numbers() >= FIRST_WITH_MORE {
+            usize::MAX
+        } else {
+            1024
         }
     }
 

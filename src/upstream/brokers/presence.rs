@@ -268,14 +268,16 @@ impl Presence {
         if said.id == self.id {
             let elsewhere = !said.via.is_empty() && !from.is_empty() && said.via != from;
             if elsewhere {
-                return match std::mem::replace(&mut self.routed, true) {
-                    false => Heard::Routed,
-                    true => Heard::Nothing,
+                return if std::mem::replace(&mut self.routed, true) {
+                    Heard::Nothing
+                } else {
+                    Heard::Routed
                 };
             }
-            return match said.by < to.0 {
-                true => Heard::ByElder(TrunkId(said.by)),
-                false => Heard::Nothing,
+            return if said.by < to.0 {
+                Heard::ByElder(TrunkId(said.by))
+            } else {
+                Heard::Nothing
             };
         }
         let known = self.peers.get(&said.id);
@@ -298,10 +300,7 @@ impl Presence {
             let soon = self.announced_at.map_or(now, |at| now.max(at + pause));
             self.due = self.due.map(|due| due.min(soon));
         }
-        match is_old {
-            true => Heard::Nothing,
-            false => Heard::News,
-        }
+        if is_old { Heard::Nothing } else { Heard::News }
     }
 
     /// Whether another announcement may be looked at: each costs the worker time, and anybody may

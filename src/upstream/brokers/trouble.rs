@@ -141,13 +141,13 @@ impl Troubles {
 
     /// When somebody may ask again, or an entry is to be forgotten.
     pub(super) fn due(&self) -> Option<Instant> {
-        let dues = self
-            .entries
-            .values()
-            .map(|trouble| match trouble.announced {
-                true => trouble.seen_at + GOOD_FOR,
-                false => trouble.until.min(trouble.seen_at + GOOD_FOR),
-            });
+        let dues = self.entries.values().map(|trouble| {
+            if trouble.announced {
+                trouble.seen_at + GOOD_FOR
+            } else {
+                trouble.until.min(trouble.seen_at + GOOD_FOR)
+            }
+        });
         dues.min()
     }
 

@@ -85,9 +85,10 @@ impl Failovers {
     pub(super) fn lost(&mut self, link: LostLink, now: Instant) -> bool {
         let first = self.current.is_none();
         let Current { sum, last, .. } = self.current.get_or_insert_with(|| {
-            let detection = match link.cause.is_planned() {
-                true => Duration::ZERO,
-                false => now.saturating_duration_since(link.last_read),
+            let detection = if link.cause.is_planned() {
+                Duration::ZERO
+            } else {
+                now.saturating_duration_since(link.last_read)
             };
             Current {
                 since: now,

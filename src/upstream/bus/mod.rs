@@ -297,9 +297,10 @@ impl Bus {
         now: Instant,
     ) -> Vec<BrokerId> {
         let (dials, waits) = self.brokers.roster.pick_all(identity, has, now);
-        match waits {
-            true => self.trunks.dial_queue.enter(trunk, identity),
-            false => self.trunks.dial_queue.leave(trunk),
+        if waits {
+            self.trunks.dial_queue.enter(trunk, identity);
+        } else {
+            self.trunks.dial_queue.leave(trunk);
         }
         self.trunks.waiting.insert(trunk);
         dials
@@ -466,9 +467,10 @@ impl Bus {
         let staying = leaving.map_or(0, |broker| self.watch(broker).attached());
         let confirmed = self.counters.confirmed;
         // There each trunk goes on at once, and they don't notice together.
-        let quiet = match self.settings.is_independent() {
-            true => TOGETHER,
-            false => Duration::ZERO,
+        let quiet = if self.settings.is_independent() {
+            TOGETHER
+        } else {
+            Duration::ZERO
         };
         let report = self
             .brokers

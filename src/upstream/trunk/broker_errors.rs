@@ -133,10 +133,7 @@ impl Trunk {
         if !too_many.for_own.is_empty() {
             // A verbose session has heard of each in place of a +OK.
             let is_told = self.links[id].verbose && !self.is_bystander(id);
-            let asked_again = match is_told {
-                true => &[],
-                false => &too_many.for_own[..],
-            };
+            let asked_again = if is_told { &[] } else { &too_many.for_own[..] };
             refused.to_mut().retain(|sid| !asked_again.contains(sid));
             self.give_way(id, asked_again, cx);
         }
@@ -157,9 +154,10 @@ impl Trunk {
             errors += 1;
         }
         // A verbose session has heard of it in place of a +OK.
-        let told = match self.links[id].verbose {
-            true => errors,
-            false => too_many.told,
+        let told = if self.links[id].verbose {
+            errors
+        } else {
+            too_many.told
         };
         for _ in told..errors {
             self.deliver_to_own(b"-ERR 'maximum subscriptions exceeded'\r\n", cx.bus);

@@ -116,9 +116,10 @@ impl Trunk {
             cx.bus.counters_mut().unknown_sid_msgs += 1;
             return;
         };
-        let status = match msg.header_len == msg.size && msg.headers {
-            true => self.judge_status(id, msg),
-            false => Status::Application,
+        let status = if msg.header_len == msg.size && msg.headers {
+            self.judge_status(id, msg)
+        } else {
+            Status::Application
         };
         let counts = status == Status::Application;
         match status {

@@ -26,9 +26,10 @@ impl Flow {
 
     /// Counts published bytes while a component lags.
     pub(super) fn count(&mut self, bytes: usize, lags: &Lags, now: Instant) {
-        let window = match self.bytes < FLOOD_BYTES {
-            true => PAUSE,
-            false => lags.worst().pause().max(PAUSE),
+        let window = if self.bytes < FLOOD_BYTES {
+            PAUSE
+        } else {
+            lags.worst().pause().max(PAUSE)
         };
         if now.saturating_duration_since(self.since) >= window {
             (self.since, self.bytes) = (now, 0);

@@ -82,9 +82,10 @@ pub(super) enum OkOwner {
 impl OkOwner {
     /// Of a SUB or UNSUB that went to several links: one of them answers for all.
     pub(super) fn of_operation(answers: bool) -> Self {
-        match answers {
-            true => Self::Operation,
-            false => Self::Nobody,
+        if answers {
+            Self::Operation
+        } else {
+            Self::Nobody
         }
     }
 }

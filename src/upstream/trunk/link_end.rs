@@ -216,12 +216,13 @@ impl Trunk {
         let again = settled.messages();
         let operations = link.oks.owed(OkOwner::Operation);
         let publishes = link.oks.owed(OkOwner::Publish);
-        let (oks, unasked) = match self.connect.verbose {
-            true => (
+        let (oks, unasked) = if self.connect.verbose {
+            (
                 publishes.saturating_sub(again),
                 again.saturating_sub(publishes),
-            ),
-            false => (publishes, 0),
+            )
+        } else {
+            (publishes, 0)
         };
         let oks = oks + operations;
         let retired = std::mem::take(&mut link.retired);
@@ -253,9 +254,10 @@ impl Trunk {
     /// Puts publishes that a dead link never wrote in front of those that wait.
     pub(super) fn requeue(&mut self, settled: Settled, bus: &mut Bus) {
         bus.budgets().held.take(settled.bytes());
-        let only = match self.is_shared() {
-            true => None,
-            false => self.sessions.iter_mut().next(),
+        let only = if self.is_shared() {
+            None
+        } else {
+            self.sessions.iter_mut().next()
         };
         put_in_front(
             only.map_or(&mut self.orphans, |slot| &mut slot.held),

@@ -153,9 +153,10 @@ impl Trunk {
         link.out.push(&connect);
         link.verbose = self.connect.verbose;
         if link.verbose {
-            let owner = match self.connect_ok_owed && !asked {
-                true => OkOwner::Operation,
-                false => OkOwner::Nobody,
+            let owner = if self.connect_ok_owed && !asked {
+                OkOwner::Operation
+            } else {
+                OkOwner::Nobody
             };
             link.oks.push(owner, 1);
         }
@@ -169,10 +170,11 @@ impl Trunk {
             .bus
             .roster()
             .has_spare(broker, self.identity(cx.bus), cx.now);
-        match spare && !self.links.any_attached() {
+        if spare && !self.links.any_attached() {
             // A component gives up when it hears nothing for 2 s.
-            true => VERDICT_WITH_SPARE,
-            false => 2 * cx.bus.settings().timings.link_timeout,
+            VERDICT_WITH_SPARE
+        } else {
+            2 * cx.bus.settings().timings.link_timeout
         }
     }
 

@@ -125,9 +125,10 @@ impl Trunk {
             self.note_operation_bytes(session, id, 0, now);
         }
         if let Some(left) = left {
-            match is_sent {
-                true => self.retire_on_links(left, covered_by),
-                false => self.subscriptions.forget(left),
+            if is_sent {
+                self.retire_on_links(left, covered_by);
+            } else {
+                self.subscriptions.forget(left);
             }
         }
         self.unmarked.get_or_insert(now);

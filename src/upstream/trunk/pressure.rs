@@ -113,9 +113,10 @@ impl Trunk {
     /// on the same link, theirs must not wait behind too much.
     pub fn read_at_most(&self, cx: &Turn<'_>) -> ReadAtMost {
         let contended = |link: &Link| link.phase == Phase::Live && link.is_contended(cx.now);
-        match cx.bus.lags().is_any() || self.is_shared() && self.links.any(contended) {
-            true => ReadAtMost::Fair(FAIR_BYTES),
-            false => ReadAtMost::Any,
+        if cx.bus.lags().is_any() || self.is_shared() && self.links.any(contended) {
+            ReadAtMost::Fair(FAIR_BYTES)
+        } else {
+            ReadAtMost::Any
         }
     }
 
@@ -177,9 +178,10 @@ impl Trunk {
             return true;
         }
         let link = self.links.iter().find(|known| known.id == link);
-        match link.is_some_and(|link| link.takes_subscriptions() || link.is_attached()) {
-            true => !waits && self.intake.full_since.is_none(),
-            false => true,
+        if link.is_some_and(|link| link.takes_subscriptions() || link.is_attached()) {
+            !waits && self.intake.full_since.is_none()
+        } else {
+            true
         }
     }
 
@@ -213,9 +215,10 @@ impl Trunk {
     /// How much of what a broker sends may be read at once, in bytes: a component that reads
     /// must not come near `max_pending` by one read.
     pub fn link_read_at_most(&self, bus: &Bus) -> usize {
-        let most = match bus.budgets().pending.is_scarce() {
-            true => READ_SCARCE,
-            false => usize::MAX,
+        let most = if bus.budgets().pending.is_scarce() {
+            READ_SCARCE
+        } else {
+            usize::MAX
         };
         most.min(bus.settings().limits.max_pending / 2).max(4096)
     }
@@ -227,17 +230,19 @@ impl Trunk {
         if pending == 0 && !self.intake.stalled && !waits {
             return;
         }
-        let most = match cx.bus.budgets().pending.is_scarce() {
-            true => STALL_ABOVE_SCARCE,
-            false => STALL_ABOVE,
+        let most = if cx.bus.budgets().pending.is_scarce() {
+            STALL_ABOVE_SCARCE
+        } else {
+            STALL_ABOVE
         };
         let most = most.min(cx.bus.settings().limits.max_pending / 4);
         match self.intake.full_since {
             Some(since) if pending <= most / 2 => {
                 self.intake.full_since = None;
-                self.intake.pace = match cx.now.saturating_duration_since(since) < FAST {
-                    true => Pace::Fast,
-                    false => Pace::Slow,
+                self.intake.pace = if cx.now.saturating_duration_since(since) < FAST {
+                    Pace::Fast
+                } else {
+                    Pace::Slow
                 };
             }
             None if pending > most => self.intake.full_since = Some(cx.now),

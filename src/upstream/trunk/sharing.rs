@@ -225,9 +225,10 @@ impl Trunk {
         let has = |link: &Link| link.takes_subscriptions() || link.is_attached();
         let has_any = self.links.any(has);
         for upstream in unsubscribe {
-            match has_any {
-                true => self.retire_on_links(upstream, covered_by),
-                false => self.subscriptions.forget(upstream),
+            if has_any {
+                self.retire_on_links(upstream, covered_by);
+            } else {
+                self.subscriptions.forget(upstream);
             }
         }
         let gate = self.ping_everywhere(cx);
@@ -431,9 +432,10 @@ impl Trunk {
             return Status::Application;
         }
         let Some(owners) = &mut link.owners else {
-            return match link.requested_by > link.answered {
-                true => Status::Own,
-                false => Status::Application,
+            return if link.requested_by > link.answered {
+                Status::Own
+            } else {
+                Status::Application
             };
         };
         match owners.find_request(&link.out, msg.subject, said.subject) {
@@ -506,9 +508,10 @@ impl Trunk {
             .idle_since
             .filter(|_| !keep.is_zero())?;
         // Many of them would use up descriptors: the newest have the least to lose.
-        let keep = match bus.idle_trunks() > IDLE_TRUNKS_MOST {
-            true => keep.min(IDLE_BRIEFLY),
-            false => keep,
+        let keep = if bus.idle_trunks() > IDLE_TRUNKS_MOST {
+            keep.min(IDLE_BRIEFLY)
+        } else {
+            keep
         };
         (!self.owes()).then_some(since + keep)
     }

@@ -528,9 +528,10 @@ fn credentials_that_ran_out_are_told_once_in_the_brokers_words() {
 #[test]
 fn a_newcomer_at_a_full_broker_hears_its_words_soon_and_others_later() {
     for (accepted, patience) in [(false, 1), (true, 5)] {
-        let mut bench = match accepted {
-            true => Bench::live(PLAIN),
-            false => Bench::new(PLAIN),
+        let mut bench = if accepted {
+            Bench::live(PLAIN)
+        } else {
+            Bench::new(PLAIN)
         };
         let down = Failure::ConnectionRefused;
         bench

@@ -32,9 +32,10 @@ impl Trunk {
                 continue;
             }
             let max = link.received(upstream) + left;
-            match counted_here {
-                true => encode::unsub(&mut frame, NO_SID, None),
-                false => encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max)),
+            if counted_here {
+                encode::unsub(&mut frame, NO_SID, None);
+            } else {
+                encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
             }
             let told = OkOwner::of_operation(Some(link.id) == owner);
             link.push_operation(&frame, told, covered_by, cx.now);

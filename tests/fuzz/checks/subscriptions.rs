@@ -82,9 +82,10 @@ pub fn subscriptions(data: &[u8]) {
                 assert_eq!(heard, [(session, sid)]);
                 plain.delivered += 1;
                 let spent = plain.max > 0 && plain.delivered >= plain.max;
-                let expected = match spent {
-                    true => Spent::One(upstream),
-                    false => Spent::Nothing,
+                let expected = if spent {
+                    Spent::One(upstream)
+                } else {
+                    Spent::Nothing
                 };
                 assert_eq!(ended, Some(expected));
                 if spent {

@@ -215,9 +215,10 @@ impl Roster {
         is_slow: bool,
         now: Instant,
     ) -> Option<Failure> {
-        let failure = match is_slow {
-            true => Failure::NameTimeout,
-            false => Failure::NameNotFound,
+        let failure = if is_slow {
+            Failure::NameTimeout
+        } else {
+            Failure::NameNotFound
         };
         let unknown = |broker: &Broker| broker.addr == *addr && broker.ips.is_empty();
         let at = self.brokers.iter().position(unknown)?;

@@ -89,9 +89,10 @@ impl Roster {
             return used;
         }
         let alive = of(&|broker| broker.health != Health::Down);
-        match alive.is_empty() {
-            true => self.infos().collect(),
-            false => alive,
+        if alive.is_empty() {
+            self.infos().collect()
+        } else {
+            alive
         }
     }
 
