@@ -44,7 +44,7 @@ pub async fn serve<S: Source>(
 ) {
     let routes = Arc::new(Routes::new(source, access));
     let mut connections = JoinSet::new();
-    let mut places = Places::default();
+    let mut clients = Clients::default();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -58,7 +58,7 @@ pub async fn serve<S: Source>(
             }
         };
         while connections.try_join_next().is_some() {}
-        while !places.has_room() {
+        while !clients.has_room() {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = connections.join_next() => {}
@@ -66,7 +66,7 @@ pub async fn serve<S: Source>(
         }
         let answering = Arc::new(AtomicBool::new(false));
         let task = connection(stream, Arc::clone(&routes), Arc::clone(&answering));
-        places.enter(connections.spawn(task), answering);
+        clients.enter(connections.spawn(task), answering);
     }
     connections.shutdown().await;
 }
@@ -74,9 +74,9 @@ pub async fn serve<S: Source>(
 /// The connections, the oldest first. A place is nobody's to hold: where there is none, the oldest
 /// that has asked for nothing yet loses its own.
 #[derive(Default)]
-struct Places(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
+struct Clients(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
 
-impl Places {
+impl Clients {
     /// Whether another connection may be served; one that has asked for nothing may make room.
     fn has_room(&mut self) -> bool {
         self.0.retain(|(task, _)| !task.is_finished());

@@ -96,10 +96,15 @@ impl Operations {
         });
     }
 
-    /// The broker took no more, and a session was told so, or not yet.
-    pub fn note_too_many(&mut self, told: bool) {
+    /// The broker took no more, and no session has been told so yet.
+    pub fn count_too_many(&mut self) {
         self.too_many += 1;
-        self.told += u32::from(told);
+    }
+
+    /// The broker took no more, and a session was told so at once.
+    pub fn count_too_many_told(&mut self) {
+        self.too_many += 1;
+        self.told += 1;
     }
 
     /// How many SUBs and UNSUBs no fence has proven.
@@ -240,7 +245,7 @@ mod tests {
             operations.unsubscribe(sid(2), 1);
             operations.subscribe(sid(13), 1);
             operations.subscribe(sid(14), 1);
-            (0..errors).for_each(|_| operations.note_too_many(false));
+            (0..errors).for_each(|_| operations.count_too_many());
             let refused: Vec<_> = refused.into_iter().map(sid).collect();
             assert_eq!(operations.prove(1).refused, refused);
             assert_eq!(operations.in_place, 12 - errors);
@@ -256,8 +261,8 @@ mod tests {
         operations.subscribe(sid(5), 2);
         operations.unsubscribe(sid(5), 2);
         operations.subscribe(sid(6), 3);
-        operations.note_too_many(false);
-        operations.note_too_many(false);
+        operations.count_too_many();
+        operations.count_too_many();
         assert_eq!(operations.prove(2).refused, [sid(4), sid(5)]);
         assert_eq!(operations.prove(3), TooMany::default());
         assert_eq!(operations.in_place, 4);
@@ -268,7 +273,7 @@ mod tests {
         let mut operations = Operations::default();
         (1..=2).for_each(|slot| operations.subscribe(sid(slot), 1));
         operations.subscribe_again(1);
-        operations.note_too_many(true);
+        operations.count_too_many_told();
         let again = TooMany {
             refused: vec![],
             again: 1,
@@ -288,7 +293,7 @@ mod tests {
         assert_eq!(operations.prove(1), TooMany::default());
         // At the broker's limit of three.
         (3..=5).for_each(|slot| operations.subscribe(sid(slot), 2));
-        (0..3).for_each(|_| operations.note_too_many(false));
+        (0..3).for_each(|_| operations.count_too_many());
         let too_many = operations.prove(2);
         assert_eq!(too_many.refused, [sid(3), sid(4), sid(5)]);
         assert_eq!(too_many.for_own, [sid(3)]);
@@ -299,7 +304,7 @@ mod tests {
         assert!(!operations.has_own());
         // It is asked for again, in vain.
         operations.subscribe(OWN, 4);
-        operations.note_too_many(false);
+        operations.count_too_many();
         let too_many = operations.prove(4);
         assert_eq!(
             (&too_many.refused[..], &too_many.for_own[..]),
@@ -313,7 +318,7 @@ mod tests {
         let mut operations = Operations::default();
         (1..=3).for_each(|slot| operations.subscribe(sid(slot), 1));
         operations.refuse(sid(2));
-        operations.note_too_many(false);
+        operations.count_too_many();
         assert_eq!(operations.prove(1).refused, [sid(3)]);
         operations.refuse(sid(1));
         assert_eq!(operations.in_place, 0, "it was taken back");

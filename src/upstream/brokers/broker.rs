@@ -317,13 +317,15 @@ impl Broker {
         self.dialing < self.dial_limit
     }
 
-    /// It gave a verdict on a CONNECT, `took` after that was written.
-    pub(super) fn note_verdict(&mut self, accepted: bool, took: Duration, now: Instant) {
+    /// It refused a CONNECT. That says nothing of its pace: some brokers take their time for those
+    /// whom they refuse.
+    pub(super) fn note_refusal(&mut self, now: Instant) {
         self.last_verdict_at = Some(now);
-        if !accepted {
-            // Some brokers take their time for those whom they refuse.
-            return;
-        }
+    }
+
+    /// It accepted a CONNECT, `took` after that was written.
+    pub(super) fn note_acceptance(&mut self, took: Duration, now: Instant) {
+        self.last_verdict_at = Some(now);
         let began = now - took;
         if took <= VERDICT_QUICK {
             self.dial_limit = (self.dial_limit + 1).min(DIALS_MOST);

@@ -4,6 +4,7 @@
 //! A trunk gets the bus as an argument of every call, so the pure machines need no shared
 //! ownership, and a simulation holds one bus per daemon.
 
+mod announcing;
 pub mod barrier;
 mod budget;
 mod carriers;
@@ -16,6 +17,7 @@ pub(crate) mod room;
 mod settings;
 mod tracked;
 mod turn;
+mod watching;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -23,13 +25,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::clock::Instant;
-use crate::config::Topology;
 use crate::ledger::Settled;
 use crate::proto::connect::ConnectInfo;
 use crate::telemetry::{Counters, Observed};
 use crate::upstream::brokers::admission::Admission;
-use crate::upstream::brokers::liveness::{Liveness, TrunkId};
-use crate::upstream::brokers::presence::{Heard, Presence};
+use crate::upstream::brokers::liveness::TrunkId;
+use crate::upstream::brokers::presence::Presence;
 use crate::upstream::brokers::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
 use crate::upstream::brokers::trouble::IdentityDigest;
 pub use budget::{Budget, Budgets, Charge};
@@ -369,70 +370,6 @@ impl Bus {
         brokers.map(|(id, _)| self.watch(id).attached()).sum()
     }
 
-    /// A trunk's link to this broker went live.
-    pub(super) fn attached(
-        &mut self,
-        trunk: TrunkId,
-        identity: IdentityDigest,
-        broker: BrokerId,
-        now: Instant,
-    ) {
-        self.brokers.roster.attach(broker, trunk);
-        self.brokers.unproven_said = false;
-        if let Some(since) = self.brokers.roster.take_outage(now) {
-            self.brokers.presence.gather(since, now);
-        }
-        let is_new = self.brokers.presence.is_on() && self.trunks.carriers.enter(trunk, identity);
-        self.note_reach(broker, 1, is_new, now);
-    }
-
-    /// A trunk's live link to this broker is gone.
-    pub(super) fn detached(&mut self, trunk: TrunkId, broker: BrokerId, now: Instant) {
-        let next_sentinel = self.brokers.roster.detach(broker, trunk, now);
-        self.trunks.woken.extend(next_sentinel);
-        let is_gone =
-            self.brokers.presence.is_on() && self.brokers.roster.brokers_of(trunk).is_empty();
-        if is_gone {
-            self.brokers.presence.bury(trunk);
-            self.trunks.carriers.leave(trunk);
-        }
-        self.note_reach(broker, 0, is_gone, now);
-        self.check_barrier();
-    }
-
-    /// All live links of this trunk are gone.
-    pub(super) fn detach_everywhere(&mut self, trunk: TrunkId, now: Instant) {
-        for broker in self.brokers.roster.brokers_of(trunk) {
-            self.detached(trunk, broker, now);
-        }
-    }
-
-    /// The watch over a broker (R7, R8).
-    pub fn watch(&self, broker: BrokerId) -> &Liveness {
-        self.brokers.roster.broker(broker).liveness()
-    }
-
-    fn watch_mut(&mut self, broker: BrokerId) -> &mut Liveness {
-        Tracked::quietly(&mut self.brokers.roster).liveness_mut(broker)
-    }
-
-    /// A trunk doesn't read its links for now (R33): it can't watch over brokers.
-    pub(super) fn step_aside(&mut self, trunk: TrunkId, now: Instant) {
-        let sentinels = Tracked::quietly(&mut self.brokers.roster).step_aside(trunk, now);
-        self.trunks.woken.extend(sentinels);
-    }
-
-    /// A trunk reads its links again.
-    pub(super) fn step_back(&mut self, trunk: TrunkId) {
-        Tracked::quietly(&mut self.brokers.roster).step_back(trunk);
-    }
-
-    /// Something is published to this broker.
-    pub(super) fn note_publish(&mut self, broker: BrokerId, now: Instant) {
-        let sentinel = self.watch_mut(broker).note_publish(now);
-        self.trunks.woken.extend(sentinel);
-    }
-
     /// A trunk's live link to this broker is gone, and left `settled`. Returns whether it is
     /// the first of a failover.
     pub(super) fn note_lost(
@@ -486,169 +423,6 @@ impl Bus {
             }
         }
         Some(report)
-    }
-
-    /// The broker's sentinel waits long for an answer: others are to ask as well.
-    pub(super) fn call_witnesses(&mut self, broker: BrokerId, now: Instant) {
-        let called = self.watch_mut(broker).call_witnesses(now);
-        self.trunks.woken.extend(called);
-    }
-
-    /// The broker's sentinel waits too long for an answer (R8).
-    pub(super) fn suspect(&mut self, broker: BrokerId, now: Instant) {
-        self.counters.suspicions += 1;
-        let concerned = self.brokers.roster.liveness_mut(broker).suspect(now);
-        self.trunks.woken.extend(concerned);
-    }
-
-    /// A fence of `asked` was answered by this broker.
-    pub(super) fn fence_answered(
-        &mut self,
-        trunk: TrunkId,
-        broker: BrokerId,
-        asked: Instant,
-        now: Instant,
-    ) {
-        let round_trip = now.saturating_duration_since(asked);
-        let watch = self.brokers.roster.liveness_mut(broker);
-        let cleared = watch.answered(trunk, asked, now);
-        watch.note_round_trip(trunk, round_trip);
-        self.brokers.roster.handle_answer(broker, now);
-        if let Some((suspected, concerned)) = cleared {
-            self.counters.suspect_ms += suspected.as_millis() as u64;
-            self.trunks.woken.extend(concerned);
-            self.check_barrier();
-        }
-    }
-
-    /// The smoothed round trip to the farthest broker.
-    pub(super) fn longest_round_trip(&self) -> Duration {
-        let brokers = self.brokers.roster.brokers();
-        let trips = brokers.filter_map(|(id, _)| self.watch(id).round_trip());
-        trips.max().unwrap_or_default()
-    }
-
-    /// Whether this trunk announces the host (R29).
-    pub(super) fn is_carrier(
-        &self,
-        trunk: TrunkId,
-        identity: IdentityDigest,
-        now: Instant,
-    ) -> bool {
-        let permits = |identity| self.brokers.presence.permits(identity, now);
-        self.trunks.carriers.includes(trunk, identity, permits)
-    }
-
-    /// The trunks that may announce the host, and those that did until an older one came.
-    fn wake_carriers(&mut self, now: Instant) {
-        let permits = |identity| self.brokers.presence.permits(identity, now);
-        self.trunks
-            .woken
-            .extend(self.trunks.carriers.oldest(permits));
-    }
-
-    /// All carriers announce now.
-    pub(super) fn begin_announcing(&mut self, now: Instant) {
-        self.brokers.presence.announced(now);
-        self.brokers.presence.expire(now);
-        self.weigh(now);
-        self.wake_carriers(now);
-    }
-
-    /// A trunk came to a broker, or left it: announced where it was the first or the last, or
-    /// where another one announces from now on.
-    fn note_reach(&mut self, broker: BrokerId, edge: usize, is_news: bool, now: Instant) {
-        let news = self.watch(broker).attached() == edge || is_news;
-        if news && self.brokers.presence.is_on() {
-            self.brokers.presence.change(now);
-            self.wake_carriers(now);
-        }
-    }
-
-    /// The brokers on which this host is subscribed, by their `server_id`.
-    pub(super) fn reaches(&self) -> Vec<String> {
-        let reached = self
-            .brokers
-            .roster
-            .brokers()
-            .filter(|(id, _)| self.watch(*id).attached() > 0);
-        let infos = reached.filter_map(|(_, broker)| broker.info());
-        infos.map(|info| info.server_id.clone()).collect()
-    }
-
-    /// A broker doesn't permit presence to this identity. Returns whether that is to be said.
-    pub(super) fn forbid_presence(&mut self, identity: IdentityDigest, now: Instant) -> bool {
-        let new = self.brokers.presence.forbid(identity, now);
-        self.brokers.presence.change(now);
-        self.wake_carriers(now);
-        new
-    }
-
-    /// An announcement came from the broker with this `server_id`.
-    pub(super) fn hear(
-        &mut self,
-        json: &[u8],
-        from: &str,
-        (trunk, identity): (TrunkId, IdentityDigest),
-        now: Instant,
-    ) -> Heard {
-        let heard = self.brokers.presence.hear(json, from, trunk, now);
-        match heard {
-            Heard::Nothing => {}
-            Heard::ByElder(elder) => {
-                if self.brokers.presence.defer(identity, elder) {
-                    self.trunks.woken.push(trunk);
-                }
-            }
-            Heard::Refused => self.counters.announcements_refused += 1,
-            Heard::News => {
-                self.weigh(now);
-                if self.brokers.presence.is_gathering(now) {
-                    // Publishes may have waited for this host.
-                    self.brokers.roster.note_change();
-                }
-                // It may have to be answered.
-                self.wake_carriers(now);
-            }
-            Heard::Routed => self.brokers.roster.note_change(),
-        }
-        heard
-    }
-
-    /// Other hosts that are subscribed on a broker.
-    pub fn hosts_at(&self, broker: BrokerId) -> usize {
-        let info = self.brokers.roster.broker(broker).info();
-        info.map_or(0, |info| self.brokers.presence.present(&info.server_id))
-    }
-
-    /// R26: independent brokers are routed to each other, or those of a cluster name different
-    /// clusters, or none.
-    pub fn has_wrong_topology(&self) -> bool {
-        match self.settings.topology {
-            Topology::Independent => {
-                self.brokers.presence.is_routed() || self.brokers.roster.has_doubles()
-            }
-            Topology::Cluster => self.brokers.roster.names_differ(),
-        }
-    }
-
-    /// Tells the roster which brokers the other hosts reach.
-    pub(super) fn weigh(&mut self, now: Instant) {
-        let brokers: Vec<(BrokerId, usize)> = self
-            .brokers
-            .roster
-            .brokers()
-            .map(|(id, broker)| {
-                let known = broker
-                    .info()
-                    .map(|info| self.brokers.presence.missing(&info.server_id));
-                (id, known.unwrap_or(0))
-            })
-            .collect();
-        for (id, missing) in brokers {
-            self.brokers.roster.weigh(id, missing);
-        }
-        self.brokers.roster.review(now);
     }
 
     /// PONGs were released without proof. Returns whether they are the first of an outage.

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::pool::Pool;
 use crate::config::BrokerAddr;
 use crate::net::{names, now};
+use crate::upstream::brokers::roster::Failure;
 
 /// Between two questions, where brokers live.
 const EVERY: Duration = Duration::from_secs(30);
@@ -57,7 +58,7 @@ impl Pool {
             Ok(answer) => answer,
             Err(_) => {
                 // Until the answer comes, operators see what is waited for.
-                self.name_failed(&name, true);
+                self.name_failed(&name, Failure::NameTimeout);
                 asking.await
             }
         };
@@ -78,19 +79,19 @@ impl Pool {
             }
             Ok(Err(error)) => {
                 debug!(bus = self.bus.name, name = %name, %error, "name not resolved");
-                self.name_failed(&name, false);
+                self.name_failed(&name, Failure::NameNotFound);
             }
-            Err(_) => self.name_failed(&name, true),
+            Err(_) => self.name_failed(&name, Failure::NameTimeout),
         }
     }
 
-    fn name_failed(&self, name: &BrokerAddr, is_slow: bool) {
+    fn name_failed(&self, name: &BrokerAddr, failure: Failure) {
         let now = now();
         let news = self
             .bus
             .borrow_mut()
             .roster_mut()
-            .name_failed(name, is_slow, now);
+            .name_failed(name, failure, now);
         if let Some(cause) = news {
             let (bus, cause) = (&self.bus.name, cause.as_str());
             warn!(bus, broker = %name, cause, "broker down");

@@ -77,7 +77,11 @@ impl Trunk {
                 let is_alone = !self.is_shared() || self.sessions.len() == 1;
                 let operations = &mut self.links[id].operations;
                 let tell = is_alone && !operations.has_own();
-                operations.note_too_many(tell);
+                if tell {
+                    operations.count_too_many_told();
+                } else {
+                    operations.count_too_many();
+                }
                 if tell || self.links[id].verbose {
                     self.deliver_answer(id, &line, cx.bus);
                 }
@@ -314,7 +318,7 @@ impl Trunk {
         }
         self.route.attempts.refuse(broker, text, cx.now);
         while let Some(id) = self.links.first() {
-            let link = self.drop_link(id, false, cx.bus);
+            let link = self.drop_link(id, cx.bus);
             if !link.is_attached() {
                 continue;
             }
@@ -328,11 +332,7 @@ impl Trunk {
     /// R15.
     fn handle_refusal(&mut self, id: LinkId, text: &[u8], cx: &mut Turn<'_>) {
         let broker = self.links[id].broker;
-        let identity = self.identity(cx.bus);
-        let took = cx.now.saturating_duration_since(self.links[id].opened_at);
-        cx.bus
-            .roster_mut()
-            .note_verdict(broker, identity, false, took, cx.now);
+        cx.bus.roster_mut().note_refusal(broker, cx.now);
         cx.bus.admission_mut().forget(&self.connect);
         self.actions.push_back(Action::Report(Report::BrokerError {
             broker,

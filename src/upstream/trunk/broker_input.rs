@@ -2,9 +2,9 @@
 
 use super::Trunk;
 use super::link::{LinkId, OkOwner, Phase};
+use super::no_responders::Status;
 use super::presence::PRESENCE_SID;
 use super::sessions::Message;
-use super::sharing::Status;
 use super::slot::Finishing;
 use crate::ledger::{Ping, SessionId, Spent, UpstreamSid};
 use crate::net::SHARED_LEAST;

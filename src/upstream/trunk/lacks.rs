@@ -18,7 +18,7 @@ impl Trunk {
     /// asked again later, and once more when publishes go there: then its verdict counts.
     pub(super) fn note_lacking(&mut self, id: LinkId, error: &BrokerError<'_>, now: Instant) {
         match error {
-            BrokerError::MaxSubscriptions => self.links[id].operations.note_too_many(false),
+            BrokerError::MaxSubscriptions => self.links[id].operations.count_too_many(),
             BrokerError::SubscriptionViolation { sid: Some(sid), .. } => {
                 if let Some(upstream) = UpstreamSid::parse(sid) {
                     self.links[id].operations.refuse(upstream);

@@ -27,10 +27,14 @@ impl Trunk {
     pub(super) fn fail(&mut self, id: LinkId, failure: Failure, cx: &mut Turn<'_>) {
         if self.links[id].is_check {
             // No verdict: the one that is old holds on, and the next session asks again.
-            self.drop_link(id, false, cx.bus);
+            self.drop_link(id, cx.bus);
             return self.verify_all();
         }
-        let link = self.drop_link(id, failure == Failure::Silent, cx.bus);
+        let link = if failure == Failure::Silent {
+            self.reset_link(id, cx.bus)
+        } else {
+            self.drop_link(id, cx.bus)
+        };
         let broker = link.broker;
         if link.phase == Phase::Standby {
             self.lose_standby(link, failure, cx);
@@ -314,7 +318,7 @@ impl Trunk {
             .route
             .moving
             .map_or(Failure::Removed, |planned| planned.reason);
-        let link = self.drop_link(id, false, cx.bus);
+        let link = self.drop_link(id, cx.bus);
         let (broker, last_read) = (link.broker, link.last_read_at);
         self.route.lost = Some(Lost {
             broker,
@@ -336,12 +340,32 @@ impl Trunk {
     /// Gives up a link that isn't live yet.
     pub(super) fn abandon_joining(&mut self, bus: &mut Bus) {
         while let Some(id) = self.links.find(|link| !link.is_attached()) {
-            self.drop_link(id, false, bus);
+            self.drop_link(id, bus);
         }
     }
 
     /// Takes a link out and has its socket closed.
-    pub(super) fn drop_link(&mut self, id: LinkId, abort: bool, bus: &mut Bus) -> Link {
+    pub(super) fn drop_link(&mut self, id: LinkId, bus: &mut Bus) -> Link {
+        let link = self.take_link(id, bus);
+        self.actions.push_back(Action::Close {
+            link: id,
+            abort: false,
+        });
+        link
+    }
+
+    /// Takes a link out and has its socket reset: what the kernel still holds for a silent broker
+    /// is of no use.
+    fn reset_link(&mut self, id: LinkId, bus: &mut Bus) -> Link {
+        let link = self.take_link(id, bus);
+        self.actions.push_back(Action::Close {
+            link: id,
+            abort: true,
+        });
+        link
+    }
+
+    fn take_link(&mut self, id: LinkId, bus: &mut Bus) -> Link {
         self.give_room(id, bus);
         let mut link = self.links.remove(id);
         if std::mem::take(&mut link.dialing) {
@@ -362,10 +386,6 @@ impl Trunk {
                 slot.debts.oks += oks;
             }
         }
-        self.actions.push_back(Action::Close {
-            link: link.id,
-            abort,
-        });
         link
     }
 

@@ -206,7 +206,7 @@ impl Trunk {
         let identity = self.identity(cx.bus);
         cx.bus
             .roster_mut()
-            .note_verdict(broker, identity, true, took, cx.now);
+            .note_acceptance(broker, identity, took, cx.now);
         if self.links[id].is_check {
             let is_other = |link: &Link| link.is_attached() || link.is_joining();
             if self.links.any(is_other) {

@@ -35,6 +35,7 @@ mod link_end;
 mod link_setup;
 mod links;
 mod monitoring;
+mod no_responders;
 mod presence;
 mod pressure;
 mod room;
@@ -73,7 +74,7 @@ use links::Links;
 use pressure::Intake;
 use route::Route;
 use sessions::Sessions;
-use sharing::Sharing;
+use sharing::SharedState;
 use slot::{End, Slot};
 
 /// The brokers' verdict on the trunk's credentials.
@@ -97,7 +98,7 @@ pub struct Trunk {
     id: TrunkId,
     connect: Rc<ConnectInfo>,
     /// Where sessions of the same identity may join (R22).
-    sharing: Option<Box<Sharing>>,
+    sharing: Option<Box<SharedState>>,
     /// A component that sent no CONNECT is owed no `+OK` for the one that natsmux sends.
     connect_ok_owed: bool,
     verdict: Verdict,
@@ -136,7 +137,7 @@ impl Trunk {
             connect_ok_owed: false,
             verdict: Verdict::Pending,
             ready: false,
-            sessions: Sessions::new(false),
+            sessions: Sessions::of_one(),
             subscriptions: Subscriptions::default(),
             orphans: Held::default(),
             charged: false,
@@ -168,7 +169,7 @@ impl Trunk {
     pub fn shared(id: TrunkId, connect: &ConnectInfo, name: String) -> Self {
         let mut trunk = Self::new(id, Rc::new(sharing::as_shared(connect, name)));
         trunk.sharing = Some(Box::default());
-        trunk.sessions = Sessions::new(true);
+        trunk.sessions = Sessions::of_many();
         trunk.subscriptions.coalesce();
         trunk
     }

@@ -43,8 +43,17 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    /// No sessions yet; `are_shared` says whether several may come.
-    pub(super) fn new(are_shared: bool) -> Self {
+    /// No session yet, and one that may come.
+    pub(super) fn of_one() -> Self {
+        Self::new(false)
+    }
+
+    /// No sessions yet, and many that may come.
+    pub(super) fn of_many() -> Self {
+        Self::new(true)
+    }
+
+    fn new(are_shared: bool) -> Self {
         Self {
             slots: Slab::with_capacity(1),
             are_shared,

@@ -13,7 +13,6 @@ use crate::ledger::{Carried, SessionId, UpstreamSid};
 use crate::net::Outbox;
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
-use crate::proto::server::Msg;
 use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::bus::{Bus, Turn};
 
@@ -27,20 +26,9 @@ pub struct Moved {
     subscriptions: Vec<Carried>,
 }
 
-/// The kind of a status that says that nobody listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Status {
-    /// A message like any other.
-    Application,
-    /// The broker's own, to nobody else on the link, or to nobody who is still there.
-    Own,
-    /// The broker's own, to this one of several sessions.
-    Answers(SessionId),
-}
-
 /// State of a trunk that sessions share.
 #[derive(Debug, Default)]
-pub(super) struct Sharing {
+pub(super) struct SharedState {
     /// A broker took no more subscriptions when there were so many.
     pub(super) crowded: Option<Crowded>,
     /// The session that got most when the broker closed a link, and when.
@@ -110,7 +98,7 @@ impl Trunk {
         // A limit was met with so many: there is room again when there are clearly fewer.
         let has_room = |crowded: Crowded| self.subscriptions.len() < crowded.most * 9 / 10;
         let is_open =
-            |sharing: &Sharing| sharing.crowded.is_none_or(has_room) && !sharing.disbelieved;
+            |sharing: &SharedState| sharing.crowded.is_none_or(has_room) && !sharing.disbelieved;
         self.sharing.as_deref().is_some_and(is_open) && !self.refused && !self.done
     }
 
@@ -177,14 +165,14 @@ impl Trunk {
     /// The broker has accepted the credentials once more.
     pub(super) fn checked(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         cx.bus.admission_mut().remember(&self.connect, cx.now);
-        self.drop_link(id, false, cx.bus);
+        self.drop_link(id, cx.bus);
         self.verify_all();
     }
 
     /// The broker refuses them now: those that came meanwhile hear it, and nobody else joins.
     pub(super) fn disbelieve(&mut self, id: LinkId, text: &[u8], bus: &mut Bus) {
         bus.admission_mut().forget(&self.connect);
-        self.drop_link(id, false, bus);
+        self.drop_link(id, bus);
         if let Some(sharing) = &mut self.sharing {
             sharing.disbelieved = true;
         }
@@ -418,63 +406,6 @@ impl Trunk {
             owners.isolate(now);
         }
         only.map(Some)
-    }
-
-    /// Whether a status is the broker's own, and whose request it answers. What an application
-    /// publishes is to the letter the same; but a broker's own answers a request that isn't proven
-    /// yet, and since 2.12 names what was asked for (R24).
-    pub(super) fn judge_status(&mut self, id: LinkId, msg: &Msg<'_>) -> Status {
-        let Some(said) = msg.no_responders().filter(|_| self.connect.no_responders) else {
-            return Status::Application;
-        };
-        let link = &mut self.links[id];
-        if link.names_subject != said.subject.is_some() {
-            return Status::Application;
-        }
-        let Some(owners) = &mut link.owners else {
-            return if link.requested_by > link.answered {
-                Status::Own
-            } else {
-                Status::Application
-            };
-        };
-        match owners.find_request(&link.out, msg.subject, said.subject) {
-            Some(Some(session)) => Status::Answers(session),
-            Some(None) => Status::Own,
-            None => Status::Application,
-        }
-    }
-
-    /// A request is about to be published. Where an application's status couldn't be told from the
-    /// broker's own otherwise, it is fenced at once: then that comes before the PONG, and an
-    /// application's behind it.
-    pub fn note_request(&mut self, session: SessionId, bus: &Bus) {
-        let is_held = |slot: &Slot| !slot.held.is_empty();
-        if self.sessions.get(session).is_none_or(is_held) {
-            return;
-        }
-        if let Some(id) = self.open(bus) {
-            let covered_by = self.links.next_ping();
-            let link = &mut self.links[id];
-            link.requested_by = covered_by;
-            let is_ambiguous = self.any_limited || (self.sharing.is_some() && !link.names_subject);
-            link.fences_next |= is_ambiguous && self.connect.no_responders;
-        }
-    }
-
-    /// R24: a status that says that a request has no responders goes to who asked, under the sid
-    /// that a broker would choose for it.
-    pub(super) fn deliver_status(&mut self, session: SessionId, msg: &Msg<'_>, bus: &mut Bus) {
-        let Some(sid) = self.subscriptions.answered_by(session, msg.subject) else {
-            return;
-        };
-        let frame = [b"HMSG ", msg.subject, b" ", sid, msg.after_sid].concat();
-        if let Some(slot) = self.sessions.get_mut(session) {
-            slot.traffic.count_out(msg.size);
-        }
-        bus.counters_mut().out_msgs += 1;
-        bus.counters_mut().out_bytes += msg.size as u64;
-        self.sessions.deliver(session, &[&frame], bus);
     }
 
     /// UNSUBs, wherever the ledger is in place.

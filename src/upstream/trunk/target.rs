@@ -130,7 +130,7 @@ impl Trunk {
 
     /// Gives up a link that publishes don't go to.
     pub(super) fn leave(&mut self, id: LinkId, cx: &mut Turn<'_>) {
-        let link = self.drop_link(id, false, cx.bus);
+        let link = self.drop_link(id, cx.bus);
         if link.is_attached() {
             self.lose_standby(link, Failure::Removed, cx);
         }
@@ -167,7 +167,7 @@ impl Trunk {
             several.cancel_switch();
         }
         while let Some(id) = self.links.first() {
-            let link = self.drop_link(id, false, cx.bus);
+            let link = self.drop_link(id, cx.bus);
             if !link.is_attached() {
                 continue;
             }

@@ -593,11 +593,7 @@ fn a_broker_that_gives_others_their_verdicts_is_waited_for() {
     let first = bench.link;
     for _ in 0..12 {
         bench.pass(Duration::from_secs(2));
-        let took = Duration::from_secs(1);
-        bench
-            .bus
-            .roster_mut()
-            .note_verdict(BrokerId(0), 9, false, took, bench.now);
+        bench.bus.roster_mut().note_refusal(BrokerId(0), bench.now);
     }
     bench.take_dial();
     assert_eq!(bench.link, first);

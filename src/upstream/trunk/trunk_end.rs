@@ -130,7 +130,7 @@ impl Trunk {
             return;
         }
         while let Some(id) = self.links.first() {
-            let link = self.drop_link(id, false, cx.bus);
+            let link = self.drop_link(id, cx.bus);
             if link.is_attached() {
                 cx.bus.detached(self.id, link.broker, cx.now);
                 // Only a refused trunk leaves something unproven behind.

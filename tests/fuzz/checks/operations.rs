@@ -25,7 +25,7 @@ impl Connection {
             self.at_broker.insert(sid);
         } else {
             self.refused.push(sid);
-            self.ledger.note_too_many(false);
+            self.ledger.count_too_many();
         }
     }
 
@@ -39,7 +39,7 @@ impl Connection {
         self.ledger.subscribe_again(self.ping);
         if self.at_broker.len() >= self.limit {
             self.again += 1;
-            self.ledger.note_too_many(false);
+            self.ledger.count_too_many();
         }
     }
 

@@ -261,17 +261,21 @@ impl Roster {
         }
     }
 
-    /// A broker gave a verdict on a CONNECT, `took` after that was written.
-    pub fn note_verdict(
+    /// A broker refused a CONNECT.
+    pub fn note_refusal(&mut self, id: BrokerId, now: Instant) {
+        self.broker_mut(id).note_refusal(now);
+    }
+
+    /// A broker accepted this identity's CONNECT, `took` after that was written.
+    pub fn note_acceptance(
         &mut self,
         id: BrokerId,
         identity: IdentityDigest,
-        accepted: bool,
         took: Duration,
         now: Instant,
     ) {
-        self.broker_mut(id).note_verdict(accepted, took, now);
-        if accepted && self.troubles.end(id, identity) {
+        self.broker_mut(id).note_acceptance(took, now);
+        if self.troubles.end(id, identity) {
             self.changed = true;
         }
     }

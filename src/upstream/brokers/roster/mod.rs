@@ -212,14 +212,9 @@ impl Roster {
     pub fn name_failed(
         &mut self,
         addr: &BrokerAddr,
-        is_slow: bool,
+        failure: Failure,
         now: Instant,
     ) -> Option<Failure> {
-        let failure = if is_slow {
-            Failure::NameTimeout
-        } else {
-            Failure::NameNotFound
-        };
         let unknown = |broker: &Broker| broker.addr == *addr && broker.ips.is_empty();
         let at = self.brokers.iter().position(unknown)?;
         let known = self.brokers[at].last_failure.replace(failure);

@@ -293,7 +293,11 @@ fn dials_in_flight_follow_the_time_that_verdicts_take() {
     let limit = |roster: &Roster| roster.broker(A).dial_limit;
     let mut verdict = |roster: &mut Roster, accepted, took| {
         now += Duration::from_secs(1);
-        roster.note_verdict(A, ID, accepted, Duration::from_millis(took), now);
+        if accepted {
+            roster.note_acceptance(A, ID, Duration::from_millis(took), now);
+        } else {
+            roster.note_refusal(A, now);
+        }
     };
     let first = limit(&roster);
     for _ in 0..1_000 {
@@ -363,7 +367,7 @@ fn a_broker_that_is_full_lives_and_serves_nobody() {
     roster.poll_probe(later);
     assert_eq!(roster.pick(ID, &[B], later), Pick::Dial(A));
     assert_eq!(roster.pick(ID, &[B], later), Pick::Wait, "one at a time");
-    roster.note_verdict(A, ID, true, Duration::ZERO, later);
+    roster.note_acceptance(A, ID, Duration::ZERO, later);
     assert!(roster.is_alive());
 }
 
@@ -385,9 +389,13 @@ fn each_address_of_a_name_is_a_broker() {
     assert_eq!(roster.names(), std::slice::from_ref(&addr));
     assert_eq!(roster.pick(ID, &[], now), Pick::Wait, "no address yet");
     assert_eq!(roster.poll_probe(now), None);
-    let slow = roster.name_failed(&addr, true, now);
+    let slow = roster.name_failed(&addr, Failure::NameTimeout, now);
     assert_eq!(slow, Some(Failure::NameTimeout));
-    assert_eq!(roster.name_failed(&addr, true, now), None, "said once");
+    assert_eq!(
+        roster.name_failed(&addr, Failure::NameTimeout, now),
+        None,
+        "said once"
+    );
     let ips = [1, 2, 3].map(|last| IpAddr::from([10, 0, 0, last]));
     assert!(roster.set_addresses(&addr, &ips[..2], now));
     assert!(
