@@ -58,6 +58,8 @@ pub struct Daemon {
     dropped: u64,
     next_trunk: u64,
     shared_trunks: SharedTrunks,
+    /// A broker permits no announcements, or no room for them.
+    pub presence_forbidden: bool,
 }
 
 /// A trunk and its sockets.
@@ -132,6 +134,7 @@ impl Daemon {
             dropped: 0,
             next_trunk: 0,
             shared_trunks: SharedTrunks::default(),
+            presence_forbidden: false,
         }
     }
 
@@ -695,6 +698,7 @@ impl World {
                 failure: Failure::LinkError,
                 ..
             } => self.oracle.mark("closed by an error about the link"),
+            Report::PresenceForbidden { .. } => self.daemon.presence_forbidden = true,
             _ => {}
         }
     }

@@ -521,6 +521,41 @@ impl World {
         if let Some(witness) = &mut self.witness {
             witness.at_rest();
         }
+        self.judge_presence();
+    }
+
+    /// R29: hosts that are subscribed on a broker hear of each other there.
+    fn judge_presence(&mut self) {
+        let daemons = (0..self.plan.hosts).map(|host| self.daemon_of(host));
+        let subscribed: Vec<&Daemon> = daemons
+            .filter(|daemon| {
+                let mut ids = daemon.bus.roster().brokers().map(|(id, _)| id);
+                ids.any(|id| daemon.bus.watch(id).attached() > 0)
+            })
+            .collect();
+        let forbidden = subscribed.iter().any(|daemon| daemon.presence_forbidden);
+        if self.plan.independent.is_none() || forbidden {
+            return;
+        }
+        let deaf = subscribed.iter().find_map(|daemon| {
+            let ids = daemon.bus.roster().brokers().map(|(id, _)| id);
+            let known: Vec<usize> = ids.map(|id| daemon.bus.hosts_at(id)).collect();
+            (known.iter().any(|known| known + 1 < subscribed.len())).then_some(known)
+        });
+        let (hosts, many) = (subscribed.len(), subscribed.len() > 1);
+        if let Some(known) = deaf {
+            let text = format!("one of {hosts} hosts knows of {known:?} others on its brokers");
+            self.oracle.fail("R29 presence", text);
+        } else if many {
+            self.oracle.mark("independent: hosts hear of each other");
+        }
+    }
+
+    fn daemon_of(&self, host: usize) -> &Daemon {
+        match &self.hosts[host] {
+            Some(other) => &other.daemon,
+            None => &self.daemon,
+        }
     }
 
     pub fn books(&self) -> Books {

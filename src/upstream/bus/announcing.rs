@@ -71,6 +71,10 @@ impl Bus {
         now: Instant,
     ) -> bool {
         let new = self.brokers.presence.forbid(identity, now);
+        // Others of its account deferred to it.
+        for trunk in self.trunks.carriers.of(identity) {
+            self.brokers.presence.bury(trunk);
+        }
         self.brokers.presence.change(now);
         self.wake_carriers(now);
         new
@@ -88,7 +92,9 @@ impl Bus {
         match heard {
             Heard::Nothing => {}
             Heard::ByElder(elder) => {
-                if self.brokers.presence.defer(identity, elder) {
+                let permits = |identity| self.brokers.presence.permits(identity, now);
+                let speaks = self.trunks.carriers.speaks_for(elder, identity, permits);
+                if speaks && self.brokers.presence.defer(identity, elder) {
                     self.trunks.woken.push(trunk);
                 }
             }

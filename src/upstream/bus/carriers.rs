@@ -45,6 +45,25 @@ impl Carriers {
         elders.count() < IDENTITIES_MOST
     }
 
+    /// Whether `elder` announces the host for another identity than this one, so that one of the
+    /// same account needn't. A trunk that is gone, or that an older one took over from, speaks for
+    /// nobody, whenever its last announcement comes.
+    pub(super) fn speaks_for(
+        &self,
+        elder: TrunkId,
+        identity: IdentityDigest,
+        permits: impl Fn(IdentityDigest) -> bool,
+    ) -> bool {
+        let mut others = self.0.iter().filter(|(other, _)| **other != identity);
+        let of_elder = others.find(|(_, trunks)| trunks.contains(&elder));
+        of_elder.is_some_and(|(other, _)| self.includes(elder, *other, permits))
+    }
+
+    /// The trunks of an identity.
+    pub(super) fn of(&self, identity: IdentityDigest) -> impl Iterator<Item = TrunkId> {
+        self.0.get(&identity).into_iter().flatten().copied()
+    }
+
     /// The oldest trunks of the identities that brokers permit to announce: those that do, and
     /// those that did until an older one came.
     pub(super) fn oldest(&self, permits: impl Fn(IdentityDigest) -> bool) -> Vec<TrunkId> {
@@ -57,5 +76,30 @@ impl Carriers {
     fn firsts(&self, permits: impl Fn(IdentityDigest) -> bool) -> impl Iterator<Item = TrunkId> {
         let permitted = self.0.iter().filter(move |(id, _)| permits(**id));
         permitted.filter_map(|(_, trunks)| trunks.first().copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const YOUNG: TrunkId = TrunkId(7);
+    const OLD: TrunkId = TrunkId(3);
+
+    #[test]
+    fn an_elder_speaks_for_other_identities_alone() {
+        let mut carriers = Carriers::default();
+        carriers.enter(YOUNG, 1);
+        carriers.enter(OLD, 1);
+        let all = |_| true;
+        // The younger one announced until the older one came, and still hears.
+        assert!(carriers.includes(OLD, 1, all));
+        assert!(!carriers.speaks_for(OLD, 1, all), "it is its own");
+        assert!(carriers.speaks_for(OLD, 2, all));
+        assert!(!carriers.speaks_for(YOUNG, 2, all), "it doesn't any more");
+        assert!(!carriers.speaks_for(OLD, 2, |identity| identity != 1));
+        carriers.leave(OLD);
+        assert!(!carriers.speaks_for(OLD, 2, all), "it is gone");
+        assert!(carriers.speaks_for(YOUNG, 2, all));
     }
 }
