@@ -260,6 +260,11 @@ impl Trunk {
             // Output that natsmux didn't read says nothing of the broker (R9).
             self.clock_floor = Some(cx.now);
             cx.bus.step_back(self.id);
+            let patience = cx.bus.settings().timings.link_timeout;
+            let links = self.links.iter_mut();
+            for link in links.filter(|link| matches!(link.phase, Phase::Leaving(_))) {
+                link.deadline = Some(cx.now + patience);
+            }
         }
     }
 

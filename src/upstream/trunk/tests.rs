@@ -970,6 +970,37 @@ fn a_component_that_half_closes_behind_a_second_connect_has_its_pongs() {
 }
 
 #[test]
+fn a_link_that_is_left_is_waited_for_while_the_component_is_full() {
+    let mut bench = Bench::live(PLAIN);
+    let old = bench.link;
+    bench.subscribe(b"a", b"1");
+    bench.reconnect(PLAIN);
+    bench.link = old;
+    bench.broker(b"PONG\r\nPONG\r\n");
+    bench.take_dial();
+    bench.join();
+    bench.link = old;
+    let message = [b"MSG a 0 300000\r\n", &[b'x'; 300_000][..], b"\r\n"].concat();
+    bench.broker(&message);
+    let reads = |bench: &mut Bench| {
+        bench
+            .trunk
+            .wants_link_read(old, &mut Turn::new(bench.now, &mut bench.bus))
+    };
+    assert!(!reads(&mut bench));
+    bench.pass(Duration::from_secs(10));
+    assert!(bench.trunk.has_link(old), "it isn't read");
+    let due = bench.trunk.poll_timeout(&bench.bus);
+    assert!(due.is_none_or(|due| due > bench.now), "no timer spins");
+    assert_eq!(bench.heard().len(), message.len());
+    assert!(reads(&mut bench));
+    bench.pass(Duration::from_millis(1));
+    assert!(bench.trunk.has_link(old), "it has time to answer");
+    bench.broker(b"PONG\r\n");
+    assert!(!bench.trunk.has_link(old));
+}
+
+#[test]
 fn a_lame_duck_that_was_replaced_says_nothing_of_its_successor() {
     let mut bench = Bench::live(PLAIN);
     let later = ServerInfo::parse(b"{\"server_id\":\"later\"}").expect("INFO");

@@ -43,7 +43,7 @@ impl Trunk {
     pub fn poll_timeout(&self, bus: &Bus) -> Option<Instant> {
         let mut due = Earliest(self.route.attempts.retry_at());
         for link in self.links.iter() {
-            due.note(link.deadline);
+            due.note(self.deadline(link));
             due.note(link.room.look_at());
             due.note(self.fence_due(link, bus));
             if !link.pings.is_empty() {
@@ -140,13 +140,11 @@ impl Trunk {
         if is_over(self.silent_at(link, cx.bus)) {
             return Some(Failure::Silent);
         }
-        if !is_over(link.deadline) {
+        if !is_over(self.deadline(link)) {
             return None;
         }
         let phase = link.phase;
         match phase {
-            // It isn't read (R33), and answers once it is.
-            Phase::Leaving(_) if self.intake.stalled => None,
             Phase::Fenced => {
                 self.links[id].deadline = None;
                 cx.bus.counters_mut().barrier_timeouts += 1;
@@ -159,6 +157,13 @@ impl Trunk {
             Phase::AwaitingInfo => Some(Failure::InfoTimeout),
             _ => Some(Failure::Silent),
         }
+    }
+
+    /// When a link's phase has taken too long. One that is left isn't read while the component
+    /// is full (R33), and answers once it is.
+    fn deadline(&self, link: &Link) -> Option<Instant> {
+        let waits = self.intake.stalled && matches!(link.phase, Phase::Leaving(_));
+        link.deadline.filter(|_| !waits)
     }
 
     fn fence(&mut self, id: LinkId, cx: &mut Turn<'_>) {
