@@ -247,7 +247,7 @@ impl Picture {
         let help = "Connections to this broker that passed their handshake";
         gauges(encoder, "natsmux_broker_links", help, links)?;
         let failures = brokers().map(|(bus, broker)| (labels(bus, broker), broker.failures));
-        let help = "Dials and probes in a row that failed";
+        let help = "Failed probes, dials and links since it last answered";
         gauges(encoder, "natsmux_broker_failures", help, failures)?;
         let used = brokers().map(|(bus, broker)| {
             let used = bus.current.as_deref() == Some(&broker.addr);

@@ -94,7 +94,7 @@ pub struct BrokerSnapshot {
     pub links: u64,
     /// Of independent brokers, other hosts that say that they are subscribed there (R29).
     pub hosts: Option<u64>,
-    /// Dials and probes in a row that failed.
+    /// Failed probes, dials and links since it last answered; counted anew once no broker is left.
     pub failures: u64,
 }
 

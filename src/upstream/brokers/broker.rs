@@ -166,7 +166,7 @@ pub struct Broker {
     pub(super) last_failure: Option<Failure>,
     pub(super) failed_at: Option<Instant>,
     pub(super) info: Option<Box<ServerInfo>>,
-    /// Failures in a row, for the probe's backoff.
+    /// Failures since it last answered, for the probe's backoff; 0 again once no broker is left.
     pub(super) failures: u32,
     /// Failures shortly after it came up, for the hold-down.
     pub(super) flaps: u32,
@@ -286,7 +286,7 @@ impl Broker {
         self.probe_took
     }
 
-    /// Failures in a row.
+    /// Failures since it last answered, or since no broker was left.
     pub fn failures(&self) -> u32 {
         self.failures
     }
