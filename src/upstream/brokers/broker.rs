@@ -1,10 +1,11 @@
-//! One broker of a bus: what is known of its life, and why a link or a dial to it failed.
+//! One broker of a bus, and its health.
 
 use core::net::IpAddr;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use super::failure::Failure;
 use super::liveness::Liveness;
 use crate::clock::Instant;
 use crate::config::BrokerAddr;
@@ -35,101 +36,6 @@ impl Health {
             Self::Up => "up",
             Self::LameDuck => "lame duck",
             Self::Down => "down",
-        }
-    }
-}
-
-/// Why a broker or a link of it failed. A closed set, so that it can label a metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Failure {
-    /// Nothing listens there, or the host says no.
-    ConnectionRefused,
-    /// The connection couldn't be opened for another reason.
-    Unreachable,
-    /// The name has no address.
-    NameNotFound,
-    /// The name server takes longer than `connect_timeout`.
-    NameTimeout,
-    /// The connection wasn't open within `connect_timeout`.
-    ConnectTimeout,
-    /// natsmux has no descriptor left for the connection: not the broker's fault.
-    OutOfFiles,
-    /// No INFO within `info_timeout`.
-    InfoTimeout,
-    /// The broker closed the connection.
-    Closed,
-    /// The connection was reset.
-    Reset,
-    /// A write failed.
-    WriteError,
-    /// A fence stayed unanswered for `link_timeout` (R9).
-    Silent,
-    /// The broker sent what isn't the protocol.
-    Garbage,
-    /// The broker sent an error about the link, such as `Stale Connection`.
-    LinkError,
-    /// The broker refused the credentials.
-    Refused,
-    /// The broker requires TLS, which natsmux doesn't speak.
-    TlsRequired,
-    /// The broker, or the identity's account, takes no more connections.
-    Full,
-    /// The broker sent an INFO and no verdict on CONNECT.
-    NoVerdict,
-    /// The listener there is this natsmux, directly or through another one.
-    Loop,
-    /// Of independent brokers, another name leads to this one too (R26).
-    SameBroker,
-    /// The broker announced lame duck mode.
-    LameDuck,
-    /// A broker earlier in the order has returned (R30).
-    Failback,
-    /// The broker is no longer configured.
-    Removed,
-    /// The component sent another CONNECT.
-    NewConnect,
-    /// The broker closed the link for what its only component did, and told it so.
-    OwnFault,
-}
-
-impl Failure {
-    /// Whether natsmux leaves the broker by itself, for all of the bus's trunks.
-    pub fn is_planned(self) -> bool {
-        matches!(self, Self::LameDuck | Self::Removed | Self::Failback)
-    }
-
-    /// Whether it concerns one trunk's sessions, and says nothing of the broker.
-    pub fn is_own(self) -> bool {
-        matches!(self, Self::NewConnect | Self::Refused | Self::OwnFault)
-    }
-
-    /// The label in metrics and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ConnectionRefused => "connection_refused",
-            Self::Unreachable => "unreachable",
-            Self::NameNotFound => "name_not_found",
-            Self::NameTimeout => "name_timeout",
-            Self::ConnectTimeout => "connect_timeout",
-            Self::OutOfFiles => "out_of_files",
-            Self::InfoTimeout => "info_timeout",
-            Self::Closed => "closed",
-            Self::Reset => "reset",
-            Self::WriteError => "write_error",
-            Self::Silent => "silent",
-            Self::Garbage => "garbage",
-            Self::LinkError => "link_error",
-            Self::Refused => "refused",
-            Self::TlsRequired => "tls_required",
-            Self::Full => "full",
-            Self::NoVerdict => "no_verdict",
-            Self::Loop => "loop",
-            Self::SameBroker => "same_broker",
-            Self::LameDuck => "lame_duck",
-            Self::Failback => "failback",
-            Self::Removed => "removed",
-            Self::NewConnect => "new_connect",
-            Self::OwnFault => "own_fault",
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod backoff;
 mod broker;
+mod failure;
 pub mod liveness;
 pub mod presence;
 pub mod roster;

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::backoff::Backoff;
-use super::broker::{BrokerId, Failure};
+use super::broker::BrokerId;
+use super::failure::Failure;
 use crate::clock::Instant;
 
 /// Pause between two attempts at a broker that is full.

@@ -19,7 +19,8 @@ use smallvec::SmallVec;
 
 use choice::Outage;
 
-pub use super::broker::{Broker, BrokerId, Failure, Health};
+pub use super::broker::{Broker, BrokerId, Health};
+pub use super::failure::Failure;
 use super::liveness::{Liveness, TrunkId};
 use super::trouble::{Trouble, Troubles};
 use crate::clock::Instant;
