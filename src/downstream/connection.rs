@@ -211,7 +211,7 @@ impl Connection {
                 yield_after_io(cx);
             }
         }
-        self.frontend.pool.settle(self.now);
+        self.frontend.pool.wake_freed(self.now);
         self.port.rest(cx);
         ended
     }

@@ -51,7 +51,7 @@ impl Session {
                 run.flush(bytes, used, upstream, cx);
             }
             match scanned {
-                Scan::Op { op, .. } if self.must_settle(&op, upstream, cx) => {
+                Scan::Op { op, .. } if self.must_await_answer(&op, upstream, cx) => {
                     return (used, Then::Later);
                 }
                 Scan::Op { op, len } => {
@@ -79,7 +79,7 @@ impl Session {
         }
     }
 
-    pub(super) fn must_settle(
+    pub(super) fn must_await_answer(
         &self,
         op: &ClientOp<'_>,
         upstream: &mut Option<Upstream<'_>>,
@@ -87,7 +87,7 @@ impl Session {
     ) -> bool {
         match (op, upstream) {
             (ClientOp::Subscribe { sid, .. }, Some(upstream)) => {
-                upstream.trunk.must_settle(upstream.id, sid, cx)
+                upstream.trunk.must_await_answer(upstream.id, sid, cx)
             }
             (ClientOp::Connect { json }, Some(upstream)) => {
                 // One that can't be read changes nothing.

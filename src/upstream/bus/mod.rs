@@ -251,7 +251,7 @@ impl Bus {
         std::mem::take(&mut self.trunks.woken)
     }
 
-    /// Whether something may have come up since [`Bus::settle`] that concerns the whole bus.
+    /// Whether something may have come up since [`Bus::mark_seen`] that concerns the whole bus.
     pub(super) fn has_stirred(&self) -> bool {
         Tracked::is_changed(&self.brokers.roster)
             || !self.trunks.woken.is_empty()
@@ -260,8 +260,8 @@ impl Bus {
     }
 
     /// All of that was looked at.
-    pub(super) fn settle(&mut self) {
-        Tracked::settle(&mut self.brokers.roster);
+    pub(super) fn mark_seen(&mut self) {
+        Tracked::mark_seen(&mut self.brokers.roster);
     }
 
     pub(super) fn pick(

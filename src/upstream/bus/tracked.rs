@@ -18,7 +18,7 @@ impl<T> Tracked<T> {
         }
     }
 
-    /// Whether it may have changed since [`Tracked::settle`].
+    /// Whether it may have changed since [`Tracked::mark_seen`].
     pub(super) fn is_changed(noted: &Self) -> bool {
         noted.changed
     }
@@ -29,7 +29,7 @@ impl<T> Tracked<T> {
     }
 
     /// It was looked at as it is now.
-    pub(super) fn settle(noted: &mut Self) {
+    pub(super) fn mark_seen(noted: &mut Self) {
         noted.changed = false;
     }
 }
@@ -57,7 +57,7 @@ mod tests {
     fn looking_leaves_no_note_and_changing_does() {
         let mut noted = Tracked::new(vec![1]);
         assert!(Tracked::is_changed(&noted));
-        Tracked::settle(&mut noted);
+        Tracked::mark_seen(&mut noted);
         assert_eq!(noted.len(), 1);
         assert!(!Tracked::is_changed(&noted));
         noted.push(2);

@@ -36,7 +36,7 @@ impl Pool {
             };
             self.probe_at.set(next);
             // Trunks may wait for what the look at the roster has found due.
-            self.settle(now);
+            self.wake_freed(now);
             self.wait(next).await;
         }
     }
@@ -92,7 +92,7 @@ impl Pool {
             }
         }
         drop(bus);
-        self.settle(now);
+        self.wake_freed(now);
         self.wake_prober();
     }
 

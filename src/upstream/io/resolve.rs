@@ -74,7 +74,7 @@ impl Pool {
                     let (bus, name) = (&self.bus.name, name.to_string());
                     info!(bus, name, ?addrs, "name resolved");
                 }
-                self.settle(now);
+                self.wake_freed(now);
                 self.wake_prober();
             }
             Ok(Err(error)) => {
@@ -96,6 +96,6 @@ impl Pool {
             let (bus, cause) = (&self.bus.name, cause.as_str());
             warn!(bus, broker = %name, cause, "broker down");
         }
-        self.settle(now);
+        self.wake_freed(now);
     }
 }

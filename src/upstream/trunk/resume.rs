@@ -77,7 +77,7 @@ impl Trunk {
         }
         self.release_late(cx.bus);
         let held = self.send_held(id, cx);
-        self.settle_owed(id, cx);
+        self.ask_for_owed(id, cx);
         self.unpark(cx);
         held
     }
@@ -130,7 +130,7 @@ impl Trunk {
     }
 
     /// Re-asks what was owed, behind replay and waiting publishes (R1).
-    fn settle_owed(&mut self, id: LinkId, cx: &mut Turn<'_>) {
+    fn ask_for_owed(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let independent = self.route.is_independent();
         for session in self.sessions.ids() {
             let next_ping = self.links.next_ping();

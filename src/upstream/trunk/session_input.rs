@@ -191,7 +191,7 @@ impl Trunk {
             self.retire_subscriptions(session, cx.now);
         }
         let was_verbose = std::mem::replace(&mut self.connect, connect).verbose;
-        self.settle_held_oks(was_verbose);
+        self.fix_held_oks(was_verbose);
         self.connect_ok_owed = self.connect.verbose;
         self.verdict = Verdict::Pending;
         self.ready = false;
@@ -218,7 +218,7 @@ impl Trunk {
 
     /// Settles the `+OK`s of what waits, which was published under the former options: it is
     /// answered, or not, as these said. So is a CONNECT that no broker has judged.
-    fn settle_held_oks(&mut self, was_verbose: bool) {
+    fn fix_held_oks(&mut self, was_verbose: bool) {
         let connect_ok = u64::from(self.connect_ok_owed);
         for slot in self.sessions.iter_mut() {
             slot.debts.oks += connect_ok;
@@ -303,7 +303,7 @@ impl Trunk {
 
     /// Whether a SUB must wait for the broker's answer to what came before, since only the
     /// broker knows whether its sid is free. Then it comes again once the session is ready.
-    pub fn must_settle(&mut self, session: SessionId, sid: &[u8], cx: &mut Turn<'_>) -> bool {
+    pub fn must_await_answer(&mut self, session: SessionId, sid: &[u8], cx: &mut Turn<'_>) -> bool {
         let (answered, open) = (self.links.answered(), self.open(cx.bus));
         let Some(slot) = self.sessions.get_mut(session) else {
             return false;

@@ -110,11 +110,11 @@ impl Trunk {
     /// Takes a session that shares this trunk; `out` is its outbox so far.
     pub fn join(&mut self, out: Outbox, connect: &Rc<ConnectInfo>, cx: &mut Turn<'_>) -> SessionId {
         let session = self.attach(out, false, cx);
-        self.settle_in(session, Some(Rc::clone(connect)), cx);
+        self.welcome(session, Some(Rc::clone(connect)), cx);
         session
     }
 
-    fn settle_in(&mut self, session: SessionId, label: Option<Rc<ConnectInfo>>, cx: &mut Turn<'_>) {
+    fn welcome(&mut self, session: SessionId, label: Option<Rc<ConnectInfo>>, cx: &mut Turn<'_>) {
         self.note_idle(None, cx.bus);
         // Its CONNECT was accepted here before; without a broker, R16 says who may go on.
         let live = self.links.any_attached();
@@ -350,7 +350,7 @@ impl Trunk {
         slot.debts.unasked = slot.held.messages();
         let session = self.attach_slot(slot, true, cx);
         let label = self.is_shared().then(|| Rc::clone(connect));
-        self.settle_in(session, label, cx);
+        self.welcome(session, label, cx);
         if self.sessions[session].debts.has_pongs() {
             self.arm_pong_hold(session, cx);
         }

@@ -170,7 +170,7 @@ impl Roster {
     fn worth(&self, id: BrokerId, now: Instant) -> (usize, bool, usize) {
         let place = self.order.iter().position(|other| *other == id);
         let place = place.unwrap_or(self.order.len());
-        (self.broker(id).missing, !self.is_settled(id, now), place)
+        (self.broker(id).missing, !self.has_stayed(id, now), place)
     }
 
     /// Since when no broker was there, if that was so until lately; asked once.
@@ -198,7 +198,7 @@ impl Roster {
     }
 
     /// Whether a broker has not just returned.
-    fn is_settled(&self, id: BrokerId, now: Instant) -> bool {
+    fn has_stayed(&self, id: BrokerId, now: Instant) -> bool {
         match (self.broker(id).returned_at, self.placement) {
             (None, _) | (_, Placement::Spread(_)) => true,
             (Some(at), Placement::First(Some(delay))) => at + delay <= now,

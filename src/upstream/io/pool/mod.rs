@@ -217,7 +217,7 @@ impl Pool {
                 yield_after_io(cx);
             }
             // A panic in it isn't this trunk's: its sessions mustn't lose who drives it.
-            let _ = catch_panic(|| pool.settle(driver.now()));
+            let _ = catch_panic(|| pool.wake_freed(driver.now()));
             passed
         }));
     }
@@ -270,12 +270,12 @@ impl Pool {
         });
         let id = cell.machine.borrow().id();
         self.remove(id);
-        self.settle(now);
+        self.wake_freed(now);
     }
 
     /// Wakes what the last pass set free: trunks that waited for a broker, a turn to dial or
     /// the barrier, and the prober.
-    pub fn settle(&self, now: Instant) {
+    pub fn wake_freed(&self, now: Instant) {
         self.shed();
         let (woken, probe_at, news) = {
             let mut bus = self.bus.borrow_mut();
@@ -285,7 +285,7 @@ impl Pool {
             }
             let news = bus.roster_mut().take_offer_changed();
             let woken = bus.take_woken();
-            bus.settle();
+            bus.mark_seen();
             (woken, bus.roster().poll_timeout(), news)
         };
         if news {
