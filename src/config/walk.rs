@@ -1,7 +1,8 @@
 //! The one list of keys: which key belongs to which field, and its bounds.
 //!
-//! A [`Visitor`] walks it. The file reader is one, so a key that isn't here
-//! doesn't exist; the printer of `natsmux check` is the other.
+//! A [`Visitor`] walks it: the file reader is one, the printer of `natsmux check` another. Texts
+//! and lists (`name`, `listen`, `brokers`, `http`, `presence`, `presence_key_file`) are read in
+//! `file.rs`.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Reasons for which a dial or a link fails, or a broker is left. A new one is added here, with its
-//! label; whether it counts against the broker is asked in `roster/health.rs`.
+//! label; whether it counts against the broker is decided where a trunk's link ends.
 
 /// Why a broker or a link of it failed. A closed set, so that it can label a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
