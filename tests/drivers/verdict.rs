@@ -109,7 +109,7 @@ impl Verdict {
     /// The end: what natsmux says of itself, and what was seen, must fit.
     pub fn judge(&self, natsmux: &Snapshot, at_least_once: bool, sessions: u64) {
         let bus = &natsmux.buses[0];
-        let counters = &bus.counters();
+        let counters = &bus.counters;
         let (missing, unproven) = {
             let seen = self.0.borrow();
             let missing = seen.published.iter();
