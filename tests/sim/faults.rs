@@ -127,7 +127,8 @@ impl World {
         self.trace(|| format!("broker {no} thaws"));
         self.brokers[no].life = Life::Up;
         let broker = &mut self.brokers[no];
-        broker.willing_since = (!broker.full && !broker.refuses).then_some(self.now);
+        let is_willing = !broker.full && !broker.refuses && !broker.lame_duck;
+        broker.willing_since = is_willing.then_some(self.now);
         for conn in std::mem::take(&mut self.brokers[no].backlog) {
             if self.conns.contains_key(&conn) {
                 self.broker_accept(no, conn);
