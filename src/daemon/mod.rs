@@ -1,6 +1,6 @@
 //! Builds everything, runs it, reloads it, drains it.
 //!
-//! Two threads: a *worker* moves all bytes (see [`worker`]), and the thread that calls
+//! Two threads: a *worker* moves all bytes (see `daemon::worker`), and the thread that calls
 //! [`run`] handles signals and HTTP and talks to the worker through a small queue of
 //! commands. So no HTTP request can slow the data path by more than one snapshot.
 

@@ -65,7 +65,7 @@ impl Port {
 
     /// Ends a poll. A task that wakes itself would be polled before the runtime looks at its
     /// sockets: so it isn't woken at once by what it drives, but by
-    /// [`yield_after_io`](super::yield_after_io).
+    /// [`yield_after_io`](fn@super::yield_after_io).
     pub fn rest(&self, cx: &mut Context<'_>) {
         self.awake.set(false);
         if self.woken.get() {

@@ -2,7 +2,7 @@
 //!
 //! Trunks of a bus lose their links to a broker within milliseconds of each other and go
 //! live on the next one together. [`Failovers`] sums them up; the sum is reported once
-//! everyone is attached again, and as it stands once it has taken [`REPORT_AFTER`]. A lame
+//! everyone is attached again, and as it stands once it has taken `REPORT_AFTER`. A lame
 //! duck or removed broker is left trunk by trunk, and reported when the last one is gone.
 
 use std::time::Duration;
