@@ -106,7 +106,8 @@ pub enum Subscribed {
 pub enum Unsubscribed {
     /// No such sid; not an error, as at nats-server.
     Unknown,
-    /// It is retired; [`Subscriptions::forget`](super::Subscriptions::forget) it once a fence behind the UNSUB is answered.
+    /// It is retired; [`Subscriptions::forget`](super::Subscriptions::forget) it once a fence
+    /// behind the UNSUB is answered.
     Retired(UpstreamSid),
     /// It lives on until `max` more were delivered; the broker of the present link must be
     /// told this number.
@@ -132,7 +133,8 @@ pub struct Rejected {
 pub struct Ended {
     /// To be unsubscribed.
     pub unsubscribe: Vec<UpstreamSid>,
-    /// Members of groups that live on, to be [forgotten](super::Subscriptions::forget) behind a PING.
+    /// Members of groups that live on, to be [forgotten](super::Subscriptions::forget) behind a
+    /// PING.
     pub left: Vec<UpstreamSid>,
 }
 
