@@ -149,3 +149,64 @@ impl Bus {
         self.brokers.roster.review(now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::hash::RandomState;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::upstream::brokers::admission::Admission;
+    use crate::upstream::brokers::presence::Presence;
+    use crate::upstream::brokers::roster::{Placement, Roster};
+    use crate::upstream::bus::{Budgets, Settings};
+
+    const OLD: (TrunkId, IdentityDigest) = (TrunkId(1), 1);
+    const YOUNG: (TrunkId, IdentityDigest) = (TrunkId(2), 2);
+
+    /// Returns a bus of independent brokers with both trunks attached.
+    fn bus(now: Instant) -> Bus {
+        let addrs = ["127.0.0.1:4222".parse().expect("an address")];
+        let interval = Duration::from_secs(3);
+        let roster = Roster::new(&addrs, Placement::First(None), interval, 1, now);
+        let settings = Settings {
+            topology: Topology::Independent,
+            ..Settings::default()
+        };
+        let budgets = Budgets::new(1 << 20, 1 << 20, 1 << 20);
+        let admission = Admission::new(RandomState::new());
+        let mut bus = Bus::new(settings, roster, admission, budgets, now);
+        *bus.presence_mut() = Presence::new("_P", "me");
+        bus.presence_mut().configure(1, None);
+        for (trunk, identity) in [OLD, YOUNG] {
+            bus.attached(trunk, identity, BrokerId(0), now);
+        }
+        bus
+    }
+
+    /// The younger trunk hears what the older one announced.
+    fn hear_elder(bus: &mut Bus, now: Instant) {
+        let json = bus.presence().announcement("A", OLD.0, &[], now);
+        bus.hear(&json, "A", YOUNG, now);
+    }
+
+    #[test]
+    fn who_deferred_speaks_again_where_the_elder_may_not_any_more() {
+        let now = Instant::now();
+        let mut bus = bus(now);
+        let speaks = |bus: &Bus, (trunk, identity)| bus.is_carrier(trunk, identity, now);
+        hear_elder(&mut bus, now);
+        assert!(speaks(&bus, OLD) && !speaks(&bus, YOUNG));
+        bus.forbid_presence(OLD.1, now);
+        assert!(!speaks(&bus, OLD) && speaks(&bus, YOUNG));
+    }
+
+    #[test]
+    fn an_announcement_of_a_trunk_that_is_gone_silences_nobody() {
+        let now = Instant::now();
+        let mut bus = bus(now);
+        bus.detached(OLD.0, BrokerId(0), now);
+        hear_elder(&mut bus, now);
+        assert!(bus.is_carrier(YOUNG.0, YOUNG.1, now));
+    }
+}

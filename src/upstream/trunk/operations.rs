@@ -211,10 +211,7 @@ impl Trunk {
         };
         self.note_operation_bytes(session, owner, frame.len(), now);
         let covered_by = self.links.next_ping();
-        for link in self.links.iter_mut() {
-            if !link.takes_subscriptions() {
-                continue;
-            }
+        for link in self.links.subscribed_mut() {
             let told = OkOwner::of_operation(link.id == owner);
             link.push_operation(frame, told, covered_by, now);
         }
@@ -266,16 +263,14 @@ impl Trunk {
 
     /// A SUB went to every link that takes them.
     fn note_subscribed(&mut self, upstream: UpstreamSid, covered_by: u64) {
-        let takes = |link: &&mut Link| link.takes_subscriptions();
-        for link in self.links.iter_mut().filter(takes) {
+        for link in self.links.subscribed_mut() {
             link.operations.subscribe(upstream, covered_by);
         }
     }
 
     /// An UNSUB did.
     pub(super) fn note_unsubscribed(&mut self, upstream: UpstreamSid, covered_by: u64) {
-        let takes = |link: &&mut Link| link.takes_subscriptions();
-        for link in self.links.iter_mut().filter(takes) {
+        for link in self.links.subscribed_mut() {
             link.operations.unsubscribe(upstream, covered_by);
         }
     }

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use super::Trunk;
 use super::flow::Flow;
-use super::link::{FAIR_BYTES, Phase};
-use super::link::{Link, LinkId};
+use super::link::{FAIR_BYTES, Link, LinkId, Phase};
 use super::room::Room;
 use super::slot::Slot;
 use crate::clock::Instant;
@@ -260,11 +259,6 @@ impl Trunk {
             // Output that natsmux didn't read says nothing of the broker (R9).
             self.clock_floor = Some(cx.now);
             cx.bus.step_back(self.id);
-            let patience = cx.bus.settings().timings.link_timeout;
-            let links = self.links.iter_mut();
-            for link in links.filter(|link| matches!(link.phase, Phase::Leaving(_))) {
-                link.deadline = Some(cx.now + patience);
-            }
         }
     }
 

@@ -126,7 +126,7 @@ impl Sessions {
     /// Has the driver look at a session: it flushes its outbox, and wakes its task where that is
     /// parked or must close.
     pub(super) fn touch(&mut self, session: SessionId) {
-        if let Some(slot) = self.slots.get_mut(session.0 as usize)
+        if let Some(slot) = self.get_mut(session)
             && !slot.touched
         {
             slot.touched = true;
@@ -178,7 +178,7 @@ impl Sessions {
 
     /// A session whose component is given something: not one that closes.
     fn open_mut(&mut self, session: SessionId) -> Option<&mut Slot> {
-        let slot = self.slots.get_mut(session.0 as usize);
+        let slot = self.get_mut(session);
         slot.filter(|slot| !slot.is_closing())
     }
 

@@ -418,12 +418,10 @@ impl Trunk {
         for upstream in upstreams {
             encode::unsub(&mut frames, upstream.text().as_bytes(), None);
         }
-        for link in self.links.iter_mut() {
-            if link.takes_subscriptions() {
-                link.push_unsubs(&frames, upstreams.len(), covered_by, now);
-                for upstream in upstreams {
-                    link.operations.unsubscribe(*upstream, covered_by);
-                }
+        for link in self.links.subscribed_mut() {
+            link.push_unsubs(&frames, upstreams.len(), covered_by, now);
+            for upstream in upstreams {
+                link.operations.unsubscribe(*upstream, covered_by);
             }
         }
         frames.clear();

@@ -95,8 +95,19 @@ impl Bench {
         } else {
             b"PONG\r\n"
         });
+        self.wake();
+    }
+
+    fn wake(&mut self) {
         self.trunk
             .handle_wake(&mut Turn::new(self.now, &mut self.bus));
+    }
+
+    /// The session ends, once its answers are there.
+    fn finish(&mut self, reason: CloseReason) {
+        let (session, now) = (self.session, self.now);
+        self.trunk
+            .finish(session, reason, &mut Turn::new(now, &mut self.bus));
     }
 
     /// The broker has read all that was for it, and says this.
@@ -405,9 +416,7 @@ fn a_second_connect_is_tried_again_when_every_broker_turned_it_away() {
     let before = bench.link;
     bench.pass(Duration::from_secs(1));
     bench.bus.roster_mut().poll_probe(bench.now);
-    bench
-        .trunk
-        .handle_wake(&mut Turn::new(bench.now, &mut bench.bus));
+    bench.wake();
     bench.take_dial();
     assert_ne!(bench.link, before, "it dials again");
 }
@@ -637,9 +646,7 @@ fn a_move_that_another_broker_turned_down_is_tried_again() {
     bench.take_dial();
     for _ in 0..10 {
         bench.pass(Duration::from_millis(100));
-        bench
-            .trunk
-            .handle_wake(&mut Turn::new(bench.now, &mut bench.bus));
+        bench.wake();
         bench.take_dial();
     }
     assert!(bench.link > tried && bench.trunk.has_link(duck), "R19");
@@ -733,9 +740,7 @@ fn what_a_broker_finds_too_large_is_not_repeated_for_ever() {
         .handle_connected(bench.link, &mut Turn::new(bench.now, &mut bench.bus));
     bench.broker(b"INFO {\"server_id\":\"x\",\"max_payload\":1,\"headers\":true,\"proto\":1}\r\n");
     bench.broker(b"PONG\r\n");
-    bench
-        .trunk
-        .handle_wake(&mut Turn::new(bench.now, &mut bench.bus));
+    bench.wake();
     bench.publish(b"PUB a 1\r\nx\r\n");
     bench.publish(b"PUB b 2\r\nyy\r\n");
     bench.told();
@@ -775,9 +780,7 @@ fn what_came_behind_a_second_connect_is_not_for_the_old_link() {
     bench.told();
     bench.now += Duration::from_millis(1);
     bench.bus.suspect(broker, bench.now);
-    bench
-        .trunk
-        .handle_wake(&mut Turn::new(bench.now, &mut bench.bus));
+    bench.wake();
     bench.reconnect(PLAIN);
     bench.publish(b"PUB a 1\r\nx\r\n");
     // The broker of the old link thaws before the new link is there.
@@ -804,12 +807,8 @@ fn a_half_closed_component_has_its_pong_from_the_next_broker() {
     let mut bench = Bench::live(PLAIN);
     bench.subscribe(b"a", b"1");
     bench.ping();
-    let (session, now) = (bench.session, bench.now);
-    bench.trunk.finish(
-        session,
-        CloseReason::ComponentClosed,
-        &mut Turn::new(now, &mut bench.bus),
-    );
+    let session = bench.session;
+    bench.finish(CloseReason::ComponentClosed);
     bench.lose();
     assert_eq!(bench.trunk.closing(session), None, "R1");
     bench.told();
@@ -833,12 +832,8 @@ fn a_half_closed_component_is_not_kept_for_longer_than_pong_hold() {
     bench.publish(b"PUB a 1\r\nx\r\n");
     bench.flush();
     bench.ping();
-    let (session, now) = (bench.session, bench.now);
-    bench.trunk.finish(
-        session,
-        CloseReason::ComponentClosed,
-        &mut Turn::new(now, &mut bench.bus),
-    );
+    let session = bench.session;
+    bench.finish(CloseReason::ComponentClosed);
     bench.lose();
     bench.pass(Duration::from_millis(299));
     assert_eq!(bench.trunk.closing(session), None);
@@ -857,12 +852,8 @@ fn a_component_that_is_gone_in_an_outage_is_not_kept_for_its_length() {
     // Never written: it waits for the next broker.
     bench.publish(b"PUB a 1\r\nx\r\n");
     bench.ping();
-    let (session, now) = (bench.session, bench.now);
-    bench.trunk.finish(
-        session,
-        CloseReason::ComponentClosed,
-        &mut Turn::new(now, &mut bench.bus),
-    );
+    let session = bench.session;
+    bench.finish(CloseReason::ComponentClosed);
     bench.lose();
     bench.pass(FINISH_WITHIN - Duration::from_millis(1));
     assert_eq!(bench.trunk.closing(session), None);
@@ -877,12 +868,8 @@ fn a_link_that_dies_under_a_session_that_natsmux_ends_ends_it() {
     bench.publish(b"PUB a 1\r\nx\r\n");
     bench.flush();
     bench.ping();
-    let (session, now) = (bench.session, bench.now);
-    bench.trunk.finish(
-        session,
-        CloseReason::Stale,
-        &mut Turn::new(now, &mut bench.bus),
-    );
+    let session = bench.session;
+    bench.finish(CloseReason::Stale);
     assert_eq!(bench.trunk.closing(session), None);
     bench.lose();
     assert_eq!(bench.trunk.closing(session), Some(&CloseReason::Stale));
@@ -896,16 +883,10 @@ fn a_half_closed_component_has_the_pong_that_suspicion_held() {
     let broker = bench.trunk.broker().expect("live");
     bench.now += Duration::from_millis(1);
     bench.bus.suspect(broker, bench.now);
-    bench
-        .trunk
-        .handle_wake(&mut Turn::new(bench.now, &mut bench.bus));
+    bench.wake();
     bench.ping();
-    let (session, now) = (bench.session, bench.now);
-    bench.trunk.finish(
-        session,
-        CloseReason::ComponentClosed,
-        &mut Turn::new(now, &mut bench.bus),
-    );
+    let session = bench.session;
+    bench.finish(CloseReason::ComponentClosed);
     assert_eq!(bench.trunk.closing(session), None, "R2");
     bench.now += Duration::from_millis(1);
     bench.broker(b"PONG\r\n");
@@ -924,12 +905,8 @@ fn a_session_that_finishes_during_a_move_closes_with_its_last_pong() {
     bench.broker(duck.as_bytes());
     bench.take_dial();
     assert_ne!(bench.link, old, "R19");
-    let (session, now) = (bench.session, bench.now);
-    bench.trunk.finish(
-        session,
-        CloseReason::Stale,
-        &mut Turn::new(now, &mut bench.bus),
-    );
+    let session = bench.session;
+    bench.finish(CloseReason::Stale);
     assert_eq!(bench.trunk.closing(session), None);
     bench.join();
     bench.link = old;
@@ -944,12 +921,8 @@ fn a_component_that_half_closes_behind_a_second_connect_has_its_pongs() {
     bench.subscribe(b"a", b"1");
     bench.ping();
     bench.reconnect(PLAIN);
-    let (session, now) = (bench.session, bench.now);
-    bench.trunk.finish(
-        session,
-        CloseReason::ComponentClosed,
-        &mut Turn::new(now, &mut bench.bus),
-    );
+    let session = bench.session;
+    bench.finish(CloseReason::ComponentClosed);
     assert_eq!(bench.trunk.closing(session), None, "R1");
     // The old link answers, and is left.
     bench.link = old;

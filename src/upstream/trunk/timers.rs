@@ -43,7 +43,7 @@ impl Trunk {
     pub fn poll_timeout(&self, bus: &Bus) -> Option<Instant> {
         let mut due = Earliest(self.route.attempts.retry_at());
         for link in self.links.iter() {
-            due.note(self.deadline(link));
+            due.note(self.deadline(link, bus));
             due.note(link.room.look_at());
             due.note(self.fence_due(link, bus));
             if !link.pings.is_empty() {
@@ -140,7 +140,7 @@ impl Trunk {
         if is_over(self.silent_at(link, cx.bus)) {
             return Some(Failure::Silent);
         }
-        if !is_over(self.deadline(link)) {
+        if !is_over(self.deadline(link, cx.bus)) {
             return None;
         }
         let phase = link.phase;
@@ -159,11 +159,21 @@ impl Trunk {
         }
     }
 
-    /// When a link's phase has taken too long. One that is left isn't read while the component
-    /// is full (R33), and answers once it is.
-    fn deadline(&self, link: &Link) -> Option<Instant> {
-        let waits = self.intake.stalled && matches!(link.phase, Phase::Leaving(_));
-        link.deadline.filter(|_| !waits)
+    /// When a link's phase has taken too long. A link that is left answers once it is read, in time
+    /// that natsmux read it (R9).
+    fn deadline(&self, link: &Link, bus: &Bus) -> Option<Instant> {
+        let deadline = link.deadline?;
+        if !matches!(link.phase, Phase::Leaving(_)) {
+            return Some(deadline);
+        }
+        let patience = bus.settings().timings.link_timeout;
+        (!self.intake.stalled).then(|| self.in_running_time(deadline - patience) + patience)
+    }
+
+    /// A point in time from which something is waited for, but for time in which natsmux didn't
+    /// run or read (R9).
+    pub(super) fn in_running_time(&self, since: Instant) -> Instant {
+        self.clock_floor.map_or(since, |floor| floor.max(since))
     }
 
     fn fence(&mut self, id: LinkId, cx: &mut Turn<'_>) {
@@ -223,7 +233,7 @@ impl Trunk {
             return None;
         }
         let oldest = link.pings.oldest()?.at;
-        Some(self.clock_floor.map_or(oldest, |floor| floor.max(oldest)))
+        Some(self.in_running_time(oldest))
     }
 
     /// When to ask the kernel whether the broker's host still takes bytes.
@@ -287,9 +297,7 @@ impl Trunk {
         if link.phase == Phase::Replaying {
             timeout = self.replay_patience(timeout, bus);
         }
-        let asked = self
-            .clock_floor
-            .map_or(oldest.at, |floor| floor.max(oldest.at));
+        let asked = self.in_running_time(oldest.at);
         // A PONG is progress: the next fence has its full time from then on.
         let asked = link.progressed_at.map_or(asked, |at| at.max(asked));
         let progress = link.progress.as_ref().and_then(|progress| progress.at);

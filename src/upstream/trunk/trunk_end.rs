@@ -69,9 +69,7 @@ impl Trunk {
             Verdict::Admitted | Verdict::Accepted if all_full => window,
             Verdict::Admitted | Verdict::Accepted => return None,
         };
-        let since = needed.max(trouble.since);
-        // In time that natsmux ran (R9).
-        let since = self.clock_floor.map_or(since, |floor| floor.max(since));
+        let since = self.in_running_time(needed.max(trouble.since));
         Some(since + patience)
     }
 

@@ -1,7 +1,7 @@
 //! UNSUB max over several brokers, each of which counts for itself (R31).
 
 use super::Trunk;
-use super::link::{LinkId, OkOwner};
+use super::link::{Link, LinkId, OkOwner};
 use super::operations::NO_SID;
 use crate::clock::Instant;
 use crate::ledger::{SessionId, UpstreamSid};
@@ -27,10 +27,7 @@ impl Trunk {
         let owner = self.note_operation(session);
         let covered_by = self.links.next_ping();
         let mut frame = std::mem::take(&mut self.scratch);
-        for link in self.links.iter_mut() {
-            if !link.takes_subscriptions() {
-                continue;
-            }
+        for link in self.links.subscribed_mut() {
             let max = link.received(upstream) + left;
             if counted_here {
                 encode::unsub(&mut frame, NO_SID, None);
@@ -76,10 +73,8 @@ impl Trunk {
         let mut holders = 0;
         let mut frame = std::mem::take(&mut self.scratch);
         encode::unsub(&mut frame, upstream.text().as_bytes(), None);
-        for link in self.links.iter_mut() {
-            if Some(link.id) == ended || !link.takes_subscriptions() {
-                continue;
-            }
+        let others = |link: &&mut Link| Some(link.id) != ended;
+        for link in self.links.subscribed_mut().filter(others) {
             holders += 1;
             link.push_operation(&frame, OkOwner::Nobody, covered_by, now);
             link.operations.unsubscribe(upstream, covered_by);

@@ -59,7 +59,7 @@ impl Roster {
     }
 
     /// R30: whether an independent broker has been heard of for the first time since it froze.
-    /// What it got before that has to pass before anybody is subscribed there again.
+    /// Publishes that reached it before have to pass before anybody is subscribed there again.
     fn must_thaw(&mut self, id: BrokerId, now: Instant) -> bool {
         let spare = self
             .order
