@@ -294,8 +294,8 @@ impl Oracle {
             // Under a sid of the link it is for a live sid of the component.
             let judged = session.unproven.iter().filter_map(|unproven| {
                 match (&unproven.kind, unproven.on.may_go_on(no)) {
-                    (Kind::Judge(Some((judged, own_sid))), true) if judged == subject => {
-                        Some(own_sid.clone())
+                    (Kind::Judge(Some(judged)), true) if judged.subject == subject => {
+                        Some(judged.sid.clone())
                     }
                     _ => None,
                 }
@@ -307,11 +307,11 @@ impl Oracle {
             let on = link.sids.get(&sid);
             let known = on.map(|on| session.subs[on.sub].sid.clone());
             let judge = session.unproven.iter_mut().find(|unproven| {
-                let Kind::Judge(Some((judged, own_sid))) = &unproven.kind else {
+                let Kind::Judge(Some(judged)) = &unproven.kind else {
                     return false;
                 };
-                let fits = known.as_ref().is_none_or(|known| known == own_sid);
-                fits && judged == subject && unproven.on.may_go_on(no)
+                let fits = known.as_ref().is_none_or(|known| *known == judged.sid);
+                fits && judged.subject == subject && unproven.on.may_go_on(no)
             });
             // R28: a broker that stood by is asked again for what it refused.
             let again = link.sids.get(&sid).is_some_and(|on| {

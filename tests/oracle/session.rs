@@ -141,9 +141,18 @@ pub enum Kind {
     Subscribe(usize),
     Unsubscribe(usize),
     Limit(usize, u64),
-    /// A SUB of a sid that is live, or of no valid subject (subject and sid); an UNSUB of an
-    /// unknown sid (`None`). It changes nothing, and only a broker can answer it.
-    Judge(Option<(Vec<u8>, Vec<u8>)>),
+    /// A SUB of a sid that is live, or of no valid subject; an UNSUB of an unknown sid (`None`). It
+    /// changes nothing, and only a broker can answer it.
+    Judge(Option<JudgedSub>),
+}
+
+/// A SUB that only a broker can answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JudgedSub {
+    pub subject: Vec<u8>,
+    pub sid: Vec<u8>,
+    /// Its sid is that of a live subscription with an UNSUB max.
+    pub is_limited: bool,
 }
 
 impl Kind {
@@ -453,10 +462,14 @@ impl Oracle {
         sid: Vec<u8>,
     ) {
         let session = &mut self.sessions[no];
-        let kind = if !frames::is_subscribable(&subject)
-            || session.live_subs().any(|sub| sub.sid == sid)
-        {
-            Kind::Judge(Some((subject, sid)))
+        let taken = session.live_subs().find(|sub| sub.sid == sid);
+        let is_limited = taken.is_some_and(|sub| sub.max > 0);
+        let kind = if !frames::is_subscribable(&subject) || taken.is_some() {
+            Kind::Judge(Some(JudgedSub {
+                subject,
+                sid,
+                is_limited,
+            }))
         } else {
             session.subs.push(Sub {
                 subject,
@@ -793,7 +806,7 @@ impl Oracle {
         }
         if self.of_2012 && text == SID_TAKEN {
             // natsmux knows it where the broker may not, at a limit.
-            let is_judged = |unproven: &Unproven| matches!(unproven.kind, Kind::Judge(Some(_)));
+            let is_judged = |unproven: &Unproven| matches!(&unproven.kind, Kind::Judge(Some(judged)) if judged.is_limited);
             let judged = session.unproven.iter().position(is_judged);
             let Some(at) = judged else {
                 return self.fail(
