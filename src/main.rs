@@ -54,7 +54,7 @@ fn run(args: RunArgs) -> ExitCode {
 fn check(args: CheckArgs) -> ExitCode {
     match args.into_config() {
         Ok(config) => {
-            if let Err(error) = natsmux::daemon::presence_keys(&config) {
+            if let Err(error) = natsmux::daemon::read_files(&config) {
                 return fail(WRONG_INPUT, &error);
             }
             // A reader that went away (`| head`) has seen what it wanted.

@@ -207,6 +207,7 @@ impl Site {
         let addrs = [BrokerAddr {
             host: "10.0.0.1".to_owned(),
             port: 4222,
+            tls: false,
         }];
         let roster = Roster::new(&addrs, Placement::Spread(0), Duration::from_secs(3), 1, now);
         let budgets = Budgets::new(1 << 30, 1 << 30, 1 << 30);

@@ -70,9 +70,16 @@ pub struct BrokerAddr {
     pub host: String,
     /// The port, never 0.
     pub port: u16,
+    /// Whether it was written `tls://`.
+    pub tls: bool,
 }
 
 impl BrokerAddr {
+    /// Whether both are one broker, however it is spoken to.
+    pub(super) fn is_at(&self, other: &Self) -> bool {
+        (&self.host, self.port) == (&other.host, other.port)
+    }
+
     /// Whether a connection to this broker would end at the listener `own`.
     ///
     /// `own_name` is the host's name: with a wildcard listener, every address
@@ -109,7 +116,7 @@ impl fmt::Display for BrokerAddr {
 impl FromStr for BrokerAddr {
     type Err = BrokerFault;
 
-    /// Reads `nats://host:port`, `host:port`, `host` or the same with an IPv6
+    /// Reads `nats://host:port`, `tls://host:port`, `host:port`, `host` or the same with an IPv6
     /// address in brackets. Credentials are looked for first, so that no other
     /// fault can be an excuse for showing them.
     fn from_str(text: &str) -> Result<Self, BrokerFault> {
@@ -120,9 +127,7 @@ impl FromStr for BrokerAddr {
         let rest = match text.split_once("://") {
             None => text,
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("nats") => rest,
-            Some((scheme, _)) if scheme.eq_ignore_ascii_case("tls") => {
-                return Err(BrokerFault::Tls);
-            }
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("tls") => rest,
             Some(_) => return Err(BrokerFault::Form),
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
@@ -131,7 +136,10 @@ impl FromStr for BrokerAddr {
         }
         let (host, port) = split_port(rest)?;
         let port = port.map_or(Ok(DEFAULT_PORT), parse_port)?;
-        Ok(Self { host, port })
+        let tls = text
+            .get(..6)
+            .is_some_and(|start| start.eq_ignore_ascii_case("tls://"));
+        Ok(Self { host, port, tls })
     }
 }
 
@@ -215,7 +223,6 @@ mod tests {
         for (text, fault) in [
             ("nats://user:pass@h:1", BrokerFault::Credentials),
             ("http://user@h", BrokerFault::Credentials),
-            ("tls://h:1", BrokerFault::Tls),
             ("http://h:1", BrokerFault::Form),
             ("h:1/x", BrokerFault::Form),
             ("[::1]x", BrokerFault::Form),

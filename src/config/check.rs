@@ -65,7 +65,7 @@ fn check_brokers(
     host: &str,
 ) -> Result<(), ConfigError> {
     for (index, (broker, location)) in bus.brokers.iter().zip(locations).enumerate() {
-        let fault = if bus.brokers[..index].contains(broker) {
+        let fault = if bus.brokers[..index].iter().any(|b| b.is_at(broker)) {
             Fault::DuplicateBroker(broker.to_string())
         } else if own.iter().any(|l| broker.reaches(l.addr, host)) {
             Fault::Loop(broker.to_string())

@@ -77,6 +77,32 @@ impl From<LogLevel> for LevelFilter {
     }
 }
 
+/// Whether brokers are spoken to in TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TlsMode {
+    /// In plain text, but for those that are written `tls://`.
+    #[default]
+    Off,
+    /// Behind the broker's INFO, and never in plain text.
+    Required,
+    /// Ahead of the broker's INFO, as its `handshake_first` asks for.
+    First,
+}
+
+choice!(TlsMode { "off" => Off, "required" => Required, "first" => First });
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[default]
+    Tls12,
+    /// TLS 1.3.
+    Tls13,
+}
+
+choice!(TlsVersion { "1.2" => Tls12, "1.3" => Tls13 });
+
 /// How the brokers of a bus know each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Topology {

@@ -157,11 +157,8 @@ pub enum BrokerFault {
         "expected nats://host:port without credentials: components' own credentials are passed through"
     )]
     Credentials,
-    /// TLS towards brokers is not built yet.
-    #[error("TLS towards brokers isn't built yet; expected nats://host:port")]
-    Tls,
     /// Another scheme, or a path behind the port.
-    #[error("expected nats://host:port, host:port or host")]
+    #[error("expected nats://host:port, tls://host:port, host:port or host")]
     Form,
     /// The host is empty, or neither a name nor an IP address.
     #[error("expected a host name, an IPv4 address or an IPv6 address in brackets before the port")]

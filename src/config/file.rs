@@ -12,6 +12,7 @@ use super::check::{self, BusLocations, Locations};
 use super::error::{ConfigError, Fault, Location};
 use super::options::{BusConfig, Config};
 use super::section::{Section, line_of};
+use super::tls::{read_listen_tls, read_tls};
 use super::walk;
 
 const A_NAME: &str = "a name of 1 to 255 bytes without blanks, or \"\" for the host's name";
@@ -128,6 +129,8 @@ fn read_bus(mut section: Section<'_>, locations: &mut Locations) -> Result<BusCo
             .filter(|text| !text.is_empty())
             .map(PathBuf::from);
     }
+    bus.tls = read_tls(&mut section)?;
+    bus.listen_tls = read_listen_tls(&mut section)?;
     let mut timings = section.section("timings")?;
     walk::timings(&mut timings, &mut bus.timings)?;
     timings.finish()?;

@@ -8,6 +8,7 @@ use super::address::ListenAddr;
 use super::choice::{Choice, Topology};
 use super::error::ConfigError;
 use super::options::{BusConfig, Config, PongHold, Timings};
+use super::tls::TlsFiles;
 use super::units::{show_duration, show_size};
 use super::walk::{self, Visitor};
 
@@ -74,6 +75,18 @@ fn describe_bus(f: &mut fmt::Formatter<'_>, bus: &BusConfig) -> fmt::Result {
             writeln!(f, "  presence_key_file = {}", file.display())?;
         }
     }
+    if let Some(tls) = &bus.tls {
+        writeln!(f, "  tls.mode = {}", tls.mode.word())?;
+        describe_files(f, "tls.", "ca", &tls.files)?;
+        if let Some(name) = &tls.server_name {
+            writeln!(f, "  tls.server_name = {name}")?;
+        }
+    }
+    if let Some(tls) = &bus.listen_tls {
+        describe_files(f, "listen_tls.", "client_ca", &tls.files)?;
+        writeln!(f, "  listen_tls.handshake_first = {}", tls.handshake_first)?;
+        writeln!(f, "  listen_tls.available = {}", tls.available)?;
+    }
     let (mut set, mut unset) = (bus.timings, default_timings(bus));
     differences(
         f,
@@ -88,6 +101,22 @@ fn describe_bus(f: &mut fmt::Formatter<'_>, bus: &BusConfig) -> fmt::Result {
         |v| walk::bus_limits(v, &mut set),
         |v| walk::bus_limits(v, &mut unset),
     )
+}
+
+fn describe_files(
+    f: &mut fmt::Formatter<'_>,
+    table: &str,
+    ca: &str,
+    files: &TlsFiles,
+) -> fmt::Result {
+    if let Some(path) = &files.ca {
+        writeln!(f, "  {table}{ca} = {}", path.display())?;
+    }
+    if let Some((cert, key)) = &files.pair {
+        writeln!(f, "  {table}cert = {}", cert.display())?;
+        writeln!(f, "  {table}key = {}", key.display())?;
+    }
+    writeln!(f, "  {table}min_version = {}", files.min_version.word())
 }
 
 fn default_timings(bus: &BusConfig) -> Timings {

@@ -21,13 +21,17 @@ mod reload;
 mod section;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod units;
 mod walk;
 
 pub use address::{BrokerAddr, DEFAULT_PORT, ListenAddr};
-pub use choice::{Admit, Choice, Delivery, Failback, LogFormat, LogLevel, Sharing, Topology};
+pub use choice::{
+    Admit, Choice, Delivery, Failback, LogFormat, LogLevel, Sharing, TlsMode, TlsVersion, Topology,
+};
 pub use error::{BrokerFault, ConfigError, Fault, Location};
 pub use options::{
     BusConfig, BusLimits, Config, DaemonLimits, Flags, LogConfig, PongHold, Timings, host_name,
 };
 pub use reload::NeedsRestart;
+pub use tls::{ListenTlsConfig, TlsConfig, TlsFiles};

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::{BrokerAddr, ListenAddr};
-use super::choice::{Admit, Delivery, Failback, LogFormat, LogLevel, Sharing, Topology};
+use super::choice::{Admit, Delivery, Failback, LogFormat, LogLevel, Sharing, TlsMode, Topology};
+use super::tls::{ListenTlsConfig, TlsConfig};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -110,6 +111,10 @@ pub struct BusConfig {
     /// The brokers, 1 to 64, in the order of preference. No default.
     /// Changes on reload: yes.
     pub brokers: Vec<BrokerAddr>,
+    /// TLS towards brokers. Default: none.
+    pub tls: Option<TlsConfig>,
+    /// TLS towards components. Default: none.
+    pub listen_tls: Option<ListenTlsConfig>,
     /// How the brokers know each other. Default: cluster. Changes on reload: no.
     pub topology: Topology,
     /// Whether publishes go back to an independent broker that returned (R30).
@@ -151,6 +156,8 @@ impl BusConfig {
             name: name.into(),
             listen: ListenAddr::defaults(),
             brokers,
+            tls: None,
+            listen_tls: None,
             topology: Topology::default(),
             failback: Failback::default(),
             presence: PRESENCE.to_owned(),
@@ -163,6 +170,21 @@ impl BusConfig {
             timings: Timings::default(),
             limits: BusLimits::default(),
         }
+    }
+
+    /// How this broker is spoken to.
+    pub fn tls_mode(&self, broker: &BrokerAddr) -> TlsMode {
+        let mode = self.tls.as_ref().map_or(TlsMode::Off, |tls| tls.mode);
+        if mode == TlsMode::Off && broker.tls {
+            return TlsMode::Required;
+        }
+        mode
+    }
+
+    /// Whether any broker is spoken to in TLS.
+    pub fn needs_tls(&self) -> bool {
+        let plain = |broker| self.tls_mode(broker) == TlsMode::Off;
+        !self.brokers.iter().all(plain)
     }
 
     /// Changes the delivery, and with it the default that hangs on it: a PONG
@@ -226,6 +248,8 @@ pub struct Timings {
     /// From a TCP connect to the broker's INFO (R12). Default: 700 ms, from
     /// 10 ms to 1 min.
     pub info_timeout: Duration,
+    /// The TLS handshake with a broker. Default: 5 s, from 100 ms to 1 min.
+    pub tls_timeout: Duration,
     /// From INFO to the PONG behind CONNECT, and the age of an unanswered fence
     /// at which a broker is dead (R9). Default: 2 s, from 100 ms to 5 min.
     pub link_timeout: Duration,
@@ -276,6 +300,7 @@ impl Default for Timings {
         Self {
             connect_timeout: Duration::from_secs(1),
             info_timeout: Duration::from_millis(700),
+            tls_timeout: Duration::from_secs(5),
             link_timeout: Duration::from_secs(2),
             probe_interval: Duration::from_secs(3),
             fence_interval: Duration::from_millis(50),

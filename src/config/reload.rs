@@ -58,7 +58,17 @@ fn fixed_difference(old: &BusConfig, new: &BusConfig) -> Option<&'static str> {
             "lenient_connect",
         ),
         (old.admit != new.admit, "admit"),
+        (
+            listen_mode(old) != listen_mode(new),
+            "listen_tls, but for its files,",
+        ),
     ];
     let found = fixed.into_iter().find(|(differs, _)| *differs);
     found.map(|(_, option)| option)
+}
+
+/// What a listener says of TLS before a component has said anything.
+fn listen_mode(bus: &BusConfig) -> Option<(bool, bool)> {
+    let tls = bus.listen_tls.as_ref()?;
+    Some((tls.handshake_first, tls.available))
 }

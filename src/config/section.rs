@@ -58,6 +58,12 @@ impl<'t> Section<'t> {
         }
     }
 
+    /// The table under `key`, if it is there.
+    pub(super) fn optional(&mut self, key: &'static str) -> Result<Option<Self>, ConfigError> {
+        let value = self.take(key);
+        value.map(|value| self.as_section(key, value)).transpose()
+    }
+
     /// The tables of the array of tables under `key`.
     pub(super) fn sections(&mut self, key: &'static str) -> Result<Vec<Self>, ConfigError> {
         let Some(value) = self.take(key) else {

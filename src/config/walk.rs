@@ -112,6 +112,7 @@ pub(super) fn bus<V: Visitor>(v: &mut V, c: &mut BusConfig) -> Result<(), Config
 pub(super) fn timings<V: Visitor>(v: &mut V, t: &mut Timings) -> Result<(), ConfigError> {
     v.duration("connect_timeout", &mut t.connect_timeout, ms(10)..=MINUTE)?;
     v.duration("info_timeout", &mut t.info_timeout, ms(10)..=MINUTE)?;
+    v.duration("tls_timeout", &mut t.tls_timeout, ms(100)..=MINUTE)?;
     v.duration("link_timeout", &mut t.link_timeout, ms(100)..=FIVE_MINUTES)?;
     v.duration(
         "probe_interval",

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::files::Files;
 use crate::config::Config;
 use crate::net::socket::Bound;
-use crate::proto::connect::Secret;
 use crate::telemetry::{SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
 /// Commands that may wait.
@@ -20,8 +20,8 @@ pub(super) type Listeners = BTreeMap<String, Vec<Bound>>;
 /// buses only.
 pub(super) struct Start {
     pub(super) config: Config,
-    /// The keys of presence, by bus.
-    pub(super) keys: BTreeMap<String, Secret>,
+    /// What the configuration names by file.
+    pub(super) files: Files,
     pub(super) listeners: Listeners,
     pub(super) max_connections: usize,
     /// Of what is left to chance: the server's id, and the jitter of retries.

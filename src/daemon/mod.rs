@@ -4,8 +4,8 @@
 //! [`run`] handles signals and HTTP and talks to the worker through a small queue of
 //! commands. So no HTTP request can slow the data path by more than one snapshot.
 
+mod files;
 mod handle;
-mod keys;
 mod limits;
 #[cfg(feature = "turmoil")]
 pub mod simulated;
@@ -13,7 +13,6 @@ mod snapshot;
 mod source;
 mod worker;
 
-use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
@@ -29,10 +28,9 @@ use tracing::{error, info, warn};
 use crate::admin;
 use crate::config::{BusConfig, Config, ConfigError, ListenAddr, LogFormat};
 use crate::net::{self, socket};
-use crate::proto::connect::Secret;
 use crate::telemetry::{self, LineFormat, LogError, LogGuard};
+pub use files::{FileError, Files, read_files};
 use handle::{Handle, Listeners, Start};
-pub use keys::{KeyError, presence_keys};
 use source::WorkerSource;
 
 /// Why the daemon couldn't start, or ended.
@@ -53,7 +51,7 @@ pub enum DaemonError {
     System(#[from] io::Error),
     /// A file that holds a secret can't be used.
     #[error("can't start: {0}")]
-    Key(#[from] KeyError),
+    File(#[from] FileError),
     /// Logging was set up before in this process.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -76,7 +74,7 @@ enum ReloadError {
     #[error(transparent)]
     Listen(#[from] DaemonError),
     #[error(transparent)]
-    Key(#[from] KeyError),
+    File(#[from] FileError),
 }
 
 /// Runs natsmux until SIGTERM or SIGINT. `file` is read again on SIGHUP.
@@ -96,7 +94,7 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
     let seed = RandomState::new().hash_one(&config.name);
     let start = Start {
         config: config.clone(),
-        keys: keys::presence_keys(&config)?,
+        files: files::read_files(&config)?,
         listeners,
         max_connections,
         seed,
@@ -234,13 +232,13 @@ impl Control {
 
     /// Reads the file in a thread of its own: one that hangs, a FIFO or a network file system, must
     /// stop neither HTTP nor signals.
-    async fn read_again(&self) -> Result<(Config, BTreeMap<String, Secret>), ReloadError> {
+    async fn read_again(&self) -> Result<(Config, Files), ReloadError> {
         let file = self.file.clone().ok_or(ReloadError::NoFile)?;
         let running = self.config.clone();
         let read = move || -> Result<_, ReloadError> {
             let new = running.reload(&file)?;
-            let keys = keys::presence_keys(&new)?;
-            Ok((new, keys))
+            let files = files::read_files(&new)?;
+            Ok((new, files))
         };
         let reading = tokio::task::spawn_blocking(read);
         match tokio::time::timeout(READ_WITHIN, reading).await {
@@ -251,7 +249,7 @@ impl Control {
     }
 
     async fn reload(&mut self) -> Result<(), ReloadError> {
-        let (new, keys) = self.read_again().await?;
+        let (new, files) = self.read_again().await?;
         if let Some(fixed) = self.config.needs_restart(&new) {
             return Err(ReloadError::Refused(fixed.to_string()));
         }
@@ -264,7 +262,7 @@ impl Control {
         self.log.set_level(new.log.level.into());
         let start = Start {
             config: new.clone(),
-            keys,
+            files,
             listeners,
             max_connections: limits::max_connections(&new, self.open_files),
             seed: self.seed,

@@ -32,7 +32,7 @@ impl Simulated {
         let start = Start {
             config,
             listeners,
-            keys: BTreeMap::new(),
+            files: super::Files::new(),
             max_connections: MAX_CONNECTIONS,
             seed,
         };

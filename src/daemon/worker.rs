@@ -20,17 +20,18 @@ use tokio::task::{self, LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::files::BusFiles;
 use super::handle::{
     Commands, Handle, SessionPage, Start, SubscriptionList, SubscriptionPage, WorkerCommand,
 };
 use super::snapshot::{bus_snapshot, session_snapshot, subscription_snapshots};
 use crate::clock::Instant;
-use crate::config::{BusConfig, Config, Topology};
-use crate::downstream::frontend::{Frontend, Identity};
+use crate::config::{BusConfig, Config, TlsMode, Topology};
+use crate::downstream::frontend::{Frontend, Identity, ListenTls};
 use crate::downstream::listener;
 use crate::net::now;
 use crate::net::socket::{self, Bound};
-use crate::proto::connect::Secret;
+use crate::net::tls::ServerTls;
 use crate::proto::info::NATSMUX_ID;
 use crate::telemetry::{BusSnapshot, Counters, SessionSnapshot, Snapshot};
 use crate::upstream::brokers::admission::Admission;
@@ -133,7 +134,12 @@ impl Worker {
         let config = start.config;
         for bus in &config.buses {
             let listeners = start.listeners.remove(&bus.name).unwrap_or_default();
-            self.start_bus(&config, bus, listeners, start.keys.remove(&bus.name));
+            self.start_bus(
+                &config,
+                bus,
+                listeners,
+                start.files.remove(&bus.name).unwrap_or_default(),
+            );
         }
     }
 
@@ -161,21 +167,16 @@ impl Worker {
         }
     }
 
-    fn start_bus(
-        &self,
-        config: &Config,
-        bus: &BusConfig,
-        listeners: Vec<Bound>,
-        key: Option<Secret>,
-    ) {
+    fn start_bus(&self, config: &Config, bus: &BusConfig, listeners: Vec<Bound>, files: BusFiles) {
         let now = now();
-        let roster = Roster::new(
+        let mut roster = Roster::new(
             &bus.brokers,
             Placement::of(&config.name, bus),
             bus.timings.probe_interval,
             self.seed,
             now,
         );
+        roster.set_tls(tls_mode(bus));
         let machine = Bus::new(
             Settings::of(bus, config.buses.len()),
             roster,
@@ -189,7 +190,9 @@ impl Worker {
             // Not the id that components see, and another one for each bus.
             let id = RandomState::new().hash_one(&bus.name);
             *machine.presence_mut() = Presence::new(&bus.presence, &format!("{id:016x}"));
-            machine.presence_mut().configure(bus.brokers.len(), key);
+            machine
+                .presence_mut()
+                .configure(bus.brokers.len(), files.presence_key);
         }
         let pool = Rc::new(Pool::new(
             bus.name.clone(),
@@ -197,6 +200,7 @@ impl Worker {
             machine,
             Rc::clone(&self.buffer),
         ));
+        pool.bus.set_tls(files.tls);
         spawn_local(Rc::clone(&pool).probe());
         spawn_local(Rc::clone(&pool).resolve());
         let first = listeners
@@ -211,6 +215,7 @@ impl Worker {
             listen: first.unwrap_or(NOWHERE),
             removed: Cell::new(false),
         };
+        running.frontend.set_tls(listen_tls(bus, files.listen_tls));
         for listener in listeners {
             self.listen(listener, &running.frontend);
         }
@@ -236,7 +241,7 @@ impl Worker {
 
     fn reload(&self, start: Start) {
         let now = now();
-        let (config, mut listeners, mut keys) = (start.config, start.listeners, start.keys);
+        let (config, mut listeners, mut files) = (start.config, start.listeners, start.files);
         self.identity.max_connections.set(start.max_connections);
         self.budgets
             .held
@@ -257,7 +262,15 @@ impl Worker {
                 }
                 continue;
             };
+            let files = files.remove(&bus.name).unwrap_or_default();
+            running.frontend.set_tls(listen_tls(bus, files.listen_tls));
+            let is_renewed = pool.bus.set_tls(files.tls);
             let mut machine = pool.bus.borrow_mut();
+            let tls = tls_mode(bus);
+            if is_renewed || machine.roster().tls() != tls {
+                machine.roster_mut().renew();
+            }
+            machine.roster_mut().set_tls(tls);
             *machine.settings_mut() = Settings::of(bus, config.buses.len());
             let interval = bus.timings.probe_interval;
             let removed = machine.roster_mut().configure(
@@ -268,7 +281,7 @@ impl Worker {
             );
             machine
                 .presence_mut()
-                .configure(bus.brokers.len(), keys.remove(&bus.name));
+                .configure(bus.brokers.len(), files.presence_key);
             machine.roster_mut().note_change();
             drop(machine);
             info!(
@@ -284,7 +297,8 @@ impl Worker {
             .retain(|running| !running.removed.get());
         for bus in &config.buses {
             if let Some(listeners) = listeners.remove(&bus.name) {
-                self.start_bus(&config, bus, listeners, keys.remove(&bus.name));
+                let files = files.remove(&bus.name).unwrap_or_default();
+                self.start_bus(&config, bus, listeners, files);
             }
         }
     }
@@ -365,6 +379,22 @@ impl Worker {
             subscription_snapshots(&info, page)
         })
     }
+}
+
+/// How brokers are spoken to that are written without `tls://`.
+fn tls_mode(bus: &BusConfig) -> TlsMode {
+    bus.tls.as_ref().map_or(TlsMode::Off, |tls| tls.mode)
+}
+
+/// How components are spoken to.
+fn listen_tls(bus: &BusConfig, server: Option<ServerTls>) -> Option<ListenTls> {
+    let options = bus.listen_tls.as_ref()?;
+    Some(ListenTls {
+        server: server?,
+        handshake_first: options.handshake_first,
+        available: options.available,
+        verify: options.files.ca.is_some(),
+    })
 }
 
 /// R17: a component's first INFO should be built from a broker's, where one answers soon.

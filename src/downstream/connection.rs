@@ -104,6 +104,7 @@ pub(super) fn run(
             });
             let reason = reason.await;
             connection.end(&reason);
+            connection.port.say_end();
             reason.error_text().is_some()
         };
         if has_last_words {
@@ -187,7 +188,7 @@ impl Connection {
         while left > 0 {
             let read = poll_fn(|cx| {
                 let mut buffer = self.frontend.pool.bus.buffer.borrow_mut();
-                socket::poll_read(&mut self.read, cx, &mut buffer)
+                self.port.poll_read(&mut self.read, cx, &mut buffer)
             });
             match read.await {
                 Ok(count) if count > 0 => left = left.saturating_sub(count),
@@ -228,7 +229,8 @@ impl Connection {
         self.trunk.is_none()
             || self.port.is_full()
             || self.due.is_some_and(|due| due <= self.now)
-            || !self.parked && self.watch.poll_readable(&self.read, cx).is_ready()
+            || !self.parked
+                && (self.port.has_unread() || self.watch.poll_readable(&self.read, cx).is_ready())
     }
 
     fn pass(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
@@ -313,7 +315,7 @@ impl Connection {
             None => ReadAtMost::Any,
         };
         let most = self.read_size.most(most).min(buffer.len());
-        let polled = socket::poll_read(&mut self.read, cx, &mut buffer[..most]);
+        let polled = self.port.poll_read(&mut self.read, cx, &mut buffer[..most]);
         self.watch.note(polled.is_pending());
         match polled {
             Poll::Pending => false,
@@ -326,7 +328,8 @@ impl Connection {
             }
             Poll::Ready(Ok(count)) => {
                 // Mostly that was all: asking costs less than another pass.
-                let more = self.watch.poll_readable(&self.read, cx).is_ready();
+                let more =
+                    self.port.has_unread() || self.watch.poll_readable(&self.read, cx).is_ready();
                 self.handle_bytes(&buffer[..count]);
                 self.read_size.note(count, self.session.take_operations());
                 // Input that waits for the trunk is let go on, or parked, before the task sleeps.

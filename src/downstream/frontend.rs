@@ -1,17 +1,35 @@
 //! The state that the listeners and connections of a bus share, and natsmux's identity.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::hash::RandomState;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::registry::Registry;
-use crate::proto::info::{FirstInfo, first_info};
+use crate::net::tls::ServerTls;
+use crate::proto::info::{FirstInfo, TlsOffer, first_info};
 use crate::upstream::io::pool::Pool;
+
+/// Handshakes with components that are on their way at once: each costs the worker time.
+const HANDSHAKES: usize = 64;
+
+/// How the components of a bus are spoken to.
+#[derive(Clone, Debug)]
+pub struct ListenTls {
+    /// The certificate, and whom it believes.
+    pub server: ServerTls,
+    /// Whether the handshake comes before INFO.
+    pub handshake_first: bool,
+    /// Whether plain text will do.
+    pub available: bool,
+    /// Whether components need a certificate.
+    pub verify: bool,
+}
 
 /// The state that all connections of a bus share.
 #[derive(Debug)]
@@ -24,6 +42,9 @@ pub struct Frontend {
     pub connections: Rc<Registry>,
     /// Natsmux as components see it.
     pub identity: Rc<Identity>,
+    tls: RefCell<Option<Rc<ListenTls>>>,
+    /// Handshakes on their way.
+    pub(super) handshakes: Semaphore,
     /// Ends the listeners.
     pub(super) closed: CancellationToken,
     /// Connections end once what they sent is carried out. `closed` says the same behind a lock,
@@ -41,10 +62,22 @@ impl Frontend {
             starting: Cell::new(starting),
             connections: Rc::default(),
             identity,
+            tls: RefCell::new(None),
+            handshakes: Semaphore::new(HANDSHAKES),
             closed: CancellationToken::new(),
             draining: Cell::new(false),
             tasks: TaskTracker::new(),
         }
+    }
+
+    /// How components that come from now on are spoken to; `None`: in plain text.
+    pub fn tls(&self) -> Option<Rc<ListenTls>> {
+        self.tls.borrow().clone()
+    }
+
+    /// Sets how components that come from now on are spoken to.
+    pub fn set_tls(&self, tls: Option<ListenTls>) {
+        *self.tls.borrow_mut() = tls.map(Rc::new);
     }
 
     /// natsmux shuts down, or the bus is removed: nobody is let in, and everybody is let go once
@@ -110,6 +143,8 @@ pub(super) fn info((local, peer): Ends, cid: u64, most: usize, frontend: &Fronte
     let (client_ip, _) = address(peer).unwrap_or(unknown);
     let bus = frontend.pool.bus.borrow();
     let brokers = bus.roster().offered();
+    let tls = frontend.tls.borrow();
+    let tls = tls.as_deref();
     let local = FirstInfo {
         server_id: &frontend.identity.server_id,
         server_name: &frontend.identity.server_name,
@@ -121,6 +156,10 @@ pub(super) fn info((local, peer): Ends, cid: u64, most: usize, frontend: &Fronte
         auth_required: bus.roster().auth_required(),
         max_payload: most,
         nonce: &nonce(cid, &frontend.identity),
+        tls: tls.map(|tls| TlsOffer {
+            is_required: !tls.available,
+            verifies: tls.verify,
+        }),
     };
     first_info(&brokers, &local)
 }

@@ -10,8 +10,11 @@ use tracing::{debug, warn};
 
 use super::connection;
 use super::frontend::{self, Counted, Frontend};
+use super::handshake;
+use super::registry::Registration;
 use super::session::Session;
 use crate::catch_panic::catch_panic;
+use crate::clock::Instant;
 use crate::net::socket::{self, Listener, Stream};
 use crate::net::{Port, now};
 
@@ -55,19 +58,20 @@ fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
     if full {
         info.extend_from_slice(b"-ERR 'maximum connections exceeded'\r\n");
     }
+    if let Some(tls) = frontend.tls().filter(|_| !full) {
+        let (frontend, counted) = (Rc::clone(frontend), Counted::new(identity));
+        let tasks = frontend.tasks.clone();
+        let run = handshake::run(frontend, tls, stream, (cid, peer), (info, counted));
+        tasks.spawn_local(run);
+        return;
+    }
     if !socket::send_first(&stream, &info) || full {
         debug!(bus = frontend.pool.bus.name, %peer, full, "connection turned away");
         return;
     }
-    let session = {
-        let mut bus = frontend.pool.bus.borrow_mut();
-        bus.counters_mut().sessions_opened += 1;
-        Session::new(&Turn::new(now(), &mut bus))
-    };
-    debug!(bus = frontend.pool.bus.name, cid, %peer, "session opened");
+    let (session, registration) = open_session(frontend, (cid, peer), now());
     let (read, write) = stream.into_split();
     let port = Rc::new(Port::new(write));
-    let registration = frontend.connections.enter(cid, peer, now());
     let counted = Counted::new(identity);
     let connection = connection::run(
         Rc::clone(frontend),
@@ -77,4 +81,19 @@ fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
         (registration, counted),
     );
     frontend.tasks.spawn_local(connection);
+}
+
+/// A session for a component that was accepted then, and its entry for monitoring.
+pub(super) fn open_session(
+    frontend: &Frontend,
+    (cid, peer): (u64, SocketAddr),
+    accepted_at: Instant,
+) -> (Session, Registration) {
+    let session = {
+        let mut bus = frontend.pool.bus.borrow_mut();
+        bus.counters_mut().sessions_opened += 1;
+        Session::new(&Turn::new(accepted_at, &mut bus))
+    };
+    debug!(bus = frontend.pool.bus.name, cid, %peer, "session opened");
+    (session, frontend.connections.enter(cid, peer, accepted_at))
 }

@@ -2,6 +2,7 @@
 
 pub mod connection;
 pub mod frontend;
+mod handshake;
 pub mod listener;
 pub mod pending_input;
 mod read_size;

@@ -15,6 +15,7 @@ mod readiness;
 #[cfg_attr(feature = "turmoil", path = "simulated.rs")]
 pub mod socket;
 mod timer;
+pub mod tls;
 #[cfg(not(feature = "turmoil"))]
 mod unacked;
 mod yield_after_io;

@@ -9,7 +9,8 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll, Waker};
 
 use super::Outbox;
-use super::socket::{self, WriteHalf};
+use super::socket::{self, ReadHalf, WriteHalf};
+use super::tls::Tls;
 use super::yield_after_io::yield_after_io;
 
 /// Chunks offered to one write.
@@ -26,10 +27,12 @@ pub enum Flush {
     Dead(io::ErrorKind),
 }
 
-/// The writing side of one socket, and the waker of the task that owns it.
+/// The writing side of one socket, what is between it and the machines' bytes, and the waker of the
+/// task that owns it.
 #[derive(Debug)]
 pub struct Port {
     write: WriteHalf,
+    tls: RefCell<Option<Box<Tls>>>,
     waker: RefCell<Option<Waker>>,
     woken: Cell<bool>,
     /// Its task is being polled.
@@ -42,6 +45,7 @@ impl Port {
     pub fn new(write: WriteHalf) -> Self {
         Self {
             write,
+            tls: RefCell::new(None),
             waker: RefCell::new(None),
             woken: Cell::new(false),
             awake: Cell::new(false),
@@ -89,10 +93,86 @@ impl Port {
         self.full.get()
     }
 
+    /// Has everything from now on sealed and opened, beginning with a handshake.
+    pub fn secure(&self, tls: Tls) {
+        *self.tls.borrow_mut() = Some(Box::new(tls));
+    }
+
+    /// Whether a handshake is over since the last call.
+    pub fn take_secured(&self) -> bool {
+        let mut tls = self.tls.borrow_mut();
+        tls.as_mut().is_some_and(|tls| tls.take_secured())
+    }
+
+    /// Takes in what the peer has sent of a handshake, and answers it. What comes behind that stays
+    /// to be read.
+    pub fn poll_handshake(
+        &self,
+        read: &mut ReadHalf,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.tls.borrow_mut().as_mut() {
+            None => Poll::Ready(Ok(())),
+            Some(tls) => tls.poll_handshake(read, &self.write, cx),
+        }
+    }
+
+    /// Whether there is something to read that the socket doesn't know of any more.
+    pub fn has_unread(&self) -> bool {
+        self.tls
+            .borrow()
+            .as_ref()
+            .is_some_and(|tls| tls.has_unread())
+    }
+
+    /// Reads once from a readable socket into `buffer`. `Ready(Ok(0))` is the end of the stream.
+    pub fn poll_read(
+        &self,
+        read: &mut ReadHalf,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.tls.borrow_mut().as_mut() {
+            None => socket::poll_read(read, cx, buffer),
+            Some(tls) => tls.poll_read(read, &self.write, cx, buffer),
+        }
+    }
+
+    /// Reads what a dead socket still holds (R10). `Ok(0)` is its end.
+    ///
+    /// # Errors
+    /// The socket's, `WouldBlock` where nothing is there.
+    pub fn read_now(&self, read: &ReadHalf, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.tls.borrow_mut().as_mut() {
+            None => socket::read_now(read, buffer),
+            Some(tls) => tls.read_now(read, &self.write, buffer),
+        }
+    }
+
+    /// How many written bytes the peer's host has not acknowledged.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn unacked_bytes(&self) -> io::Result<u64> {
+        let unacked = socket::unacked_bytes(&self.write)?;
+        let tls = self.tls.borrow();
+        Ok(tls.as_ref().map_or(unacked, |tls| tls.unacked_of(unacked)))
+    }
+
     /// Writes as much of `outbox` as the socket takes.
     pub fn flush(&self, outbox: &mut Outbox) -> Flush {
         if self.full.get() {
             return Flush::Full;
+        }
+        if let Some(tls) = self.tls.borrow_mut().as_mut() {
+            return match tls.flush(&self.write, outbox) {
+                Ok(()) => Flush::Done,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.full.set(true);
+                    Flush::Full
+                }
+                Err(error) => Flush::Dead(error.kind()),
+            };
         }
         while !outbox.is_empty() {
             match self.write_once(outbox) {
@@ -125,6 +205,13 @@ impl Port {
             self.full.set(false);
         }
         ready
+    }
+
+    /// Tells the peer that nothing more comes, where TLS has a word for it.
+    pub fn say_end(&self) {
+        if let Some(tls) = self.tls.borrow_mut().as_mut() {
+            tls.close(&self.write);
+        }
     }
 
     /// The socket itself.

@@ -136,6 +136,14 @@ pub fn poll_read(
     Poll::Ready(Ok(buffer.filled().len()))
 }
 
+/// Ready with the first byte that waits to be read, which stays there; with `None` at the end.
+pub fn poll_peek(half: &mut ReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
+    let mut byte = [0];
+    let mut buffer = ReadBuf::new(&mut byte);
+    let count = ready!(half.0.borrow_mut().poll_peek(cx, &mut buffer))?;
+    Poll::Ready(Ok((count > 0).then_some(byte[0])))
+}
+
 /// Reads what is there already.
 ///
 /// # Errors

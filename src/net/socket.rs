@@ -101,6 +101,13 @@ pub fn poll_read(
     }
 }
 
+/// Ready with the first byte that waits to be read, which stays there; with `None` at the end.
+pub fn poll_peek(half: &mut ReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
+    let mut byte = [0];
+    let count = ready!(half.poll_peek(cx, &mut ReadBuf::new(&mut byte)))?;
+    Poll::Ready(Ok((count > 0).then_some(byte[0])))
+}
+
 /// Reads what a dead socket's buffer holds, whatever the runtime knows of its readiness (R10).
 /// `Ok(0)` is its end.
 ///

@@ -17,6 +17,8 @@ pub enum BrokerError<'a> {
         /// Whether it concerns the identity's account, and others may connect.
         account: bool,
     },
+    /// The broker takes no more TLS handshakes at the moment.
+    Throttled,
     /// The broker waited in vain for a verdict on CONNECT, such as an auth callout's.
     NoVerdict,
     /// A publish was not allowed and is dropped.
@@ -75,6 +77,8 @@ pub fn classify(text: &[u8]) -> BrokerError<'_> {
         BrokerError::Full { account: false }
     } else if whole(b"maximum account active connections exceeded") {
         BrokerError::Full { account: true }
+    } else if whole(b"Connection throttling is active. Please try again later.") {
+        BrokerError::Throttled
     } else if BAD_SIDS.iter().any(|text| whole(text)) {
         BrokerError::BadSid
     } else if whole(b"Authentication Timeout") {

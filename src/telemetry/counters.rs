@@ -69,6 +69,8 @@ counters! {
     link_failures,
     /// Dials that didn't become a link.
     dial_failures,
+    /// Connections of components whose TLS handshake failed, or wasn't over in time.
+    failed_handshakes,
     /// Sessions accepted.
     sessions_opened,
     /// Sessions that ended.

@@ -548,6 +548,9 @@ impl World {
             match action {
                 Action::Dial { link, broker } => self.dial(id, link, broker),
                 Action::Close { link, abort } => self.close_link(id, link, abort),
+                Action::Secure { link, .. } => {
+                    self.with_trunk(id, |machine, cx| machine.handle_secured(link, cx));
+                }
                 Action::Measure { link } => self.measure(id, link),
                 Action::Report(report) => self.reported(&report),
                 Action::Done => {
@@ -999,6 +1002,7 @@ impl World {
             auth_required: self.daemon.bus.roster().auth_required(),
             max_payload: usize::MAX,
             nonce: "0123456789abcde",
+            tls: None,
         };
         first_info(&infos, &local)
     }

@@ -202,6 +202,15 @@ pub enum HeaderSupport {
     On,
 }
 
+/// What a listener says of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlsOffer {
+    /// Whether it takes nothing else.
+    pub is_required: bool,
+    /// Whether it wants a certificate.
+    pub verifies: bool,
+}
+
 /// Natsmux's INFO to one component.
 #[derive(Debug, Clone, Copy)]
 pub struct FirstInfo<'a> {
@@ -226,6 +235,8 @@ pub struct FirstInfo<'a> {
     pub max_payload: usize,
     /// The nonce that components sign that hold a key, where brokers want that.
     pub nonce: &'a str,
+    /// What natsmux says of TLS, where it speaks it.
+    pub tls: Option<TlsOffer>,
 }
 
 /// R17: the first line that a component gets. A later INFO replaces all that an earlier one said, so it is the same. `brokers` are the last INFOs of the brokers in use, or of all that live where none is;
@@ -242,7 +253,13 @@ pub fn first_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
     line.number("max_payload", Some(max_payload as u64));
     line.flag("headers", common.headers);
     line.flag("auth_required", common.auth_required || local.auth_required);
-    line.flag("tls_required", false);
+    line.flag("tls_required", local.tls.is_some_and(|tls| tls.is_required));
+    if let Some(tls) = local.tls {
+        line.flag("tls_verify", tls.verifies);
+        if !tls.is_required {
+            line.flag("tls_available", true);
+        }
+    }
     let via = via(brokers);
     line.text("natsmux_via", Some(&*via).filter(|via| !via.is_empty()));
     let is_signed = brokers.iter().any(|broker| broker.nonce.is_some());

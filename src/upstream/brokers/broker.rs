@@ -93,6 +93,8 @@ pub struct Broker {
     /// The watch over it, by the trunks with a live link there.
     pub(super) liveness: Liveness,
     pub(super) removed: bool,
+    /// Its links speak as natsmux did before a reload.
+    pub(super) is_outdated: bool,
 }
 
 impl Broker {
@@ -125,6 +127,7 @@ impl Broker {
             line_learned: None,
             liveness: Liveness::default(),
             removed: false,
+            is_outdated: false,
         }
     }
 

@@ -32,8 +32,28 @@ pub enum Failure {
     LinkError,
     /// The broker refused the credentials.
     Refused,
-    /// The broker requires TLS, which natsmux doesn't speak.
+    /// The broker requires TLS, and the bus has none configured.
     TlsRequired,
+    /// The bus requires TLS, and the broker offers none.
+    TlsNotOffered,
+    /// The handshake was to come first, and the broker spoke in plain text.
+    TlsNotFirst,
+    /// The TLS handshake wasn't over within `tls_timeout`.
+    TlsTimeout,
+    /// The TLS handshake failed.
+    TlsHandshake,
+    /// The broker takes no more TLS handshakes at the moment.
+    Throttled,
+    /// The broker's certificate has expired, or isn't valid yet.
+    CertificateExpired,
+    /// Nobody whom natsmux trusts has signed the broker's certificate.
+    CertificateUntrusted,
+    /// The broker's certificate is for another name.
+    CertificateName,
+    /// The broker's certificate is wrong in another way.
+    CertificateInvalid,
+    /// The broker refused natsmux's certificate, or misses one.
+    CertificateRefused,
     /// The broker, or the identity's account, takes no more connections.
     Full,
     /// The broker sent an INFO and no verdict on CONNECT.
@@ -65,6 +85,24 @@ impl Failure {
         matches!(self, Self::NewConnect | Self::Refused | Self::OwnFault)
     }
 
+    /// What an operator may do about it, where the broker's own log doesn't say.
+    pub fn hint(self) -> Option<&'static str> {
+        Some(match self {
+            Self::TlsRequired => "write the broker as tls://host:port, or [bus.tls]",
+            Self::TlsNotOffered => {
+                "the broker has no `tls`, or something between has taken it away"
+            }
+            Self::TlsNotFirst => "the broker has no `handshake_first`: write mode = \"required\"",
+            Self::CertificateExpired => "renew the broker's certificate, or set this host's clock",
+            Self::CertificateUntrusted => "write the broker's authority as `ca` of [bus.tls]",
+            Self::CertificateName => {
+                "write the name in its certificate as `server_name` of [bus.tls]"
+            }
+            Self::CertificateRefused => "the broker verifies: write `cert` and `key` of [bus.tls]",
+            _ => return None,
+        })
+    }
+
     /// The label in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -83,6 +121,16 @@ impl Failure {
             Self::LinkError => "link_error",
             Self::Refused => "refused",
             Self::TlsRequired => "tls_required",
+            Self::TlsNotOffered => "tls_not_offered",
+            Self::TlsNotFirst => "tls_not_first",
+            Self::TlsTimeout => "tls_timeout",
+            Self::TlsHandshake => "tls_handshake",
+            Self::Throttled => "throttled",
+            Self::CertificateExpired => "certificate_expired",
+            Self::CertificateUntrusted => "certificate_untrusted",
+            Self::CertificateName => "certificate_name",
+            Self::CertificateInvalid => "certificate_invalid",
+            Self::CertificateRefused => "certificate_refused",
             Self::Full => "full",
             Self::NoVerdict => "no_verdict",
             Self::Loop => "loop",

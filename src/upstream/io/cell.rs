@@ -10,6 +10,7 @@ use super::operator_log::OperatorLog;
 use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::net::Port;
+use crate::net::tls::ClientTls;
 use crate::upstream::bus::{Bus, Turn};
 use crate::upstream::trunk::Trunk;
 
@@ -24,6 +25,8 @@ pub struct BusCell {
     /// The worker's read buffer.
     pub buffer: ReadBuffer,
     machine: RefCell<Bus>,
+    /// What natsmux says to brokers in TLS, and believes.
+    pub(super) tls: RefCell<Option<ClientTls>>,
     pub(super) log: RefCell<OperatorLog>,
 }
 
@@ -34,7 +37,17 @@ impl BusCell {
             name,
             buffer,
             machine: RefCell::new(machine),
+            tls: RefCell::new(None),
         }
+    }
+
+    /// Sets what natsmux says to brokers in TLS from now on. Returns whether that is another than
+    /// before.
+    pub fn set_tls(&self, tls: Option<ClientTls>) -> bool {
+        let digest = |tls: &Option<ClientTls>| tls.as_ref().map(ClientTls::digest);
+        let is_new = digest(&self.tls.borrow()) != digest(&tls);
+        *self.tls.borrow_mut() = tls;
+        is_new
     }
 
     /// Borrows the machine to look at it.

@@ -16,6 +16,7 @@ use std::task::{Context, Poll};
 use tracing::{debug, error, warn};
 
 use super::cell::{BusCell, TrunkCell};
+use super::secure::tls_failure;
 use crate::catch_panic::catch_panic;
 use crate::clock::Instant;
 use crate::net::socket::{self, ReadHalf, Stream};
@@ -159,7 +160,7 @@ impl Driver {
     fn read_link(&mut self, at: usize, cx: &mut Context<'_>) -> bool {
         let LinkIo { id, watch, socket } = &mut self.links[at];
         let id = *id;
-        let Socket::Open { read, .. } = socket else {
+        let Socket::Open { read, port } = socket else {
             return false;
         };
         let most = {
@@ -171,25 +172,43 @@ impl Driver {
             }
             trunk.link_read_at_most(&bus)
         };
-        if watch.poll_readable(read, cx).is_pending() {
+        if !port.has_unread() && watch.poll_readable(read, cx).is_pending() {
             return false;
         }
         let buffer = Rc::clone(&self.bus.buffer);
         let mut buffer = buffer.borrow_mut();
         let most = most.min(buffer.len());
-        match socket::poll_read(read, cx, &mut buffer[..most]) {
+        let polled = port.poll_read(read, cx, &mut buffer[..most]);
+        if port.take_secured() {
+            self.with_machine(|trunk, cx| trunk.handle_secured(id, cx));
+        }
+        let LinkIo { watch, socket, .. } = &mut self.links[at];
+        let Socket::Open { read, port } = socket else {
+            return false;
+        };
+        match polled {
             Poll::Pending => return false,
             Poll::Ready(Ok(0)) => self.fail(id, Failure::Closed),
             Poll::Ready(Ok(count)) => {
                 // Mostly that was all: asking costs less than another round.
-                let more = watch.poll_readable(read, cx).is_ready();
+                let more = port.has_unread() || watch.poll_readable(read, cx).is_ready();
                 let bytes = &buffer[..count];
                 self.with_machine(|trunk, cx| trunk.handle_link_bytes(id, bytes, cx));
                 return more;
             }
-            Poll::Ready(Err(_)) => self.fail(id, Failure::Reset),
+            Poll::Ready(Err(error)) => self.fail_read(id, &error),
         }
         true
+    }
+
+    /// A link's socket can't be read, or what it brings can't be opened.
+    fn fail_read(&self, id: LinkId, error: &io::Error) {
+        let failure = tls_failure(error);
+        let broker = self.cell.machine.borrow().broker_of(id);
+        if let (Some(failure), Some(broker)) = (failure, broker) {
+            self.bus.log_tls(broker, failure, error, self.now);
+        }
+        self.fail(id, failure.unwrap_or(Failure::Reset));
     }
 
     fn tick(&mut self) {
@@ -219,6 +238,7 @@ impl Driver {
             match action {
                 Action::Dial { link, broker } => self.dial(link, broker),
                 Action::Close { link, abort } => self.close(link, abort),
+                Action::Secure { link, broker } => self.secure(link, broker),
                 Action::Measure { link } => self.measure(link),
                 Action::Report(report) => self.log(&report),
                 Action::Done => self.done = true,
@@ -251,10 +271,22 @@ impl Driver {
         }
     }
 
+    fn secure(&mut self, id: LinkId, broker: BrokerId) {
+        let link = self.links.iter().find(|link| link.id == id);
+        let Some(Socket::Open { port, .. }) = link.map(|link| &link.socket) else {
+            return;
+        };
+        if let Err(error) = self.bus.secure(port, broker) {
+            let failure = Failure::TlsHandshake;
+            self.bus.log_tls(broker, failure, &error, self.now);
+            self.fail(id, failure);
+        }
+    }
+
     fn measure(&self, id: LinkId) {
         let link = self.links.iter().find(|link| link.id == id);
         if let Some(Socket::Open { port, .. }) = link.map(|link| &link.socket)
-            && let Ok(bytes) = socket::unacked_bytes(port.socket())
+            && let Ok(bytes) = port.unacked_bytes()
         {
             self.with_machine(|trunk, cx| trunk.handle_unacked(id, bytes, cx.now));
         }
@@ -297,10 +329,10 @@ impl Driver {
         let buffer = Rc::clone(&self.bus.buffer);
         let mut buffer = buffer.borrow_mut();
         loop {
-            let Socket::Open { read, .. } = &self.links[at].socket else {
+            let Socket::Open { read, port } = &self.links[at].socket else {
                 return;
             };
-            match socket::read_now(read, &mut buffer) {
+            match port.read_now(read, &mut buffer) {
                 Ok(count) if count > 0 => {
                     let bytes = &buffer[..count];
                     self.with_machine(|trunk, cx| {
@@ -336,7 +368,7 @@ impl Driver {
         }
     }
 
-    fn fail(&mut self, id: LinkId, failure: Failure) {
+    fn fail(&self, id: LinkId, failure: Failure) {
         self.with_machine(|trunk, cx| trunk.handle_link_failed(id, failure, cx));
     }
 

@@ -8,4 +8,5 @@ mod operator_log;
 pub mod pool;
 mod prober;
 mod resolve;
+mod secure;
 pub mod shared_trunks;

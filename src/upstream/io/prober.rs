@@ -11,9 +11,11 @@ use tokio::time::{sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::pool::Pool;
+use super::secure::{self, HandshakeError};
 use crate::clock::Instant;
-use crate::net::socket::{self, Stream};
-use crate::net::{names, now};
+use crate::config::TlsMode;
+use crate::net::socket::ReadHalf;
+use crate::net::{Port, names, now};
 use crate::proto::info::ServerInfo;
 use crate::proto::server::{self, ServerLimits, ServerOp, ServerScan};
 use crate::upstream::brokers::roster::{BrokerId, Failure};
@@ -69,10 +71,15 @@ impl Pool {
         match result {
             Ok(info) => {
                 let version = info.version.clone();
+                let unfit = bus.roster().unfit(broker, &info);
                 bus.roster_mut().handle_info(broker, info, now);
                 let took = now.saturating_duration_since(start);
                 bus.roster_mut().note_probe(broker, took);
-                if bus.roster().broker(broker).health() != before {
+                let is_changed = bus.roster().broker(broker).health() != before;
+                if let Some(failure) = unfit.filter(|_| is_changed) {
+                    let (cause, hint) = (failure.as_str(), failure.hint());
+                    warn!(bus = self.bus.name, broker = addr, cause, hint, "broker unfit");
+                } else if is_changed {
                     info!(bus = self.bus.name, broker = addr, version, "broker up");
                 }
             }
@@ -97,11 +104,12 @@ impl Pool {
     }
 
     async fn ask(self: Rc<Self>, broker: BrokerId) -> Result<ServerInfo, Failure> {
-        let (ips, port, timings) = {
+        let (ips, port, timings, mode) = {
             let bus = self.bus.borrow();
+            let mode = bus.roster().tls_mode(broker);
             let broker = bus.roster().broker(broker);
             let (ips, port) = (broker.ips().to_vec(), broker.addr().port);
-            (ips, port, bus.settings().timings)
+            (ips, port, bus.settings().timings, mode)
         };
         let dial = names::connect(&ips, port, timings.connect_timeout);
         let stream = match timeout(timings.connect_timeout, dial).await {
@@ -109,19 +117,56 @@ impl Pool {
             Ok(Err(error)) => return Err(super::driver::dial_failure(&error)),
             Ok(Ok(stream)) => stream,
         };
-        timeout(timings.info_timeout, read_info(stream))
-            .await
-            .unwrap_or(Err(Failure::InfoTimeout))
+        let (mut read, write) = stream.into_split();
+        let port = Port::new(write);
+        let read = &mut read;
+        if mode == TlsMode::First {
+            self.handshake(broker, &port, read).await?;
+        }
+        let info = timeout(timings.info_timeout, read_info(&port, read));
+        let info = info.await.unwrap_or(Err(Failure::InfoTimeout))?;
+        let is_offered = info.tls_required || info.tls_available;
+        if mode == TlsMode::Required && is_offered {
+            match self.handshake(broker, &port, read).await {
+                // It lives, and has no time for one more.
+                Ok(()) | Err(Failure::Throttled | Failure::Full) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(info)
+    }
+
+    async fn handshake(
+        &self,
+        broker: BrokerId,
+        port: &Port,
+        read: &mut ReadHalf,
+    ) -> Result<(), Failure> {
+        let within = self.bus.borrow().settings().timings.tls_timeout;
+        let begun = self.bus.secure(port, broker);
+        let ended = match begun {
+            Ok(()) => timeout(within, secure::handshake(port, read)).await,
+            Err(error) => Ok(Err(HandshakeError::Socket(error))),
+        };
+        match ended {
+            Err(_) => Err(Failure::TlsTimeout),
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(HandshakeError::Plain(failure))) => Err(failure),
+            Ok(Err(HandshakeError::Socket(error))) => {
+                let failure = secure::tls_failure(&error).unwrap_or(Failure::TlsHandshake);
+                self.bus.log_tls(broker, failure, &error, now());
+                Err(failure)
+            }
+        }
     }
 }
 
-async fn read_info(stream: Stream) -> Result<ServerInfo, Failure> {
-    let (mut read, _write) = stream.into_split();
+async fn read_info(port: &Port, read: &mut ReadHalf) -> Result<ServerInfo, Failure> {
     let mut buffer = [0; 1024];
     let limits = ServerLimits::default();
     let mut line = Vec::with_capacity(1024);
     loop {
-        match socket::read(&mut read, &mut buffer).await {
+        match poll_fn(|cx| port.poll_read(read, cx, &mut buffer)).await {
             Ok(0) => return Err(Failure::Closed),
             Err(_) => return Err(Failure::Reset),
             Ok(count) => line.extend_from_slice(&buffer[..count]),

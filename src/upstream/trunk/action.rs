@@ -25,6 +25,15 @@ pub enum Action {
         /// yet arrives late (R5).
         abort: bool,
     },
+    /// Begin a TLS handshake on a link's connection, and report with
+    /// [`handle_secured`](super::Trunk::handle_secured) or
+    /// [`handle_link_failed`](super::Trunk::handle_link_failed).
+    Secure {
+        /// The link.
+        link: LinkId,
+        /// Whom its certificate must name.
+        broker: BrokerId,
+    },
     /// Ask the kernel how many written bytes the broker's host has not acknowledged
     /// (SIOCOUTQ), and report with [`handle_unacked`](super::Trunk::handle_unacked) (R9).
     Measure {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::action::{Action, Report};
 use super::attribution::{Wanted, publishes};
-use super::link::{Link, LinkId, OkOwner};
+use super::link::{Link, LinkId, OkOwner, Phase};
 use super::{CloseReason, Trunk, Verdict};
 use crate::ledger::operations::OWN;
 use crate::ledger::{Rejected, SessionId, TooMany, UpstreamSid, line_of};
@@ -28,6 +28,9 @@ impl Trunk {
             return;
         }
         let error = classify(text);
+        if self.links[id].phase == Phase::Securing && !matches!(error, BrokerError::Full { .. }) {
+            return self.handle_plain_error(id, &error, text, cx);
+        }
         if self.answer_asked(id, &error, text, cx.bus) {
             return;
         }
@@ -95,7 +98,9 @@ impl Trunk {
                 self.deliver_answer(id, &line, cx.bus);
             }
             BrokerError::InvalidPublishSubject => self.deliver_to_own(&line, cx.bus),
-            BrokerError::LinkOnly | BrokerError::NoVerdict => self.handle_link_error(id, text, cx),
+            BrokerError::LinkOnly | BrokerError::NoVerdict | BrokerError::Throttled => {
+                self.handle_link_error(id, text, cx)
+            }
         }
     }
 
@@ -212,6 +217,25 @@ impl Trunk {
             let line = [&b"-ERR '"[..], &text[..cut], &own_sid[..], b"\")'\r\n"];
             self.sessions.deliver(session, &line, cx.bus);
         }
+    }
+
+    /// An error in plain text, where TLS is to begin: anybody may have written it.
+    fn handle_plain_error(
+        &mut self,
+        id: LinkId,
+        error: &BrokerError<'_>,
+        text: &[u8],
+        cx: &mut Turn<'_>,
+    ) {
+        let broker = self.links[id].broker;
+        let text = text.into();
+        self.actions
+            .push_back(Action::Report(Report::BrokerError { broker, text }));
+        let failure = match error {
+            BrokerError::Throttled => Failure::Throttled,
+            _ => Failure::TlsHandshake,
+        };
+        self.fail(id, failure, cx);
     }
 
     fn handle_link_error(&mut self, id: LinkId, text: &[u8], cx: &mut Turn<'_>) {

@@ -62,7 +62,11 @@ impl Trunk {
         let mut within = limits(self).unwrap_or_default();
         while let Some(link) = self.links.get(id) {
             let scanned = server::scan(&bytes[used..], &within);
-            if link.phase < Phase::Authenticating && is_early(&scanned) {
+            let is_early = match link.phase {
+                Phase::Securing => !is_before_handshake(&scanned),
+                phase => phase < Phase::Authenticating && is_early(&scanned),
+            };
+            if is_early {
                 self.fail(id, Failure::Garbage, cx);
                 continue;
             }
@@ -222,7 +226,11 @@ impl Trunk {
                     self.left(id, cx);
                 }
             }
-            Phase::Connecting | Phase::AwaitingInfo | Phase::Authenticated | Phase::Fenced => {}
+            Phase::Connecting
+            | Phase::AwaitingInfo
+            | Phase::Securing
+            | Phase::Authenticated
+            | Phase::Fenced => {}
         }
         // Also behind a move, whose last PONG comes on the old link or before the new is live.
         self.open_gates();
@@ -335,7 +343,8 @@ impl Trunk {
         };
         let broker = self.links[id].broker;
         match self.links[id].phase {
-            Phase::Connecting | Phase::AwaitingInfo => self.introduce(id, info, cx),
+            Phase::Connecting | Phase::AwaitingInfo => self.handle_first_info(id, info, cx),
+            Phase::Securing => self.fail(id, Failure::TlsNotFirst, cx),
             _ => {
                 // An INFO behind CONNECT may hold for this account alone.
                 let before = std::mem::replace(&mut self.links[id].max_payload, info.max_payload);
@@ -364,6 +373,15 @@ impl Trunk {
 }
 
 /// Whether a broker says what it can't before its INFO: it speaks first, and of itself.
+/// Whether a broker may say this in plain text where TLS is to begin.
+fn is_before_handshake(scanned: &ServerScan<'_>) -> bool {
+    match scanned {
+        ServerScan::Op { op, .. } => matches!(op, ServerOp::Info { .. } | ServerOp::Err { .. }),
+        ServerScan::Incomplete { need } => need.is_none(),
+        ServerScan::Fault(_) => true,
+    }
+}
+
 fn is_early(scanned: &ServerScan<'_>) -> bool {
     match scanned {
         ServerScan::Op { op, .. } => {

@@ -9,6 +9,7 @@ use crate::clock::Instant;
 use crate::ledger::{Account, Operations, Ping, Pings, Received, Seen, SessionId, UpstreamSid};
 use crate::net::{Outbox, Partial, Retention};
 use crate::proto::encode;
+use crate::proto::info::ServerInfo;
 use crate::queue::Queue;
 use crate::telemetry::Counters;
 use crate::upstream::brokers::roster::BrokerId;
@@ -45,6 +46,8 @@ pub(super) enum Phase {
     Connecting,
     /// Open; the broker speaks first.
     AwaitingInfo,
+    /// The TLS handshake: ahead of INFO or behind it, as is configured.
+    Securing,
     /// CONNECT and PING were sent.
     Authenticating,
     /// Accepted; the link that it replaces has not been left yet (R19).
@@ -175,6 +178,10 @@ pub(super) struct Link {
     pub(super) id: LinkId,
     pub(super) broker: BrokerId,
     pub(super) phase: Phase,
+    /// Whether a TLS handshake is over.
+    pub(super) is_secured: bool,
+    /// An INFO that came ahead of the TLS handshake.
+    pub(super) early_info: Option<Box<ServerInfo>>,
     /// Whether its CONNECT asked for headers: else there may be none in what goes there.
     pub(super) headers: bool,
     /// Where not, whether the component may send some.
@@ -292,6 +299,8 @@ impl Link {
             id,
             broker,
             phase: Phase::Connecting,
+            is_secured: false,
+            early_info: None,
             headers: true,
             strips: false,
             deadline: Some(deadline),

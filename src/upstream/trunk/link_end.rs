@@ -58,8 +58,11 @@ impl Trunk {
         let mut avoided = None;
         match link.phase {
             // The broker didn't even introduce itself: dead for all trunks.
-            Phase::Connecting | Phase::AwaitingInfo
-                if !matches!(failure, Failure::OutOfFiles | Failure::Full) =>
+            Phase::Connecting | Phase::AwaitingInfo | Phase::Securing
+                if !matches!(
+                    failure,
+                    Failure::OutOfFiles | Failure::Full | Failure::Throttled
+                ) =>
             {
                 cx.bus
                     .roster_mut()
@@ -67,7 +70,9 @@ impl Trunk {
                 self.route.pause(link.broker, self.id, cx);
             }
             // All links of the bus wait together for a broker that turns them away.
-            _ if failure == Failure::Full => self.route.pause(link.broker, self.id, cx),
+            _ if matches!(failure, Failure::Full | Failure::Throttled) => {
+                self.route.pause(link.broker, self.id, cx)
+            }
             _ if failure == Failure::NoVerdict => {
                 cx.bus
                     .roster_mut()

@@ -8,6 +8,8 @@ use super::link::{Link, LinkId, OkOwner, Phase};
 use super::route::Step;
 use super::sharing::{CROWDED_FOR, Crowded};
 use super::{CloseReason, Trunk, Verdict};
+use crate::config::TlsMode;
+use crate::net::Partial;
 use crate::proto::encode;
 use crate::proto::info::HeaderSupport;
 use crate::proto::info::ServerInfo;
@@ -79,9 +81,52 @@ impl Trunk {
         let Some(link) = self.links.get_mut(id) else {
             return;
         };
+        link.last_read_at = cx.now;
+        if cx.bus.roster().tls_mode(link.broker) == TlsMode::First {
+            return self.secure(id, cx);
+        }
+        self.await_info(id, cx);
+    }
+
+    fn await_info(&mut self, id: LinkId, cx: &Turn<'_>) {
+        let link = &mut self.links[id];
         link.phase = Phase::AwaitingInfo;
         link.deadline = Some(cx.now + cx.bus.settings().timings.info_timeout);
-        link.last_read_at = cx.now;
+    }
+
+    /// Begins the TLS handshake.
+    fn secure(&mut self, id: LinkId, cx: &Turn<'_>) {
+        let link = &mut self.links[id];
+        link.phase = Phase::Securing;
+        link.deadline = Some(cx.now + cx.bus.settings().timings.tls_timeout);
+        let broker = link.broker;
+        self.actions.push_back(Action::Secure { link: id, broker });
+    }
+
+    /// A link's TLS handshake is over: what is read and written from now on is the broker's alone.
+    pub fn handle_secured(&mut self, id: LinkId, cx: &mut Turn<'_>) {
+        let Some(link) = self.links.get_mut(id) else {
+            return;
+        };
+        link.is_secured = true;
+        // What was cut off in plain text is nothing that the broker goes on with.
+        link.partial = Partial::default();
+        match link.early_info.take() {
+            Some(info) => self.introduce(id, *info, cx),
+            None => self.await_info(id, cx),
+        }
+    }
+
+    /// A broker's first INFO: behind it comes the TLS handshake, or CONNECT.
+    pub(super) fn handle_first_info(&mut self, id: LinkId, info: ServerInfo, cx: &mut Turn<'_>) {
+        let link = &mut self.links[id];
+        let is_plain = cx.bus.roster().tls_mode(link.broker) == TlsMode::Off;
+        let fits = cx.bus.roster().unfit(link.broker, &info).is_none();
+        if is_plain || link.is_secured || !fits {
+            return self.introduce(id, info, cx);
+        }
+        link.early_info = Some(Box::new(info));
+        self.secure(id, cx);
     }
 
     /// Returns the identity whose credentials the trunk sends, as brokers see it.

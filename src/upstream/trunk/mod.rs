@@ -160,6 +160,11 @@ impl Trunk {
         self.id
     }
 
+    /// The broker of a link.
+    pub fn broker_of(&self, id: LinkId) -> Option<BrokerId> {
+        self.links.get(id).map(|link| link.broker)
+    }
+
     /// Returns the CONNECT that it sends.
     pub fn connect(&self) -> &ConnectInfo {
         &self.connect

@@ -48,6 +48,7 @@ impl Bench {
         let addrs = ["10.0.0.1", "10.0.0.2"].map(|host| BrokerAddr {
             host: host.to_owned(),
             port: 4222,
+            tls: false,
         });
         let roster = Roster::new(&addrs, Placement::Spread(0), Duration::from_secs(3), 1, now);
         let budgets = Budgets::new(1 << 20, 1 << 20, 1 << 20);

@@ -155,6 +155,7 @@ impl Trunk {
             Phase::Authenticating => Some(Failure::NoVerdict),
             Phase::Connecting => Some(Failure::ConnectTimeout),
             Phase::AwaitingInfo => Some(Failure::InfoTimeout),
+            Phase::Securing => Some(Failure::TlsTimeout),
             _ => Some(Failure::Silent),
         }
     }

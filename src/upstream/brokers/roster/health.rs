@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Broker, BrokerId, Failure, Health, Placement, Roster};
 use crate::clock::Instant;
+use crate::config::TlsMode;
 use crate::proto::info::ServerInfo;
 use crate::upstream::brokers::backoff::Backoff;
 use crate::upstream::brokers::trouble::{IdentityDigest, Trouble};
@@ -36,8 +37,11 @@ impl Roster {
         if self.own_ids.iter().any(is_own) {
             return Some(Failure::Loop);
         }
-        if info.tls_required {
-            return Some(Failure::TlsRequired);
+        let is_offered = info.tls_required || info.tls_available;
+        match self.tls_mode(id) {
+            TlsMode::Off if info.tls_required => return Some(Failure::TlsRequired),
+            TlsMode::Required if !is_offered => return Some(Failure::TlsNotOffered),
+            TlsMode::Off | TlsMode::Required | TlsMode::First => {}
         }
         // Subscribed there twice, a component would get everything twice.
         let is_same = |(other, broker): (BrokerId, &Broker)| {

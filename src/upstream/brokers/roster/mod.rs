@@ -24,7 +24,7 @@ pub use super::failure::Failure;
 use super::liveness::{Liveness, TrunkId};
 use super::trouble::{Trouble, Troubles};
 use crate::clock::Instant;
-use crate::config::BrokerAddr;
+use crate::config::{BrokerAddr, TlsMode};
 
 /// Answers in a row without an address after which that broker is left.
 const UNNAMED_MOST: u32 = 3;
@@ -59,6 +59,8 @@ pub struct Roster {
     troubles: Troubles,
     /// A broker is another process than before; asked once per change.
     renewed: bool,
+    /// How brokers are spoken to that are written without `tls://`.
+    tls: TlsMode,
     /// natsmux's own `server_id`s, by which a broker that is natsmux itself is known.
     own_ids: Vec<String>,
 }
@@ -88,11 +90,39 @@ impl Roster {
             outage: None,
             troubles: Troubles::default(),
             renewed: false,
+            tls: TlsMode::Off,
             own_ids: Vec::new(),
         };
         roster.configure(addrs, placement, probe_interval, now);
         roster.current = roster.order[0];
         roster
+    }
+
+    /// Says how brokers are spoken to that are written without `tls://`.
+    pub fn set_tls(&mut self, mode: TlsMode) {
+        self.tls = mode;
+    }
+
+    /// How brokers are spoken to that are written without `tls://`.
+    pub fn tls(&self) -> TlsMode {
+        self.tls
+    }
+
+    /// Has every link opened anew, as if all brokers were others now: what natsmux says to them, or
+    /// believes, has changed. To be followed by [`Roster::configure`].
+    pub fn renew(&mut self) {
+        for broker in &mut self.brokers {
+            broker.removed = true;
+            broker.is_outdated = true;
+        }
+    }
+
+    /// How a broker is spoken to.
+    pub fn tls_mode(&self, id: BrokerId) -> TlsMode {
+        if self.tls == TlsMode::Off && self.broker(id).addr.tls {
+            return TlsMode::Required;
+        }
+        self.tls
     }
 
     /// Takes a new list of brokers (reload) and returns those that were removed.
@@ -188,7 +218,7 @@ impl Roster {
         for broker in self
             .brokers
             .iter_mut()
-            .filter(|broker| broker.addr == *addr)
+            .filter(|broker| broker.addr == *addr && !broker.is_outdated)
         {
             broker.is_one_of_several = several;
             if groups.contains(&broker.ips) || broker.removed {

@@ -10,6 +10,7 @@ fn roster(now: Instant) -> Roster {
     let addrs = ["10.0.0.1", "10.0.0.2"].map(|host| BrokerAddr {
         host: host.to_owned(),
         port: 4222,
+        tls: false,
     });
     Roster::new(&addrs, Placement::Spread(0), Duration::from_secs(3), 1, now)
 }
@@ -183,6 +184,7 @@ fn hosts_spread_over_brokers_by_name() {
     let addrs = ["10.0.0.1", "10.0.0.2"].map(|host| BrokerAddr {
         host: host.to_owned(),
         port: 4222,
+        tls: false,
     });
     let first = |rotation| {
         Roster::new(
@@ -377,6 +379,7 @@ fn each_address_of_a_name_is_a_broker() {
     let addr = BrokerAddr {
         host: "nats.example".to_owned(),
         port: 4222,
+        tls: false,
     };
     let spread = Placement::Spread(0);
     let mut roster = Roster::new(

@@ -30,6 +30,7 @@ async fn broker() -> io::Result<BrokerAddr> {
     Ok(BrokerAddr {
         host: "127.0.0.1".to_owned(),
         port,
+        tls: false,
     })
 }
 

@@ -1,4 +1,4 @@
-//! Secrets that the configuration names by file.
+//! What the configuration names by file: keys, and certificates.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -7,16 +7,39 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::config::Config;
+use crate::config::{BusConfig, Config, TlsConfig};
+use crate::net::tls::{ClientTls, ServerTls, TlsFileError};
 use crate::proto::connect::Secret;
 
 /// The shortest and the longest key, in bytes.
 const KEY_LEAST: usize = 16;
 const KEY_MOST: u64 = 4096;
 
+/// What one bus has in files.
+#[derive(Debug, Default)]
+pub struct BusFiles {
+    /// The key with which hosts authenticate what they announce (R29).
+    pub(super) presence_key: Option<Secret>,
+    /// TLS towards brokers.
+    pub(super) tls: Option<ClientTls>,
+    /// TLS towards components.
+    pub(super) listen_tls: Option<ServerTls>,
+}
+
+/// By bus.
+pub type Files = BTreeMap<String, BusFiles>;
+
 /// Why a file can't be used: the operator's fault. Never shows what is in it.
 #[derive(Debug, Error)]
-pub enum KeyError {
+pub enum FileError {
+    /// A certificate, or its key.
+    #[error("bus {bus}: TLS: {error}")]
+    Tls {
+        /// The bus.
+        bus: String,
+        /// Why.
+        error: TlsFileError,
+    },
     /// It can't be read.
     #[error("{}: {error}", .path.display())]
     Unreadable {
@@ -33,36 +56,52 @@ pub enum KeyError {
     Malformed(PathBuf),
 }
 
-/// The keys with which hosts authenticate what they announce (R29), by bus.
+/// Reads all files that the configuration names.
 ///
 /// # Errors
 /// The first file that can't be used.
-pub fn presence_keys(config: &Config) -> Result<BTreeMap<String, Secret>, KeyError> {
-    let named = config.buses.iter().filter_map(|bus| {
-        let path = bus.presence_key_file.as_deref()?;
-        Some((bus, path))
-    });
-    named
-        .map(|(bus, path)| Ok((bus.name.clone(), read(path)?)))
-        .collect()
+pub fn read_files(config: &Config) -> Result<Files, FileError> {
+    let read = |bus: &BusConfig| Ok((bus.name.clone(), read_bus(bus)?));
+    config.buses.iter().map(read).collect()
 }
 
-fn read(path: &Path) -> Result<Secret, KeyError> {
-    let unreadable = |error| KeyError::Unreadable {
+fn read_bus(bus: &BusConfig) -> Result<BusFiles, FileError> {
+    let fault = |error| FileError::Tls {
+        bus: bus.name.clone(),
+        error,
+    };
+    let tls = bus.needs_tls().then(|| {
+        let default = TlsConfig::default();
+        let tls = bus.tls.as_ref().unwrap_or(&default);
+        ClientTls::load(&tls.files, tls.server_name.as_deref())
+    });
+    let listen_tls = bus
+        .listen_tls
+        .as_ref()
+        .map(|tls| ServerTls::load(&tls.files));
+    Ok(BusFiles {
+        presence_key: bus.presence_key_file.as_deref().map(read).transpose()?,
+        tls: tls.transpose().map_err(fault)?,
+        listen_tls: listen_tls.transpose().map_err(fault)?,
+    })
+}
+
+fn read(path: &Path) -> Result<Secret, FileError> {
+    let unreadable = |error| FileError::Unreadable {
         path: path.to_owned(),
         error,
     };
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let mode = file.metadata().map_err(unreadable)?.permissions().mode();
     if mode & 0o007 != 0 {
-        return Err(KeyError::Exposed(path.to_owned()));
+        return Err(FileError::Exposed(path.to_owned()));
     }
     let mut text = String::new();
     let read = file.take(KEY_MOST + 1).read_to_string(&mut text);
     read.map_err(unreadable)?;
     let key = text.trim();
     if key.len() < KEY_LEAST || key.len() as u64 > KEY_MOST {
-        return Err(KeyError::Malformed(path.to_owned()));
+        return Err(FileError::Malformed(path.to_owned()));
     }
     Ok(Secret::new(key))
 }
@@ -77,10 +116,10 @@ mod tests {
     fn a_key_is_read_from_a_file_that_is_not_everybodys() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("key");
-        assert!(matches!(read(&path), Err(KeyError::Unreadable { .. })));
+        assert!(matches!(read(&path), Err(FileError::Unreadable { .. })));
         fs::write(&path, "0123456789abcdef\n").expect("written");
         fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("set");
-        assert!(matches!(read(&path), Err(KeyError::Exposed(_))));
+        assert!(matches!(read(&path), Err(FileError::Exposed(_))));
         fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("set");
         assert_eq!(read(&path).expect("good").expose(), "0123456789abcdef");
         for bad in ["too short", &"x".repeat(5000)] {

@@ -1,0 +1,231 @@
+//! Certificates and keys from PEM files.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::version::TLS13;
+use rustls::{ALL_VERSIONS, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::config::{TlsFiles, TlsVersion};
+
+static ONLY_13: &[&SupportedProtocolVersion] = &[&TLS13];
+
+/// Why TLS can't be had from what was written: the operator's fault. Shows no key.
+#[derive(Debug, Error)]
+pub enum TlsFileError {
+    /// It can't be read, or isn't PEM.
+    #[error("{}: {error}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: rustls::pki_types::pem::Error,
+    },
+    /// There is no certificate in it.
+    #[error("{}: expected certificates in PEM", .0.display())]
+    NoCertificate(PathBuf),
+    /// Certificate and key don't belong together, or can't be used.
+    #[error("{}: {error}", .path.display())]
+    Unusable {
+        /// The certificate's file.
+        path: PathBuf,
+        /// Why.
+        error: rustls::Error,
+    },
+    /// A listener has nothing to show.
+    #[error("expected `cert` and `key`")]
+    NoPair,
+    /// The host has no roots.
+    #[error("this host has no certificates of authorities that are trusted: write `ca`")]
+    NoRoots,
+    /// The name isn't one.
+    #[error("server_name {0:?}: expected a host name or an IP address")]
+    Name(String),
+}
+
+/// What natsmux says and believes where it connects.
+#[derive(Clone)]
+pub struct ClientTls {
+    config: Arc<ClientConfig>,
+    server_name: Option<ServerName<'static>>,
+    digest: [u8; 32],
+}
+
+impl fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientTls").finish_non_exhaustive()
+    }
+}
+
+/// What natsmux says and believes where it accepts.
+#[derive(Clone)]
+pub struct ServerTls(Arc<ServerConfig>);
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerTls").finish_non_exhaustive()
+    }
+}
+
+impl ClientTls {
+    /// Reads the files: the authorities that are trusted, or the host's; the certificate to show,
+    /// if any. `server_name` is what peers must prove to be, in place of what was dialled.
+    ///
+    /// # Errors
+    /// [`TlsFileError`]: the first file that can't be used.
+    pub fn load(files: &TlsFiles, server_name: Option<&str>) -> Result<Self, TlsFileError> {
+        let provider = Arc::new(default_provider());
+        let mut digest = Sha256::new();
+        digest.update(format!("{:?} {server_name:?}", files.min_version));
+        let trusted = match &files.ca {
+            Some(ca) => certificates(ca)?,
+            None => Vec::new(),
+        };
+        for one in &trusted {
+            digest.update(one);
+        }
+        let roots = Arc::new(match &files.ca {
+            Some(ca) => roots(ca, trusted)?,
+            None => system_roots()?,
+        });
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
+            .build()
+            .map_err(|_| TlsFileError::NoRoots)?;
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions(files.min_version))
+            .map_err(|error| unusable(files.ca.as_deref(), error))?
+            .with_webpki_verifier(verifier);
+        let config = match &files.pair {
+            None => builder.with_no_client_auth(),
+            Some((cert, key)) => {
+                let chain = certificates(cert)?;
+                for one in &chain {
+                    digest.update(one);
+                }
+                let config = builder.with_client_auth_cert(chain, private_key(key)?);
+                config.map_err(|error| unusable(Some(cert), error))?
+            }
+        };
+        Ok(Self {
+            config: Arc::new(config),
+            server_name: server_name.map(name).transpose()?,
+            digest: digest.finalize().into(),
+        })
+    }
+
+    pub(super) fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// The same for the same authorities, certificate, name and versions.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// What a peer at `host` must prove to be.
+    ///
+    /// # Errors
+    /// `host` is neither a name nor an address.
+    pub fn name_of(&self, host: &str) -> Result<ServerName<'static>, TlsFileError> {
+        self.server_name.clone().map_or_else(|| name(host), Ok)
+    }
+}
+
+impl ServerTls {
+    /// Reads the files: the certificate to show, and the authorities of clients' certificates, if
+    /// these must have any.
+    ///
+    /// # Errors
+    /// [`TlsFileError`]: the first file that can't be used.
+    pub fn load(files: &TlsFiles) -> Result<Self, TlsFileError> {
+        let (cert, key) = files.pair.as_ref().ok_or(TlsFileError::NoPair)?;
+        let provider = Arc::new(default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(versions(files.min_version))
+            .map_err(|error| unusable(Some(cert), error))?;
+        let builder = match &files.ca {
+            None => builder.with_no_client_auth(),
+            Some(ca) => {
+                let roots = Arc::new(roots(ca, certificates(ca)?)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
+                    .build()
+                    .map_err(|_| TlsFileError::NoCertificate(ca.clone()))?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let config = builder.with_single_cert(certificates(cert)?, private_key(key)?);
+        let config = config.map_err(|error| unusable(Some(cert), error))?;
+        Ok(Self(Arc::new(config)))
+    }
+
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.0)
+    }
+}
+
+fn unusable(path: Option<&Path>, error: rustls::Error) -> TlsFileError {
+    let path = path.unwrap_or_else(|| Path::new("tls")).to_owned();
+    TlsFileError::Unusable { path, error }
+}
+
+fn versions(least: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    match least {
+        TlsVersion::Tls12 => ALL_VERSIONS,
+        TlsVersion::Tls13 => ONLY_13,
+    }
+}
+
+fn name(text: &str) -> Result<ServerName<'static>, TlsFileError> {
+    ServerName::try_from(text.to_owned()).map_err(|_| TlsFileError::Name(text.to_owned()))
+}
+
+fn unreadable(path: &Path, error: rustls::pki_types::pem::Error) -> TlsFileError {
+    let path = path.to_owned();
+    TlsFileError::Unreadable { path, error }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
+    let found = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(path, error))?;
+    let found: Result<Vec<_>, _> = found.collect();
+    let found = found.map_err(|error| unreadable(path, error))?;
+    if found.is_empty() {
+        return Err(TlsFileError::NoCertificate(path.to_owned()));
+    }
+    Ok(found)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsFileError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| unreadable(path, error))
+}
+
+fn roots(
+    path: &Path,
+    trusted: Vec<CertificateDer<'static>>,
+) -> Result<RootCertStore, TlsFileError> {
+    let mut roots = RootCertStore::empty();
+    for found in trusted {
+        roots
+            .add(found)
+            .map_err(|error| unusable(Some(path), error))?;
+    }
+    Ok(roots)
+}
+
+fn system_roots() -> Result<RootCertStore, TlsFileError> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    // One that the library can't read is one that isn't trusted.
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        return Err(TlsFileError::NoRoots);
+    }
+    Ok(roots)
+}
