@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::client::{Client, Kind, Mode};
-use crate::support::{Cluster, Natsmux, PATIENCE, Version, wait_for};
+use crate::support::{Cluster, KeyKind, Natsmux, PATIENCE, Version, wait_for};
+use crate::tls::Secured;
 
 const KILLS: u64 = 20;
+/// As many again with TLS on both sides.
+const KILLS_OF_TLS: u64 = 8;
 /// Messages a second of all clients together.
 const RATE: u64 = Kind::ALL.len() as u64 * 500;
 /// R5: what may be in doubt after one SIGKILL.
@@ -19,30 +22,56 @@ const UNPROVEN_PER_KILL: u64 = RATE / 200;
 
 #[test]
 fn twenty_kills_of_a_2_15_broker_are_noticed_by_no_client() {
-    twenty_kills(Version::V215);
+    kills(Version::V215, None);
 }
 
 #[test]
 fn twenty_kills_of_a_2_9_broker_are_noticed_by_no_client() {
-    twenty_kills(Version::V29);
+    kills(Version::V29, None);
 }
 
-fn twenty_kills(version: Version) {
-    let mut cluster = Cluster::start(version, 2);
-    let natsmux = Natsmux::start(&cluster);
+#[test]
+fn kills_of_a_2_15_broker_are_noticed_by_no_client_with_tls_on_both_sides() {
+    kills(Version::V215, Some(KeyKind::P384));
+}
+
+#[test]
+fn kills_of_a_2_9_broker_are_noticed_by_no_client_with_tls_on_both_sides() {
+    kills(Version::V29, Some(KeyKind::Rsa));
+}
+
+/// Kills brokers one after the other; where `tls` says with what keys, brokers, natsmux and clients
+/// speak TLS.
+fn kills(version: Version, tls: Option<KeyKind>) {
+    let kills = if tls.is_some() { KILLS_OF_TLS } else { KILLS };
+    let secured = tls.map(|kind| Secured::start(version, kind));
+    let (mut cluster, natsmux, url, _authority) = match secured {
+        Some(Secured {
+            cluster,
+            natsmux,
+            url,
+            authority,
+        }) => (cluster, natsmux, url, Some(authority)),
+        None => {
+            let cluster = Cluster::start(version, 2);
+            let natsmux = Natsmux::start(&cluster);
+            let url = natsmux.url();
+            (cluster, natsmux, url, None)
+        }
+    };
     let mut clients = Kind::ALL.map(|kind| {
         let prefix = format!("{kind:?}");
-        Client::start(kind, &natsmux.url(), &prefix, Mode::Steady)
+        Client::start(kind, &url, &prefix, Mode::Steady)
     });
     wait_for_flow(&mut clients, "at the start");
     let mut longest = Duration::ZERO;
-    for round in 1..=KILLS {
+    for round in 1..=kills {
         longest = longest.max(kill_active(&mut cluster, &natsmux, &mut clients, round));
     }
     let totals = totals(clients);
     let varz = natsmux.wait_varz("no publish to wait", PATIENCE, |varz| varz["waiting"] == 0);
-    print_figures(version, &totals, &varz, longest);
-    check(&totals, &varz);
+    print_figures(version, kills, &totals, &varz, longest);
+    check(kills, &totals, &varz);
 }
 
 /// Kills the broker in use, waits until every client's messages flow again, and brings the
@@ -140,7 +169,7 @@ fn counter(varz: &Value, name: &str) -> u64 {
     value.unwrap_or_else(|| panic!("{name} is no counter of {varz}"))
 }
 
-fn print_figures(version: Version, totals: &Totals, varz: &Value, longest: Duration) {
+fn print_figures(version: Version, kills: u64, totals: &Totals, varz: &Value, longest: Duration) {
     let figures = [
         "published",
         "confirmed",
@@ -157,13 +186,13 @@ fn print_figures(version: Version, totals: &Totals, varz: &Value, longest: Durat
     // Past the test runner's capture: the figures are what the test is for.
     let _ = writeln!(
         io::stdout(),
-        "{version:?}: {KILLS} kills, every client past 100 new messages within {} ms\n  clients: {totals:?}\n  \
+        "{version:?}: {kills} kills, every client past 100 new messages within {} ms\n  clients: {totals:?}\n  \
          natsmux: {figures}\n  missing though confirmed: {unproven}",
         longest.as_millis()
     );
 }
 
-fn check(totals: &Totals, varz: &Value) {
+fn check(kills: u64, totals: &Totals, varz: &Value) {
     assert_eq!(totals.disconnects, 0, "disconnects");
     assert_eq!(totals.errors, 0, "errors");
     assert_eq!(totals.duplicates, 0, "duplicates");
@@ -176,17 +205,17 @@ fn check(totals: &Totals, varz: &Value) {
     let sum: u64 = parts.iter().map(|name| counter(varz, name)).sum();
     assert_eq!(published, sum, "R4: the sum of {parts:?}");
     assert!(
-        in_doubt <= KILLS * DOUBT_PER_KILL,
+        in_doubt <= kills * DOUBT_PER_KILL,
         "R5: {in_doubt} in doubt"
     );
     let missing = totals.missing;
-    let bound = in_doubt + KILLS * UNPROVEN_PER_KILL;
+    let bound = in_doubt + kills * UNPROVEN_PER_KILL;
     assert!(
         missing <= bound,
         "R4: {missing} missing, {in_doubt} in doubt"
     );
     assert!(
-        counter(varz, "failovers") >= KILLS,
+        counter(varz, "failovers") >= kills,
         "every kill is a failover"
     );
 }

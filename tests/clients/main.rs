@@ -12,3 +12,4 @@ mod outage;
 mod rust_client;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;

@@ -210,6 +210,10 @@ impl Broker {
     }
 
     fn greets(&self) -> bool {
+        if self.options.extra.contains("handshake_first: true") {
+            // It says nothing in plain text.
+            return self.monitoring("/varz").is_some();
+        }
         let Ok(mut stream) = TcpStream::connect(self.address()) else {
             return false;
         };

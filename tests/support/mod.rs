@@ -11,6 +11,7 @@
 )]
 
 mod broker;
+mod certificates;
 mod cluster;
 mod http;
 mod natsmux;
@@ -25,6 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use broker::{Broker, BrokerOptions, Version};
+pub use certificates::{Authority, Certificate, KeyKind};
 pub use cluster::Cluster;
 pub use http::{HttpAnswer, http_get};
 pub use natsmux::{Natsmux, NatsmuxOptions, sharing};

@@ -78,7 +78,13 @@ impl Pool {
                 let is_changed = bus.roster().broker(broker).health() != before;
                 if let Some(failure) = unfit.filter(|_| is_changed) {
                     let (cause, hint) = (failure.as_str(), failure.hint());
-                    warn!(bus = self.bus.name, broker = addr, cause, hint, "broker unfit");
+                    warn!(
+                        bus = self.bus.name,
+                        broker = addr,
+                        cause,
+                        hint,
+                        "broker unfit"
+                    );
                 } else if is_changed {
                     info!(bus = self.bus.name, broker = addr, version, "broker up");
                 }

@@ -58,7 +58,15 @@ static natsStatus dial(natsConnection **nc, const char *url, bool no_echo)
 {
     natsOptions *options = NULL;
     must(natsOptions_Create(&options), "options");
-    natsOptions_SetURL(options, url);
+    /* A URL may name the authorities of a listener's certificate behind a `#`. */
+    const char *ca = strchr(url, '#');
+    char address[256];
+    snprintf(address, sizeof address, "%.*s", ca ? (int)(ca - url) : (int)strlen(url), url);
+    natsOptions_SetURL(options, address);
+    if (ca != NULL) {
+        natsOptions_SetSecure(options, true);
+        must(natsOptions_LoadCATrustedCertificates(options, ca + 1), "authorities");
+    }
     natsOptions_SetAllowReconnect(options, false);
     natsOptions_SetTimeout(options, PATIENCE);
     natsOptions_SetNoEcho(options, no_echo);

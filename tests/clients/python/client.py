@@ -6,6 +6,7 @@ reconnect is off. In mode steady a line on stdin stops it.
 
 import asyncio
 import json
+import ssl
 import sys
 
 import nats
@@ -44,6 +45,10 @@ class Counts:
 
 
 async def connect(url, counts, **more):
+    """A URL may name the authorities of a listener's certificate behind a `#`."""
+    url, _, ca = url.partition("#")
+    if ca:
+        more["tls"] = ssl.create_default_context(cafile=ca)
     return await nats.connect(
         url, allow_reconnect=False, connect_timeout=PATIENCE, error_cb=counts.on_error,
         disconnected_cb=counts.on_disconnect, **more,

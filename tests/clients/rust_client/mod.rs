@@ -37,9 +37,11 @@ impl Counts {
 }
 
 /// async-nats takes no credentials from the URL.
+/// A URL may name the authorities of a listener's certificate behind a `#`.
 fn options(url: &str, counts: &Arc<Counts>) -> ConnectOptions {
     let counts = Arc::clone(counts);
-    let address = url.parse::<ServerAddr>().ok();
+    let (address, ca) = url.split_once('#').unzip();
+    let address = address.unwrap_or(url).parse::<ServerAddr>().ok();
     let user = address.as_ref().and_then(ServerAddr::username);
     let password = address.as_ref().and_then(ServerAddr::password);
     let options = match (user, password) {
@@ -47,6 +49,10 @@ fn options(url: &str, counts: &Arc<Counts>) -> ConnectOptions {
             ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
         }
         _ => ConnectOptions::new(),
+    };
+    let options = match ca {
+        Some(ca) => options.add_root_certificates(ca.into()).require_tls(true),
+        None => options,
     };
     options
         .max_reconnects(1)
@@ -67,7 +73,8 @@ fn options(url: &str, counts: &Arc<Counts>) -> ConnectOptions {
 }
 
 async fn connect(url: &str, counts: &Arc<Counts>) -> Result<Client, ConnectError> {
-    options(url, counts).connect(url).await
+    let address = url.split('#').next().unwrap_or(url);
+    options(url, counts).connect(address).await
 }
 
 /// The transcript: what was got, held against what is expected.

@@ -406,7 +406,7 @@ impl Roster {
         for broker in self
             .brokers
             .iter_mut()
-            .filter(|broker| broker.addr == *addr)
+            .filter(|broker| broker.addr == *addr && !broker.is_outdated)
         {
             // Addresses that a name has lost meanwhile are found out.
             known |= broker.unnamed < UNNAMED_MOST;

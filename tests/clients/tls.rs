@@ -1,0 +1,282 @@
+//! TLS: every form that brokers have it in, what is wrong with it said by its name, and what a
+//! reload changes.
+
+use std::fs;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::client::{Client, Kind, Mode};
+use crate::support::{
+    Authority, Broker, BrokerOptions, Certificate, Cluster, KeyKind, Natsmux, NatsmuxOptions,
+    PATIENCE, RawClient, Version, wait_for,
+};
+
+/// Two brokers, natsmux, and TLS on both sides.
+pub(crate) struct Secured {
+    pub(crate) cluster: Cluster,
+    pub(crate) natsmux: Natsmux,
+    /// For clients: with the authority's file.
+    pub(crate) url: String,
+    pub(crate) authority: Authority,
+}
+
+impl Secured {
+    pub(crate) fn start(version: Version, kind: KeyKind) -> Self {
+        let authority = Authority::new();
+        let broker = authority.certify("broker", kind);
+        let options = BrokerOptions {
+            extra: broker.broker_tls("timeout: 5"),
+            ..BrokerOptions::new(version)
+        };
+        let cluster = Cluster::with(&options, 2);
+        let own = authority.certify("natsmux", KeyKind::P256);
+        let more = format!("[bus.listen_tls]\n{}", own.keys());
+        let natsmux = launch(&cluster.urls(), &tls_of(&authority, ""), &more).wait_healthy();
+        let url = format!("{}#{}", natsmux.url(), authority.ca().display());
+        Self {
+            cluster,
+            natsmux,
+            url,
+            authority,
+        }
+    }
+}
+
+/// `[bus.tls]` that trusts this authority.
+fn tls_of(authority: &Authority, more: &str) -> String {
+    format!("[bus.tls]\nca = \"{}\"\n{more}", authority.ca().display())
+}
+
+fn config(brokers: &[String], tls: &str, more: &str) -> String {
+    format!(
+        "[http]\nlisten = \"{{http}}\"\n[log]\nlevel = \"debug\"\n[[bus]]\nname = \"default\"\n\
+         listen = [\"{{listen}}\"]\nbrokers = {brokers:?}\n{tls}{more}"
+    )
+}
+
+fn launch(brokers: &[String], tls: &str, more: &str) -> Natsmux {
+    Natsmux::launch(&NatsmuxOptions {
+        config: Some(config(brokers, tls, more)),
+        ..NatsmuxOptions::default()
+    })
+}
+
+fn broker(version: Version, extra: String) -> Broker {
+    Broker::with(BrokerOptions {
+        extra,
+        ..BrokerOptions::new(version)
+    })
+}
+
+/// A message goes to the broker and comes back.
+fn round_trip(natsmux: &Natsmux) {
+    let mut client = natsmux.client();
+    client.send("SUB tls.x 1\r\nPUB tls.x 2\r\nhi\r\nPING\r\n");
+    client.expect("MSG tls.x 1 2\r\nhi\r\n");
+    client.pong();
+}
+
+/// Every form in which a broker serves, with each of the versions that have it.
+#[test]
+fn brokers_are_reached_in_every_form_of_tls() {
+    let authority = Authority::new();
+    let own = authority.certify_name("client", "component.example");
+    let ca = authority.ca();
+    let verify = format!("ca_file: {:?}, verify: true", ca.display().to_string());
+    let forms: [(&str, KeyKind, String, String); 6] = [
+        ("required", KeyKind::P256, String::new(), String::new()),
+        ("rsa", KeyKind::Rsa, String::new(), String::new()),
+        (
+            "p384",
+            KeyKind::P384,
+            String::new(),
+            "min_version = \"1.3\"\n".to_owned(),
+        ),
+        ("verify", KeyKind::P256, verify, own.keys()),
+        (
+            "first",
+            KeyKind::P256,
+            "handshake_first: true".to_owned(),
+            "mode = \"first\"\n".to_owned(),
+        ),
+        (
+            "auto",
+            KeyKind::P256,
+            "handshake_first: auto".to_owned(),
+            String::new(),
+        ),
+    ];
+    for (form, kind, theirs, ours) in forms {
+        for version in Version::ALL {
+            // 2.9 doesn't know it.
+            if version == Version::V29 && theirs.contains("handshake_first") {
+                continue;
+            }
+            let certificate = authority.certify(form, kind);
+            let broker = broker(version, certificate.broker_tls(&theirs));
+            let natsmux = launch(&[broker.url()], &tls_of(&authority, &ours), "").wait_healthy();
+            round_trip(&natsmux);
+        }
+    }
+}
+
+/// The scheme alone says that a broker speaks TLS; the next one of the bus doesn't.
+#[test]
+fn a_scheme_asks_one_broker_for_tls() {
+    let authority = Authority::new();
+    let certificate = authority.certify("broker", KeyKind::P256);
+    let mut secured = broker(Version::V215, certificate.broker_tls(""));
+    let plain = Broker::start(Version::V215);
+    let brokers = [secured.url().replace("nats://", "tls://"), plain.url()];
+    let tls = tls_of(&authority, "mode = \"off\"\n");
+    let natsmux = launch(&brokers, &tls, "").wait_healthy();
+    round_trip(&natsmux);
+    secured.kill();
+    wait_for("the other broker", PATIENCE, || {
+        (natsmux.current_broker()? == plain.address()).then_some(())
+    });
+    round_trip(&natsmux);
+}
+
+/// Starts natsmux and waits until its log says why the broker can't be used.
+fn assert_refused(broker: &Broker, tls: &str, cause: &str, said: &str) {
+    let natsmux = launch(&[broker.url()], tls, "");
+    let mut client = component(&natsmux);
+    client.send("CONNECT {\"verbose\":false}\r\nPING\r\n");
+    wait_for(&format!("{cause} in the log"), PATIENCE, || {
+        let log = natsmux.log();
+        (log.contains(&format!("cause=\"{cause}\"")) && log.contains(said)).then_some(())
+    });
+    // What a broker says of natsmux's own certificate, it says to links alone.
+    let is_known = cause != "certificate_refused";
+    assert!(!is_known || !natsmux.is_healthy(), "{cause}");
+}
+
+/// A component, as soon as natsmux listens.
+fn component(natsmux: &Natsmux) -> RawClient {
+    let address = natsmux.address();
+    wait_for("natsmux to listen", PATIENCE, || {
+        TcpStream::connect(&address).ok()
+    });
+    RawClient::connect(&address)
+}
+
+#[test]
+fn what_is_wrong_with_a_brokers_tls_is_said_by_its_name() {
+    let authority = Authority::new();
+    let good = authority.certify("good", KeyKind::P256);
+    let trust = tls_of(&authority, "");
+    let plain = Broker::start(Version::V215);
+    assert_refused(&plain, &trust, "tls_not_offered", "has no `tls`");
+    assert_refused(
+        &plain,
+        &tls_of(&authority, "mode = \"first\"\n"),
+        "tls_not_first",
+        "",
+    );
+    let secured = broker(Version::V215, good.broker_tls(""));
+    assert_refused(&secured, "", "tls_required", "[bus.tls]");
+    assert_refused(
+        &secured,
+        &tls_of(&Authority::new(), ""),
+        "certificate_untrusted",
+        "`ca`",
+    );
+    let with =
+        |certificate: Certificate, more: &str| broker(Version::V215, certificate.broker_tls(more));
+    let expired = with(authority.certify_expired("expired"), "");
+    assert_refused(&expired, &trust, "certificate_expired", "clock");
+    let named = with(authority.certify_name("named", "nats.example"), "");
+    assert_refused(&named, &trust, "certificate_name", "server_name");
+    let verify = format!(
+        "ca_file: {:?}, verify: true",
+        authority.ca().display().to_string()
+    );
+    let verifies = with(good, &verify);
+    assert_refused(&verifies, &trust, "certificate_refused", "`cert` and `key`");
+    let natsmux = launch(
+        &[named.url()],
+        &tls_of(&authority, "server_name = \"nats.example\"\n"),
+        "",
+    );
+    round_trip(&natsmux.wait_healthy());
+}
+
+/// A broker in front of which somebody has taken TLS out of INFO gets no credentials.
+#[test]
+fn nothing_is_written_in_plain_text_where_tls_is_required() {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = listener.local_addr().expect("bound");
+    let authority = Authority::new();
+    let natsmux = launch(&[format!("tls://{addr}")], &tls_of(&authority, ""), "");
+    let mut client = component(&natsmux);
+    client.send("CONNECT {\"user\":\"u\",\"pass\":\"secret\",\"verbose\":false}\r\nPING\r\n");
+    for said in [
+        "INFO {\"server_id\":\"a\",\"max_payload\":1048576}\r\n",
+        "INFO {\"server_id\":\"b\",\"max_payload\":1048576,\"tls_required\":true}\r\n",
+        "INFO {\"server_id\":\"c\",\"tls_required\":true}\r\n+OK\r\nPONG\r\n",
+        "INFO {\"server_id\":\"d\",\"tls_required\":true}\r\n-ERR 'Authorization Violation'\r\n",
+    ]
+    .repeat(3)
+    {
+        let (mut stream, _) = listener.accept().expect("a dial or a probe");
+        stream.write_all(said.as_bytes()).expect("it is read");
+        stream
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .expect("possible");
+        let mut got = Vec::new();
+        // Ends with the time-out, or natsmux's close.
+        let _ = stream.read_to_end(&mut got);
+        // Nothing, or a record of a handshake.
+        assert!(got.first().is_none_or(|first| *first == 22), "{got:?}");
+        assert!(!got.windows(6).any(|part| part == b"secret"));
+    }
+}
+
+/// Renewed certificates, another authority, TLS turned on and off: a component notices nothing.
+#[test]
+fn a_reload_moves_links_to_new_certificates() {
+    let authority = Authority::new();
+    let certificate = authority.certify("broker", KeyKind::P256);
+    let mut broker = broker(Version::V215, certificate.broker_tls(""));
+    let (cert, key) = (&certificate.cert, &certificate.key);
+    let trusted = authority.ca();
+    let mut natsmux = launch(&[broker.url()], &tls_of(&authority, ""), "").wait_healthy();
+    let mut client = natsmux.client();
+    client.send("SUB tls.x 1\r\nPING\r\n");
+    client.pong();
+    // The authority and the certificate are others now.
+    let next = Authority::new();
+    let renewed = next.certify("broker", KeyKind::P384);
+    let replays = natsmux.counter("replays");
+    fs::copy(next.ca(), &trusted).expect("a file");
+    fs::copy(&renewed.cert, cert).expect("a file");
+    fs::copy(&renewed.key, key).expect("a file");
+    broker.signal(Signal::HUP);
+    natsmux.sighup();
+    natsmux.wait_varz("a link with the new certificate", PATIENCE, |varz| {
+        varz["replays"].as_u64().is_some_and(|now| now > replays)
+    });
+    client.send("PUB tls.x 2\r\nhi\r\nPING\r\n");
+    client.expect("MSG tls.x 1 2\r\nhi\r\n");
+    client.pong();
+    assert_eq!(natsmux.counter("sessions_closed"), 0);
+    assert_eq!(natsmux.counter("link_failures"), 0);
+}
+
+/// Each client library, with TLS on both sides.
+#[test]
+fn every_library_does_what_it_does_in_plain_text() {
+    let secured = Secured::start(Version::V215, KeyKind::P256);
+    for kind in Kind::ALL {
+        let prefix = format!("{kind:?}");
+        let mut client = Client::start(kind, &secured.url, &prefix, Mode::Steady);
+        wait_for(&format!("messages of {kind:?}"), PATIENCE, || {
+            client.refresh();
+            (client.received > 200).then_some(())
+        });
+    }
+}
