@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use natsmux::config::TlsMode;
+
 use super::net::{ConnId, Ends, Segment, Time, Way};
 use super::oracle::InPlace;
 use super::oracle::frames::{self, Publish, Splitter, Up, json_value};
@@ -127,6 +129,11 @@ impl World {
         } else {
             ""
         };
+        let tls = if self.plan.tls == TlsMode::Off {
+            ""
+        } else {
+            ",\"tls_required\":true"
+        };
         let max_payload = self.plan.max_payload[no];
         if broker.flavour == Flavour::V0_4 {
             let required = self.plan.auth;
@@ -136,7 +143,7 @@ impl World {
             );
         }
         format!(
-            "{{\"server_id\":\"B{no}S{}\",\"server_name\":\"b{no}\",\"version\":\"{version}\",\"proto\":1,\"go\":\"go1.24\",\"host\":\"0.0.0.0\",\"port\":4222,\"headers\":true{auth},\"max_payload\":{max_payload},\"client_id\":{},\"client_ip\":\"127.0.0.1\",\"cluster\":\"c\",\"connect_urls\":[\"10.0.0.1:4222\"]{duck}}}",
+            "{{\"server_id\":\"B{no}S{}\",\"server_name\":\"b{no}\",\"version\":\"{version}\",\"proto\":1,\"go\":\"go1.24\",\"host\":\"0.0.0.0\",\"port\":4222,\"headers\":true{auth},\"max_payload\":{max_payload},\"client_id\":{},\"client_ip\":\"127.0.0.1\",\"cluster\":\"c\",\"connect_urls\":[\"10.0.0.1:4222\"]{duck}{tls}}}",
             broker.starts, self.next_conn
         )
     }
@@ -149,10 +156,16 @@ impl World {
         }
         let mut hello = format!("INFO {} \r\n", self.broker_info(no)).into_bytes();
         let full = self.brokers[no].full;
+        if self.plan.tls == TlsMode::First {
+            // The handshake comes first.
+            hello.clear();
+        }
         if full {
             hello.extend_from_slice(b"-ERR 'maximum connections exceeded'\r\n");
         }
-        self.send(conn, Way::Down, Segment::Bytes(hello));
+        if !hello.is_empty() {
+            self.send(conn, Way::Down, Segment::Bytes(hello));
+        }
         if full {
             self.oracle.mark("maximum connections exceeded");
             self.send(conn, Way::Down, Segment::Fin);

@@ -79,6 +79,23 @@ struct LinkIo {
     conn: Option<ConnId>,
     /// Stream offset up to which the oracle has seen what was appended.
     seen: u64,
+    /// Its TLS handshake is over.
+    is_secured: bool,
+}
+
+impl TrunkIo {
+    /// The connection of a link that is open, and its broker.
+    pub fn conn_of(&self, link: LinkId) -> Option<(ConnId, usize)> {
+        let link = self.links.get(&link)?;
+        Some((link.conn?, usize::from(link.broker.0)))
+    }
+
+    /// A link's TLS handshake is over.
+    pub fn note_secured(&mut self, link: LinkId) {
+        if let Some(link) = self.links.get_mut(&link) {
+            link.is_secured = true;
+        }
+    }
 }
 
 /// A session and its socket.
@@ -101,13 +118,14 @@ impl Daemon {
             .map(|no| format!("127.0.0.1:{}", 4301 + no))
             .map(|addr| addr.parse().expect("an address"))
             .collect();
-        let roster = Roster::new(
+        let mut roster = Roster::new(
             &addrs,
             plan.independent.unwrap_or(Placement::Spread(0)),
             plan.settings.timings.probe_interval,
             7,
             now,
         );
+        roster.set_tls(plan.tls);
         let budgets = Budgets::new(1 << 20, 1 << 20, plan.pending_total);
         let mut bus = Bus::new(
             plan.settings.clone(),
@@ -243,7 +261,7 @@ impl World {
     }
 
     /// One input to a trunk, and the oracle's look at what came of it.
-    fn with_trunk(&mut self, id: TrunkId, input: impl FnOnce(&mut Trunk, &mut Turn<'_>)) {
+    pub fn with_trunk(&mut self, id: TrunkId, input: impl FnOnce(&mut Trunk, &mut Turn<'_>)) {
         let now = self.instant();
         let Some(io) = self.daemon.trunks.get_mut(&id) else {
             return;
@@ -439,7 +457,7 @@ impl World {
         }
     }
 
-    fn link_failed(&mut self, trunk: TrunkId, link: LinkId, failure: Failure) {
+    pub fn link_failed(&mut self, trunk: TrunkId, link: LinkId, failure: Failure) {
         self.trace(|| format!("link {link:?} failed: {failure:?}"));
         self.with_trunk(trunk, |machine, cx| {
             machine.handle_link_failed(link, failure, cx)
@@ -548,9 +566,7 @@ impl World {
             match action {
                 Action::Dial { link, broker } => self.dial(id, link, broker),
                 Action::Close { link, abort } => self.close_link(id, link, abort),
-                Action::Secure { link, .. } => {
-                    self.with_trunk(id, |machine, cx| machine.handle_secured(link, cx));
-                }
+                Action::Secure { link, .. } => self.secure(id, link),
                 Action::Measure { link } => self.measure(id, link),
                 Action::Report(report) => self.reported(&report),
                 Action::Done => {
@@ -574,6 +590,7 @@ impl World {
                 broker,
                 conn: None,
                 seen: 0,
+                is_secured: false,
             },
         );
         let event = Event::Dialled {
@@ -746,9 +763,11 @@ impl World {
             if bytes.is_empty() {
                 return busy;
             }
+            let is_secured = io.links.get(&link).is_some_and(|link| link.is_secured);
             out.advance(bytes.len());
             let written = out.end() - out.pending_bytes() as u64;
             busy = true;
+            self.judge_secrecy(is_secured, no);
             self.oracle.written(no, written);
             self.trace(|| {
                 format!(

@@ -17,6 +17,7 @@ mod broker;
 mod component;
 mod daemon;
 mod faults;
+mod handshake;
 mod net;
 mod plan;
 mod rng;
@@ -45,6 +46,10 @@ const MARKS_FROM: u64 = 1_000;
 
 /// States that a batch must reach.
 const MARKS: &[&str] = &[
+    "TLS: a handshake fails",
+    "TLS: a handshake stalls",
+    "TLS: a link is secured",
+    "TLS: throttled",
     "a component without CONNECT",
     "a full broker's words",
     "broker frozen",

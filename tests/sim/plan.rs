@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use natsmux::config::{BusLimits, Delivery, PongHold, Sharing, Timings, Topology};
+use natsmux::config::{BusLimits, Delivery, PongHold, Sharing, Timings, TlsMode, Topology};
 use natsmux::upstream::Settings;
 use natsmux::upstream::brokers::roster::Placement;
 
@@ -31,6 +31,8 @@ pub struct Plan {
     pub components: usize,
     /// Sessions share trunks.
     pub is_shared: bool,
+    /// How links are spoken on.
+    pub tls: TlsMode,
     /// No fault, and no bound that matters.
     pub is_flawless: bool,
     pub faults: u64,
@@ -84,6 +86,7 @@ impl Plan {
             faults: if twins { 0 } else { rng.range(1, 7) },
             twins,
             is_shared: false,
+            tls: TlsMode::Off,
             is_flawless: false,
             safety_end: *rng.pick(&[300 * MS, 300 * MS, 600 * MS, 600 * MS, SECOND, 4 * SECOND]),
             weather: Weather {
@@ -124,6 +127,14 @@ impl Plan {
             self.be_flawless();
         } else {
             self.faults = rng.range(1, 7);
+        }
+    }
+
+    /// Has links speak TLS.
+    pub fn secure(&mut self, rng: &mut Rng) {
+        if !self.flavours.contains(&Flavour::V0_4) {
+            self.tls = *rng.pick(&[TlsMode::Required, TlsMode::Required, TlsMode::First]);
+            self.settings.timings.tls_timeout = Duration::from_millis(500);
         }
     }
 

@@ -25,6 +25,9 @@ const SHARED_EVENTS_MAX: u64 = 4_000_000;
 
 /// How many of 100 seeds have sessions that share trunks, and what sets their chance apart.
 const SHARED_PERCENT: u64 = 35;
+/// Of the runs, those whose links speak TLS.
+const TLS_PERCENT: u64 = 25;
+const TLS: u64 = 0x715_0023;
 const SHARING: u64 = 0x5a4e_0006;
 
 /// What happens at some time.
@@ -42,6 +45,12 @@ pub enum Event {
         trunk: u64,
         link: u32,
         broker: usize,
+    },
+    /// A broker answers a ClientHello.
+    Handshake {
+        host: usize,
+        trunk: u64,
+        link: u32,
     },
     Probed {
         host: usize,
@@ -127,6 +136,10 @@ impl World {
         let mut choice = Rng::new(seed ^ SHARING);
         if choice.percent(SHARED_PERCENT) {
             plan.share(&mut choice);
+        }
+        let mut choice = Rng::new(seed ^ TLS);
+        if choice.percent(TLS_PERCENT) {
+            plan.secure(&mut choice);
         }
         let brokers = plan.flavours.iter().copied().map(Broker::new).collect();
         let host = |no| {
@@ -344,6 +357,11 @@ impl World {
             Event::Tick { host } => {
                 self.focus(host);
                 self.daemon.armed = None;
+                self.touch(host);
+            }
+            Event::Handshake { host, trunk, link } => {
+                self.focus(host);
+                self.handshake(trunk, link);
                 self.touch(host);
             }
             Event::Dialled {

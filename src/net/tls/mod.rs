@@ -496,3 +496,6 @@ impl Tls {
         let _ = self.write_own(write);
     }
 }
+
+#[cfg(all(test, not(feature = "turmoil")))]
+mod tests;
