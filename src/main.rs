@@ -57,6 +57,9 @@ fn check(args: CheckArgs) -> ExitCode {
             if let Err(error) = natsmux::daemon::read_files(&config) {
                 return fail(WRONG_INPUT, &error);
             }
+            if let Some(exposed) = natsmux::daemon::exposed_listener(&config) {
+                return fail(WRONG_INPUT, &exposed);
+            }
             // A reader that went away (`| head`) has seen what it wanted.
             let _ = write!(io::stdout(), "{}", config.describe());
             ExitCode::SUCCESS

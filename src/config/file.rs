@@ -12,7 +12,7 @@ use super::check::{self, BusLocations, Locations};
 use super::error::{ConfigError, Fault, Location};
 use super::options::{BusConfig, Config};
 use super::section::{Section, line_of};
-use super::tls::{read_listen_tls, read_tls};
+use super::tls_section::{read_listen_tls, read_tls};
 use super::walk;
 
 const A_NAME: &str = "a name of 1 to 255 bytes without blanks, or \"\" for the host's name";

@@ -22,6 +22,7 @@ mod section;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tls_section;
 mod units;
 mod walk;
 

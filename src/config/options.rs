@@ -115,6 +115,9 @@ pub struct BusConfig {
     pub tls: Option<TlsConfig>,
     /// TLS towards components. Default: none.
     pub listen_tls: Option<ListenTlsConfig>,
+    /// Whether components may speak plain text to an address that isn't loopback: `natsmux check`
+    /// refuses it otherwise, and `natsmux run` warns. Default: false. Changes on reload: yes.
+    pub allow_plain: bool,
     /// How the brokers know each other. Default: cluster. Changes on reload: no.
     pub topology: Topology,
     /// Whether publishes go back to an independent broker that returned (R30).
@@ -158,6 +161,7 @@ impl BusConfig {
             brokers,
             tls: None,
             listen_tls: None,
+            allow_plain: false,
             topology: Topology::default(),
             failback: Failback::default(),
             presence: PRESENCE.to_owned(),
@@ -170,6 +174,14 @@ impl BusConfig {
             timings: Timings::default(),
             limits: BusLimits::default(),
         }
+    }
+
+    /// A listener to which other hosts may speak, in plain text, though nobody has allowed it.
+    pub fn plain_listener(&self) -> Option<SocketAddr> {
+        let is_plain = self.listen_tls.as_ref().is_none_or(|tls| tls.available);
+        let mut addrs = self.listen.iter().map(|listen| listen.addr);
+        let exposed = addrs.find(|addr| !addr.ip().is_loopback());
+        exposed.filter(|_| is_plain && !self.allow_plain)
     }
 
     /// How this broker is spoken to.

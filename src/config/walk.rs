@@ -105,6 +105,7 @@ pub(super) fn bus<V: Visitor>(v: &mut V, c: &mut BusConfig) -> Result<(), Config
     v.choice("delivery", &mut delivery)?;
     c.set_delivery(delivery);
     v.flag("lenient_connect", &mut c.lenient_connect)?;
+    v.flag("allow_plain", &mut c.allow_plain)?;
     v.choice("admit", &mut c.admit)
 }
 

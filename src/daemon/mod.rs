@@ -91,6 +91,9 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         listeners.insert(bus.name.clone(), bind_bus(bus)?);
     }
     let http = config.http.map(bind_http).transpose()?;
+    if let Some(exposed) = exposed_listener(&config) {
+        warn!("{exposed}");
+    }
     let seed = RandomState::new().hash_one(&config.name);
     let start = Start {
         config: config.clone(),
@@ -271,6 +274,19 @@ impl Control {
         self.config = new;
         Ok(())
     }
+}
+
+/// What is to be said of the first listener to which other hosts may speak in plain text, though
+/// nobody has allowed it.
+pub fn exposed_listener(config: &Config) -> Option<String> {
+    let mut buses = config.buses.iter();
+    buses.find_map(|bus| {
+        let addr = bus.plain_listener()?;
+        Some(format!(
+            "bus {}: other hosts may speak plain text to {addr}; write [bus.listen_tls], or allow_plain = true",
+            bus.name
+        ))
+    })
 }
 
 fn bind_bus(bus: &BusConfig) -> Result<Vec<socket::Bound>, DaemonError> {

@@ -1,8 +1,6 @@
 //! A worker on a simulated network (feature `turmoil`): all of the data path, without
 //! signals, HTTP or threads.
 
-use std::collections::BTreeMap;
-
 use tokio::task::spawn_local;
 
 use super::handle::{Handle, Listeners, Start};

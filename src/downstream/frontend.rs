@@ -9,10 +9,14 @@ use std::rc::Rc;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::debug;
 
-use super::registry::Registry;
+use super::registry::{Registration, Registry};
+use super::session::Session;
+use crate::clock::Instant;
 use crate::net::tls::ServerTls;
 use crate::proto::info::{FirstInfo, TlsOffer, first_info};
+use crate::upstream::Turn;
 use crate::upstream::io::pool::Pool;
 
 /// Handshakes with components that are on their way at once: each costs the worker time.
@@ -78,6 +82,21 @@ impl Frontend {
     /// Sets how components that come from now on are spoken to.
     pub fn set_tls(&self, tls: Option<ListenTls>) {
         *self.tls.borrow_mut() = tls.map(Rc::new);
+    }
+
+    /// A session for a component that was accepted at `now`, and its entry for monitoring.
+    pub(super) fn open_session(
+        &self,
+        (cid, peer): (u64, SocketAddr),
+        now: Instant,
+    ) -> (Session, Registration) {
+        let session = {
+            let mut bus = self.pool.bus.borrow_mut();
+            bus.counters_mut().sessions_opened += 1;
+            Session::new(&Turn::new(now, &mut bus))
+        };
+        debug!(bus = self.pool.bus.name, cid, %peer, "session opened");
+        (session, self.connections.enter(cid, peer, now))
     }
 
     /// natsmux shuts down, or the bus is removed: nobody is let in, and everybody is let go once

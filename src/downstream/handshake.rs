@@ -11,7 +11,6 @@ use tracing::debug;
 
 use super::connection;
 use super::frontend::{Counted, Frontend, ListenTls};
-use super::listener::open_session;
 use crate::net::socket::{self, ReadHalf, Stream};
 use crate::net::tls::Tls;
 use crate::net::{Flush, Outbox, Port, Retention, now};
@@ -52,7 +51,7 @@ pub(super) async fn run(
         debug!(bus = frontend.pool.bus.name, cid, %peer, error, "TLS handshake failed");
         return;
     }
-    let (session, registration) = open_session(&frontend, (cid, peer), accepted_at);
+    let (session, registration) = frontend.open_session((cid, peer), accepted_at);
     connection::run(frontend, session, read, port, (registration, counted)).await;
 }
 

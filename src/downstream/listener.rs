@@ -1,6 +1,5 @@
 //! Accepts components, and says INFO to them (R17).
 
-use crate::upstream::Turn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -11,10 +10,7 @@ use tracing::{debug, warn};
 use super::connection;
 use super::frontend::{self, Counted, Frontend};
 use super::handshake;
-use super::registry::Registration;
-use super::session::Session;
 use crate::catch_panic::catch_panic;
-use crate::clock::Instant;
 use crate::net::socket::{self, Listener, Stream};
 use crate::net::{Port, now};
 
@@ -69,7 +65,7 @@ fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
         debug!(bus = frontend.pool.bus.name, %peer, full, "connection turned away");
         return;
     }
-    let (session, registration) = open_session(frontend, (cid, peer), now());
+    let (session, registration) = frontend.open_session((cid, peer), now());
     let (read, write) = stream.into_split();
     let port = Rc::new(Port::new(write));
     let counted = Counted::new(identity);
@@ -81,19 +77,4 @@ fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
         (registration, counted),
     );
     frontend.tasks.spawn_local(connection);
-}
-
-/// A session for a component that was accepted then, and its entry for monitoring.
-pub(super) fn open_session(
-    frontend: &Frontend,
-    (cid, peer): (u64, SocketAddr),
-    accepted_at: Instant,
-) -> (Session, Registration) {
-    let session = {
-        let mut bus = frontend.pool.bus.borrow_mut();
-        bus.counters_mut().sessions_opened += 1;
-        Session::new(&Turn::new(accepted_at, &mut bus))
-    };
-    debug!(bus = frontend.pool.bus.name, cid, %peer, "session opened");
-    (session, frontend.connections.enter(cid, peer, accepted_at))
 }

@@ -206,10 +206,6 @@ fn wrong_flags_are_refused_by_name() {
         "--broker: a:4222 is listed twice",
     );
     refused(
-        &["run", "--broker", "tls://a"],
-        "--broker: TLS towards brokers isn't built yet",
-    );
-    refused(
         &["run", "--broker", "a:0"],
         "--broker: expected a port from 1 to 65535",
     );
@@ -253,6 +249,54 @@ fn wrong_flags_are_refused_by_name() {
         &["run", "--brokers", "a"],
         "unexpected argument '--brokers'",
     );
+}
+
+#[test]
+fn a_plain_listener_for_other_hosts_must_be_wanted() {
+    let bus = |more: &str| {
+        format!(
+            "[[bus]]\nname = \"a\"\nlisten = [\"10.0.0.9:4222\"]\nbrokers = [\"10.0.0.1\"]\n{more}"
+        )
+    };
+    let (_dir, open) = file(&bus(""));
+    refused(
+        &["check", "-c", &open],
+        "bus a: other hosts may speak plain text to 10.0.0.9:4222",
+    );
+    let (_dir, wanted) = file(&bus("allow_plain = true\n"));
+    assert_eq!(natsmux(&["check", "-c", &wanted]).code, Some(0));
+}
+
+#[test]
+fn what_is_wrong_with_files_of_tls_is_said_by_check() {
+    let bus = |tls: &str| {
+        format!(
+            "[[bus]]\nname = \"a\"\nlisten = [\"127.0.0.1:4222\"]\nbrokers = [\"10.0.0.1\"]\n{tls}"
+        )
+    };
+    for (tls, expected) in [
+        (
+            "[bus.tls]\nca = \"/nowhere/ca.pem\"\n",
+            "bus a: TLS: /nowhere/ca.pem",
+        ),
+        (
+            "[bus.tls]\nca = \"/dev/null\"\n",
+            "expected certificates in PEM",
+        ),
+        ("[bus.tls]\ncert = \"/dev/null\"\n", "bus.tls.key: missing"),
+        (
+            "[bus.tls]\nmode = \"maybe\"\n",
+            "expected one of off, required, first",
+        ),
+        (
+            "[bus.tls]\nmin_version = \"1.1\"\n",
+            "expected one of 1.2, 1.3",
+        ),
+        ("[bus.listen_tls]\n", "bus.listen_tls.cert: missing"),
+    ] {
+        let (_dir, path) = file(&bus(tls));
+        refused(&["check", "-c", &path], expected);
+    }
 }
 
 #[test]

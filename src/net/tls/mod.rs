@@ -2,7 +2,7 @@
 //!
 //! The driver reads the socket and has the bytes opened; what it gives to be written is sealed in
 //! records, and counts as written only once the kernel has the whole record: a record that is cut
-//! is worth nothing to the peer, so what is in it wasn't sent.
+//! is worth nothing to the peer, so what is in it wasn't sent (R35).
 
 mod files;
 mod marks;

@@ -117,7 +117,7 @@ impl Trunk {
         }
     }
 
-    /// A broker's first INFO: behind it comes the TLS handshake, or CONNECT.
+    /// A broker's first INFO: behind it comes the TLS handshake (R35), or CONNECT.
     pub(super) fn handle_first_info(&mut self, id: LinkId, info: ServerInfo, cx: &mut Turn<'_>) {
         let link = &mut self.links[id];
         let is_plain = cx.bus.roster().tls_mode(link.broker) == TlsMode::Off;

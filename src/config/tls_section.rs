@@ -1,0 +1,78 @@
+//! Reads `[bus.tls]` and `[bus.listen_tls]`.
+
+use super::choice::{TlsMode, TlsVersion};
+use super::error::{ConfigError, Fault};
+use super::section::Section;
+use super::tls::{ListenTlsConfig, TlsConfig, TlsFiles};
+use super::walk::Visitor;
+
+const A_FILE: &str = "the path of a file";
+const A_NAME: &str = "a host name or an IP address";
+const A_PAIR: &str = "the path of a file, as `cert` and `key` belong together";
+
+/// Reads `[bus.tls]`.
+pub(super) fn read_tls(section: &mut Section<'_>) -> Result<Option<TlsConfig>, ConfigError> {
+    let Some(mut section) = section.optional("tls")? else {
+        return Ok(None);
+    };
+    let mut mode = TlsMode::Required;
+    section.choice("mode", &mut mode)?;
+    let tls = TlsConfig {
+        mode,
+        files: read_files(&mut section, "ca")?,
+        server_name: section
+            .text("server_name", A_NAME)?
+            .map(|(text, _)| text.to_owned()),
+    };
+    section.finish()?;
+    Ok(Some(tls))
+}
+
+/// Reads `[bus.listen_tls]`.
+pub(super) fn read_listen_tls(
+    section: &mut Section<'_>,
+) -> Result<Option<ListenTlsConfig>, ConfigError> {
+    let Some(mut section) = section.optional("listen_tls")? else {
+        return Ok(None);
+    };
+    let files = read_files(&mut section, "client_ca")?;
+    if files.pair.is_none() {
+        let fault = Fault::Missing(A_FILE);
+        return Err(ConfigError::wrong(section.location_of("cert"), fault));
+    }
+    let mut tls = ListenTlsConfig {
+        files,
+        handshake_first: false,
+        available: false,
+    };
+    section.flag("handshake_first", &mut tls.handshake_first)?;
+    section.flag("available", &mut tls.available)?;
+    if tls.handshake_first && tls.available {
+        let fault = Fault::Expected("false, as `handshake_first` is true");
+        return Err(ConfigError::wrong(section.location_of("available"), fault));
+    }
+    section.finish()?;
+    Ok(Some(tls))
+}
+
+fn read_files(section: &mut Section<'_>, ca: &'static str) -> Result<TlsFiles, ConfigError> {
+    let mut min_version = TlsVersion::default();
+    section.choice("min_version", &mut min_version)?;
+    let ca = section.text(ca, A_FILE)?.map(|(text, _)| text.into());
+    let cert = section.text("cert", A_FILE)?;
+    let key = section.text("key", A_FILE)?;
+    let pair = match (cert, key) {
+        (Some((cert, _)), Some((key, _))) => Some((cert.into(), key.into())),
+        (None, None) => None,
+        (cert, _) => {
+            let missing = if cert.is_some() { "key" } else { "cert" };
+            let fault = Fault::Missing(A_PAIR);
+            return Err(ConfigError::wrong(section.location_of(missing), fault));
+        }
+    };
+    Ok(TlsFiles {
+        ca,
+        pair,
+        min_version,
+    })
+}
