@@ -41,6 +41,11 @@ fn broker_infos() {
 }
 
 #[test]
+fn words_ahead_of_a_handshake() {
+    replay("handshake", checks::handshake);
+}
+
+#[test]
 fn configuration_files() {
     replay("config", checks::config);
 }

@@ -8,11 +8,13 @@
     reason = "each fuzz target uses one of them"
 )]
 
+mod handshake;
 mod json;
 mod operations;
 mod scanners;
 mod subscriptions;
 
+pub use handshake::handshake;
 pub use json::{config, connect, info};
 pub use operations::operations;
 pub use scanners::{client, server};
