@@ -4,6 +4,7 @@
 //! Every label is a configured name or of a closed set. All values come from one snapshot.
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -144,6 +145,10 @@ impl Collector for Picture {
     }
 }
 
+fn unix_seconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 impl Picture {
     fn encode_daemon(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let snapshot = &self.snapshot;
@@ -179,7 +184,10 @@ impl Picture {
             let metric = encoder.encode_descriptor(name, help, None, kind)?;
             ConstGauge::new(signed(value)).encode(metric)?;
         }
-        Ok(())
+        let help = "Part of the time in which the worker had something to do, lately";
+        let name = "natsmux_worker_busy_ratio";
+        let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(snapshot.worker_busy_ratio).encode(metric)
     }
 
     /// Encodes [`Counters`](crate::telemetry::Counters) by bus.
@@ -258,6 +266,29 @@ impl Picture {
             "natsmux_broker_current",
             "1 for the broker in use",
             used,
+        )?;
+        let ends = brokers().filter_map(|(bus, broker)| {
+            Some((labels(bus, broker), unix_seconds(broker.certificate_ends?)))
+        });
+        let help = "When the certificate ends that this broker showed last";
+        let name = "natsmux_broker_certificate_expiry_timestamp_seconds";
+        gauges(encoder, name, help, ends)?;
+        let own = self.snapshot.buses.iter().flat_map(|bus| {
+            let sides = [
+                ("brokers", bus.certificate_ends),
+                ("components", bus.listen_certificate_ends),
+            ];
+            sides.into_iter().filter_map(|(towards, ends)| {
+                let labels = [("bus", bus.name.as_str()), ("towards", towards)];
+                Some((labels, unix_seconds(ends?)))
+            })
+        });
+        let help = "When the certificate ends that natsmux shows";
+        gauges(
+            encoder,
+            "natsmux_certificate_expiry_timestamp_seconds",
+            help,
+            own,
         )?;
         let states = brokers().flat_map(|(bus, broker)| {
             STATES.map(|state| {

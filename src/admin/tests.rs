@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -152,7 +152,10 @@ fn bus(name: &str, healthy: bool) -> BusSnapshot {
             links: 2,
             hosts: None,
             failures: 1,
+            certificate_ends: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000)),
         }],
+        certificate_ends: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(2_100_000_000)),
+        listen_certificate_ends: None,
         counters: Counters::default(),
         observed: observed(),
     }
@@ -177,6 +180,7 @@ fn picture(healthy: [bool; 2]) -> Fake {
         subscriptions: 10,
         listen: SocketAddr::from(([127, 0, 0, 1], 4222)),
         max_payload: 1 << 20,
+        worker_busy_ratio: 0.25,
         counters,
         buses: vec![bus("control", healthy[0]), bus("services", healthy[1])],
     }))
@@ -445,6 +449,7 @@ async fn metrics_are_openmetrics_with_a_series_for_each_bus_and_broker() {
         "natsmux_broker_current{bus=\"services\",broker=\"10.0.0.1:4222\"} 0",
         "natsmux_build_info{version=\"0.1.0\"} 1",
         "natsmux_uptime_seconds 3605",
+        "natsmux_worker_busy_ratio 0.25",
         "gnatsd_varz_in_msgs{server_id=\"NMX1\"} 9",
         "gnatsd_varz_connections{server_id=\"NMX1\"} 4",
     ] {
@@ -785,6 +790,8 @@ async fn durations_and_reasons_are_metrics() {
         "natsmux_fence_seconds_bucket{le=\"+Inf\",bus=\"control\"} 2",
         "natsmux_fence_seconds_count{bus=\"control\"} 2",
         "natsmux_failover_seconds_count{bus=\"services\"} 0",
+        "natsmux_broker_certificate_expiry_timestamp_seconds{bus=\"control\",broker=\"10.0.0.1:4222\"} 2000000000",
+        "natsmux_certificate_expiry_timestamp_seconds{bus=\"control\",towards=\"brokers\"} 2100000000",
         "natsmux_failovers_by_cause_total{bus=\"control\",cause=\"silent\"} 1",
         "natsmux_closes_by_reason_total{bus=\"services\",reason=\"component_closed\"} 2",
     ] {

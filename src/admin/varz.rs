@@ -83,6 +83,10 @@ fn natsmux(snapshot: &Snapshot) -> Value {
     ] {
         object.insert(name.to_owned(), value.into());
     }
+    object.insert(
+        "worker_busy_ratio".to_owned(),
+        snapshot.worker_busy_ratio.into(),
+    );
     let buses = snapshot.buses.iter().map(bus).collect();
     object.insert("buses".to_owned(), Value::Array(buses));
     Value::Object(object)
@@ -119,6 +123,7 @@ fn broker(broker: &BrokerSnapshot) -> Value {
         "since_seconds": broker.since.as_secs_f64(),
         "last_error": broker.last_error,
         "version": broker.version,
+        "certificate_ends": broker.certificate_ends.map(rfc3339),
         "round_trip_seconds": broker.round_trip.map(|round_trip| round_trip.as_secs_f64()),
         "links": broker.links,
         "hosts": broker.hosts,

@@ -4,6 +4,7 @@
 //! [`run`] handles signals and HTTP and talks to the worker through a small queue of
 //! commands. So no HTTP request can slow the data path by more than one snapshot.
 
+mod busy;
 mod files;
 mod handle;
 mod limits;

@@ -134,6 +134,7 @@ pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
                 .is_independent()
                 .then(|| bus.hosts_at(id) as u64),
             failures: u64::from(broker.failures()),
+            certificate_ends: broker.certificate_ends(),
         })
         .collect();
     let healthy = roster.is_alive();
@@ -156,6 +157,8 @@ pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
         buffered_bytes: gauges.buffered_bytes,
         current: healthy.then(|| roster.broker(roster.current()).label()),
         brokers,
+        certificate_ends: pool.bus.certificate_ends(),
+        listen_certificate_ends: frontend.tls().and_then(|tls| tls.server.ends()),
         counters: bus.counters().clone(),
         observed: bus.observed().clone(),
     }

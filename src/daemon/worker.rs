@@ -20,6 +20,7 @@ use tokio::task::{self, LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::busy::BusyMeter;
 use super::files::BusFiles;
 use super::handle::{
     Commands, Handle, SessionPage, Start, SubscriptionList, SubscriptionPage, WorkerCommand,
@@ -102,6 +103,7 @@ struct Worker {
     buffer: ReadBuffer,
     budgets: Budgets,
     started: (Instant, SystemTime),
+    busy: BusyMeter,
     seed: u64,
 }
 
@@ -126,6 +128,7 @@ impl Worker {
                 limits.max_pending_total,
             ),
             started: (now(), SystemTime::now()),
+            busy: BusyMeter::new(now()),
             seed,
         }
     }
@@ -343,6 +346,7 @@ impl Worker {
             subscriptions: buses.iter().map(|bus| bus.subscriptions).sum(),
             listen: first.map_or(NOWHERE, |running| running.listen),
             max_payload: max_payload.unwrap_or(1024 * 1024) as u64,
+            worker_busy_ratio: self.busy.ratio(now()),
             counters,
             buses,
         }

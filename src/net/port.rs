@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, Waker};
+use std::time::SystemTime;
 
 use super::Outbox;
 use super::socket::{self, ReadHalf, WriteHalf};
@@ -102,6 +103,11 @@ impl Port {
     pub fn take_secured(&self) -> bool {
         let mut tls = self.tls.borrow_mut();
         tls.as_mut().is_some_and(|tls| tls.take_secured())
+    }
+
+    /// When the peer's certificate ends, where it has shown one.
+    pub fn peer_ends(&self) -> Option<SystemTime> {
+        self.tls.borrow().as_ref()?.peer_ends()
     }
 
     /// Takes in what the peer has sent of a handshake, and answers it. What comes behind that stays

@@ -30,6 +30,9 @@ pub struct Snapshot {
     pub listen: SocketAddr,
     /// The smallest payload limit that components are told, in bytes.
     pub max_payload: u64,
+    /// The part of the time in which the worker had something to do, lately: at 1 it is at its
+    /// ceiling.
+    pub worker_busy_ratio: f64,
     /// Summed over all buses.
     pub counters: Counters,
     /// In the order of the configuration.
@@ -68,6 +71,10 @@ pub struct BusSnapshot {
     pub current: Option<String>,
     /// In the order in which this host tries them.
     pub brokers: Vec<BrokerSnapshot>,
+    /// When the certificate ends that natsmux shows to brokers.
+    pub certificate_ends: Option<SystemTime>,
+    /// When the certificate ends that natsmux shows to components.
+    pub listen_certificate_ends: Option<SystemTime>,
     /// The counts of this bus since start.
     pub counters: Counters,
     /// How long things took, and why they happened.
@@ -96,6 +103,8 @@ pub struct BrokerSnapshot {
     pub hosts: Option<u64>,
     /// Failed probes, dials and links since it last answered; counted anew once no broker is left.
     pub failures: u64,
+    /// When the certificate ends that it showed last.
+    pub certificate_ends: Option<SystemTime>,
 }
 
 /// One session at one moment.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::ring::default_provider;
@@ -13,6 +14,7 @@ use rustls::version::TLS13;
 use rustls::{ALL_VERSIONS, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
+use x509_cert::der::Decode;
 
 use crate::config::{TlsFiles, TlsVersion};
 
@@ -57,6 +59,7 @@ pub struct ClientTls {
     config: Arc<ClientConfig>,
     server_name: Option<ServerName<'static>>,
     digest: [u8; 32],
+    ends: Option<SystemTime>,
 }
 
 impl fmt::Debug for ClientTls {
@@ -67,7 +70,10 @@ impl fmt::Debug for ClientTls {
 
 /// What natsmux says and believes where it accepts.
 #[derive(Clone)]
-pub struct ServerTls(Arc<ServerConfig>);
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    ends: Option<SystemTime>,
+}
 
 impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -103,6 +109,7 @@ impl ClientTls {
             .with_protocol_versions(versions(files.min_version))
             .map_err(|error| unusable(files.ca.as_deref(), error))?
             .with_webpki_verifier(verifier);
+        let mut ends = None;
         let config = match &files.pair {
             None => builder.with_no_client_auth(),
             Some((cert, key)) => {
@@ -110,6 +117,7 @@ impl ClientTls {
                 for one in &chain {
                     digest.update(one);
                 }
+                ends = first_end(&chain);
                 let config = builder.with_client_auth_cert(chain, private_key(key)?);
                 config.map_err(|error| unusable(Some(cert), error))?
             }
@@ -118,6 +126,7 @@ impl ClientTls {
             config: Arc::new(config),
             server_name: server_name.map(name).transpose()?,
             digest: digest.finalize().into(),
+            ends,
         })
     }
 
@@ -128,6 +137,11 @@ impl ClientTls {
     /// The same for the same authorities, certificate, name and versions.
     pub fn digest(&self) -> [u8; 32] {
         self.digest
+    }
+
+    /// When the certificate that is shown ends, or one between it and its authority.
+    pub fn ends(&self) -> Option<SystemTime> {
+        self.ends
     }
 
     /// What a peer at `host` must prove to be.
@@ -161,14 +175,34 @@ impl ServerTls {
                 builder.with_client_cert_verifier(verifier)
             }
         };
-        let config = builder.with_single_cert(certificates(cert)?, private_key(key)?);
+        let chain = certificates(cert)?;
+        let ends = first_end(&chain);
+        let config = builder.with_single_cert(chain, private_key(key)?);
         let config = config.map_err(|error| unusable(Some(cert), error))?;
-        Ok(Self(Arc::new(config)))
+        Ok(Self {
+            config: Arc::new(config),
+            ends,
+        })
     }
 
     pub(super) fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.config)
     }
+
+    /// When the certificate that is shown ends, or one between it and its authority.
+    pub fn ends(&self) -> Option<SystemTime> {
+        self.ends
+    }
+}
+
+/// When the first of these certificates ends; `None` where none can be read.
+pub(super) fn first_end(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
+    let ends = chain.iter().filter_map(|der| {
+        let certificate = x509_cert::Certificate::from_der(der).ok()?;
+        let not_after = certificate.tbs_certificate.validity.not_after;
+        UNIX_EPOCH.checked_add(not_after.to_unix_duration())
+    });
+    ends.min()
 }
 
 fn unusable(path: Option<&Path>, error: rustls::Error) -> TlsFileError {

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
 use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
 
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError, ClientConnection, Connection, ServerConnection};
@@ -172,6 +173,11 @@ impl Tls {
     /// Whether the handshake is over since the last call.
     pub fn take_secured(&mut self) -> bool {
         !self.connection.is_handshaking() && std::mem::take(&mut self.is_news)
+    }
+
+    /// When the peer's certificate ends, or one between it and its authority.
+    pub fn peer_ends(&self) -> Option<SystemTime> {
+        files::first_end(self.connection.peer_certificates()?)
     }
 
     /// Whether there is something to read that the socket doesn't know of any more.

@@ -1,7 +1,7 @@
 //! One broker of a bus, and its health.
 
 use core::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use smallvec::SmallVec;
 
@@ -93,6 +93,8 @@ pub struct Broker {
     /// The watch over it, by the trunks with a live link there.
     pub(super) liveness: Liveness,
     pub(super) removed: bool,
+    /// When the certificate ends that it showed last.
+    pub(super) certificate_ends: Option<SystemTime>,
     /// Its links speak as natsmux did before a reload.
     pub(super) is_outdated: bool,
 }
@@ -127,6 +129,7 @@ impl Broker {
             line_learned: None,
             liveness: Liveness::default(),
             removed: false,
+            certificate_ends: None,
             is_outdated: false,
         }
     }
@@ -195,6 +198,11 @@ impl Broker {
         self.probe_took
     }
 
+    /// When the certificate ends that it showed last, or one between it and its authority.
+    pub fn certificate_ends(&self) -> Option<SystemTime> {
+        self.certificate_ends
+    }
+
     /// Failures since it last answered, or since no broker was left.
     pub fn failures(&self) -> u32 {
         self.failures
@@ -221,9 +229,9 @@ impl Broker {
         self.dial_limit = DIALS_FIRST;
     }
 
-    /// Whether another dial may be on its way (R12).
-    pub(crate) fn has_turn(&self) -> bool {
-        self.dialing < self.dial_limit
+    /// Whether another dial may be on its way, of `most` (R12).
+    pub(super) fn has_turn(&self, most: u32) -> bool {
+        self.dialing < self.dial_limit.min(most)
     }
 
     /// It refused a CONNECT. That says nothing of its pace: some brokers take their time for those

@@ -327,7 +327,7 @@ impl Bus {
         self.brokers.roster.dial_ended(broker);
         let next = self.trunks.dial_queue.call_next();
         self.trunks.woken.extend(next);
-        if self.brokers.roster.broker(broker).has_turn() {
+        if self.brokers.roster.has_turn(broker) {
             // Its verdicts are quick: there is room for one more.
             let next = self.trunks.dial_queue.call_next();
             self.trunks.woken.extend(next);

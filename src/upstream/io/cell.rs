@@ -3,6 +3,7 @@
 use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::rc::Rc;
 use std::task::{Context, Waker};
+use std::time::SystemTime;
 
 use smallvec::SmallVec;
 
@@ -48,6 +49,11 @@ impl BusCell {
         let is_new = digest(&self.tls.borrow()) != digest(&tls);
         *self.tls.borrow_mut() = tls;
         is_new
+    }
+
+    /// When the certificate ends that natsmux shows to brokers.
+    pub fn certificate_ends(&self) -> Option<SystemTime> {
+        self.tls.borrow().as_ref()?.ends()
     }
 
     /// Borrows the machine to look at it.

@@ -180,6 +180,8 @@ impl Driver {
         let most = most.min(buffer.len());
         let polled = port.poll_read(read, cx, &mut buffer[..most]);
         if port.take_secured() {
+            let ends = port.peer_ends();
+            self.with_machine(|trunk, cx| trunk.note_certificate(id, ends, cx));
             self.with_machine(|trunk, cx| trunk.handle_secured(id, cx));
         }
         let LinkIo { watch, socket, .. } = &mut self.links[at];

@@ -156,7 +156,11 @@ impl Pool {
         };
         match ended {
             Err(_) => Err(Failure::TlsTimeout),
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => {
+                let mut bus = self.bus.borrow_mut();
+                bus.roster_mut().note_certificate(broker, port.peer_ends());
+                Ok(())
+            }
             Ok(Err(HandshakeError::Plain(failure))) => Err(failure),
             Ok(Err(HandshakeError::Socket(error))) => {
                 let failure = secure::tls_failure(&error).unwrap_or(Failure::TlsHandshake);

@@ -325,7 +325,8 @@ impl Trunk {
     /// R36: credentials that were good ran out, or were taken back. That is final for them, and
     /// concerns nobody else: sessions hear the broker's own words, once.
     fn handle_expiry(&mut self, id: LinkId, text: &[u8], cx: &mut Turn<'_>) {
-        if !self.links[id].is_attached() {
+        // Once a broker has accepted them, it is they that have run out, and no other broker's word.
+        if self.links[id].phase < Phase::Authenticated {
             return self.handle_refusal(id, text, cx);
         }
         let broker = self.links[id].broker;

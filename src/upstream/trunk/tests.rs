@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::link::{FAIR_BYTES, OPERATION_BYTES};
 use super::*;
-use crate::config::{Admit, BrokerAddr, PongHold, Timings};
+use crate::config::{Admit, BrokerAddr, PongHold, Timings, TlsMode};
 use crate::proto::info::ServerInfo;
 use crate::upstream::brokers::admission::Admission;
 use crate::upstream::brokers::presence::Presence;
@@ -1311,4 +1311,99 @@ fn the_oldest_of_many_identities_announce() {
         .collect();
     assert_eq!(carriers, (0..8).collect::<Vec<_>>());
     assert!(carriers.iter().all(|age| woken.contains(&TrunkId(*age))));
+}
+
+/// R36: it is the credentials that have run out, and no other broker's word.
+#[test]
+fn credentials_that_run_out_during_a_replay_end_their_session() {
+    let mut bench = Bench::live(PLAIN);
+    bench.subscribe(b"a", b"1");
+    bench.lose();
+    bench.join();
+    assert!(bench.told().contains("SUB a "), "it replays");
+    assert!(!bench.trunk.links.any_attached());
+    bench.broker(b"-ERR 'User Authentication Expired'\r\n");
+    assert_eq!(bench.heard(), "-ERR 'User Authentication Expired'\r\n");
+    assert!(bench.trunk.closing(bench.session).is_some());
+}
+
+/// A trunk whose broker has been asked for a TLS handshake, behind its INFO.
+fn securing() -> Bench {
+    let mut bench = Bench::new(r#"{"user":"u","pass":"secret"}"#);
+    bench.bus.roster_mut().set_tls(TlsMode::Required);
+    let turn = &mut Turn::new(bench.now, &mut bench.bus);
+    bench.trunk.handle_connected(bench.link, turn);
+    bench.broker(br#"INFO {"server_id":"a","max_payload":1024,"tls_required":true}"#);
+    bench.broker(b"\r\n");
+    let link = bench.link;
+    let secures =
+        |action: &Action| matches!(action, Action::Secure { link: asked, .. } if *asked == link);
+    assert!(
+        bench
+            .trunk
+            .poll_action()
+            .is_some_and(|action| secures(&action))
+    );
+    bench
+}
+
+#[test]
+fn connect_comes_behind_the_handshake() {
+    let mut bench = securing();
+    assert_eq!(bench.told(), "", "nothing in plain text");
+    let turn = &mut Turn::new(bench.now, &mut bench.bus);
+    bench.trunk.handle_secured(bench.link, turn);
+    let told = bench.told();
+    assert!(
+        told.starts_with("CONNECT {") && told.contains("secret"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_handshake_has_its_time() {
+    let mut bench = securing();
+    let timeout = bench.bus.settings().timings.tls_timeout;
+    bench.pass(timeout - Duration::from_millis(1));
+    assert!(bench.trunk.links.has(bench.link));
+    bench.pass(Duration::from_millis(1));
+    assert!(!bench.trunk.links.has(LinkId(0)));
+    let failure = bench.bus.roster().broker(BrokerId(0)).last_failure();
+    assert_eq!(failure, Some(Failure::TlsTimeout));
+}
+
+/// Whoever stands between can write it: the session lives on, and the broker isn't down for it.
+#[test]
+fn what_is_said_in_plain_text_ends_the_link_alone() {
+    for (words, failure, is_down) in [
+        (
+            "-ERR 'Authorization Violation'\r\n",
+            Failure::TlsHandshake,
+            true,
+        ),
+        (
+            "-ERR 'User Authentication Expired'\r\n",
+            Failure::TlsHandshake,
+            true,
+        ),
+        ("+OK\r\nPONG\r\n", Failure::Garbage, true),
+        (
+            "-ERR 'Connection throttling is active. Please try again later.'\r\n",
+            Failure::Throttled,
+            false,
+        ),
+    ] {
+        let mut bench = securing();
+        bench.broker(words.as_bytes());
+        assert!(!bench.trunk.links.has(LinkId(0)), "{words}");
+        assert!(bench.trunk.closing(bench.session).is_none(), "{words}");
+        assert_eq!(bench.heard(), "", "{words}");
+        let broker = bench.bus.roster().broker(BrokerId(0));
+        assert_eq!(broker.health() == Health::Down, is_down, "{words}");
+        let counted = bench.bus.observed().dial_failures.clone();
+        assert!(
+            format!("{counted:?}").contains(failure.as_str()),
+            "{counted:?}"
+        );
+    }
 }

@@ -77,7 +77,7 @@ impl Roster {
         };
         let choice = self.in_order().filter(possible).min_by_key(worth);
         match choice {
-            Some(id) if !self.broker(id).has_turn() => Pick::Queue,
+            Some(id) if !self.has_turn(id) => Pick::Queue,
             Some(id) => {
                 self.broker_mut(id).dialing += 1;
                 Pick::Dial(id)
@@ -101,7 +101,7 @@ impl Roster {
             broker.accepts_dials() && !has.contains(&id) && is_willing()
         };
         let wanted: Vec<BrokerId> = self.order.iter().copied().filter(wanted).collect();
-        let has_turn = |&id: &BrokerId| self.broker(id).has_turn();
+        let has_turn = |&id: &BrokerId| self.has_turn(id);
         let (dials, waits): (Vec<_>, Vec<_>) = wanted.into_iter().partition(has_turn);
         for &id in &dials {
             self.broker_mut(id).dialing += 1;

@@ -13,7 +13,7 @@ pub use choice::{Pick, Placement};
 pub use offer::Offer;
 
 use core::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use smallvec::SmallVec;
 
@@ -28,6 +28,8 @@ use crate::config::{BrokerAddr, TlsMode};
 
 /// Answers in a row without an address after which that broker is left.
 const UNNAMED_MOST: u32 = 3;
+/// TLS handshakes with a broker on their way at once.
+const HANDSHAKES_MOST: u32 = 16;
 /// Addresses of one name that are brokers.
 const ADDRESSES_MOST: usize = 16;
 
@@ -115,6 +117,21 @@ impl Roster {
             broker.removed = true;
             broker.is_outdated = true;
         }
+    }
+
+    /// Whether another dial to a broker may be on its way (R12). A handshake costs the broker a
+    /// thousand times what a connection costs.
+    pub fn has_turn(&self, id: BrokerId) -> bool {
+        let most = match self.tls_mode(id) {
+            TlsMode::Off => u32::MAX,
+            TlsMode::Required | TlsMode::First => HANDSHAKES_MOST,
+        };
+        self.broker(id).has_turn(most)
+    }
+
+    /// When the certificate ends that a broker has shown.
+    pub fn note_certificate(&mut self, id: BrokerId, ends: Option<SystemTime>) {
+        self.broker_mut(id).certificate_ends = ends;
     }
 
     /// How a broker is spoken to.

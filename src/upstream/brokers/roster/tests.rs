@@ -439,3 +439,39 @@ fn a_host_of_both_families_is_one_broker() {
     assert_eq!(addresses(&[v4, [127, 0, 0, 2].into()]).len(), 2);
     assert_eq!(addresses(&[v4, [127, 0, 0, 2].into(), v6]).len(), 3);
 }
+
+#[test]
+fn handshakes_with_a_broker_are_few_at_once() {
+    let now = Instant::now();
+    let addrs = ["tls://10.0.0.1", "10.0.0.2"].map(|addr| addr.parse().expect("an address"));
+    let interval = Duration::from_secs(3);
+    let mut roster = Roster::new(&addrs, Placement::First(None), interval, 1, now);
+    let (secured, plain) = (BrokerId(0), BrokerId(1));
+    assert_eq!(roster.tls_mode(secured), TlsMode::Required);
+    assert_eq!(roster.tls_mode(plain), TlsMode::Off);
+    for _ in 0..HANDSHAKES_MOST {
+        assert!(roster.has_turn(secured));
+        roster.pick_all(0, &[], now);
+    }
+    assert!(!roster.has_turn(secured) && roster.has_turn(plain));
+}
+
+#[test]
+fn after_a_renewal_each_broker_is_another_one() {
+    let now = Instant::now();
+    let addrs = ["tls://10.0.0.1", "tls://10.0.0.2"].map(|addr| addr.parse().expect("an address"));
+    let interval = Duration::from_secs(3);
+    let mut roster = Roster::new(&addrs, Placement::First(None), interval, 1, now);
+    roster.liveness_mut(BrokerId(0)).attach(TrunkId(7));
+    roster.renew();
+    let removed = roster.configure(&addrs, Placement::First(None), interval, now);
+    assert!(removed.contains(&BrokerId(0)), "{removed:?}");
+    assert!(
+        roster.broker(BrokerId(0)).is_removed(),
+        "its link is left for another"
+    );
+    let ids: Vec<BrokerId> = roster.brokers().map(|(id, _)| id).collect();
+    assert_eq!(ids.len(), 2);
+    assert!(!ids.contains(&BrokerId(0)), "{ids:?}");
+    assert_eq!(roster.broker(ids[0]).addr(), &addrs[0]);
+}
