@@ -85,41 +85,55 @@ fn brokers_are_reached_in_every_form_of_tls() {
     let own = authority.certify_name("client", "component.example");
     let ca = authority.ca();
     let verify = format!("ca_file: {:?}, verify: true", ca.display().to_string());
-    let forms: [(&str, KeyKind, String, String); 6] = [
-        ("required", KeyKind::P256, String::new(), String::new()),
-        ("rsa", KeyKind::Rsa, String::new(), String::new()),
-        (
-            "p384",
-            KeyKind::P384,
-            String::new(),
-            "min_version = \"1.3\"\n".to_owned(),
-        ),
-        ("verify", KeyKind::P256, verify, own.keys()),
-        (
-            "first",
-            KeyKind::P256,
-            "handshake_first: true".to_owned(),
-            "mode = \"first\"\n".to_owned(),
-        ),
-        (
-            "auto",
-            KeyKind::P256,
-            "handshake_first: auto".to_owned(),
-            String::new(),
-        ),
-    ];
-    for (form, kind, theirs, ours) in forms {
+    let map = format!(
+        "ca_file: {:?}, verify_and_map: true",
+        ca.display().to_string()
+    );
+    let first = "handshake_first: true";
+    let form = |name, kind, tls: &str, more, ours: &str| Form {
+        name,
+        kind,
+        tls: tls.to_owned(),
+        more,
+        ours: ours.to_owned(),
+    };
+    for form in [
+        form("required", KeyKind::P256, "", "", ""),
+        form("rsa", KeyKind::Rsa, "", "", ""),
+        form("p384", KeyKind::P384, "", "", "min_version = \"1.3\"\n"),
+        form("verify", KeyKind::P256, &verify, "", &own.keys()),
+        form("map", KeyKind::P256, &map, MAPPED, &own.keys()),
+        form("available", KeyKind::P256, "", "allow_non_tls: true", ""),
+        form("first", KeyKind::P256, first, "", "mode = \"first\"\n"),
+        form("auto", KeyKind::P256, "handshake_first: auto", "", ""),
+    ] {
         for version in Version::ALL {
             // 2.9 doesn't know it.
-            if version == Version::V29 && theirs.contains("handshake_first") {
+            if version == Version::V29 && form.tls.contains("handshake_first") {
                 continue;
             }
-            let certificate = authority.certify(form, kind);
-            let broker = broker(version, certificate.broker_tls(&theirs));
-            let natsmux = launch(&[broker.url()], &tls_of(&authority, &ours), "").wait_healthy();
+            let certificate = authority.certify(form.name, form.kind);
+            let text = format!("{}\n{}", certificate.broker_tls(&form.tls), form.more);
+            let broker = broker(version, text);
+            let tls = tls_of(&authority, &form.ours);
+            let natsmux = launch(&[broker.url()], &tls, "").wait_healthy();
             round_trip(&natsmux);
         }
     }
+}
+
+/// Whom a broker makes of natsmux's certificate.
+const MAPPED: &str = "authorization { users = [ { user: \"component.example\" } ] }";
+
+/// One form in which a broker has TLS.
+struct Form {
+    name: &'static str,
+    kind: KeyKind,
+    /// Within the broker's `tls`, and beside it.
+    tls: String,
+    more: &'static str,
+    /// Within natsmux's `[bus.tls]`.
+    ours: String,
 }
 
 /// The scheme alone says that a broker speaks TLS; the next one of the bus doesn't.

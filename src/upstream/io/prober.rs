@@ -1,6 +1,7 @@
 //! R11: asks brokers without a link how they are: connect, read the INFO, close.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -149,12 +150,12 @@ impl Pool {
         read: &mut ReadHalf,
     ) -> Result<(), Failure> {
         let within = self.bus.borrow().settings().timings.tls_timeout;
-        let begun = self.bus.secure(port, broker);
-        let ended = match begun {
-            Ok(()) => timeout(within, secure::handshake(port, read)).await,
-            Err(error) => Ok(Err(HandshakeError::Socket(error))),
-        };
-        match ended {
+        if let Err(error) = self.bus.secure(port, broker) {
+            let failure = Failure::TlsHandshake;
+            self.bus.log_tls(broker, failure, &error, now());
+            return Err(failure);
+        }
+        match timeout(within, secure::handshake(port, read)).await {
             Err(_) => Err(Failure::TlsTimeout),
             Ok(Ok(())) => {
                 let mut bus = self.bus.borrow_mut();
@@ -163,7 +164,12 @@ impl Pool {
             }
             Ok(Err(HandshakeError::Plain(failure))) => Err(failure),
             Ok(Err(HandshakeError::Socket(error))) => {
-                let failure = secure::tls_failure(&error).unwrap_or(Failure::TlsHandshake);
+                let Some(failure) = secure::tls_failure(&error) else {
+                    return Err(match error.kind() {
+                        io::ErrorKind::UnexpectedEof => Failure::Closed,
+                        _ => Failure::Reset,
+                    });
+                };
                 self.bus.log_tls(broker, failure, &error, now());
                 Err(failure)
             }
