@@ -119,8 +119,8 @@ impl Roster {
         }
     }
 
-    /// Whether another dial to a broker may be on its way (R12). A handshake costs the broker a
-    /// thousand times what a connection costs.
+    /// Whether another dial to a broker may be on its way (R12): fewer where each costs the broker
+    /// a TLS handshake.
     pub fn has_turn(&self, id: BrokerId) -> bool {
         let most = match self.tls_mode(id) {
             TlsMode::Off => u32::MAX,
