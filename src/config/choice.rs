@@ -2,6 +2,8 @@
 
 use tracing::level_filters::LevelFilter;
 
+use super::address::BrokerAddr;
+
 /// An option that is one of a few words.
 pub trait Choice: Copy + PartialEq + Send + Sync + 'static {
     /// Every value with the word that is written for it.
@@ -87,6 +89,16 @@ pub enum TlsMode {
     Required,
     /// Ahead of the broker's INFO, as its `handshake_first` asks for.
     First,
+}
+
+impl TlsMode {
+    /// How a broker is spoken to, where the bus says this.
+    pub fn towards(self, broker: &BrokerAddr) -> Self {
+        if self == Self::Off && broker.tls {
+            return Self::Required;
+        }
+        self
+    }
 }
 
 choice!(TlsMode { "off" => Off, "required" => Required, "first" => First });

@@ -184,18 +184,14 @@ impl BusConfig {
         exposed.filter(|_| is_plain && !self.allow_plain)
     }
 
-    /// How this broker is spoken to.
-    pub fn tls_mode(&self, broker: &BrokerAddr) -> TlsMode {
-        let mode = self.tls.as_ref().map_or(TlsMode::Off, |tls| tls.mode);
-        if mode == TlsMode::Off && broker.tls {
-            return TlsMode::Required;
-        }
-        mode
+    /// How brokers are spoken to that are written without `tls://`.
+    pub fn tls_mode(&self) -> TlsMode {
+        self.tls.as_ref().map_or(TlsMode::Off, |tls| tls.mode)
     }
 
     /// Whether any broker is spoken to in TLS.
     pub fn needs_tls(&self) -> bool {
-        let plain = |broker| self.tls_mode(broker) == TlsMode::Off;
+        let plain = |broker| self.tls_mode().towards(broker) == TlsMode::Off;
         !self.brokers.iter().all(plain)
     }
 

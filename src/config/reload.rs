@@ -67,7 +67,7 @@ fn fixed_difference(old: &BusConfig, new: &BusConfig) -> Option<&'static str> {
     found.map(|(_, option)| option)
 }
 
-/// What a listener says of TLS before a component has said anything.
+/// The order and the choice that a listener leaves to components.
 fn listen_mode(bus: &BusConfig) -> Option<(bool, bool)> {
     let tls = bus.listen_tls.as_ref()?;
     Some((tls.handshake_first, tls.available))

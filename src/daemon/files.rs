@@ -1,4 +1,4 @@
-//! What the configuration names by file: keys, and certificates.
+//! Files that the configuration names: keys, and certificates.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -15,7 +15,7 @@ use crate::proto::connect::Secret;
 const KEY_LEAST: usize = 16;
 const KEY_MOST: u64 = 4096;
 
-/// What one bus has in files.
+/// The keys and certificates of one bus.
 #[derive(Debug, Default)]
 pub struct BusFiles {
     /// The key with which hosts authenticate what they announce (R29).

@@ -20,7 +20,7 @@ pub(super) type Listeners = BTreeMap<String, Vec<Bound>>;
 /// buses only.
 pub(super) struct Start {
     pub(super) config: Config,
-    /// What the configuration names by file.
+    /// Keys and certificates.
     pub(super) files: Files,
     pub(super) listeners: Listeners,
     pub(super) max_connections: usize,

@@ -277,8 +277,8 @@ impl Control {
     }
 }
 
-/// What is to be said of the first listener to which other hosts may speak in plain text, though
-/// nobody has allowed it.
+/// A warning of the first listener to which other hosts may speak in plain text, though nobody has
+/// allowed it.
 pub fn exposed_listener(config: &Config) -> Option<String> {
     let mut buses = config.buses.iter();
     buses.find_map(|bus| {

@@ -27,7 +27,7 @@ use super::handle::{
 };
 use super::snapshot::{bus_snapshot, session_snapshot, subscription_snapshots};
 use crate::clock::Instant;
-use crate::config::{BusConfig, Config, TlsMode, Topology};
+use crate::config::{BusConfig, Config, Topology};
 use crate::downstream::frontend::{Frontend, Identity, ListenTls};
 use crate::downstream::listener;
 use crate::net::now;
@@ -179,7 +179,7 @@ impl Worker {
             self.seed,
             now,
         );
-        roster.set_tls(tls_mode(bus));
+        roster.set_tls(bus.tls_mode());
         let machine = Bus::new(
             Settings::of(bus, config.buses.len()),
             roster,
@@ -269,7 +269,7 @@ impl Worker {
             running.frontend.set_tls(listen_tls(bus, files.listen_tls));
             let is_renewed = pool.bus.set_tls(files.tls);
             let mut machine = pool.bus.borrow_mut();
-            let tls = tls_mode(bus);
+            let tls = bus.tls_mode();
             if is_renewed || machine.roster().tls() != tls {
                 machine.roster_mut().renew();
             }
@@ -383,11 +383,6 @@ impl Worker {
             subscription_snapshots(&info, page)
         })
     }
-}
-
-/// How brokers are spoken to that are written without `tls://`.
-fn tls_mode(bus: &BusConfig) -> TlsMode {
-    bus.tls.as_ref().map_or(TlsMode::Off, |tls| tls.mode)
 }
 
 /// How components are spoken to.

@@ -68,7 +68,7 @@ async fn secure(
         out.push(&info);
         write_all(port, &mut out).await?;
     }
-    // Who says nothing keeps nobody waiting.
+    // A component that says nothing keeps nobody waiting.
     let first = poll_fn(|cx| socket::poll_peek(read, cx)).await?;
     if tls.available && first.is_some_and(|first| first != HANDSHAKE) {
         return Ok(());

@@ -2,10 +2,16 @@
 //! reload changes.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::client::{Client, Kind, Mode};
 use crate::support::{
@@ -221,7 +227,6 @@ fn what_is_wrong_with_a_brokers_tls_is_said_by_its_name() {
 /// A broker in front of which somebody has taken TLS out of INFO gets no credentials.
 #[test]
 fn nothing_is_written_in_plain_text_where_tls_is_required() {
-    use std::io::{Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let addr = listener.local_addr().expect("bound");
     let authority = Authority::new();
@@ -279,6 +284,96 @@ fn a_reload_moves_links_to_new_certificates() {
     client.pong();
     assert_eq!(natsmux.counter("sessions_closed"), 0);
     assert_eq!(natsmux.counter("link_failures"), 0);
+}
+
+/// natsmux in front of a plain broker, with this in `[bus.listen_tls]`.
+fn listening(authority: &Authority, broker: &Broker, more: &str) -> Natsmux {
+    let own = authority.certify("natsmux", KeyKind::P256);
+    let tls = format!("[bus.listen_tls]\n{}{more}", own.keys());
+    launch(&[broker.url()], &tls, "").wait_healthy()
+}
+
+/// A component in TLS that trusts this authority and shows no certificate.
+fn secured(natsmux: &Natsmux, authority: &Authority) -> StreamOwned<ClientConnection, TcpStream> {
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_file(authority.ca()).expect("a certificate");
+    roots.add(ca).expect("an authority");
+    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("localhost").expect("a name");
+    let connection = ClientConnection::new(Arc::new(config), name).expect("a connection");
+    let stream = TcpStream::connect(natsmux.address()).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("possible");
+    StreamOwned::new(connection, stream)
+}
+
+/// The handshake comes ahead of INFO, and all that follows is in it.
+#[test]
+fn a_listener_has_the_handshake_first_where_it_is_told_so() {
+    let (authority, broker) = (Authority::new(), Broker::start(Version::V215));
+    let natsmux = listening(&authority, &broker, "handshake_first = true\n");
+    RawClient::connect(&natsmux.address()).expect_silence(Duration::from_millis(100));
+    let mut stream = BufReader::new(secured(&natsmux, &authority));
+    let begin = "CONNECT {\"verbose\":false}\r\nPING\r\n";
+    stream.get_mut().write_all(begin.as_bytes()).expect("open");
+    let mut line = String::new();
+    stream.read_line(&mut line).expect("INFO");
+    assert!(
+        line.starts_with("INFO {") && line.contains("\"tls_required\":true"),
+        "{line}"
+    );
+    line.clear();
+    stream.read_line(&mut line).expect("PONG");
+    assert_eq!(line, "PONG\r\n");
+}
+
+/// Plain text where TLS may be had, and only there.
+#[test]
+fn a_listener_takes_plain_text_only_where_it_is_told_so() {
+    let (authority, broker) = (Authority::new(), Broker::start(Version::V215));
+    let natsmux = listening(&authority, &broker, "available = true\n");
+    let info = RawClient::connect(&natsmux.address()).info();
+    assert_eq!(
+        (&info["tls_required"], &info["tls_available"]),
+        (&false.into(), &true.into())
+    );
+    round_trip(&natsmux);
+    assert_eq!(natsmux.counter("failed_handshakes"), 0);
+    let natsmux = listening(&authority, &broker, "");
+    let mut plain = RawClient::connect(&natsmux.address());
+    assert_eq!(plain.info()["tls_required"], true);
+    plain.send("CONNECT {\"verbose\":false}\r\nPING\r\n");
+    assert!(!String::from_utf8_lossy(&plain.until_closed()).contains("PONG"));
+    natsmux.wait_varz("it to be counted", PATIENCE, |varz| {
+        varz["failed_handshakes"] == 1
+    });
+    assert_eq!(natsmux.counter("sessions_opened"), 0);
+}
+
+/// A component that shows no certificate, or says nothing, has no session and is gone in time.
+#[test]
+fn a_handshake_of_a_component_that_fails_or_stalls_is_counted_and_ended() {
+    let (authority, broker) = (Authority::new(), Broker::start(Version::V215));
+    let client_ca = format!("client_ca = {:?}\n", authority.ca().display().to_string());
+    let natsmux = listening(&authority, &broker, &client_ca);
+    let mut silent = RawClient::connect(&natsmux.address());
+    assert_eq!(silent.info()["tls_verify"], true);
+    let mut stream = secured(&natsmux, &authority);
+    // INFO comes first, in plain text.
+    let mut info = BufReader::new(stream.sock.try_clone().expect("possible"));
+    let mut line = String::new();
+    info.read_line(&mut line).expect("INFO");
+    // The refusal comes behind the handshake.
+    let _ = stream.write_all(b"CONNECT {}\r\n");
+    assert!(stream.read(&mut [0; 64]).map_or(true, |count| count == 0));
+    assert!(silent.until_closed().is_empty());
+    natsmux.wait_varz("both to be counted", PATIENCE, |varz| {
+        varz["failed_handshakes"] == 2
+    });
+    assert_eq!(natsmux.counter("sessions_opened"), 0);
 }
 
 /// Each client library, with TLS on both sides.

@@ -193,13 +193,23 @@ impl Tls {
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        self.read_with(write, buffer, |closed| socket::poll_read(read, cx, closed))
+    }
+
+    /// Reads through `read`, which is the socket's, until there is something for the reader.
+    fn read_with(
+        &mut self,
+        write: &WriteHalf,
+        buffer: &mut [u8],
+        mut read: impl FnMut(&mut [u8]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         CLOSED.with_borrow_mut(|closed| {
             loop {
                 if let Some(opened) = self.open_left(buffer)? {
                     return Poll::Ready(Ok(opened));
                 }
                 let most = buffer.len().min(closed.len());
-                let count = ready!(socket::poll_read(read, cx, &mut closed[..most]))?;
+                let count = ready!(read(&mut closed[..most]))?;
                 if let Some(result) = self.open_read(&closed[..count], write, buffer) {
                     return Poll::Ready(result);
                 }
@@ -237,18 +247,13 @@ impl Tls {
         write: &WriteHalf,
         buffer: &mut [u8],
     ) -> io::Result<usize> {
-        CLOSED.with_borrow_mut(|closed| {
-            loop {
-                if let Some(opened) = self.open_left(buffer)? {
-                    return Ok(opened);
-                }
-                let most = buffer.len().min(closed.len());
-                let count = socket::read_now(read, &mut closed[..most])?;
-                if let Some(result) = self.open_read(&closed[..count], write, buffer) {
-                    return result;
-                }
-            }
-        })
+        let polled = self.read_with(write, buffer, |closed| {
+            Poll::Ready(socket::read_now(read, closed))
+        });
+        match polled {
+            Poll::Ready(result) => result,
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 
     /// Opens what a read has brought. `None`: there is nothing for the reader yet.
@@ -361,13 +366,9 @@ impl Tls {
             // It goes behind what the next flush writes.
             return Ok(());
         }
-        while self.connection.wants_write() {
-            let from = self.sealed.len();
-            self.connection.write_tls(&mut self.sealed)?;
-            let end = self.sealed.len();
-            debug_assert!(end > from);
-            self.records.push_back(Record { end, holds: 0 });
-        }
+        let mut sealed = Vec::new();
+        self.take_record(0, &mut sealed)?;
+        self.sealed = sealed;
         let mut nothing = Outbox::new(super::Retention::UntilWritten);
         self.write_sealed(write, &mut nothing)
     }
@@ -377,9 +378,10 @@ impl Tls {
         if self.sealed.is_empty() {
             return Ok(());
         }
-        let sealed = std::mem::take(&mut self.sealed);
+        let mut sealed = std::mem::take(&mut self.sealed);
         let mut at = 0;
         let result = self.write_records(write, &sealed, &mut at, outbox);
+        sealed.drain(..at);
         self.keep_unwritten(sealed, at);
         result
     }
@@ -395,27 +397,45 @@ impl Tls {
             let mut at = 0;
             let result = self.write_records(write, sealed, &mut at, outbox);
             if at < sealed.len() {
-                self.keep_unwritten(sealed.clone(), at);
+                self.keep_unwritten(sealed[at..].to_vec(), at);
             }
             result.map(|()| true)
         })
     }
 
-    fn keep_unwritten(&mut self, mut sealed: Vec<u8>, at: usize) {
-        sealed.drain(..at);
+    /// Keeps what the socket didn't take, behind the first `at` bytes.
+    fn keep_unwritten(&mut self, sealed: Vec<u8>, at: usize) {
         for record in &mut self.records {
             record.end -= at;
         }
         self.sealed = sealed;
     }
 
-    fn seal_records(&mut self, outbox: &Outbox, sealed: &mut Vec<u8>) -> io::Result<()> {
+    /// Takes what the library has sealed: one record that holds so much, or what the protocol itself
+    /// has to say.
+    fn take_record(&mut self, holds: usize, sealed: &mut Vec<u8>) -> io::Result<()> {
+        let from = sealed.len();
         while self.connection.wants_write() {
             self.connection.write_tls(sealed)?;
-            let end = sealed.len();
-            self.records.push_back(Record { end, holds: 0 });
         }
-        if self.connection.is_handshaking() || outbox.is_empty() {
+        let end = sealed.len();
+        if end > from {
+            self.records.push_back(Record { end, holds });
+        }
+        Ok(())
+    }
+
+    fn seal_records(&mut self, outbox: &Outbox, sealed: &mut Vec<u8>) -> io::Result<()> {
+        self.take_record(0, sealed)?;
+        if self.connection.is_handshaking() {
+            return Ok(());
+        }
+        if let Some(slice) = outbox.only_slice() {
+            // Mostly: an array for all of them would be a kilobyte to fill.
+            for part in slice.chunks(RECORD_BYTES).take(RECORDS_PER_WRITE) {
+                let holds = self.connection.writer().write(part)?;
+                self.take_record(holds, sealed)?;
+            }
             return Ok(());
         }
         let mut slices = [IoSlice::new(&[]); SLICES];
@@ -427,11 +447,7 @@ impl Tls {
                 break;
             }
             IoSlice::advance_slices(&mut left, holds);
-            while self.connection.wants_write() {
-                self.connection.write_tls(sealed)?;
-            }
-            let end = sealed.len();
-            self.records.push_back(Record { end, holds });
+            self.take_record(holds, sealed)?;
         }
         Ok(())
     }
@@ -451,8 +467,6 @@ impl Tls {
         }
         match &parts[..filled] {
             [] => Ok(0),
-            // Mostly.
-            [one] => self.connection.writer().write(one),
             parts => self.connection.writer().write_vectored(parts),
         }
     }

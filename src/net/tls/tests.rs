@@ -92,8 +92,15 @@ async fn secured() -> (TempDir, Side, Side) {
     server
         .port
         .secure(Tls::server(&server_tls).expect("possible"));
+    let both = handshake(&mut client, &mut server);
+    timeout(PATIENCE, both).await.expect("a handshake in time");
+    (folder, client, server)
+}
+
+/// Has both sides read and answer until each is secured.
+async fn handshake(client: &mut Side, server: &mut Side) {
     let (mut has_client, mut has_server) = (false, false);
-    let both = poll_fn(|cx| {
+    poll_fn(|cx| {
         assert!(client.poll_read(cx, &mut [0; 64]).is_pending());
         assert!(server.poll_read(cx, &mut [0; 64]).is_pending());
         has_client |= client.port.take_secured();
@@ -102,9 +109,8 @@ async fn secured() -> (TempDir, Side, Side) {
             return Poll::Ready(());
         }
         Poll::Pending
-    });
-    timeout(PATIENCE, both).await.expect("a handshake in time");
-    (folder, client, server)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -194,18 +200,7 @@ async fn records_are_torn_at_every_byte() {
         .port
         .secure(Tls::server(&server_tls).expect("possible"));
     let both = async {
-        let (mut client_done, mut server_done) = (false, false);
-        poll_fn(|cx| {
-            let _ = client.poll_read(cx, &mut [0; 64]);
-            let _ = server.poll_read(cx, &mut [0; 64]);
-            client_done |= client.port.take_secured();
-            server_done |= server.port.take_secured();
-            if client_done && server_done {
-                return Poll::Ready(());
-            }
-            Poll::Pending
-        })
-        .await;
+        handshake(&mut client, &mut server).await;
         client.out.push(b"PUB a 5\r\nhello\r\n");
         server.out.push(b"PONG\r\n");
         assert_eq!(client.port.flush(&mut client.out), Flush::Done);

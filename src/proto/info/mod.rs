@@ -123,6 +123,11 @@ pub enum InfoFault {
 }
 
 impl ServerInfo {
+    /// Whether the broker takes TLS behind this.
+    pub fn offers_tls(&self) -> bool {
+        self.tls_required || self.tls_available
+    }
+
     /// Parses what stands behind `INFO `.
     pub fn parse(json: &[u8]) -> Result<Self, InfoFault> {
         let json = json::checked(json).map_err(|_| InfoFault::Malformed)?;

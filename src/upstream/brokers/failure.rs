@@ -1,6 +1,8 @@
 //! Reasons for which a dial or a link fails, or a broker is left. A new one is added here, with its
 //! label; whether it counts against the broker is decided where a trunk's link ends.
 
+use crate::proto::error_text::BrokerError;
+
 /// Why a broker or a link of it failed. A closed set, so that it can label a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
@@ -75,6 +77,16 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The meaning of an error that stands in plain text where TLS is to begin: anybody may have
+    /// written it.
+    pub fn before_handshake(error: &BrokerError<'_>) -> Self {
+        match error {
+            BrokerError::Throttled => Self::Throttled,
+            BrokerError::Full { .. } => Self::Full,
+            _ => Self::TlsHandshake,
+        }
+    }
+
     /// Whether natsmux leaves the broker by itself, for all of the bus's trunks.
     pub fn is_planned(self) -> bool {
         matches!(self, Self::LameDuck | Self::Removed | Self::Failback)

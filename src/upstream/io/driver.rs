@@ -181,8 +181,12 @@ impl Driver {
         let polled = port.poll_read(read, cx, &mut buffer[..most]);
         if port.take_secured() {
             let ends = port.peer_ends();
-            self.with_machine(|trunk, cx| trunk.note_certificate(id, ends, cx));
-            self.with_machine(|trunk, cx| trunk.handle_secured(id, cx));
+            self.with_machine(|trunk, cx| {
+                if let Some(broker) = trunk.broker_of(id) {
+                    cx.bus.roster_mut().note_certificate(broker, ends);
+                }
+                trunk.handle_secured(id, cx);
+            });
         }
         let LinkIo { watch, socket, .. } = &mut self.links[at];
         let Socket::Open { read, port } = socket else {

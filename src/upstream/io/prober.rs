@@ -132,8 +132,7 @@ impl Pool {
         }
         let info = timeout(timings.info_timeout, read_info(&port, read));
         let info = info.await.unwrap_or(Err(Failure::InfoTimeout))?;
-        let is_offered = info.tls_required || info.tls_available;
-        if mode == TlsMode::Required && is_offered {
+        if mode == TlsMode::Required && info.offers_tls() {
             match self.handshake(broker, &port, read).await {
                 // It lives, and has no time for one more.
                 Ok(()) | Err(Failure::Throttled | Failure::Full) => {}

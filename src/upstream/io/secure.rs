@@ -11,7 +11,7 @@ use crate::clock::Instant;
 use crate::net::socket::ReadHalf;
 use crate::net::tls::{Tls, TlsFault};
 use crate::net::{Flush, Outbox, Port, Retention};
-use crate::proto::error_text::{BrokerError, classify};
+use crate::proto::error_text::classify;
 use crate::proto::server::{self, ServerLimits, ServerOp, ServerScan};
 use crate::upstream::brokers::roster::{BrokerId, Failure};
 
@@ -131,11 +131,7 @@ fn said(bytes: &[u8]) -> Failure {
         ServerScan::Op {
             op: ServerOp::Err { text, .. },
             ..
-        } => match classify(text) {
-            BrokerError::Throttled => Failure::Throttled,
-            BrokerError::Full { .. } => Failure::Full,
-            _ => Failure::TlsHandshake,
-        },
+        } => Failure::before_handshake(&classify(text)),
         ServerScan::Op {
             op: ServerOp::Info { .. },
             ..

@@ -219,7 +219,7 @@ impl Trunk {
         }
     }
 
-    /// An error in plain text, where TLS is to begin: anybody may have written it.
+    /// An error in plain text, where TLS is to begin.
     fn handle_plain_error(
         &mut self,
         id: LinkId,
@@ -231,11 +231,7 @@ impl Trunk {
         let text = text.into();
         self.actions
             .push_back(Action::Report(Report::BrokerError { broker, text }));
-        let failure = match error {
-            BrokerError::Throttled => Failure::Throttled,
-            _ => Failure::TlsHandshake,
-        };
-        self.fail(id, failure, cx);
+        self.fail(id, Failure::before_handshake(error), cx);
     }
 
     fn handle_link_error(&mut self, id: LinkId, text: &[u8], cx: &mut Turn<'_>) {

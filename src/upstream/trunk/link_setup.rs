@@ -1,7 +1,7 @@
 //! A link's way from dial to live:
 //! INFO → CONNECT, PING → PONG → every SUB, PING → PONG → waiting publishes → owed PINGs.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::action::{Action, Report};
 use super::link::{Link, LinkId, OkOwner, Phase};
@@ -114,13 +114,6 @@ impl Trunk {
         match link.early_info.take() {
             Some(info) => self.introduce(id, *info, cx),
             None => self.await_info(id, cx),
-        }
-    }
-
-    /// When the certificate ends that a link's broker has shown: for the operator.
-    pub fn note_certificate(&self, id: LinkId, ends: Option<SystemTime>, cx: &mut Turn<'_>) {
-        if let Some(link) = self.links.get(id) {
-            cx.bus.roster_mut().note_certificate(link.broker, ends);
         }
     }
 

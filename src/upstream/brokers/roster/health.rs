@@ -37,10 +37,9 @@ impl Roster {
         if self.own_ids.iter().any(is_own) {
             return Some(Failure::Loop);
         }
-        let is_offered = info.tls_required || info.tls_available;
         match self.tls_mode(id) {
             TlsMode::Off if info.tls_required => return Some(Failure::TlsRequired),
-            TlsMode::Required if !is_offered => return Some(Failure::TlsNotOffered),
+            TlsMode::Required if !info.offers_tls() => return Some(Failure::TlsNotOffered),
             TlsMode::Off | TlsMode::Required | TlsMode::First => {}
         }
         // Subscribed there twice, a component would get everything twice.

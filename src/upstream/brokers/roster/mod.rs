@@ -136,10 +136,7 @@ impl Roster {
 
     /// How a broker is spoken to.
     pub fn tls_mode(&self, id: BrokerId) -> TlsMode {
-        if self.tls == TlsMode::Off && self.broker(id).addr.tls {
-            return TlsMode::Required;
-        }
-        self.tls
+        self.tls.towards(&self.broker(id).addr)
     }
 
     /// Takes a new list of brokers (reload) and returns those that were removed.
