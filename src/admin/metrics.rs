@@ -27,7 +27,7 @@ const STATES: [&str; 5] = ["unknown", "up", "suspect", "lame duck", "down"];
 /// A number of a bus that goes up and down.
 type BusGauge = (&'static str, &'static str, fn(&BusSnapshot) -> u64);
 
-const BUS_GAUGES: [BusGauge; 8] = [
+const BUS_GAUGES: [BusGauge; 9] = [
     ("sessions", "Components connected now", |bus| bus.sessions),
     ("trunks", "Trunks now", |bus| bus.trunks),
     (
@@ -50,6 +50,11 @@ const BUS_GAUGES: [BusGauge; 8] = [
         "wrong_topology",
         "1 while brokers aren't routed to each other as configured",
         |bus| u64::from(bus.wrong_topology),
+    ),
+    (
+        "outage_revealed",
+        "1 while components are disconnected because no broker has served for long",
+        |bus| u64::from(bus.outage_revealed),
     ),
     ("healthy", "1 while the bus has a live broker", |bus| {
         u64::from(bus.healthy)

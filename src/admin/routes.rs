@@ -222,18 +222,23 @@ fn bad_value(BadValue(error): BadValue) -> Response<Body> {
 }
 
 /// Ready once every bus listens and has had a live broker; it stays so through an outage,
-/// in which sessions are kept and components are still taken (R16).
+/// in which sessions are kept and components are still taken (R16), unless components are to know
+/// of it (R37).
 fn readyz(snapshot: &Snapshot) -> Response<Body> {
-    let waits = |bus: &&BusSnapshot| !bus.listening || !bus.attached;
+    let waits = |bus: &&BusSnapshot| !bus.listening || !bus.attached || bus.outage_revealed;
     let faults: Vec<String> = snapshot
         .buses
         .iter()
         .filter(waits)
         .map(|bus| {
-            if bus.listening {
-                format!("bus {}: no broker has answered yet", bus.name)
+            let name = &bus.name;
+            if !bus.listening {
+                format!("bus {name}: not listening yet")
+            } else if bus.outage_revealed {
+                let lasts = bus.outage.unwrap_or_default().as_secs();
+                format!("bus {name}: no broker for {lasts} s, components are turned away")
             } else {
-                format!("bus {}: not listening yet", bus.name)
+                format!("bus {name}: no broker has answered yet")
             }
         })
         .collect();

@@ -133,6 +133,8 @@ fn bus(name: &str, healthy: bool) -> BusSnapshot {
         listening: true,
         attached: true,
         healthy,
+        outage: None,
+        outage_revealed: false,
         wrong_topology: false,
         reason: (!healthy).then(|| "10.0.0.1:4222: connection refused".to_owned()),
         sessions: 2,

@@ -99,6 +99,8 @@ fn bus(bus: &BusSnapshot) -> Value {
         ("name", json!(bus.name)),
         ("healthy", json!(bus.healthy)),
         ("wrong_topology", json!(bus.wrong_topology)),
+        ("outage_seconds", json!(bus.outage.map(|outage| outage.as_secs_f64()))),
+        ("outage_revealed", json!(bus.outage_revealed)),
         ("reason", json!(bus.reason)),
         ("sessions", json!(bus.sessions)),
         ("trunks", json!(bus.trunks)),
@@ -109,6 +111,11 @@ fn bus(bus: &BusSnapshot) -> Value {
         ("fences_answered", json!(bus.observed.fences.count())),
         ("fence_seconds", json!(bus.observed.fences.sum())),
         ("current", json!(bus.current)),
+        ("certificate_ends", json!(bus.certificate_ends.map(rfc3339))),
+        (
+            "listen_certificate_ends",
+            json!(bus.listen_certificate_ends.map(rfc3339)),
+        ),
         ("brokers", Value::Array(brokers)),
     ] {
         object.insert(name.to_owned(), value);

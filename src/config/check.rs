@@ -4,6 +4,7 @@
 //! [`Locations`] says where each value was written.
 
 use super::address::ListenAddr;
+use super::choice::{Delivery, OutagePublishes};
 use super::error::{ConfigError, Fault, Location};
 use super::options::{BusConfig, Config, host_name};
 use super::units::show_size;
@@ -26,6 +27,8 @@ pub(super) struct BusLocations {
     pub(super) max_pending: Location,
     pub(super) publish_buffer: Location,
     pub(super) lenient_buffer: Location,
+    pub(super) outage_publishes: Location,
+    pub(super) reveal_outage_after: Location,
 }
 
 /// Checks what must hold between options.
@@ -43,6 +46,7 @@ pub(super) fn check(config: &Config, locations: &Locations) -> Result<(), Config
             return Err(ConfigError::wrong(at.name.clone(), fault));
         }
         check_totals(config, bus, at)?;
+        check_outage(bus, at)?;
         for (listen, location) in bus.listen.iter().zip(&at.listen) {
             if listeners.iter().any(|l| l.conflicts_with(*listen)) {
                 let fault = Fault::DuplicateListen(listen.to_string());
@@ -73,6 +77,20 @@ fn check_brokers(
             continue;
         };
         return Err(ConfigError::wrong(location.clone(), fault));
+    }
+    Ok(())
+}
+
+fn check_outage(bus: &BusConfig, at: &BusLocations) -> Result<(), ConfigError> {
+    let (after, probes) = (bus.timings.reveal_outage_after, bus.timings.probe_interval);
+    if !after.is_zero() && after < 3 * probes {
+        let location = at.reveal_outage_after.clone();
+        return Err(ConfigError::wrong(location, Fault::RevealedTooSoon));
+    }
+    let drops = bus.outage_publishes == OutagePublishes::Drop;
+    if drops && bus.delivery == Delivery::AtLeastOnce {
+        let location = at.outage_publishes.clone();
+        return Err(ConfigError::wrong(location, Fault::DropsAtLeastOnce));
     }
     Ok(())
 }

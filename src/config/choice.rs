@@ -139,6 +139,18 @@ pub enum Failback {
 
 choice!(Failback { "auto" => Auto, "never" => Never });
 
+/// What happens to publishes that wait for a broker, where components hear of an outage (R37).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OutagePublishes {
+    /// They go to the first broker that serves.
+    #[default]
+    Keep,
+    /// They are given up, and counted as dropped.
+    Drop,
+}
+
+choice!(OutagePublishes { "keep" => Keep, "drop" => Drop });
+
 /// Which sessions share an upstream connection (R22).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Sharing {

@@ -129,6 +129,12 @@ pub enum Fault {
         /// Its value, as it would be written.
         total: String,
     },
+    /// An outage would be told of before brokers had been asked.
+    #[error("expected 0s, or at least three times bus.timings.probe_interval")]
+    RevealedTooSoon,
+    /// At-least-once gives up no publish that it has accepted.
+    #[error("expected keep: delivery = at-least-once gives up no publish")]
+    DropsAtLeastOnce,
     /// An address of a broker.
     #[error(transparent)]
     Broker(#[from] BrokerFault),

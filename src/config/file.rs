@@ -144,6 +144,8 @@ fn read_bus(mut section: Section<'_>, locations: &mut Locations) -> Result<BusCo
         max_pending: section.location_of("limits.max_pending"),
         publish_buffer: section.location_of("limits.publish_buffer"),
         lenient_buffer: section.location_of("limits.lenient_buffer"),
+        outage_publishes: section.location_of("outage_publishes"),
+        reveal_outage_after: section.location_of("timings.reveal_outage_after"),
     });
     section.finish()?;
     Ok(bus)

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::{BrokerAddr, ListenAddr};
-use super::choice::{Admit, Delivery, Failback, LogFormat, LogLevel, Sharing, TlsMode, Topology};
+use super::choice::{
+    Admit, Delivery, Failback, LogFormat, LogLevel, OutagePublishes, Sharing, TlsMode, Topology,
+};
 use super::tls::{ListenTlsConfig, TlsConfig};
 
 const KIB: usize = 1 << 10;
@@ -145,6 +147,9 @@ pub struct BusConfig {
     /// The components that may start while no broker is alive (R16). Default: known. Changes on
     /// reload: no.
     pub admit: Admit,
+    /// What happens to publishes that wait for a broker, where `reveal_outage_after` has passed
+    /// (R37). `drop` needs at-most-once. Default: keep. Changes on reload: yes.
+    pub outage_publishes: OutagePublishes,
     /// Deadlines and intervals. Changes on reload: yes, all of them.
     pub timings: Timings,
     /// Limits of each session and link. Changes on reload: yes, all of them;
@@ -171,6 +176,7 @@ impl BusConfig {
             delivery: Delivery::default(),
             lenient_connect: true,
             admit: Admit::default(),
+            outage_publishes: OutagePublishes::default(),
             timings: Timings::default(),
             limits: BusLimits::default(),
         }
@@ -301,6 +307,10 @@ pub struct Timings {
     /// How long a shared connection without sessions stays open; 0 keeps it.
     /// Default: 1 min, from 0 to 1 d.
     pub trunk_idle_timeout: Duration,
+    /// How long components aren't told that no broker serves: then they are disconnected, and
+    /// nobody is let in until one does (R37). 0 hides an outage for ever. Default: 0, from 0 to
+    /// 1 h, and at least three times `probe_interval`.
+    pub reveal_outage_after: Duration,
 }
 
 impl Default for Timings {
@@ -323,6 +333,7 @@ impl Default for Timings {
             failback_delay: Duration::from_secs(10),
             switch_settle: Duration::from_millis(100),
             trunk_idle_timeout: Duration::from_secs(60),
+            reveal_outage_after: Duration::ZERO,
         }
     }
 }

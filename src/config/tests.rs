@@ -5,7 +5,7 @@ use super::walk;
 use super::*;
 
 const REFERENCE: &str = include_str!("../../config/natsmux.toml");
-const CLOUD_FOUNDRY: &str = include_str!("../../config/cloudfoundry.toml");
+const CLOUD_FOUNDRY: &str = include_str!("../../config/cloudfoundry-v1.toml");
 
 /// A file with one good bus, `head` before it and `tail` inside of it.
 fn file(head: &str, tail: &str) -> String {
@@ -79,6 +79,27 @@ fn cloud_foundry_has_two_buses_on_ports_of_their_own() {
     let config = Config::parse(CLOUD_FOUNDRY).expect("the file is good");
     let names: Vec<&str> = config.buses.iter().map(|bus| bus.name.as_str()).collect();
     assert_eq!(names, ["control", "services"]);
+}
+
+#[test]
+fn the_file_for_cloud_foundry_of_today_has_routers_see_an_outage() {
+    let text = include_str!("../../config/cloudfoundry.toml");
+    let bus = &Config::parse(text).expect("the file is good").buses[0];
+    assert_eq!(bus.timings.reveal_outage_after, std::time::Duration::from_secs(60));
+    assert_eq!(bus.admit, Admit::Verified);
+    let tls = bus.tls.as_ref().expect("it has client certificates");
+    assert!(tls.files.pair.is_some() && tls.mode == TlsMode::Required);
+    assert_eq!(tls.server_name.as_deref(), Some("nats.service.cf.internal"));
+}
+
+#[test]
+fn an_outage_is_told_of_after_brokers_were_asked_and_drops_nothing_at_least_once() {
+    let soon = refusal(&file("", "timings.reveal_outage_after = \"8s\""));
+    assert!(soon.contains("three times bus.timings.probe_interval"), "{soon}");
+    let late = parsed("", "timings.reveal_outage_after = \"9s\"\noutage_publishes = \"drop\"");
+    assert_eq!(late.buses[0].outage_publishes, OutagePublishes::Drop);
+    let kept = refusal(&file("", "outage_publishes = \"drop\"\ndelivery = \"at-least-once\""));
+    assert!(kept.contains("outage_publishes: expected keep"), "{kept}");
 }
 
 #[test]

@@ -106,7 +106,8 @@ pub(super) fn bus<V: Visitor>(v: &mut V, c: &mut BusConfig) -> Result<(), Config
     c.set_delivery(delivery);
     v.flag("lenient_connect", &mut c.lenient_connect)?;
     v.flag("allow_plain", &mut c.allow_plain)?;
-    v.choice("admit", &mut c.admit)
+    v.choice("admit", &mut c.admit)?;
+    v.choice("outage_publishes", &mut c.outage_publishes)
 }
 
 /// Keys of `[bus.timings]`.
@@ -143,7 +144,12 @@ pub(super) fn timings<V: Visitor>(v: &mut V, t: &mut Timings) -> Result<(), Conf
     )?;
     v.duration("failback_delay", &mut t.failback_delay, ms(10)..=HOUR)?;
     v.duration("switch_settle", &mut t.switch_settle, ms(1)..=secs(30))?;
-    v.duration("trunk_idle_timeout", &mut t.trunk_idle_timeout, ms(0)..=DAY)
+    v.duration("trunk_idle_timeout", &mut t.trunk_idle_timeout, ms(0)..=DAY)?;
+    v.duration(
+        "reveal_outage_after",
+        &mut t.reveal_outage_after,
+        ms(0)..=HOUR,
+    )
 }
 
 /// Keys of `[bus.limits]`.

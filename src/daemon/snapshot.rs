@@ -147,6 +147,8 @@ pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
         listening: frontend.starting.get() == 0,
         attached: roster.was_seen(),
         healthy,
+        outage: bus.outage_lasts(now),
+        outage_revealed: bus.reveals_outage(),
         wrong_topology: bus.has_wrong_topology(),
         reason: (!healthy).then(|| states.collect::<Vec<_>>().join(", ")),
         sessions: gauges.sessions,

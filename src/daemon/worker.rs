@@ -219,6 +219,7 @@ impl Worker {
             removed: Cell::new(false),
         };
         running.frontend.set_tls(listen_tls(bus, files.listen_tls));
+        spawn_local(Rc::clone(&running.frontend).watch_outage());
         for listener in listeners {
             self.listen(listener, &running.frontend);
         }

@@ -99,6 +99,26 @@ impl Frontend {
         (session, self.connections.enter(cid, peer, now))
     }
 
+    /// Whether who comes now is let go before INFO: no broker has served for long (R37).
+    pub(super) fn turns_away(&self) -> bool {
+        let mut bus = self.pool.bus.borrow_mut();
+        let is_revealed = bus.reveals_outage();
+        bus.counters_mut().turned_away += u64::from(is_revealed);
+        is_revealed
+    }
+
+    /// Has each connection look at an outage that is to be revealed, for as long as the bus takes
+    /// components.
+    pub async fn watch_outage(self: Rc<Self>) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.closed.cancelled() => return,
+                () = self.pool.outage_revealed() => self.connections.wake_all(),
+            }
+        }
+    }
+
     /// natsmux shuts down, or the bus is removed: nobody is let in, and everybody is let go once
     /// what it sent is carried out.
     pub fn drain(&self) {

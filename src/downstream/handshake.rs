@@ -51,6 +51,9 @@ pub(super) async fn run(
         debug!(bus = frontend.pool.bus.name, cid, %peer, error, "TLS handshake failed");
         return;
     }
+    if frontend.turns_away() {
+        return;
+    }
     let (session, registration) = frontend.open_session((cid, peer), accepted_at);
     connection::run(frontend, session, read, port, (registration, counted)).await;
 }

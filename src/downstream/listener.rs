@@ -48,6 +48,10 @@ fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
     let identity = Rc::clone(&frontend.identity);
     let cid = identity.next_cid.get() + 1;
     identity.next_cid.set(cid);
+    if frontend.turns_away() {
+        debug!(bus = frontend.pool.bus.name, %peer, "connection turned away in an outage");
+        return;
+    }
     let ends = (stream.local_addr(), stream.peer_addr());
     let mut info = frontend::info(ends, cid, usize::MAX, frontend);
     let full = identity.connections.get() >= identity.max_connections.get();

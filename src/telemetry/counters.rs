@@ -75,6 +75,10 @@ counters! {
     sessions_opened,
     /// Sessions that ended.
     sessions_closed,
+    /// Outages of which components were told (R37).
+    outages_revealed,
+    /// Connections of components that were closed at once, in such an outage (R37).
+    turned_away,
     /// Sessions closed because they read too slowly (R25).
     slow_consumers,
     /// Sessions closed because they left `ping_max` PINGs unanswered.

@@ -50,6 +50,10 @@ pub struct BusSnapshot {
     pub attached: bool,
     /// Whether it has a live broker.
     pub healthy: bool,
+    /// For how long no broker has served.
+    pub outage: Option<Duration>,
+    /// Whether components are disconnected because of that (R37).
+    pub outage_revealed: bool,
     /// Its brokers don't know each other as its configuration says (R26).
     pub wrong_topology: bool,
     /// Why it isn't healthy: what is shown behind `no live broker: `, such as

@@ -232,3 +232,86 @@ fn many_outages_in_a_row_are_survived_by_one_connection() {
     }
     assert_books_balance(&natsmux, 5);
 }
+
+/// A natsmux that tells components of an outage after 600 ms.
+fn revealing(brokers: &Brokers) -> Setup {
+    Setup::new(brokers)
+        .timing("probe_interval", "200ms")
+        .timing("reveal_outage_after", "600ms")
+}
+
+#[test]
+fn an_outage_that_lasts_disconnects_everybody_and_lets_nobody_in() {
+    let mut brokers = Brokers::start(1);
+    let (natsmux, mut client) = in_outage(&revealing(&brokers), &mut brokers, &["foo"]);
+    client.send("PUB kept 1\r\nx\r\n");
+    let mut silent = RawClient::connect(&natsmux.address());
+    silent.info();
+    client.expect_silence(Duration::from_millis(200));
+    assert_eq!(client.until_closed(), b"", "no -ERR");
+    assert_eq!(silent.until_closed(), b"", "nor who sent nothing yet");
+    let mut newcomer = RawClient::connect(&natsmux.address());
+    assert_eq!(newcomer.until_closed(), b"", "no INFO");
+    let ready = natsmux.get("/readyz").expect("an answer");
+    assert!(ready.status == 503 && ready.body.contains("components are turned away"));
+    let metrics = natsmux.get("/metrics").expect("an answer").body;
+    assert!(metrics.contains("natsmux_outage_revealed{bus=\"default\"} 1"));
+    assert_logged_once(&natsmux, "outage revealed");
+    let varz = natsmux.varz();
+    assert_eq!(count(&varz, "turned_away"), 1);
+    assert_eq!(count(&varz, "outages_revealed"), 1);
+    assert!(varz["buses"][0]["outage_seconds"].as_f64() > Some(0.5));
+
+    brokers.get(0).up();
+    let mut link = brokers.link();
+    link.accept();
+    link.publish("PUB kept 1", "x");
+    link.expect("PING");
+    link.send("PONG\r\n");
+    natsmux.wait_varz("its end", SOON, |varz| {
+        varz["buses"][0]["outage_revealed"] == false
+    });
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    round_trip(&mut client, &mut link);
+    assert_eq!(natsmux.get("/readyz").expect("an answer").status, 200);
+    assert_books_balance(&natsmux, 1);
+}
+
+#[test]
+fn publishes_are_dropped_and_counted_where_an_outage_is_to_drop_them() {
+    let mut brokers = Brokers::start(1);
+    let setup = revealing(&brokers).bus("outage_publishes", "\"drop\"");
+    let (natsmux, mut client) = in_outage(&setup, &mut brokers, &[]);
+    client.send("PUB a 1\r\nx\r\n");
+    natsmux.wait_varz("it to wait", SOON, |varz| varz["waiting"] == 1);
+    // What it leaves behind is dropped as well.
+    let mut gone = RawClient::connect(&natsmux.address());
+    gone.info();
+    gone.send("CONNECT {\"verbose\":false}\r\nPUB b 1\r\ny\r\n");
+    natsmux.wait_varz("both to wait", SOON, |varz| varz["waiting"] == 2);
+    drop(gone);
+    assert_eq!(client.until_closed(), b"");
+    wait_count(&natsmux, "dropped", 2);
+    brokers.get(0).up();
+    natsmux.wait_varz("its end", SOON, |varz| {
+        varz["buses"][0]["healthy"] == true
+    });
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    round_trip(&mut client, &mut link);
+    assert_books_balance(&natsmux, 2);
+}
+
+#[test]
+fn a_short_outage_is_told_to_nobody() {
+    let mut brokers = Brokers::start(1);
+    let setup = revealing(&brokers).timing("reveal_outage_after", "3s");
+    let (natsmux, mut client) = in_outage(&setup, &mut brokers, &["foo"]);
+    client.expect_silence(Duration::from_secs(1));
+    brokers.get(0).up();
+    let mut link = brokers.link();
+    link.accept_replay(&["foo"]);
+    wait_live(&mut client, &mut link);
+    client.expect_silence(Duration::from_secs(3));
+    round_trip(&mut client, &mut link);
+    assert_eq!(natsmux.counter("outages_revealed"), 0);
+}

@@ -96,7 +96,7 @@ fn shipped_files_pass_the_check() {
     for (name, shown) in [
         ("natsmux.toml", "bus default\n  listen    127.0.0.1:4222\n"),
         (
-            "cloudfoundry.toml",
+            "cloudfoundry-v1.toml",
             "bus services\n  listen    127.0.0.1:4223\n",
         ),
     ] {

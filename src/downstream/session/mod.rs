@@ -343,6 +343,15 @@ impl Session {
         }
     }
 
+    /// No broker has served for `reveal_outage_after`: the component is let go, without a word
+    /// (R37).
+    pub fn handle_outage(&mut self, upstream: Option<Upstream<'_>>, bus: &mut Bus) {
+        match upstream {
+            Some(upstream) => upstream.trunk.reveal_outage(upstream.id, bus),
+            None => self.close(CloseReason::Outage),
+        }
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, upstream: Option<Upstream<'_>>, cx: &mut Turn<'_>) {
         let mut upstream = upstream;

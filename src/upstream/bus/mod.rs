@@ -13,6 +13,7 @@ mod dial_queue;
 pub mod failover_report;
 mod fence_rate;
 pub mod lags;
+mod outage;
 pub(crate) mod room;
 mod settings;
 mod tracked;
@@ -45,6 +46,7 @@ use dial_queue::DialQueue;
 use failover_report::{Failover, Failovers, LostLink, TOGETHER};
 use fence_rate::FenceRate;
 use lags::Lags;
+use outage::Outage;
 use room::{RoomPlace, RoomQueue};
 use tracked::Tracked;
 
@@ -70,6 +72,7 @@ struct Brokers {
     /// For the operator.
     failovers: Failovers,
     fence_rate: FenceRate,
+    outage: Outage,
     /// Whether the operator knows that PONGs of this outage are unproven (R3).
     unproven_said: bool,
 }
@@ -111,6 +114,7 @@ impl Bus {
                 barrier: Barrier::default(),
                 failovers: Failovers::default(),
                 fence_rate: FenceRate::new(now),
+                outage: Outage::default(),
                 unproven_said: false,
             },
             trunks: Trunks::default(),
@@ -256,6 +260,7 @@ impl Bus {
         Tracked::is_changed(&self.brokers.roster)
             || !self.trunks.woken.is_empty()
             || self.brokers.failovers.is_open()
+            || self.has_outage_news()
             || self.settings.is_independent()
     }
 

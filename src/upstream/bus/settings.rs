@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::config::{Admit, BusConfig, BusLimits, Delivery, Sharing, Timings, Topology};
+use crate::config::{
+    Admit, BusConfig, BusLimits, Delivery, OutagePublishes, Sharing, Timings, Topology,
+};
 
 /// Fences per second, over all buses (R7).
 const FENCES_PER_SECOND: u32 = 5_000;
@@ -20,6 +22,8 @@ pub struct Settings {
     pub topology: Topology,
     /// Delivery of publishes that were written and not proven.
     pub delivery: Delivery,
+    /// What happens to publishes that wait, where components hear of an outage (R37).
+    pub outage_publishes: OutagePublishes,
     /// The components that may start while no broker is alive (R16).
     pub admit: Admit,
     /// Whether operations ahead of CONNECT are kept (R21).
@@ -49,6 +53,7 @@ impl Settings {
             limits: bus.limits,
             topology: bus.topology,
             delivery: bus.delivery,
+            outage_publishes: bus.outage_publishes,
             admit: bus.admit,
             lenient_connect: bus.lenient_connect,
             sharing: bus.sharing,

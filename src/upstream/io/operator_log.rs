@@ -17,6 +17,8 @@ pub(super) struct OperatorLog {
     pub(super) limit: LogLimit,
     /// Whether the bus has a live broker.
     alive: Option<bool>,
+    /// Whether components know that it has none.
+    revealed: bool,
     /// Whether the brokers aren't routed as configured.
     wrong: bool,
     /// The brokers that live and serve nobody, and why.
@@ -31,6 +33,7 @@ impl OperatorLog {
             name,
             limit: LogLimit::default(),
             alive: None,
+            revealed: false,
             wrong: false,
             troubles: BTreeMap::new(),
             lesser: BTreeSet::new(),
@@ -68,6 +71,11 @@ impl OperatorLog {
                 "wrong topology: brokers name different clusters, or none"
             );
         }
+        self.report_life(bus);
+        self.report_outage(bus, now);
+    }
+
+    fn report_life(&mut self, bus: &Bus) {
         let alive = bus.roster().is_alive();
         if self.alive == Some(alive) {
             return;
@@ -79,6 +87,24 @@ impl OperatorLog {
             error!(bus = self.name, "bus has no live broker");
         } else {
             self.alive = None;
+        }
+    }
+
+    /// R37.
+    fn report_outage(&mut self, bus: &Bus, now: Instant) {
+        let revealed = bus.reveals_outage();
+        if std::mem::replace(&mut self.revealed, revealed) == revealed {
+            return;
+        }
+        if revealed {
+            let lasts = bus.outage_lasts(now).unwrap_or_default().as_secs();
+            error!(
+                bus = self.name,
+                lasts_s = lasts,
+                "outage revealed: components are disconnected until a broker serves"
+            );
+        } else {
+            info!(bus = self.name, "components are taken again");
         }
     }
 

@@ -35,7 +35,8 @@ impl Pool {
             let next = {
                 let mut bus = self.bus.borrow_mut();
                 bus.presence_mut().set_wall(now, SystemTime::now());
-                bus.roster().poll_timeout()
+                bus.review_outage(now);
+                bus.poll_timeout()
             };
             self.probe_at.set(next);
             // Trunks may wait for what the look at the roster has found due.

@@ -136,6 +136,7 @@ impl Trunk {
 
     /// The roster changed, a turn to dial came, or the barrier opened.
     pub fn handle_wake(&mut self, cx: &mut Turn<'_>) {
+        self.meet_outage(cx);
         self.meet_suspicion(cx);
         self.leave_where_due(cx);
         self.next_attempt(cx);

@@ -36,6 +36,8 @@ pub enum CloseReason {
     Stale,
     /// Its CONNECT signs a broker's nonce, which can't be replayed (R18).
     Signed,
+    /// No broker has served for `reveal_outage_after` (R37).
+    Outage,
     /// natsmux is shutting down.
     Drained,
     /// natsmux has a fault.
@@ -56,6 +58,7 @@ impl CloseReason {
             | Self::ComponentLost
             | Self::EarlyBytesExceeded
             | Self::SlowConsumer
+            | Self::Outage
             | Self::Drained
             | Self::Internal => None,
         }
@@ -74,6 +77,7 @@ impl CloseReason {
             Self::SlowConsumer => "slow_consumer",
             Self::Stale => "stale",
             Self::Signed => "signed",
+            Self::Outage => "outage",
             Self::Drained => "drained",
             Self::Internal => "internal_error",
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::action::Action;
 use super::{CloseReason, Trunk, Verdict};
 use crate::clock::Instant;
-use crate::ledger::Subscriptions;
+use crate::ledger::{Held, SessionId, Subscriptions};
 use crate::queue::Queue;
 use crate::upstream::brokers::roster::Health;
 use crate::upstream::bus::{Bus, Turn};
@@ -100,16 +100,34 @@ impl Trunk {
         self.check_done(cx);
     }
 
+    /// R37: no broker has served for long, and a session's component is told so. What it published
+    /// is kept, or given up.
+    pub fn reveal_outage(&mut self, session: SessionId, bus: &mut Bus) {
+        let Some(slot) = self.sessions.get_mut(session) else {
+            return;
+        };
+        if bus.drops_publishes() {
+            drop_held(&mut slot.held, bus);
+        }
+        self.sessions.close(session, CloseReason::Outage);
+    }
+
+    /// R37: what sessions left behind that are gone is kept in an outage, or given up.
+    pub(super) fn meet_outage(&mut self, cx: &mut Turn<'_>) {
+        if cx.bus.drops_publishes() && !self.orphans.is_empty() {
+            drop_held(&mut self.orphans, cx.bus);
+            self.check_done(cx);
+        }
+    }
+
     /// Nobody is here any more, and what they published waits for a broker: within the
     /// daemon's budget, the trunk itself counted (R6).
     pub(super) fn wait_as_orphan(&mut self, bus: &mut Bus) {
         if self.orphans.is_empty() {
             return;
         }
-        if bus.budgets().held.is_spent() {
-            let orphans = std::mem::take(&mut self.orphans);
-            bus.budgets().held.give(orphans.bytes());
-            bus.counters_mut().dropped += orphans.messages();
+        if bus.budgets().held.is_spent() || bus.drops_publishes() {
+            drop_held(&mut self.orphans, bus);
         } else if !std::mem::replace(&mut self.charged, true) {
             bus.budgets().held.take(ORPHAN_BYTES);
         }
@@ -185,4 +203,11 @@ impl Trunk {
         bus.remove(self.id);
         self.actions.push_back(Action::Done);
     }
+}
+
+/// Publishes that waited for a broker are given up.
+fn drop_held(held: &mut Held, bus: &mut Bus) {
+    let held = std::mem::take(held);
+    bus.budgets().held.give(held.bytes());
+    bus.counters_mut().dropped += held.messages();
 }

@@ -39,6 +39,8 @@ pub struct Pool {
     pub bus: Rc<BusCell>,
     /// A reload may have brought new names.
     pub(super) reloaded: Notify,
+    /// Components are to hear of an outage.
+    revealed: Notify,
     /// The bus is no longer configured.
     closed: Cell<bool>,
     trunks: RefCell<BTreeMap<TrunkId, Rc<TrunkCell>>>,
@@ -59,6 +61,7 @@ impl Pool {
             shared_trunks: RefCell::default(),
             bus: Rc::new(BusCell::new(name, bus, buffer)),
             reloaded: Notify::new(),
+            revealed: Notify::new(),
             closed: Cell::new(false),
             trunks: RefCell::new(BTreeMap::new()),
             next_trunk: Cell::new(0),
@@ -277,16 +280,18 @@ impl Pool {
     /// the barrier, and the prober.
     pub fn wake_freed(&self, now: Instant) {
         self.shed();
-        let (woken, probe_at, news) = {
+        let (woken, probe_at, news, outage) = {
             let mut bus = self.bus.borrow_mut();
             if !bus.has_stirred() {
                 // Mostly: a message concerns nobody else.
                 return;
             }
             let news = bus.roster_mut().take_offer_changed();
+            bus.review_outage(now);
+            let outage = bus.take_outage_news();
             let woken = bus.take_woken();
             bus.mark_seen();
-            (woken, bus.roster().poll_timeout(), news)
+            (woken, bus.poll_timeout(), news, outage)
         };
         if news {
             self.wake_sessions();
@@ -294,6 +299,10 @@ impl Pool {
         let mut bus = self.bus.borrow_mut();
         self.bus.log.borrow_mut().report(&mut bus, now);
         drop(bus);
+        if outage == Some(true) {
+            self.wake_machines();
+            self.revealed.notify_one();
+        }
         if probe_at != self.probe_at.get() {
             self.wake_prober();
         }
@@ -310,11 +319,20 @@ impl Pool {
         }
     }
 
-    /// Gives every trunk a look at a changed configuration.
-    pub fn wake_all(&self) {
+    /// Waits until components are to hear of an outage (R37).
+    pub async fn outage_revealed(&self) {
+        self.revealed.notified().await;
+    }
+
+    fn wake_machines(&self) {
         for cell in self.trunks.borrow().values() {
             cell.wake_machine();
         }
+    }
+
+    /// Gives every trunk a look at a changed configuration.
+    pub fn wake_all(&self) {
+        self.wake_machines();
         self.reloaded.notify_one();
         self.wake_prober();
     }
