@@ -143,6 +143,9 @@ impl World {
         self.next_conn += 1;
         self.focus(self.components[no].host);
         self.touch(self.host);
+        if self.turns_away() {
+            return;
+        }
         let session = self.accept(no, conn);
         let component = &mut self.components[no];
         component.conn = Some(conn);
@@ -490,6 +493,9 @@ impl World {
         let Some(component) = self.component_of(session) else {
             return false;
         };
+        if self.may_close_in_outage(reason) {
+            return true;
+        }
         if self.plan.is_shared && !matches!(reason, CloseReason::Internal) {
             return self.may_close_shared(component, session, reason);
         }

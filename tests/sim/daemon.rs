@@ -60,6 +60,8 @@ pub struct Daemon {
     shared_trunks: SharedTrunks,
     /// A broker permits no announcements, or no room for them.
     pub presence_forbidden: bool,
+    /// Links that were opened, and when the last one was.
+    pub served: (u64, Time),
 }
 
 /// A trunk and its sockets.
@@ -153,6 +155,7 @@ impl Daemon {
             next_trunk: 0,
             shared_trunks: SharedTrunks::default(),
             presence_forbidden: false,
+            served: (0, 0),
         }
     }
 
@@ -549,7 +552,26 @@ impl World {
         for id in &woken {
             self.with_trunk(*id, |machine, cx| machine.handle_wake(cx));
         }
-        !woken.is_empty()
+        self.review_outage() || !woken.is_empty()
+    }
+
+    /// Has each trunk and each session look at an outage.
+    pub fn tell_of_outage(&mut self) {
+        for id in self.trunk_ids() {
+            let now = self.instant();
+            let io = self.daemon.trunks.get_mut(&id).expect("listed");
+            let cx = &mut Turn::new(now, &mut self.daemon.bus);
+            io.machine.handle_wake(cx);
+            let session = io.session;
+            self.note_dropped(session);
+            self.inspect(id);
+        }
+        let sessions: Vec<usize> = self.daemon.sessions.keys().copied().collect();
+        for no in sessions {
+            self.with_session(no, |session, home, cx| session.handle_outage(home, cx.bus));
+            self.act(no);
+            self.inspect_session(no);
+        }
     }
 
     /// Does what a trunk asked for.
@@ -1367,7 +1389,7 @@ impl World {
         });
         let due = trunks
             .chain(sessions.flatten())
-            .chain(bus.roster().poll_timeout())
+            .chain(bus.poll_timeout())
             .min();
         let Some(due) = due.map(|due| self.time(due).max(self.now)) else {
             return;

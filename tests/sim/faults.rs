@@ -71,7 +71,7 @@ impl World {
         self.brokers[broker].clients.keys().copied().collect()
     }
 
-    fn kill(&mut self, no: usize) {
+    pub fn kill(&mut self, no: usize) {
         if self.brokers[no].life == Life::Dead {
             return;
         }

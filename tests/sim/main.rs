@@ -19,6 +19,7 @@ mod daemon;
 mod faults;
 mod handshake;
 mod net;
+mod outage;
 mod plan;
 mod rng;
 mod witness;
@@ -77,6 +78,8 @@ const MARKS: &[&str] = &[
     "no responders",
     "one direction lost",
     "operations before CONNECT",
+    "outage: revealed",
+    "outage: turned away",
     "owed PONG over a failover",
     "payload too large for a broker",
     "payload too large for natsmux",

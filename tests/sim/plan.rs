@@ -33,6 +33,8 @@ pub struct Plan {
     pub is_shared: bool,
     /// How links are spoken on.
     pub tls: TlsMode,
+    /// Components hear of outages that last.
+    pub reveals: bool,
     /// No fault, and no bound that matters.
     pub is_flawless: bool,
     pub faults: u64,
@@ -87,6 +89,7 @@ impl Plan {
             twins,
             is_shared: false,
             tls: TlsMode::Off,
+            reveals: false,
             is_flawless: false,
             safety_end: *rng.pick(&[300 * MS, 300 * MS, 600 * MS, 600 * MS, SECOND, 4 * SECOND]),
             weather: Weather {

@@ -27,6 +27,9 @@ const SHARED_EVENTS_MAX: u64 = 4_000_000;
 const SHARED_PERCENT: u64 = 35;
 /// Of the runs, those whose links speak TLS.
 const TLS_PERCENT: u64 = 25;
+/// Of the runs, those in which components hear of outages.
+const REVEAL_PERCENT: u64 = 10;
+const REVEAL: u64 = 0x37_0023;
 const TLS: u64 = 0x715_0023;
 const SHARING: u64 = 0x5a4e_0006;
 
@@ -63,6 +66,8 @@ pub enum Event {
         component: usize,
     },
     Fault,
+    /// Every broker dies.
+    BlackOut,
     Restart {
         broker: usize,
         plan: u64,
@@ -118,6 +123,9 @@ pub struct World {
     pub expired_at: BTreeSet<usize>,
     /// Who judges where sessions share trunks.
     pub witness: Option<Witness>,
+    /// Since when no broker would serve, and when that had last been so for long.
+    pub outage_since: Option<Time>,
+    pub outage_at: Option<Time>,
     /// Faults are over.
     pub calm: bool,
     pub done: bool,
@@ -140,6 +148,10 @@ impl World {
         let mut choice = Rng::new(seed ^ TLS);
         if choice.percent(TLS_PERCENT) {
             plan.secure(&mut choice);
+        }
+        let mut choice = Rng::new(seed ^ REVEAL);
+        if choice.percent(REVEAL_PERCENT) {
+            plan.reveal(&mut choice);
         }
         let brokers = plan.flavours.iter().copied().map(Broker::new).collect();
         let host = |no| {
@@ -180,6 +192,8 @@ impl World {
             known_users: BTreeSet::new(),
             expired_at: BTreeSet::new(),
             witness,
+            outage_since: None,
+            outage_at: None,
             calm: false,
             done: false,
             events: 0,
@@ -204,6 +218,10 @@ impl World {
             let at = self.rng.below(self.plan.safety_end);
             self.at(at, Event::Fault);
         }
+        if self.plan.reveals {
+            let at = self.rng.below(self.plan.safety_end / 4);
+            self.at(at, Event::BlackOut);
+        }
         for host in 0..self.plan.hosts {
             self.at(0, Event::Tick { host });
         }
@@ -217,7 +235,9 @@ impl World {
             self.now = at;
             self.events += 1;
             self.note(&at.to_le_bytes());
+            self.note_outage();
             self.handle(event);
+            self.note_outage();
             self.pump_all();
             if self.done || self.has_failed() {
                 return;
@@ -386,6 +406,7 @@ impl World {
             Event::Component(no) => self.component_turn(no),
             Event::Catch { component } => self.component_catches_up(component),
             Event::Fault => self.fault(),
+            Event::BlackOut => self.black_out(),
             Event::Restart { broker, plan } => self.restart(broker, plan),
             Event::Thaw { broker, plan } => self.thaw(broker, plan),
             Event::Leave { broker, plan } => self.leave(broker, plan),

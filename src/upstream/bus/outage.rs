@@ -16,30 +16,32 @@ const SECOND_LOOK: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Outage {
     since: Option<Instant>,
-    /// Since when a broker seems to serve again: no link has proven it yet.
-    over_at: Option<Instant>,
-    /// Links that had been opened when it began.
-    links_opened: u64,
+    /// A broker seems to serve again, since this was so.
+    lull: Option<Dials>,
     is_revealed: bool,
     /// Nobody has been told of the last change.
     is_news: bool,
 }
 
+/// What has come of the bus's dials so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Dials {
+    opened: u64,
+    failed: u64,
+}
+
 impl Outage {
     /// Takes what is known of the brokers now; `limit` is how long components aren't told.
-    fn review(&mut self, serves: bool, opened: u64, limit: Option<Duration>, now: Instant) {
+    fn review(&mut self, serves: bool, dials: Dials, limit: Option<Duration>, now: Instant) {
         if serves {
-            let over_at = *self.over_at.get_or_insert(now);
-            let has_lasted = limit.is_none_or(|limit| over_at + limit <= now);
-            if opened > self.links_opened || has_lasted {
-                self.since = None;
-            }
+            self.lull.get_or_insert(dials);
         } else {
-            self.over_at = None;
-            if self.since.is_none() {
-                (self.since, self.links_opened) = (Some(now), opened);
+            if let Some(lull) = self.lull.take() {
+                let let_nobody_in = dials.opened == lull.opened && dials.failed > lull.failed;
+                self.since = self.since.filter(|_| let_nobody_in);
             }
-            if let (Some(limit), Some(since)) = (limit, self.since)
+            let since = *self.since.get_or_insert(now);
+            if let Some(limit) = limit
                 && !self.is_revealed
                 && since + limit + LATE < now
             {
@@ -54,7 +56,7 @@ impl Outage {
 
     /// When components are told, unless a broker serves by then.
     fn due(&self, limit: Option<Duration>) -> Option<Instant> {
-        Some(self.since? + limit?)
+        self.lull.is_none().then_some(self.since? + limit?)
     }
 }
 
@@ -62,10 +64,14 @@ impl Bus {
     /// Looks at whether any broker serves, and whether components are to know that none does.
     pub fn review_outage(&mut self, now: Instant) {
         let serves = self.brokers.roster.is_alive();
-        let (opened, limit) = (self.counters.links_opened, self.outage_limit());
+        let dials = Dials {
+            opened: self.counters.links_opened,
+            failed: self.counters.dial_failures,
+        };
+        let limit = self.outage_limit();
         let outage = &mut self.brokers.outage;
         let was_revealed = outage.is_revealed;
-        outage.review(serves, opened, limit, now);
+        outage.review(serves, dials, limit, now);
         if outage.is_revealed && !was_revealed {
             self.counters.outages_revealed += 1;
         }
@@ -84,7 +90,7 @@ impl Bus {
     /// For how long no broker has served.
     pub fn outage_lasts(&self, now: Instant) -> Option<Duration> {
         let outage = &self.brokers.outage;
-        let since = outage.since.filter(|_| outage.over_at.is_none())?;
+        let since = outage.since.filter(|_| outage.lull.is_none())?;
         Some(now.saturating_duration_since(since))
     }
 
@@ -106,12 +112,11 @@ impl Bus {
     /// When the roster, or an outage, wants to be looked at.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let outage = &self.brokers.outage;
-        let limit = self.outage_limit();
-        let waits = !outage.is_revealed && outage.over_at.is_none();
-        let revealed_at = outage.due(limit).filter(|_| waits);
-        let proven_at = outage.over_at.filter(|_| outage.since.is_some());
-        let proven_at = proven_at.and_then(|at| Some(at + limit?));
-        let due = [self.brokers.roster.poll_timeout(), revealed_at, proven_at];
+        let revealed_at = outage.due(self.outage_limit());
+        let due = [
+            self.brokers.roster.poll_timeout(),
+            revealed_at.filter(|_| !outage.is_revealed),
+        ];
         due.into_iter().flatten().min()
     }
 }
@@ -122,60 +127,71 @@ mod tests {
 
     const LIMIT: Option<Duration> = Some(Duration::from_secs(60));
 
-    /// An outage that has lasted for nothing, and the seconds since it began.
+    const NO_DIALS: Dials = Dials {
+        opened: 0,
+        failed: 0,
+    };
+
+    /// An outage that has begun just now, and the time so many seconds later.
     fn begun() -> (Outage, impl Fn(u64) -> Instant) {
         let start = Instant::now();
         let mut outage = Outage::default();
-        outage.review(false, 0, LIMIT, start);
+        outage.review(false, NO_DIALS, LIMIT, start);
         (outage, move |seconds| start + Duration::from_secs(seconds))
     }
 
     #[test]
     fn it_is_told_once_it_has_lasted_and_over_when_a_broker_serves() {
         let (mut outage, at) = begun();
-        outage.review(false, 0, LIMIT, at(59));
+        outage.review(false, NO_DIALS, LIMIT, at(59));
         assert!(!outage.is_revealed && !outage.is_news);
-        outage.review(false, 0, LIMIT, at(60));
+        outage.review(false, NO_DIALS, LIMIT, at(60));
         assert!(outage.is_revealed && std::mem::take(&mut outage.is_news));
-        outage.review(true, 0, LIMIT, at(61));
+        outage.review(true, NO_DIALS, LIMIT, at(61));
         assert!(!outage.is_revealed && outage.is_news);
     }
 
     #[test]
     fn without_a_limit_nobody_hears_of_it() {
         let (mut outage, at) = begun();
-        outage.review(false, 0, None, at(9_999));
+        outage.review(false, NO_DIALS, None, at(9_999));
         assert!(!outage.is_revealed && outage.due(None).is_none());
     }
 
     #[test]
-    fn a_broker_that_lets_nobody_in_doesn_t_end_it() {
+    fn a_broker_that_lets_nobody_in_does_not_end_it() {
         let (mut outage, at) = begun();
-        outage.review(true, 0, LIMIT, at(30));
-        outage.review(false, 0, LIMIT, at(31));
-        outage.review(false, 0, LIMIT, at(60));
-        assert!(outage.is_revealed);
+        outage.review(true, NO_DIALS, LIMIT, at(30));
+        let failed = Dials {
+            failed: 1,
+            ..NO_DIALS
+        };
+        outage.review(false, failed, LIMIT, at(31));
+        assert_eq!(outage.due(LIMIT), Some(at(60)));
+        outage.review(true, failed, LIMIT, at(32));
+        let both = Dials {
+            opened: 1,
+            failed: 2,
+        };
+        outage.review(false, both, LIMIT, at(33));
+        assert_eq!(outage.due(LIMIT), Some(at(93)), "it let one in");
     }
 
     #[test]
-    fn a_link_ends_it_and_so_does_a_broker_that_stays() {
+    fn a_broker_that_nobody_dialled_ends_it() {
         let (mut outage, at) = begun();
-        outage.review(true, 1, LIMIT, at(30));
-        outage.review(false, 1, LIMIT, at(31));
-        outage.review(false, 1, LIMIT, at(90));
-        assert!(!outage.is_revealed, "it began at 31");
-        outage.review(true, 1, LIMIT, at(90));
-        outage.review(true, 1, LIMIT, at(150));
-        outage.review(false, 1, LIMIT, at(151));
-        assert_eq!(outage.due(LIMIT), Some(at(211)));
+        outage.review(true, NO_DIALS, LIMIT, at(30));
+        assert_eq!(outage.due(LIMIT), None);
+        outage.review(false, NO_DIALS, LIMIT, at(31));
+        assert_eq!(outage.due(LIMIT), Some(at(91)));
     }
 
     #[test]
     fn time_in_which_natsmux_did_not_run_is_no_outage() {
         let (mut outage, at) = begun();
-        outage.review(false, 0, LIMIT, at(600));
+        outage.review(false, NO_DIALS, LIMIT, at(600));
         assert!(!outage.is_revealed);
-        outage.review(false, 0, LIMIT, at(605));
+        outage.review(false, NO_DIALS, LIMIT, at(605));
         assert!(outage.is_revealed);
     }
 }
