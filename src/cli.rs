@@ -12,7 +12,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use natsmux::config::{Choice, Config, ConfigError, Delivery, Flags, LogFormat, LogLevel};
-use natsmux::config::{Sharing, Topology};
+use natsmux::config::{Sharing, TlsFiles, Topology};
+use natsmux::net::tls::{ClientTls, TlsFileError};
 use thiserror::Error;
 
 /// Keeps local NATS sessions alive while the brokers behind them come and go.
@@ -95,6 +96,9 @@ pub(crate) struct StatusArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8222")]
     pub(crate) http: SocketAddr,
 
+    #[command(flatten)]
+    pub(crate) tls: HttpTlsArgs,
+
     /// Print everything, as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -107,6 +111,9 @@ pub(crate) struct TopArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8222")]
     pub(crate) http: SocketAddr,
 
+    #[command(flatten)]
+    pub(crate) tls: HttpTlsArgs,
+
     /// Seconds between updates
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) every: u64,
@@ -116,12 +123,50 @@ pub(crate) struct TopArgs {
     pub(crate) rounds: Option<u64>,
 }
 
+/// Flags about TLS of the HTTP listener.
+#[derive(Debug, Args)]
+pub(crate) struct HttpTlsArgs {
+    /// Speak TLS, and trust the authorities in this file
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+
+    /// The certificate to show, where `client_ca` asks for one
+    #[arg(long, value_name = "FILE", requires_all = ["ca", "key"])]
+    cert: Option<PathBuf>,
+
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+
+    /// The name in natsmux's certificate [default: the address]
+    #[arg(long, value_name = "NAME", requires = "ca")]
+    server_name: Option<String>,
+}
+
+impl HttpTlsArgs {
+    /// What natsmux must prove to be, if it is spoken to in TLS.
+    pub(crate) fn load(&self) -> Result<Option<ClientTls>, InputError> {
+        if self.ca.is_none() {
+            return Ok(None);
+        }
+        let files = TlsFiles {
+            ca: self.ca.clone(),
+            pair: self.cert.clone().zip(self.key.clone()),
+            ..TlsFiles::default()
+        };
+        Ok(Some(ClientTls::load(&files, self.server_name.as_deref())?))
+    }
+}
+
 /// Why the command line or the file was refused. The operator's fault.
 #[derive(Debug, Error)]
 pub(crate) enum InputError {
     /// A wrong value.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A certificate, or its key.
+    #[error(transparent)]
+    Tls(#[from] TlsFileError),
 }
 
 impl RunArgs {

@@ -7,11 +7,12 @@ use std::env;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use cli::{CheckArgs, Command, Refusal, RunArgs};
-use status::FetchError;
+use cli::{CheckArgs, Command, HttpTlsArgs, Refusal, RunArgs};
+use status::{FetchError, Target};
 
 /// The daemon ended with an error, or isn't well.
 const FAILED: u8 = 1;
@@ -24,11 +25,12 @@ fn main() -> ExitCode {
         Ok(cli) => match cli.command {
             Command::Run(args) => run(*args),
             Command::Check(args) => check(args),
-            Command::Status(args) => shown(status::status(args.http, args.json)),
-            Command::Top(args) => {
-                let every = Duration::from_secs(args.every);
-                shown(status::top(args.http, every, args.rounds))
-            }
+            Command::Status(args) => look(args.http, &args.tls, |natsmux| {
+                status::status(natsmux, args.json)
+            }),
+            Command::Top(args) => look(args.http, &args.tls, |natsmux| {
+                status::top(natsmux, Duration::from_secs(args.every), args.rounds)
+            }),
         },
         Err(refusal) => show(&refusal),
     }
@@ -68,9 +70,17 @@ fn check(args: CheckArgs) -> ExitCode {
     }
 }
 
-/// 0 while every bus has a live broker.
-fn shown(healthy: Result<bool, FetchError>) -> ExitCode {
-    match healthy {
+/// A look at a running natsmux: 0 while every bus has a live broker.
+fn look(
+    addr: SocketAddr,
+    tls: &HttpTlsArgs,
+    show: impl FnOnce(&Target) -> Result<bool, FetchError>,
+) -> ExitCode {
+    let tls = match tls.load() {
+        Ok(tls) => tls,
+        Err(error) => return fail(WRONG_INPUT, &error),
+    };
+    match show(&Target { addr, tls }) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => fail(FAILED, &error),

@@ -288,12 +288,16 @@ impl Picture {
                 Some((labels, unix_seconds(ends?)))
             })
         });
+        let http = self.snapshot.http_certificate_ends.map(|ends| {
+            let labels = [("bus", ""), ("towards", "http")];
+            (labels, unix_seconds(ends))
+        });
         let help = "When the certificate ends that natsmux shows";
         gauges(
             encoder,
             "natsmux_certificate_expiry_timestamp_seconds",
             help,
-            own,
+            own.chain(http),
         )?;
         let states = brokers().flat_map(|(bus, broker)| {
             STATES.map(|state| {

@@ -22,6 +22,9 @@ mod varz;
 use std::future::Future;
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
+use crate::net::tls::ServerTls;
 use crate::telemetry::{Event, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
 pub use server::serve;
@@ -33,6 +36,8 @@ pub struct Access {
     pub cors_origins: Vec<String>,
     /// Names of this machine by which it may be asked, besides those of loopback.
     pub hosts: Vec<String>,
+    /// How clients are spoken to, as of now; `None`: in plain text.
+    pub tls: Option<watch::Receiver<ServerTls>>,
 }
 
 impl Access {
@@ -44,6 +49,7 @@ impl Access {
         Self {
             cors_origins,
             hosts,
+            tls: None,
         }
     }
 }

@@ -13,9 +13,11 @@ use http_body_util::Either;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::routes::Routes;
@@ -23,7 +25,7 @@ use super::{Access, Source};
 
 /// Connections at once. For a further one, the oldest that has asked for nothing is closed.
 const MAX_CONNECTIONS: usize = 64;
-/// How long a client has for its request line and headers.
+/// How long a client has for its TLS handshake, and then for its request line and headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection lives at most, from accept to the last byte.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,6 +44,7 @@ pub async fn serve<S: Source>(
     access: Access,
     stop: CancellationToken,
 ) {
+    let tls = access.tls.clone();
     let routes = Arc::new(Routes::new(source, access));
     let mut connections = JoinSet::new();
     let mut clients = Clients::default();
@@ -65,7 +68,13 @@ pub async fn serve<S: Source>(
             }
         }
         let answering = Arc::new(AtomicBool::new(false));
-        let task = connection(stream, Arc::clone(&routes), Arc::clone(&answering));
+        let acceptor = tls.as_ref().map(|tls| tls.borrow().acceptor());
+        let task = connection(
+            stream,
+            acceptor,
+            Arc::clone(&routes),
+            Arc::clone(&answering),
+        );
         clients.enter(connections.spawn(task), answering);
     }
     connections.shutdown().await;
@@ -105,12 +114,29 @@ async fn rest(error: &io::Error) {
 
 async fn connection<S: Source>(
     stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
     routes: Arc<Routes<S>>,
     answering: Arc<AtomicBool>,
 ) {
     let local = stream
         .local_addr()
         .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |addr| addr.ip());
+    let Some(acceptor) = acceptor else {
+        return answer(stream, local, routes, &answering).await;
+    };
+    match timeout(HEADER_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(secured)) => answer(secured, local, routes, &answering).await,
+        Ok(Err(error)) => tracing::debug!(%error, "http: TLS handshake failed"),
+        Err(_) => tracing::debug!("http: TLS handshake timed out"),
+    }
+}
+
+async fn answer<S: Source>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    local: IpAddr,
+    routes: Arc<Routes<S>>,
+    answering: &AtomicBool,
+) {
     let streams = &AtomicBool::new(false);
     let service = service_fn(|request| {
         let routes = Arc::clone(&routes);

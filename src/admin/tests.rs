@@ -171,6 +171,7 @@ fn picture(healthy: [bool; 2]) -> Fake {
         ..Counters::default()
     };
     Fake::Answers(Box::new(Snapshot {
+        http_certificate_ends: None,
         server_id: "NMX1".to_owned(),
         name: "host7".to_owned(),
         version: "0.1.0".to_owned(),
@@ -194,6 +195,7 @@ async fn start(source: Fake) -> SocketAddr {
     let origins = vec!["https://dash.example:8443".to_owned()];
     let stop = CancellationToken::new();
     let access = Access {
+        tls: None,
         cors_origins: origins,
         hosts: Vec::new(),
     };

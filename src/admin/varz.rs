@@ -87,6 +87,10 @@ fn natsmux(snapshot: &Snapshot) -> Value {
         "worker_busy_ratio".to_owned(),
         snapshot.worker_busy_ratio.into(),
     );
+    object.insert(
+        "http_certificate_ends".to_owned(),
+        json!(snapshot.http_certificate_ends.map(rfc3339)),
+    );
     let buses = snapshot.buses.iter().map(bus).collect();
     object.insert("buses".to_owned(), Value::Array(buses));
     Value::Object(object)
@@ -99,7 +103,10 @@ fn bus(bus: &BusSnapshot) -> Value {
         ("name", json!(bus.name)),
         ("healthy", json!(bus.healthy)),
         ("wrong_topology", json!(bus.wrong_topology)),
-        ("outage_seconds", json!(bus.outage.map(|outage| outage.as_secs_f64()))),
+        (
+            "outage_seconds",
+            json!(bus.outage.map(|outage| outage.as_secs_f64())),
+        ),
         ("outage_revealed", json!(bus.outage_revealed)),
         ("reason", json!(bus.reason)),
         ("sessions", json!(bus.sessions)),

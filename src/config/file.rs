@@ -12,7 +12,7 @@ use super::check::{self, BusLocations, Locations};
 use super::error::{ConfigError, Fault, Location};
 use super::options::{BusConfig, Config};
 use super::section::{Section, line_of};
-use super::tls_section::{read_listen_tls, read_tls};
+use super::tls_section::{read_http_tls, read_listen_tls, read_tls};
 use super::walk;
 
 const A_NAME: &str = "a name of 1 to 255 bytes without blanks, or \"\" for the host's name";
@@ -81,6 +81,7 @@ impl Config {
                 .map(|(text, location)| origin(text, location));
             config.cors_origins = origins.collect::<Result<_, _>>()?;
         }
+        config.http_tls = read_http_tls(&mut http)?;
         http.finish()?;
         let mut log = root.section("log")?;
         walk::log(&mut log, &mut config.log)?;

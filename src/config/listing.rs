@@ -30,6 +30,9 @@ impl Display for Description<'_> {
             Some(addr) => writeln!(f, "http      {addr}")?,
             None => writeln!(f, "http      off")?,
         }
+        if let Some(files) = &config.http_tls {
+            describe_files(f, "http.tls.", "client_ca", files)?;
+        }
         for origin in &config.cors_origins {
             writeln!(f, "          read by pages of {origin}")?;
         }

@@ -10,7 +10,7 @@ use super::address::{BrokerAddr, ListenAddr};
 use super::choice::{
     Admit, Delivery, Failback, LogFormat, LogLevel, OutagePublishes, Sharing, TlsMode, Topology,
 };
-use super::tls::{ListenTlsConfig, TlsConfig};
+use super::tls::{ListenTlsConfig, TlsConfig, TlsFiles};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -25,6 +25,10 @@ pub struct Config {
     /// Where health and metrics are served; `None` is `"off"`.
     /// Default: `127.0.0.1:8222`. Changes on reload: no.
     pub http: Option<SocketAddr>,
+    /// TLS of that listener: `cert`, `key`, `client_ca` (the authorities of the certificates that
+    /// clients must have) and `min_version`. Default: none. Changes on reload: the files are read
+    /// again.
+    pub http_tls: Option<TlsFiles>,
     /// Origins of web pages that may read what is served there, such as a
     /// dashboard's `https://dash.example:8443`; at most 16. Default: none.
     /// Changes on reload: no.
@@ -50,6 +54,7 @@ impl Default for Config {
         Self {
             name: host_name(),
             http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8222))),
+            http_tls: None,
             cors_origins: Vec::new(),
             log: LogConfig::default(),
             drain_timeout: Duration::from_secs(2),

@@ -29,6 +29,10 @@ impl Config {
         let daemon = [
             (self.name != new.name, "name"),
             (self.http != new.http, "http.listen"),
+            (
+                self.http_tls.is_some() != new.http_tls.is_some(),
+                "http.tls, but for its files,",
+            ),
             (self.cors_origins != new.cors_origins, "http.cors_origins"),
             (self.log.format != new.log.format, "log.format"),
         ];

@@ -85,7 +85,10 @@ fn cloud_foundry_has_two_buses_on_ports_of_their_own() {
 fn the_file_for_cloud_foundry_of_today_has_routers_see_an_outage() {
     let text = include_str!("../../config/cloudfoundry.toml");
     let bus = &Config::parse(text).expect("the file is good").buses[0];
-    assert_eq!(bus.timings.reveal_outage_after, std::time::Duration::from_secs(60));
+    assert_eq!(
+        bus.timings.reveal_outage_after,
+        std::time::Duration::from_secs(60)
+    );
     assert_eq!(bus.admit, Admit::Verified);
     let tls = bus.tls.as_ref().expect("it has client certificates");
     assert!(tls.files.pair.is_some() && tls.mode == TlsMode::Required);
@@ -95,10 +98,19 @@ fn the_file_for_cloud_foundry_of_today_has_routers_see_an_outage() {
 #[test]
 fn an_outage_is_told_of_after_brokers_were_asked_and_drops_nothing_at_least_once() {
     let soon = refusal(&file("", "timings.reveal_outage_after = \"8s\""));
-    assert!(soon.contains("three times bus.timings.probe_interval"), "{soon}");
-    let late = parsed("", "timings.reveal_outage_after = \"9s\"\noutage_publishes = \"drop\"");
+    assert!(
+        soon.contains("three times bus.timings.probe_interval"),
+        "{soon}"
+    );
+    let late = parsed(
+        "",
+        "timings.reveal_outage_after = \"9s\"\noutage_publishes = \"drop\"",
+    );
     assert_eq!(late.buses[0].outage_publishes, OutagePublishes::Drop);
-    let kept = refusal(&file("", "outage_publishes = \"drop\"\ndelivery = \"at-least-once\""));
+    let kept = refusal(&file(
+        "",
+        "outage_publishes = \"drop\"\ndelivery = \"at-least-once\"",
+    ));
     assert!(kept.contains("outage_publishes: expected keep"), "{kept}");
 }
 

@@ -1,4 +1,4 @@
-//! Reads `[bus.tls]` and `[bus.listen_tls]`.
+//! Reads `[bus.tls]`, `[bus.listen_tls]` and `[http.tls]`.
 
 use super::choice::{TlsMode, TlsVersion};
 use super::error::{ConfigError, Fault};
@@ -35,11 +35,7 @@ pub(super) fn read_listen_tls(
     let Some(mut section) = section.optional("listen_tls")? else {
         return Ok(None);
     };
-    let files = read_files(&mut section, "client_ca")?;
-    if files.pair.is_none() {
-        let fault = Fault::Missing(A_FILE);
-        return Err(ConfigError::wrong(section.location_of("cert"), fault));
-    }
+    let files = read_server_files(&mut section)?;
     let mut tls = ListenTlsConfig {
         files,
         handshake_first: false,
@@ -53,6 +49,26 @@ pub(super) fn read_listen_tls(
     }
     section.finish()?;
     Ok(Some(tls))
+}
+
+/// Reads `[http.tls]`.
+pub(super) fn read_http_tls(section: &mut Section<'_>) -> Result<Option<TlsFiles>, ConfigError> {
+    let Some(mut section) = section.optional("tls")? else {
+        return Ok(None);
+    };
+    let files = read_server_files(&mut section)?;
+    section.finish()?;
+    Ok(Some(files))
+}
+
+/// The files of a listener, which has something to show.
+fn read_server_files(section: &mut Section<'_>) -> Result<TlsFiles, ConfigError> {
+    let files = read_files(section, "client_ca")?;
+    if files.pair.is_none() {
+        let fault = Fault::Missing(A_FILE);
+        return Err(ConfigError::wrong(section.location_of("cert"), fault));
+    }
+    Ok(files)
 }
 
 fn read_files(section: &mut Section<'_>, ca: &'static str) -> Result<TlsFiles, ConfigError> {

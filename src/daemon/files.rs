@@ -17,7 +17,7 @@ const KEY_MOST: u64 = 4096;
 
 /// The keys and certificates of one bus.
 #[derive(Debug, Default)]
-pub struct BusFiles {
+pub(super) struct BusFiles {
     /// The key with which hosts authenticate what they announce (R29).
     pub(super) presence_key: Option<Secret>,
     /// TLS towards brokers.
@@ -26,8 +26,14 @@ pub struct BusFiles {
     pub(super) listen_tls: Option<ServerTls>,
 }
 
-/// By bus.
-pub type Files = BTreeMap<String, BusFiles>;
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Files {
+    /// Those of each bus.
+    pub(super) buses: BTreeMap<String, BusFiles>,
+    /// TLS of the HTTP listener.
+    pub(super) http_tls: Option<ServerTls>,
+}
 
 /// Why a file can't be used: the operator's fault. Never shows what is in it.
 #[derive(Debug, Error)]
@@ -40,6 +46,9 @@ pub enum FileError {
         /// Why.
         error: TlsFileError,
     },
+    /// The certificate of the HTTP listener, or its key.
+    #[error("http: TLS: {0}")]
+    Http(TlsFileError),
     /// It can't be read.
     #[error("{}: {error}", .path.display())]
     Unreadable {
@@ -62,7 +71,11 @@ pub enum FileError {
 /// The first file that can't be used.
 pub fn read_files(config: &Config) -> Result<Files, FileError> {
     let read = |bus: &BusConfig| Ok((bus.name.clone(), read_bus(bus)?));
-    config.buses.iter().map(read).collect()
+    let http_tls = config.http_tls.as_ref().map(ServerTls::load);
+    Ok(Files {
+        buses: config.buses.iter().map(read).collect::<Result<_, _>>()?,
+        http_tls: http_tls.transpose().map_err(FileError::Http)?,
+    })
 }
 
 fn read_bus(bus: &BusConfig) -> Result<BusFiles, FileError> {

@@ -23,11 +23,13 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::config::{BusConfig, Config, ConfigError, ListenAddr, LogFormat};
+use crate::net::tls::ServerTls;
 use crate::net::{self, socket};
 use crate::telemetry::{self, LineFormat, LogError, LogGuard};
 pub use files::{FileError, Files, read_files};
@@ -103,6 +105,7 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         max_connections,
         seed,
     };
+    let http_tls = start.files.http_tls.clone().map(watch::Sender::new);
     info!(
         name = config.name,
         version = env!("CARGO_PKG_VERSION"),
@@ -123,6 +126,7 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         log,
         open_files,
         seed,
+        http_tls,
     };
     let result = runtime.block_on(control.run(http));
     // A configuration file that hangs must not keep the process.
@@ -142,6 +146,8 @@ struct Control {
     log: LogGuard,
     open_files: u64,
     seed: u64,
+    /// TLS of the HTTP listener, as of now.
+    http_tls: Option<watch::Sender<ServerTls>>,
 }
 
 struct Signals {
@@ -181,10 +187,18 @@ impl Control {
             .map(tokio::net::TcpListener::from_std)
             .transpose()?
             .map(|listener| {
-                let source = Arc::new(WorkerSource::new(self.handle.clone(), self.log.events()));
+                let tls = self.http_tls.as_ref().map(watch::Sender::subscribe);
+                let events = self.log.events();
+                let source = WorkerSource::new(self.handle.clone(), events, tls.clone());
                 let origins = self.config.cors_origins.clone();
-                let access = admin::Access::new(origins);
-                tokio::spawn(admin::serve(listener, source, access, stop.clone()))
+                let mut access = admin::Access::new(origins);
+                access.tls = tls;
+                tokio::spawn(admin::serve(
+                    listener,
+                    Arc::new(source),
+                    access,
+                    stop.clone(),
+                ))
             });
         loop {
             let [first, second] = &mut signals.user;
@@ -262,6 +276,9 @@ impl Control {
             if !self.config.buses.iter().any(|old| old.name == bus.name) {
                 listeners.insert(bus.name.clone(), bind_bus(bus)?);
             }
+        }
+        if let (Some(tls), Some(new)) = (&self.http_tls, &files.http_tls) {
+            tls.send_replace(new.clone());
         }
         self.log.set_level(new.log.level.into());
         let start = Start {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use super::handle::{Handle, SessionPage, SubscriptionPage};
 use crate::admin::Source;
+use crate::net::tls::ServerTls;
 use crate::telemetry::{Event, Events, SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
 /// A snapshot that is younger than this is used again, so that a flood of requests costs
@@ -27,15 +28,22 @@ pub(super) struct WorkerSource {
     events: Arc<Events>,
     last: Mutex<Option<(Instant, Snapshot)>>,
     sessions: Mutex<Option<(Instant, Vec<SessionSnapshot>)>>,
+    /// TLS of the HTTP listener, as of now.
+    tls: Option<watch::Receiver<ServerTls>>,
 }
 
 impl WorkerSource {
-    pub(super) fn new(handle: Handle, events: Arc<Events>) -> Self {
+    pub(super) fn new(
+        handle: Handle,
+        events: Arc<Events>,
+        tls: Option<watch::Receiver<ServerTls>>,
+    ) -> Self {
         Self {
             handle,
             events,
             last: Mutex::new(None),
             sessions: Mutex::new(None),
+            tls,
         }
     }
 }
@@ -48,7 +56,8 @@ impl Source for WorkerSource {
         {
             return Some(snapshot.clone());
         }
-        let snapshot = self.handle.snapshot().await?;
+        let mut snapshot = self.handle.snapshot().await?;
+        snapshot.http_certificate_ends = self.tls.as_ref().and_then(|tls| tls.borrow().ends());
         *last = Some((Instant::now(), snapshot.clone()));
         Some(snapshot)
     }

@@ -141,7 +141,7 @@ impl Worker {
                 &config,
                 bus,
                 listeners,
-                start.files.remove(&bus.name).unwrap_or_default(),
+                start.files.buses.remove(&bus.name).unwrap_or_default(),
             );
         }
     }
@@ -245,7 +245,7 @@ impl Worker {
 
     fn reload(&self, start: Start) {
         let now = now();
-        let (config, mut listeners, mut files) = (start.config, start.listeners, start.files);
+        let (config, mut listeners, mut files) = (start.config, start.listeners, start.files.buses);
         self.identity.max_connections.set(start.max_connections);
         self.budgets
             .held
@@ -348,6 +348,7 @@ impl Worker {
             listen: first.map_or(NOWHERE, |running| running.listen),
             max_payload: max_payload.unwrap_or(1024 * 1024) as u64,
             worker_busy_ratio: self.busy.ratio(now()),
+            http_certificate_ends: None,
             counters,
             buses,
         }

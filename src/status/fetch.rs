@@ -1,5 +1,6 @@
 //! One request to the HTTP port of a running natsmux.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,8 +10,10 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use natsmux::net::tls::ClientTls;
 use serde_json::Value;
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -19,36 +22,65 @@ const WITHIN: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes.
 const LONGEST: usize = 8 << 20;
 
+/// A natsmux that is asked, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    /// Where its HTTP listens.
+    pub(crate) addr: SocketAddr,
+    /// What it must prove to be; `None`: it is asked in plain text.
+    pub(crate) tls: Option<ClientTls>,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        write!(f, "{scheme}://{}", self.addr)
+    }
+}
+
 /// Why there is nothing to show.
 #[derive(Debug, Error)]
 pub(crate) enum FetchError {
     /// Nobody listens there, or the connection broke.
-    #[error("no natsmux answers at http://{0}: {1}")]
-    Unreachable(SocketAddr, io::Error),
+    #[error("no natsmux answers at {0}: {1}")]
+    Unreachable(Target, io::Error),
     /// Somebody listens, and says nothing in time.
-    #[error("nothing answered at http://{0} within 5 s")]
-    TimedOut(SocketAddr),
+    #[error("nothing answered at {0} within 5 s")]
+    TimedOut(Target),
     /// Somebody else, or a natsmux that is stuck.
-    #[error("no healthy natsmux at http://{0}: {1}")]
-    Strange(SocketAddr, String),
+    #[error("no healthy natsmux at {0}: {1}")]
+    Strange(Target, String),
 }
 
 /// The answer to `/varz`.
-pub(super) fn varz(addr: SocketAddr) -> Result<Value, FetchError> {
-    let unreachable = |error| FetchError::Unreachable(addr, error);
+pub(super) fn varz(target: &Target) -> Result<Value, FetchError> {
+    let unreachable = |error| FetchError::Unreachable(target.clone(), error);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(unreachable)?;
-    let answer = runtime.block_on(async { timeout(WITHIN, get(addr)).await });
-    answer.map_err(|_| FetchError::TimedOut(addr))?
+    let answer = runtime.block_on(async { timeout(WITHIN, get(target)).await });
+    answer.map_err(|_| FetchError::TimedOut(target.clone()))?
 }
 
-async fn get(addr: SocketAddr) -> Result<Value, FetchError> {
-    let strange = |what: String| FetchError::Strange(addr, what);
-    let stream = TcpStream::connect(addr)
-        .await
-        .map_err(|error| FetchError::Unreachable(addr, error))?;
+async fn get(target: &Target) -> Result<Value, FetchError> {
+    let unreachable = |error| FetchError::Unreachable(target.clone(), error);
+    let stream = TcpStream::connect(target.addr).await.map_err(unreachable)?;
+    let Some(tls) = &target.tls else {
+        return ask(stream, target).await;
+    };
+    let name = tls
+        .name_of(&target.addr.ip().to_string())
+        .map_err(|error| FetchError::Strange(target.clone(), error.to_string()))?;
+    let secured = tls.connector().connect(name, stream).await;
+    ask(secured.map_err(unreachable)?, target).await
+}
+
+async fn ask(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    target: &Target,
+) -> Result<Value, FetchError> {
+    let strange = |what: String| FetchError::Strange(target.clone(), what);
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| strange(error.to_string()))?;
@@ -57,7 +89,7 @@ async fn get(addr: SocketAddr) -> Result<Value, FetchError> {
         let _ = connection.await;
     });
     let request = Request::get("/varz")
-        .header(hyper::header::HOST, addr.to_string())
+        .header(hyper::header::HOST, target.addr.to_string())
         .body(Empty::<Bytes>::new())
         .map_err(|error| strange(error.to_string()))?;
     let response = sender

@@ -4,13 +4,12 @@ mod fetch;
 mod table;
 
 use std::io::{self, IsTerminal, Write};
-use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-pub(crate) use fetch::FetchError;
+pub(crate) use fetch::{FetchError, Target};
 
 /// Clears a terminal and goes to its first line.
 const CLEAR: &str = "\x1b[2J\x1b[H";
@@ -18,9 +17,9 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 /// Prints once. Returns whether every bus has a live broker.
 ///
 /// # Errors
-/// [`FetchError`], where nothing answers at `addr`.
-pub(crate) fn status(addr: SocketAddr, json: bool) -> Result<bool, FetchError> {
-    let varz = fetch::varz(addr)?;
+/// [`FetchError`], where nothing answers.
+pub(crate) fn status(natsmux: &Target, json: bool) -> Result<bool, FetchError> {
+    let varz = fetch::varz(natsmux)?;
     let text = if json {
         escape_controls(&format!("{varz:#}\n"))
     } else {
@@ -33,7 +32,7 @@ pub(crate) fn status(addr: SocketAddr, json: bool) -> Result<bool, FetchError> {
 
 /// Prints again and again until the terminal is gone, or `rounds` times.
 pub(crate) fn top(
-    addr: SocketAddr,
+    natsmux: &Target,
     every: Duration,
     rounds: Option<u64>,
 ) -> Result<bool, FetchError> {
@@ -46,7 +45,7 @@ pub(crate) fn top(
     let mut round = 0;
     loop {
         let now = Instant::now();
-        let (text, healthy) = match fetch::varz(addr) {
+        let (text, healthy) = match fetch::varz(natsmux) {
             Ok(varz) => {
                 let since = before.as_ref().map(|(at, varz)| (now - *at, varz));
                 let text = table::page(&varz, since);

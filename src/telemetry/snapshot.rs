@@ -33,6 +33,8 @@ pub struct Snapshot {
     /// The part of the time in which the worker had something to do, lately: at 1 it is at its
     /// ceiling.
     pub worker_busy_ratio: f64,
+    /// When the certificate ends of the HTTP listener.
+    pub http_certificate_ends: Option<SystemTime>,
     /// Summed over all buses.
     pub counters: Counters,
     /// In the order of the configuration.

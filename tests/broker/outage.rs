@@ -293,9 +293,7 @@ fn publishes_are_dropped_and_counted_where_an_outage_is_to_drop_them() {
     assert_eq!(client.until_closed(), b"");
     wait_count(&natsmux, "dropped", 2);
     brokers.get(0).up();
-    natsmux.wait_varz("its end", SOON, |varz| {
-        varz["buses"][0]["healthy"] == true
-    });
+    natsmux.wait_varz("its end", SOON, |varz| varz["buses"][0]["healthy"] == true);
     let (mut client, mut link) = component(&natsmux, &brokers);
     round_trip(&mut client, &mut link);
     assert_books_balance(&natsmux, 2);

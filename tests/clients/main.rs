@@ -5,6 +5,7 @@
 
 mod basic;
 mod client;
+mod https;
 mod jetstream;
 mod kills;
 mod monitoring;

@@ -48,7 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("admin", &["config", "telemetry"]),
+    ("admin", &["config", "net", "telemetry"]),
     (
         "daemon",
         &[

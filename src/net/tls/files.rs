@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::client::WebPkiServerVerifier;
+#[cfg(feature = "aws-lc-rs")]
+use rustls::crypto::aws_lc_rs::default_provider;
+#[cfg(not(feature = "aws-lc-rs"))]
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -14,6 +17,7 @@ use rustls::version::TLS13;
 use rustls::{ALL_VERSIONS, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use x509_cert::der::Decode;
 
 use crate::config::{TlsFiles, TlsVersion};
@@ -134,6 +138,11 @@ impl ClientTls {
         Arc::clone(&self.config)
     }
 
+    /// For a stream of tokio's: what isn't on the data path.
+    pub fn connector(&self) -> TlsConnector {
+        self.config().into()
+    }
+
     /// The same for the same authorities, certificate, name and versions.
     pub fn digest(&self) -> [u8; 32] {
         self.digest
@@ -187,6 +196,11 @@ impl ServerTls {
 
     pub(super) fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
+    }
+
+    /// For a stream of tokio's: what isn't on the data path.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        self.config().into()
     }
 
     /// When the certificate that is shown ends, or one between it and its authority.
