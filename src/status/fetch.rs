@@ -43,35 +43,35 @@ impl fmt::Display for Target {
 pub(crate) enum FetchError {
     /// Nobody listens there, or the connection broke.
     #[error("no natsmux answers at {0}: {1}")]
-    Unreachable(Target, io::Error),
+    Unreachable(String, io::Error),
     /// Somebody listens, and says nothing in time.
     #[error("nothing answered at {0} within 5 s")]
-    TimedOut(Target),
+    TimedOut(String),
     /// Somebody else, or a natsmux that is stuck.
     #[error("no healthy natsmux at {0}: {1}")]
-    Strange(Target, String),
+    Strange(String, String),
 }
 
 /// The answer to `/varz`.
 pub(super) fn varz(target: &Target) -> Result<Value, FetchError> {
-    let unreachable = |error| FetchError::Unreachable(target.clone(), error);
+    let unreachable = |error| FetchError::Unreachable(target.to_string(), error);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(unreachable)?;
     let answer = runtime.block_on(async { timeout(WITHIN, get(target)).await });
-    answer.map_err(|_| FetchError::TimedOut(target.clone()))?
+    answer.map_err(|_| FetchError::TimedOut(target.to_string()))?
 }
 
 async fn get(target: &Target) -> Result<Value, FetchError> {
-    let unreachable = |error| FetchError::Unreachable(target.clone(), error);
+    let unreachable = |error| FetchError::Unreachable(target.to_string(), error);
     let stream = TcpStream::connect(target.addr).await.map_err(unreachable)?;
     let Some(tls) = &target.tls else {
         return ask(stream, target).await;
     };
     let name = tls
         .name_of(&target.addr.ip().to_string())
-        .map_err(|error| FetchError::Strange(target.clone(), error.to_string()))?;
+        .map_err(|error| FetchError::Strange(target.to_string(), error.to_string()))?;
     let secured = tls.connector().connect(name, stream).await;
     ask(secured.map_err(unreachable)?, target).await
 }
@@ -80,7 +80,7 @@ async fn ask(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     target: &Target,
 ) -> Result<Value, FetchError> {
-    let strange = |what: String| FetchError::Strange(target.clone(), what);
+    let strange = |what: String| FetchError::Strange(target.to_string(), what);
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| strange(error.to_string()))?;
