@@ -10,6 +10,7 @@ MUTANTS = cargo-mutants 27.1.0
 SHARD ?= 0/4
 ROUNDS ?= 5
 ONLY ?=
+TLS ?=
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -63,8 +64,8 @@ instructions: ## instructions of the hot paths under callgrind, none more than 3
 bench-deps:
 	@tests/tools/install-test-deps haproxy
 
-bench: bench-deps ## beside a direct connection, HAProxy and a leaf node: about 10 min (ROUNDS=5 ONLY=fan-in)
-	cargo bench --bench wire -- --rounds $(ROUNDS) --only "$(ONLY)"
+bench: bench-deps ## beside a direct connection, HAProxy and a leaf node: about 10 min (ROUNDS=5 ONLY=fan-in TLS=ecdsa)
+	cargo bench --bench wire -- --rounds $(ROUNDS) --only "$(ONLY)" --tls "$(TLS)"
 
 growth: bench-deps ## the same as curves over sessions, subscriptions, subscribers: about 6 min a round (ROUNDS=5)
 	cargo bench --bench wire -- --growth yes --rounds $(ROUNDS) --only "$(ONLY)"

@@ -1,10 +1,11 @@
 //! A client that costs as little as it can: blocking sockets, whole buffers.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use memchr::memchr;
+
+use crate::stream::{Place, Stream, Writer};
 
 const CONNECT: &[u8] =
     b"CONNECT {\"verbose\":false,\"pedantic\":false,\"protocol\":1,\"lang\":\"bench\",\"version\":\"1\"}\r\n";
@@ -19,39 +20,39 @@ pub(crate) struct Delivery<'a> {
 
 /// One connection.
 pub(crate) struct Client {
-    stream: TcpStream,
+    stream: Stream,
+    out: Writer,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
 }
 
 impl Client {
-    /// ConnectCache, and is past the PONG behind CONNECT.
-    pub(crate) fn connect(address: &str) -> Self {
-        let stream = TcpStream::connect(address).expect("somebody listens");
-        let mut client = Self::new(stream);
-        client.handshake();
-        client
-    }
-
-    fn new(stream: TcpStream) -> Self {
-        stream.set_nodelay(true).expect("a socket");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
-        Self {
+    /// Connects, and is past the PONG behind CONNECT.
+    pub(crate) fn connect(place: &Place) -> Self {
+        let stream = Stream::connect(place, PATIENCE);
+        let mut client = Self {
+            out: stream.writer(),
             stream,
             buffer: Vec::new(),
             start: 0,
             end: 0,
-        }
+        };
+        client.handshake(place);
+        client
     }
 
-    fn handshake(&mut self) {
+    fn handshake(&mut self, place: &Place) {
         self.buffer.resize(4096, 0);
         while memchr(b'\n', &self.buffer[self.start..self.end]).is_none() {
             assert!(self.fill(), "INFO");
         }
         self.start = 0;
         self.end = 0;
+        if let Some(tls) = &place.tls {
+            self.stream.secure(tls);
+            self.out = self.stream.writer();
+        }
         self.send(&[CONNECT, b"PING\r\n"].concat());
         self.pong();
     }
@@ -75,19 +76,17 @@ impl Client {
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).expect("the peer reads");
+        self.out.write_all(bytes).expect("the peer reads");
     }
 
     /// How long a read waits from now on.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
-        self.stream
-            .set_read_timeout(Some(patience))
-            .expect("a socket");
+        self.stream.set_patience(patience);
     }
 
-    /// The writing half, for another thread.
-    pub(crate) fn writer(&self) -> TcpStream {
-        self.stream.try_clone().expect("a socket")
+    /// The writing half, for another thread: this client sends no more.
+    pub(crate) fn writer(&self) -> Writer {
+        self.stream.writer()
     }
 
     /// Whether any message comes within `patience`.

@@ -14,14 +14,14 @@ const DURATION: Duration = Duration::from_millis(350);
 const THREADS: usize = 2;
 
 pub(crate) fn play(site: &Site) -> Sample {
-    let (address, count) = (site.near(), AtomicU64::new(0));
+    let (place, count) = (site.near(), AtomicU64::new(0));
     let meter = Meter::start(site);
     let start = Instant::now();
     thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 while start.elapsed() < DURATION {
-                    drop(Client::connect(&address));
+                    drop(Client::connect(&place));
                     count.fetch_add(1, Ordering::Relaxed);
                 }
             });

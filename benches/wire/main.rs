@@ -6,7 +6,8 @@
 //! busy it was is in the table, since it shares the cores with what it measures.
 //!
 //! Arguments: `--rounds 5`, `--only SUBSTRING` (of a scenario's name), `--ways direct,natsmux`,
-//! `--growth yes` (curves over the numbers of sessions, subscriptions and subscribers, instead).
+//! `--tls ecdsa` or `--tls rsa` (the broker speaks TLS, and so does who connects to it: natsmux, or
+//! the generator itself), `--growth yes` (curves over the numbers of sessions, subscriptions and subscribers, instead).
 //! Results: a table on stdout; `bench.json` and `bench.svg`, or `growth.json` and `growth.svg`, in
 //! cargo's target folder.
 
@@ -21,6 +22,7 @@ mod requests;
 mod results;
 mod sample;
 mod scenarios;
+mod stream;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod ways;
@@ -33,6 +35,7 @@ use growth::Curve;
 use results::Results;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use scenarios::Scenario;
+use support::KeyKind;
 use ways::Way;
 
 const ROUNDS: usize = 5;
@@ -43,6 +46,7 @@ struct Arguments {
     only: String,
     ways: Option<Vec<Way>>,
     growth: bool,
+    tls: Option<KeyKind>,
 }
 
 impl Arguments {
@@ -52,6 +56,7 @@ impl Arguments {
             only: String::new(),
             ways: None,
             growth: false,
+            tls: None,
         };
         let mut arguments = env::args().skip(1);
         while let Some(name) = arguments.next() {
@@ -65,6 +70,7 @@ impl Arguments {
                     let rounds = value.parse().ok().filter(|rounds| *rounds > 0);
                     parsed.rounds = rounds.ok_or(format!("--rounds {value}: not a count"))?;
                 }
+                "--tls" => parsed.tls = key_kind(&value)?,
                 "--growth" => parsed.growth = value == "yes",
                 "--only" => parsed.only = value,
                 "--ways" => {
@@ -78,6 +84,16 @@ impl Arguments {
             }
         }
         Ok(parsed)
+    }
+}
+
+/// The key of the broker's certificate; none for an empty word.
+fn key_kind(word: &str) -> Result<Option<KeyKind>, String> {
+    match word {
+        "" => Ok(None),
+        "ecdsa" => Ok(Some(KeyKind::P256)),
+        "rsa" => Ok(Some(KeyKind::Rsa)),
+        _ => Err(format!("--tls {word}: known are ecdsa and rsa")),
     }
 }
 
@@ -101,13 +117,15 @@ fn main() -> ExitCode {
     let chosen: Vec<_> = all
         .filter(|scenario| scenario.name.contains(&arguments.only))
         .collect();
-    let default = if arguments.growth {
+    let default = if arguments.tls.is_some() {
+        ways::IN_TLS.to_vec()
+    } else if arguments.growth {
         growth::WAYS.to_vec()
     } else {
         Way::ALL.to_vec()
     };
     let ways = arguments.ways.unwrap_or(default);
-    let results = play(&chosen, &ways, arguments.rounds);
+    let results = play(&chosen, &ways, arguments.rounds, arguments.tls);
     println!("{}", results.table(&chosen));
     let (name, drawn) = if arguments.growth {
         ("growth", growth::draw(&results, &curves))
@@ -125,14 +143,14 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn play(chosen: &[&Scenario], ways: &[Way], rounds: usize) -> Results {
+fn play(chosen: &[&Scenario], ways: &[Way], rounds: usize, tls: Option<KeyKind>) -> Results {
     let mut results = Results::default();
     for round in 0..rounds {
         for scenario in chosen {
             for turn in 0..ways.len() {
                 let way = ways[(round + turn) % ways.len()];
                 // Fresh processes: what one scenario leaves behind is no other's cost.
-                let site = ways::Site::start(way);
+                let site = ways::Site::start(way, tls);
                 let sample = (scenario.play)(&site);
                 eprintln!("round {round}: {}, {}: {sample}", scenario.name, way.name());
                 results.add(scenario.name, way, sample);

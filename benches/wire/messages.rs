@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::client::Client;
 use crate::cpu::Meter;
 use crate::sample::Sample;
+use crate::stream::Place;
 use crate::ways::Site;
 
 /// How long publishers write.
@@ -92,7 +93,7 @@ struct Publisher {
 }
 
 impl Publisher {
-    fn new(address: &str, number: usize, shape: &Shape) -> Self {
+    fn new(place: &Place, number: usize, shape: &Shape) -> Self {
         let most = (WRITE / (shape.payload + 40)).clamp(1, shape.burst);
         let mut frames = Vec::new();
         let mut numbers = Vec::new();
@@ -105,7 +106,7 @@ impl Publisher {
             frames.extend_from_slice(b"\r\n");
         }
         Self {
-            client: Client::connect(address),
+            client: Client::connect(place),
             next: 0,
             frames,
             numbers,
@@ -132,8 +133,8 @@ fn subject(publisher: usize, number: usize, shape: &Shape) -> String {
     format!("bench.{publisher}.{}.{number:04}", number % SUBSCRIPTIONS)
 }
 
-fn receiver(address: &str, number: usize, shape: &Shape) -> Client {
-    let mut client = Client::connect(address);
+fn receiver(place: &Place, number: usize, shape: &Shape) -> Client {
+    let mut client = Client::connect(place);
     let of = if shape.to_all { 0 } else { number };
     for subscription in 0..SUBSCRIPTIONS {
         let sid = if shape.equal_sids {
@@ -148,7 +149,7 @@ fn receiver(address: &str, number: usize, shape: &Shape) -> Client {
 }
 
 /// Plays a shape, publishers and receivers at these addresses.
-pub(crate) fn play(site: &Site, publish_at: &str, receive_at: &str, shape: &Shape) -> Sample {
+pub(crate) fn play(site: &Site, publish_at: &Place, receive_at: &Place, shape: &Shape) -> Sample {
     assert!(shape.payload >= LEAST_PAYLOAD);
     let receivers: Vec<Client> = (0..shape.receivers)
         .map(|number| receiver(receive_at, number, shape))

@@ -1,7 +1,7 @@
 //! Requests at a steady rate, whatever the answers do: what is measured is the time from when a
 //! request was due until its answer is there, so a stall counts for all that it kept waiting.
 
-use std::io::Write;
+use std::io::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::client::Client;
 use crate::cpu::Meter;
 use crate::sample::Sample;
+use crate::stream::Place;
 use crate::ways::Site;
 
 const RATE: u64 = 5_000;
@@ -20,7 +21,7 @@ const PAYLOAD: usize = 128;
 const AWAKE: Duration = Duration::from_micros(60);
 
 /// Plays requests from `ask_at` to a service at `answer_at`.
-pub(crate) fn play(site: &Site, ask_at: &str, answer_at: &str) -> Sample {
+pub(crate) fn play(site: &Site, ask_at: &Place, answer_at: &Place) -> Sample {
     let mut service = Client::connect(answer_at);
     service.subscribe("service.*", 7);
     service.flush();

@@ -2,6 +2,7 @@
 
 use crate::messages::{self, Shape};
 use crate::sample::Sample;
+use crate::stream::Place;
 use crate::ways::Site;
 use crate::{connect, idle, requests};
 
@@ -38,7 +39,7 @@ fn shaped(name: &'static str, shape: Shape) -> Scenario {
 }
 
 /// Publishers through the proxy, receivers at `receive_at`.
-fn to(name: &'static str, shape: Shape, receive_at: fn(&Site) -> String) -> Scenario {
+fn to(name: &'static str, shape: Shape, receive_at: fn(&Site) -> Place) -> Scenario {
     let play = move |site: &Site| messages::play(site, &site.near(), &receive_at(site), &shape);
     Scenario {
         name,

@@ -1,13 +1,19 @@
 //! The ways from a client to the broker, each with its processes.
 
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
 
 use crate::client::Client;
+use crate::stream::Place;
 use crate::support::{
-    Broker, BrokerOptions, Natsmux, NatsmuxOptions, PATIENCE, Port, Process, Version, wait_for,
+    Authority, Broker, BrokerOptions, KeyKind, Natsmux, NatsmuxOptions, PATIENCE, Port, Process,
+    Version, wait_for,
 };
 
 /// What stands between a client and the broker.
@@ -45,10 +51,14 @@ impl Way {
     }
 }
 
+/// Those that can speak TLS to a broker, INFO first.
+pub(crate) const IN_TLS: [Way; 3] = [Way::Direct, Way::Natsmux, Way::Shared];
+
 /// A broker, and what stands before it.
 pub(crate) struct Site {
     broker: Broker,
     proxy: Proxy,
+    tls: Option<(Authority, Arc<ClientConfig>)>,
 }
 
 enum Proxy {
@@ -68,9 +78,16 @@ struct Haproxy {
 const HAPROXY: &str = include_str!("haproxy.cfg");
 
 impl Site {
-    pub(crate) fn start(way: Way) -> Self {
+    pub(crate) fn start(way: Way, tls: Option<KeyKind>) -> Self {
         let leaf_port = Port::reserve();
         let mut options = BrokerOptions::new(Version::V215);
+        let tls = tls.map(|kind| {
+            assert!(IN_TLS.contains(&way), "{} speaks no TLS here", way.name());
+            let authority = Authority::new();
+            options.extra = authority.certify("broker", kind).broker_tls("timeout: 5");
+            let config = trusting(&authority);
+            (authority, config)
+        });
         if way == Way::Leaf {
             options.extra = format!("leafnodes {{ listen: \"{}\" }}", leaf_port.address());
         }
@@ -78,13 +95,8 @@ impl Site {
         let proxy = match way {
             Way::Direct => Proxy::None,
             Way::Natsmux | Way::Shared => {
-                let sharing = match way {
-                    Way::Shared => "identity",
-                    _ => "none",
-                };
                 let natsmux = Natsmux::launch(&NatsmuxOptions {
-                    brokers: vec![broker.url()],
-                    args: vec!["--sharing".to_owned(), sharing.to_owned()],
+                    config: Some(config(&broker, way, tls.as_ref().map(|(ca, _)| ca))),
                     open_files: Some(20_000),
                     ..NatsmuxOptions::default()
                 });
@@ -98,7 +110,7 @@ impl Site {
                 Proxy::Leaf(Box::new(Broker::with(options)))
             }
         };
-        let site = Self { broker, proxy };
+        let site = Self { broker, proxy, tls };
         site.wait_through();
         site
     }
@@ -117,18 +129,22 @@ impl Site {
     }
 
     /// Where clients connect that go this way.
-    pub(crate) fn near(&self) -> String {
-        match &self.proxy {
-            Proxy::None => self.broker.address(),
+    pub(crate) fn near(&self) -> Place {
+        let address = match &self.proxy {
+            Proxy::None => return self.far(),
             Proxy::Natsmux(natsmux) => natsmux.address(),
             Proxy::Haproxy(haproxy) => haproxy.port.address(),
             Proxy::Leaf(leaf) => leaf.address(),
-        }
+        };
+        Place { address, tls: None }
     }
 
     /// The broker itself.
-    pub(crate) fn far(&self) -> String {
-        self.broker.address()
+    pub(crate) fn far(&self) -> Place {
+        Place {
+            address: self.broker.address(),
+            tls: self.tls.as_ref().map(|(_, config)| Arc::clone(config)),
+        }
     }
 
     pub(crate) fn broker_pid(&self) -> u32 {
@@ -143,6 +159,38 @@ impl Site {
             Proxy::Leaf(leaf) => Some(leaf.pid()),
         }
     }
+}
+
+/// natsmux before this broker.
+fn config(broker: &Broker, way: Way, authority: Option<&Authority>) -> String {
+    let sharing = match way {
+        Way::Shared => "identity",
+        _ => "none",
+    };
+    let tls = authority.map_or(String::new(), |authority| {
+        format!("[bus.tls]\nca = \"{}\"\n", authority.ca().display())
+    });
+    format!(
+        "[http]\nlisten = \"{{http}}\"\n[[bus]]\nname = \"default\"\nlisten = [\"{{listen}}\"]\n\
+         brokers = [\"{}\"]\nsharing = \"{sharing}\"\n{tls}",
+        broker.url()
+    )
+}
+
+/// What a client is that trusts this authority.
+fn trusting(authority: &Authority) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_file(authority.ca()).expect("a certificate");
+    roots.add(ca).expect("an authority");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // What connects to a broker for the first time has no session to go on with.
+    config.resumption = rustls::client::Resumption::disabled();
+    Arc::new(config)
 }
 
 impl Haproxy {
