@@ -2,33 +2,43 @@
 
 use crate::load::ring;
 use crate::proxy::{End, Proxy};
-use crate::rig::{Delivery, KNOWN, Rig, config, natsmux, pause};
+use crate::rig::{Delivery, KNOWN, Rig, Transport, config, natsmux, pause};
 use crate::size::{Dice, figures, number, turn};
 use crate::support::{Cluster, Version, sharing};
 
 #[test]
 fn cut_links_lose_no_more_than_what_is_in_doubt() {
-    cuts(Delivery::AtMostOnce);
+    cuts(&Transport::plain(), Delivery::AtMostOnce);
+}
+
+#[test]
+fn links_that_are_cut_inside_a_record_lose_no_more_than_what_is_in_doubt() {
+    cuts(&Transport::tls(), Delivery::AtMostOnce);
+}
+
+#[test]
+fn links_that_are_cut_inside_a_record_lose_nothing_with_at_least_once() {
+    cuts(&Transport::tls(), Delivery::AtLeastOnce);
 }
 
 #[test]
 fn cut_links_lose_nothing_with_at_least_once() {
-    cuts(Delivery::AtLeastOnce);
+    cuts(&Transport::plain(), Delivery::AtLeastOnce);
 }
 
-fn cuts(delivery: Delivery) {
+fn cuts(transport: &Transport, delivery: Delivery) {
     let _turn = turn();
     let cuts = number("cuts", [12, 200, 200]);
     let rate = number("rate", [1_000, 5_000, 5_000]);
     let sessions = number("sessions", [20, 100, 100]);
-    let cluster = Cluster::start(Version::V215, KNOWN + 1);
+    let cluster = Cluster::with(&transport.options(Version::V215), KNOWN + 1);
     let brokers = &cluster.brokers()[..KNOWN];
     let proxies: Vec<_> = brokers.iter().map(|b| Proxy::start(&b.address())).collect();
     let urls: Vec<_> = proxies
         .iter()
         .map(|p| format!("nats://{}", p.address()))
         .collect();
-    let natsmux = natsmux(config(&urls, delivery, "", ""));
+    let natsmux = natsmux(transport.config(config(&urls, delivery, "", "")));
     let parts = ring(&natsmux.address(), sessions, rate, 100);
     let rig = Rig::with(cluster, natsmux, parts);
     rig.load.publish(true);
@@ -52,7 +62,7 @@ fn cuts(delivery: Delivery) {
     }
     let outcome = rig.outcome();
     figures(&format!(
-        "{cuts} times links cut, {links} links, {delivery}, {rate}/s over {sessions}: worst doubt \
+        "{cuts} times links cut, {links} links, {transport}, {delivery}, {rate}/s over {sessions}: worst doubt \
          {worst_doubt}; {outcome}"
     ));
     outcome.check_sum();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::load::Load;
 use crate::part::{Part, Publishes};
-use crate::rig::{Delivery, KNOWN, Rig, SAFE, all_up, config, natsmux, pause};
+use crate::rig::{Delivery, KNOWN, Rig, SAFE, Transport, all_up, config, natsmux, pause};
 use crate::size::{Dice, figures, number, percentile, spread, turn};
 use crate::support::{Cluster, PATIENCE, Version};
 
@@ -12,20 +12,25 @@ const LEFT_WITHIN_US: u64 = 3_000_000;
 
 #[test]
 fn a_frozen_broker_is_left_within_3_s_while_components_publish() {
-    publishing(Delivery::AtMostOnce, [3, 20, 20]);
+    publishing(&Transport::plain(), Delivery::AtMostOnce, [3, 20, 20]);
+}
+
+#[test]
+fn a_frozen_broker_that_speaks_tls_is_left_within_3_s() {
+    publishing(&Transport::tls(), Delivery::AtMostOnce, [2, 20, 20]);
 }
 
 #[test]
 fn freezes_lose_nothing_with_at_least_once() {
-    publishing(Delivery::AtLeastOnce, [1, 20, 20]);
+    publishing(&Transport::plain(), Delivery::AtLeastOnce, [1, 20, 20]);
 }
 
-fn publishing(delivery: Delivery, freezes: [u64; 3]) {
+fn publishing(transport: &Transport, delivery: Delivery, freezes: [u64; 3]) {
     let _turn = turn();
     let freezes = number("freezes", freezes);
     let rate = number("rate", [1_000, 5_000, 5_000]);
     let sessions = number("sessions", [20, 100, 100]);
-    let mut rig = Rig::ring(Version::V215, delivery, sessions, rate);
+    let mut rig = Rig::ring_over(transport, Version::V215, delivery, sessions, rate);
     rig.load.publish(true);
     rig.load.wait_flow("at the start");
     let mut dice = Dice::new(2);
@@ -44,7 +49,7 @@ fn publishing(delivery: Delivery, freezes: [u64; 3]) {
     }
     let outcome = rig.outcome();
     figures(&format!(
-        "{freezes} freezes while publishing, {delivery}, {rate}/s over {sessions}: next broker \
+        "{freezes} freezes while publishing, {transport}, {delivery}, {rate}/s over {sessions}: next broker \
          after {}; worst doubt {worst_doubt}; {outcome}",
         spread(&mut silences)
     ));

@@ -9,7 +9,10 @@ use serde_json::Value;
 use crate::judge::Verdict;
 use crate::load::{Load, observer, ring};
 use crate::part::Part;
-use crate::support::{Cluster, Natsmux, NatsmuxOptions, PATIENCE, Version, wait_for};
+use crate::support::{
+    Authority, BrokerOptions, Cluster, KeyKind, Natsmux, NatsmuxOptions, PATIENCE, Version,
+    wait_for,
+};
 
 /// Brokers that natsmux knows.
 pub(crate) const KNOWN: usize = 2;
@@ -28,6 +31,48 @@ impl fmt::Display for Delivery {
         f.write_str(match self {
             Self::AtMostOnce => "at-most-once",
             Self::AtLeastOnce => "at-least-once",
+        })
+    }
+}
+
+/// How natsmux speaks to brokers. Who observes speaks plain text.
+pub(crate) struct Transport(Option<Authority>);
+
+impl Transport {
+    pub(crate) fn plain() -> Self {
+        Self(None)
+    }
+
+    pub(crate) fn tls() -> Self {
+        Self(Some(Authority::new()))
+    }
+
+    /// Brokers that take it.
+    pub(crate) fn options(&self, version: Version) -> BrokerOptions {
+        let mut options = BrokerOptions::new(version);
+        if let Some(authority) = &self.0 {
+            let broker = authority.certify("broker", KeyKind::P256);
+            options.extra = broker.broker_tls("timeout: 5") + "\nallow_non_tls: true\n";
+        }
+        options
+    }
+
+    /// A configuration that asks for it.
+    pub(crate) fn config(&self, mut text: String) -> String {
+        if let Some(authority) = &self.0 {
+            let ca = authority.ca();
+            text += &format!("[bus.tls]\nca = \"{}\"\n", ca.display());
+        }
+        text
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "TLS"
+        } else {
+            "plain text"
         })
     }
 }
@@ -68,8 +113,20 @@ pub(crate) struct Rig {
 impl Rig {
     /// A ring of `sessions` components that send `rate` messages a second together.
     pub(crate) fn ring(version: Version, delivery: Delivery, sessions: u64, rate: u64) -> Self {
-        let cluster = Cluster::start(version, KNOWN + 1);
-        let natsmux = natsmux(config(&cluster.urls()[..KNOWN], delivery, "", ""));
+        Self::ring_over(&Transport::plain(), version, delivery, sessions, rate)
+    }
+
+    /// The same over this transport.
+    pub(crate) fn ring_over(
+        transport: &Transport,
+        version: Version,
+        delivery: Delivery,
+        sessions: u64,
+        rate: u64,
+    ) -> Self {
+        let cluster = Cluster::with(&transport.options(version), KNOWN + 1);
+        let text = config(&cluster.urls()[..KNOWN], delivery, "", "");
+        let natsmux = natsmux(transport.config(text));
         let parts = ring(&natsmux.address(), sessions, rate, 100);
         Self::with(cluster, natsmux, parts)
     }

@@ -186,6 +186,14 @@ impl Broker {
         self.process.as_ref().expect("a started broker").pid()
     }
 
+    /// A single broker reads other lines of configuration, in place of those that it had.
+    pub fn reload(&mut self, extra: &str) {
+        extra.clone_into(&mut self.options.extra);
+        let text = self.configuration("");
+        fs::write(self.folder.path().join("broker.conf"), text).expect("a configuration file");
+        self.signal(Signal::HUP);
+    }
+
     /// True until it is killed or ends.
     pub fn is_running(&mut self) -> bool {
         self.process.as_mut().is_some_and(|p| p.ended().is_none())

@@ -5,7 +5,7 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
@@ -20,6 +20,10 @@ use crate::net::{Port, names, now};
 use crate::proto::info::ServerInfo;
 use crate::proto::server::{self, ServerLimits, ServerOp, ServerScan};
 use crate::upstream::brokers::roster::{BrokerId, Failure};
+
+/// How long a probe waits for a refusal of natsmux's certificate, at least and at most.
+const REFUSAL_LEAST: Duration = Duration::from_millis(20);
+const REFUSAL_MOST: Duration = Duration::from_millis(250);
 
 impl Pool {
     /// Probes the bus's brokers for as long as the worker runs.
@@ -47,7 +51,7 @@ impl Pool {
 
     /// Waits until `due`, or until the roster has changed.
     async fn wait(&self, due: Option<Instant>) {
-        let far = now() + std::time::Duration::from_secs(3600);
+        let far = now() + Duration::from_secs(3600);
         let due = std::time::Instant::from(due.unwrap_or(far));
         let mut sleep = pin!(sleep_until(due.into()));
         let mut first = true;
@@ -131,12 +135,17 @@ impl Pool {
         if mode == TlsMode::First {
             self.handshake(broker, &port, read).await?;
         }
-        let info = timeout(timings.info_timeout, read_info(&port, read));
+        let info = timeout(timings.info_timeout, self.read_info(broker, &port, read));
         let info = info.await.unwrap_or(Err(Failure::InfoTimeout))?;
         if mode == TlsMode::Required && info.offers_tls() {
+            let began = now();
             match self.handshake(broker, &port, read).await {
+                Ok(()) => {
+                    let took = now().saturating_duration_since(began);
+                    self.await_refusal(broker, &port, read, took).await?;
+                }
                 // It lives, and has no time for one more.
-                Ok(()) | Err(Failure::Throttled | Failure::Full) => {}
+                Err(Failure::Throttled | Failure::Full) => {}
                 Err(failure) => return Err(failure),
             }
         }
@@ -163,40 +172,67 @@ impl Pool {
                 Ok(())
             }
             Ok(Err(HandshakeError::Plain(failure))) => Err(failure),
-            Ok(Err(HandshakeError::Socket(error))) => {
-                let Some(failure) = secure::tls_failure(&error) else {
-                    return Err(match error.kind() {
-                        io::ErrorKind::UnexpectedEof => Failure::Closed,
-                        _ => Failure::Reset,
-                    });
-                };
-                self.bus.log_tls(broker, failure, &error, now());
-                Err(failure)
-            }
+            Ok(Err(HandshakeError::Socket(error))) => Err(self.failure_of(broker, &error)),
         }
     }
-}
 
-async fn read_info(port: &Port, read: &mut ReadHalf) -> Result<ServerInfo, Failure> {
-    let mut buffer = [0; 1024];
-    let limits = ServerLimits::default();
-    let mut line = Vec::with_capacity(1024);
-    loop {
-        match poll_fn(|cx| port.poll_read(read, cx, &mut buffer)).await {
-            Ok(0) => return Err(Failure::Closed),
-            Err(_) => return Err(Failure::Reset),
-            Ok(count) => line.extend_from_slice(&buffer[..count]),
+    /// With TLS 1.3 a broker refuses natsmux's certificate behind the handshake, which has taken
+    /// `took`: one round trip later.
+    async fn await_refusal(
+        &self,
+        broker: BrokerId,
+        port: &Port,
+        read: &mut ReadHalf,
+        took: Duration,
+    ) -> Result<(), Failure> {
+        let mut buffer = [0; 512];
+        let next = poll_fn(|cx| port.poll_read(read, cx, &mut buffer));
+        match timeout(took.clamp(REFUSAL_LEAST, REFUSAL_MOST), next).await {
+            // It waits for CONNECT, or has something to say.
+            Err(_) | Ok(Ok(1..)) => Ok(()),
+            Ok(Ok(0)) => Err(Failure::Closed),
+            Ok(Err(error)) => Err(self.failure_of(broker, &error)),
         }
-        return match server::scan(&line, &limits) {
-            ServerScan::Incomplete { need: None } => continue,
-            ServerScan::Op {
-                op: ServerOp::Info { json },
-                ..
-            } => ServerInfo::parse(json).map_err(|_| Failure::Garbage),
-            // A message ahead of INFO is not waited for.
-            ServerScan::Op { .. } | ServerScan::Fault(_) | ServerScan::Incomplete { .. } => {
-                Err(Failure::Garbage)
-            }
+    }
+
+    /// What an error of a probe's socket means; said in the log where it is TLS's.
+    fn failure_of(&self, broker: BrokerId, error: &io::Error) -> Failure {
+        let Some(failure) = secure::tls_failure(error) else {
+            return match error.kind() {
+                io::ErrorKind::UnexpectedEof => Failure::Closed,
+                _ => Failure::Reset,
+            };
         };
+        self.bus.log_tls(broker, failure, error, now());
+        failure
+    }
+
+    async fn read_info(
+        &self,
+        broker: BrokerId,
+        port: &Port,
+        read: &mut ReadHalf,
+    ) -> Result<ServerInfo, Failure> {
+        let mut buffer = [0; 1024];
+        let limits = ServerLimits::default();
+        let mut line = Vec::with_capacity(1024);
+        loop {
+            match poll_fn(|cx| port.poll_read(read, cx, &mut buffer)).await {
+                Ok(0) => return Err(Failure::Closed),
+                Err(error) => return Err(self.failure_of(broker, &error)),
+                Ok(count) => line.extend_from_slice(&buffer[..count]),
+            }
+            return match server::scan(&line, &limits) {
+                ServerScan::Incomplete { need: None } => continue,
+                ServerScan::Op {
+                    op: ServerOp::Info { json },
+                    ..
+                } => ServerInfo::parse(json).map_err(|_| Failure::Garbage),
+                // A message ahead of INFO is not waited for.
+                ServerScan::Op { .. } | ServerScan::Fault(_) | ServerScan::Incomplete { .. } => {
+                    Err(Failure::Garbage)
+                }
+            };
+        }
     }
 }
