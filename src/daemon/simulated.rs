@@ -21,16 +21,17 @@ impl Simulated {
     /// Starts a worker. All that it leaves to chance comes from `seed`.
     ///
     /// # Errors
-    /// [`DaemonError`], where an address can't be listened on.
+    /// [`DaemonError`], where an address can't be listened on, or a file can't be used.
     pub fn start(config: Config, seed: u64) -> Result<Self, DaemonError> {
         let mut listeners = Listeners::new();
         for bus in &config.buses {
             listeners.insert(bus.name.clone(), bind_bus(bus)?);
         }
+        let files = super::read_files(&config)?;
         let start = Start {
             config,
             listeners,
-            files: super::Files::new(),
+            files,
             max_connections: MAX_CONNECTIONS,
             seed,
         };

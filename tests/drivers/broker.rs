@@ -4,14 +4,22 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
+use tokio::time::sleep;
 use turmoil::net::{TcpListener, TcpStream};
 
 use super::frames::{Publish, Splitter, Up, matches};
+use super::plan::Plan;
+use super::secured;
 use super::verdict::Verdict;
+
+/// Of the handshakes, those that come to nothing, and how long those take.
+const STALLS_EVERY: u64 = 7;
+const STALL: Duration = Duration::from_secs(3);
 
 /// What both brokers know.
 #[derive(Clone)]
@@ -20,6 +28,9 @@ pub struct Cluster(Rc<State>);
 struct State {
     verdict: Verdict,
     at_least_once: bool,
+    /// Connections are secured, and until then handshakes may stall.
+    stalls_until: Option<Duration>,
+    handshakes: Cell<u64>,
     /// A broker was frozen: what it thaws with may be late.
     late: Cell<bool>,
     ducks: [Cell<bool>; 2],
@@ -39,10 +50,12 @@ struct Client {
 }
 
 impl Cluster {
-    pub fn new(verdict: Verdict, at_least_once: bool) -> Self {
+    pub fn new(verdict: Verdict, plan: &Plan) -> Self {
         Self(Rc::new(State {
             verdict,
-            at_least_once,
+            at_least_once: plan.at_least_once,
+            stalls_until: plan.tls.then_some(plan.calm_at),
+            handshakes: Cell::new(0),
             late: Cell::new(false),
             ducks: Default::default(),
             clients: RefCell::default(),
@@ -73,7 +86,7 @@ impl Cluster {
             let cluster = self.clone();
             spawn_local(async move {
                 // A connection that breaks is the end of it.
-                let _ = cluster.talk(broker, stream).await;
+                let _ = cluster.welcome(broker, stream).await;
             });
         }
     }
@@ -99,12 +112,41 @@ impl Cluster {
         } else {
             ""
         };
+        let tls = if self.0.stalls_until.is_some() {
+            ",\"tls_required\":true"
+        } else {
+            ""
+        };
         format!(
-            "INFO {{\"server_id\":\"B{broker}\",\"version\":\"2.15.1\",\"proto\":1,\"host\":\"0.0.0.0\",\"port\":4222,\"headers\":true,\"max_payload\":1048576{duck}}} \r\n"
+            "INFO {{\"server_id\":\"B{broker}\",\"version\":\"2.15.1\",\"proto\":1,\"host\":\"0.0.0.0\",\"port\":4222,\"headers\":true,\"max_payload\":1048576{tls}{duck}}} \r\n"
         )
     }
 
-    async fn talk(self, broker: usize, mut stream: TcpStream) -> io::Result<()> {
+    /// Says INFO, and shakes hands where that is asked for.
+    async fn welcome(self, broker: usize, mut stream: TcpStream) -> io::Result<()> {
+        stream.write_all(self.info(broker).as_bytes()).await?;
+        let Some(stalls_until) = self.0.stalls_until else {
+            return self.talk(broker, stream).await;
+        };
+        let before = self.0.handshakes.get();
+        self.0.handshakes.set(before + 1);
+        if before % STALLS_EVERY == STALLS_EVERY - 1
+            && turmoil::sim_elapsed().is_some_and(|now| now < stalls_until)
+        {
+            self.0.verdict.mark("TLS: a handshake stalls");
+            sleep(STALL).await;
+            return Ok(());
+        }
+        let secured = secured::acceptor().accept(stream).await?;
+        self.0.verdict.mark("TLS: a link is secured");
+        self.talk(broker, secured).await
+    }
+
+    async fn talk(
+        self,
+        broker: usize,
+        mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    ) -> io::Result<()> {
         let wake = Rc::new(Notify::new());
         let id = self.0.next.get();
         self.0.next.set(id + 1);
@@ -113,7 +155,7 @@ impl Cluster {
             Client {
                 broker,
                 subs: BTreeMap::new(),
-                output: self.info(broker).into_bytes(),
+                output: Vec::new(),
                 wake: Rc::clone(&wake),
                 ended: false,
             },
@@ -124,6 +166,8 @@ impl Cluster {
         loop {
             let (output, ended) = self.take_output(id);
             stream.write_all(&output).await?;
+            // What is sealed is written only then.
+            stream.flush().await?;
             if ended {
                 return Ok(());
             }

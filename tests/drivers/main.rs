@@ -8,6 +8,9 @@
 #![expect(unreachable_pub, reason = "a test is a crate of its own")]
 
 mod broker;
+#[path = "../support/certificates.rs"]
+#[allow(dead_code, reason = "shared with the tests on real brokers")]
+mod certificates;
 mod component;
 #[path = "../oracle/frames.rs"]
 #[allow(dead_code, reason = "shared with the oracle")]
@@ -16,6 +19,7 @@ mod plan;
 #[path = "../sim/rng.rs"]
 mod rng;
 mod schedule;
+mod secured;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +50,8 @@ const MARKS: &[&str] = &[
     "a link is held",
     "broker killed",
     "drained",
+    "TLS: a handshake stalls",
+    "TLS: a link is secured",
     "garbage",
     "lame duck",
     "one direction lost",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use natsmux::config::Config;
 
 use super::rng::Rng;
+use super::secured;
 
 /// How a component behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub struct Incident {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub at_least_once: bool,
+    /// Brokers speak TLS.
+    pub tls: bool,
     pub manners: Vec<Manner>,
     pub incidents: Vec<Incident>,
     /// When faults and new work stop.
@@ -100,6 +103,7 @@ impl Plan {
         }
         Self {
             at_least_once: rng.percent(30),
+            tls: rng.percent(30),
             manners,
             incidents,
             calm_at: Duration::from_millis(calm_at),
@@ -121,10 +125,15 @@ impl Plan {
             .iter()
             .map(|addr| format!("\"{addr}:4222\""))
             .collect();
-        let text = format!(
+        let mut text = format!(
             "name = \"host\"\n[[bus]]\nname = \"main\"\nlisten = [\"0.0.0.0:4222\"]\nbrokers = [{}]\ndelivery = \"{delivery}\"\n",
             brokers.join(", ")
         );
+        if self.tls {
+            let ca = secured::authority();
+            text += "[bus.timings]\ntls_timeout = \"1s\"\n[bus.tls]\nserver_name = \"localhost\"\n";
+            text += &format!("ca = \"{}\"\n", ca.display());
+        }
         Config::parse(&text).expect("a valid configuration")
     }
 }

@@ -39,7 +39,7 @@ pub fn run(seed: u64, verbose: bool) -> Outcome {
         .max_message_latency(plan.latency)
         .tcp_capacity(plan.capacity)
         .build();
-    let cluster = Cluster::new(verdict.clone(), plan.at_least_once);
+    let cluster = Cluster::new(verdict.clone(), &plan);
     let addrs = BROKERS.map(|name| sim.lookup(name));
     for (broker, addr) in addrs.into_iter().enumerate() {
         let cluster = cluster.clone();
