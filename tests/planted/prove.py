@@ -3,7 +3,9 @@
 All patches are applied to a copy of the sources under target/planted, each behind a switch
 that the environment variable PLANTED turns on, so that one build serves all. Then the
 simulation runs once without any, which must find nothing, and once with each, which must
-find a violation within a minute. Ends with `N of N found`; exit code 1 where one isn't.
+find a violation within a minute. What no simulation can show, since its sockets seal nothing,
+says in a line `Judge:` which unit tests must fail. Ends with `N of N found`; exit code 1 where
+one isn't.
 """
 
 import json
@@ -45,6 +47,8 @@ def copy_tree():
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in {".rs", ".html"}:
                 files[str(path.relative_to(ROOT))] = path.read_text()
+    for path in [*(ROOT / "config").iterdir(), *(ROOT / "docs").glob("*.md")]:
+        files[str(path.relative_to(ROOT))] = path.read_text()
     files["src/lib.rs"] += "\npub mod planted;\n"
     return files
 
@@ -85,17 +89,17 @@ def git_apply(folder, patch, *more):
 def build():
     env = {**os.environ, "CARGO_TARGET_DIR": str(TARGET / "build"),
            "CARGO_PROFILE_RELEASE_LTO": "off", "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16"}
-    command = ["cargo", "test", "--no-run", "--release", "--test", "sim", "--message-format=json"]
+    command = ["cargo", "test", "--no-run", "--release", "--lib", "--test", "sim", "--message-format=json"]
     built = subprocess.run(command, cwd=TREE, env=env, stdout=subprocess.PIPE, text=True, timeout=BUILD_SECONDS)
     messages = [json.loads(line) for line in built.stdout.splitlines() if line.startswith("{")]
     for message in messages:
         if message.get("reason") == "compiler-message" and message["message"]["level"] == "error":
             print(message["message"]["rendered"])
-    programs = [m["executable"] for m in messages
-                if m.get("reason") == "compiler-artifact" and m["target"]["name"] == "sim" and m["executable"]]
-    if built.returncode or not programs:
+    programs = {m["target"]["name"]: m["executable"] for m in messages
+                if m.get("reason") == "compiler-artifact" and m["executable"]}
+    if built.returncode or not {"sim", "natsmux"} <= programs.keys():
         sys.exit("prove: the patched sources don't build")
-    return programs[-1]
+    return programs
 
 
 def simulate(program, planted, seeds):
@@ -118,6 +122,16 @@ def simulate(program, planted, seeds):
     return None, output.strip().splitlines()[-1] if output.strip() else "no output", took
 
 
+def judge(program, planted, tests):
+    """The first unit test among `tests` that fails, if one does, and the seconds it took."""
+    env = {**os.environ, "PLANTED": planted}
+    begun = time.monotonic()
+    ran = subprocess.run([program, tests], env=env, capture_output=True, text=True, timeout=SECONDS)
+    took = time.monotonic() - begun
+    failed = re.search(r"^test (\S+) \.\.\. FAILED$", ran.stdout, re.MULTILINE)
+    return failed and failed[1], took
+
+
 def check_repeats(program, seed):
     """The same seed must give the same trace in another process."""
     env = {**os.environ, "SEED": str(seed)}
@@ -133,7 +147,8 @@ def main():
     patches = sorted(HERE.glob("*.patch"))
     patches = [p for p in patches if not wanted or p.stem in wanted]
     apply(copy_tree(), sorted(HERE.glob("*.patch")))
-    program = build()
+    programs = build()
+    program = programs["sim"]
     seed, what, took = simulate(program, None, WITHOUT)
     print(f"{'(none)':28} {'':10} {what} ({took:.1f} s)", flush=True)
     if seed is not None:
@@ -141,10 +156,18 @@ def main():
     check_repeats(program, 7)
     found = 0
     for patch in patches:
-        layer = re.search(r"^Layer: (.*)$", patch.read_text(), re.MULTILINE)[1]
-        seed, what, took = simulate(program, patch.stem, SEEDS)
-        found += seed is not None
-        place = f"seed {seed}" if seed is not None else "NOT FOUND"
+        text = patch.read_text()
+        layer = re.search(r"^Layer: (.*)$", text, re.MULTILINE)[1]
+        tests = re.search(r"^Judge: (.*)$", text, re.MULTILINE)
+        if tests:
+            what, took = judge(programs["natsmux"], patch.stem, tests[1])
+            found += what is not None
+            place = "unit test" if what else "NOT FOUND"
+            what = what or f"{tests[1]} passes"
+        else:
+            seed, what, took = simulate(program, patch.stem, SEEDS)
+            found += seed is not None
+            place = f"seed {seed}" if seed is not None else "NOT FOUND"
         print(f"{patch.stem:28} {layer:10} {place:12} {took:5.1f} s  {what[:100]}", flush=True)
     print(f"{found} of {len(patches)} found")
     sys.exit(found != len(patches))
