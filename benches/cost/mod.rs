@@ -221,7 +221,8 @@ impl Site {
         let mut trunk: Option<Trunk> = None;
         let mut entered = Vec::with_capacity(sessions);
         for _ in 0..sessions {
-            let mut session = Session::new(&Turn::new(now, &mut bus));
+            let offer = bus.roster().offer();
+            let mut session = Session::new(offer, &Turn::new(now, &mut bus));
             session.handle_bytes(CONNECT, None, &mut Turn::new(now, &mut bus));
             let Some(SessionAction::Attach { connect, sent }) = session.poll_action() else {
                 panic!("it asks for a trunk");

@@ -200,6 +200,12 @@ impl BusConfig {
         self.tls.as_ref().map_or(TlsMode::Off, |tls| tls.mode)
     }
 
+    /// Whether natsmux has a certificate to show to brokers.
+    pub fn has_certificate(&self) -> bool {
+        let tls = self.tls.as_ref();
+        tls.is_some_and(|tls| tls.files.pair.is_some())
+    }
+
     /// Whether any broker is spoken to in TLS.
     pub fn needs_tls(&self) -> bool {
         let plain = |broker| self.tls_mode().towards(broker) == TlsMode::Off;
@@ -312,8 +318,8 @@ pub struct Timings {
     /// How long a shared connection without sessions stays open; 0 keeps it.
     /// Default: 1 min, from 0 to 1 d.
     pub trunk_idle_timeout: Duration,
-    /// How long components aren't told that no broker serves: then they are disconnected, and
-    /// nobody is let in until one does (R37). 0 hides an outage for ever. Default: 0, from 0 to
+    /// How long a bus may be without a live broker before its components are disconnected, and
+    /// rejected until one serves (R37). 0 hides an outage for ever. Default: 0, from 0 to
     /// 1 h, and at least three times `probe_interval`.
     pub reveal_outage_after: Duration,
 }

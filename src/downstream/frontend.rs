@@ -6,21 +6,19 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::handshakes::Handshakes;
 use super::registry::{Registration, Registry};
 use super::session::Session;
 use crate::clock::Instant;
 use crate::net::tls::ServerTls;
 use crate::proto::info::{FirstInfo, TlsOffer, first_info};
 use crate::upstream::Turn;
+use crate::upstream::brokers::roster::Offer;
 use crate::upstream::io::pool::Pool;
-
-/// Handshakes with components that are on their way at once: each costs the worker time.
-const HANDSHAKES: usize = 64;
 
 /// How the components of a bus are spoken to.
 #[derive(Clone, Debug)]
@@ -48,7 +46,7 @@ pub struct Frontend {
     pub identity: Rc<Identity>,
     tls: RefCell<Option<Rc<ListenTls>>>,
     /// Handshakes on their way.
-    pub(super) handshakes: Semaphore,
+    pub(super) handshakes: Rc<Handshakes>,
     /// Ends the listeners.
     pub(super) closed: CancellationToken,
     /// Connections end once what they sent is carried out. `closed` says the same behind a lock,
@@ -67,7 +65,7 @@ impl Frontend {
             connections: Rc::default(),
             identity,
             tls: RefCell::new(None),
-            handshakes: Semaphore::new(HANDSHAKES),
+            handshakes: Rc::default(),
             closed: CancellationToken::new(),
             draining: Cell::new(false),
             tasks: TaskTracker::new(),
@@ -84,26 +82,33 @@ impl Frontend {
         *self.tls.borrow_mut() = tls.map(Rc::new);
     }
 
-    /// A session for a component that was accepted at `now`, and its entry for monitoring.
+    /// A session for a component that was accepted at `now` and told `offer`, and its entry for
+    /// monitoring.
     pub(super) fn open_session(
         &self,
         (cid, peer): (u64, SocketAddr),
+        offer: Offer,
         now: Instant,
     ) -> (Session, Registration) {
         let session = {
             let mut bus = self.pool.bus.borrow_mut();
             bus.counters_mut().sessions_opened += 1;
-            Session::new(&Turn::new(now, &mut bus))
+            Session::new(offer, &Turn::new(now, &mut bus))
         };
         debug!(bus = self.pool.bus.name, cid, %peer, "session opened");
         (session, self.connections.enter(cid, peer, now))
     }
 
+    /// What all brokers offer now.
+    pub(super) fn offer(&self) -> Offer {
+        self.pool.bus.borrow().roster().offer()
+    }
+
     /// Whether who comes now is let go before INFO: no broker has served for long (R37).
-    pub(super) fn turns_away(&self) -> bool {
+    pub(super) fn rejects_in_outage(&self) -> bool {
         let mut bus = self.pool.bus.borrow_mut();
         let is_revealed = bus.reveals_outage();
-        bus.counters_mut().turned_away += u64::from(is_revealed);
+        bus.counters_mut().outage_rejections += u64::from(is_revealed);
         is_revealed
     }
 

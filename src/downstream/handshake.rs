@@ -10,10 +10,11 @@ use tokio::time::timeout_at;
 use tracing::debug;
 
 use super::connection;
-use super::frontend::{Counted, Frontend, ListenTls};
+use super::frontend::{self, Counted, Ends, Frontend, ListenTls};
 use crate::net::socket::{self, ReadHalf, Stream};
 use crate::net::tls::Tls;
 use crate::net::{Flush, Outbox, Port, Retention, now};
+use crate::upstream::brokers::roster::Offer;
 
 /// The first byte of a TLS record that begins a handshake.
 const HANDSHAKE: u8 = 22;
@@ -24,66 +25,87 @@ pub(super) async fn run(
     tls: Rc<ListenTls>,
     stream: Stream,
     (cid, peer): (u64, SocketAddr),
-    (info, counted): (Vec<u8>, Counted),
+    counted: Counted,
 ) {
     let accepted_at = now();
     let until = accepted_at + frontend.pool.bus.borrow().settings().timings.auth_timeout;
+    let ends = (stream.local_addr(), stream.peer_addr());
     let (mut read, write) = stream.into_split();
     let port = Rc::new(Port::new(write));
     let until = std::time::Instant::from(until).into();
     // Boxed, since a session doesn't need its room.
     let secured = Box::pin(timeout_at(
         until,
-        secure(&frontend, &tls, &port, &mut read, info),
+        secure(&frontend, &tls, &port, &mut read, (ends, cid)),
     ));
-    let failed = match secured.await {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some("not over within auth_timeout".to_owned()),
+    let ended = tokio::select! {
+        biased;
+        () = frontend.closed.cancelled() => return,
+        ended = secured => ended,
     };
-    if let Some(error) = failed {
-        frontend
-            .pool
-            .bus
-            .borrow_mut()
-            .counters_mut()
-            .failed_handshakes += 1;
-        debug!(bus = frontend.pool.bus.name, cid, %peer, error, "TLS handshake failed");
+    let offer = match ended {
+        Ok(Ok(offer)) => offer,
+        Ok(Err(error)) => return note_failure(&frontend, cid, peer, &error.to_string()),
+        Err(_) => return note_failure(&frontend, cid, peer, "not over within auth_timeout"),
+    };
+    if frontend.rejects_in_outage() {
         return;
     }
-    if frontend.turns_away() {
-        return;
-    }
-    let (session, registration) = frontend.open_session((cid, peer), accepted_at);
+    let (session, registration) = frontend.open_session((cid, peer), offer, accepted_at);
     connection::run(frontend, session, read, port, (registration, counted)).await;
 }
 
-/// Says INFO and has everything sealed, in the order that the listener asks for.
+fn note_failure(frontend: &Frontend, cid: u64, peer: SocketAddr, error: &str) {
+    let bus = &frontend.pool.bus;
+    bus.borrow_mut().counters_mut().failed_handshakes += 1;
+    debug!(bus = bus.name, cid, %peer, error, "TLS handshake failed");
+}
+
+/// Says INFO and has everything sealed, in the order that the listener asks for. Returns the offer
+/// that the component was told.
 async fn secure(
     frontend: &Frontend,
     tls: &ListenTls,
     port: &Port,
     read: &mut ReadHalf,
-    info: Vec<u8>,
-) -> io::Result<()> {
-    let mut out = Outbox::new(Retention::UntilWritten);
-    if !tls.handshake_first {
-        out.push(&info);
-        write_all(port, &mut out).await?;
+    (ends, cid): (Ends, u64),
+) -> io::Result<Offer> {
+    if tls.handshake_first {
+        shake_hands(frontend, tls, port, read).await?;
+        return say_info(frontend, port, ends, cid).await;
     }
+    let offer = say_info(frontend, port, ends, cid).await?;
     // A component that says nothing keeps nobody waiting.
     let first = poll_fn(|cx| socket::poll_peek(read, cx)).await?;
     if tls.available && first.is_some_and(|first| first != HANDSHAKE) {
-        return Ok(());
+        return Ok(offer);
     }
-    let _turn = frontend.handshakes.acquire().await;
+    shake_hands(frontend, tls, port, read).await?;
+    Ok(offer)
+}
+
+async fn say_info(frontend: &Frontend, port: &Port, ends: Ends, cid: u64) -> io::Result<Offer> {
+    let offer = frontend.offer();
+    let mut out = Outbox::new(Retention::UntilWritten);
+    out.push(&frontend::info(ends, cid, usize::MAX, frontend));
+    write_all(port, &mut out).await?;
+    Ok(offer)
+}
+
+async fn shake_hands(
+    frontend: &Frontend,
+    tls: &ListenTls,
+    port: &Port,
+    read: &mut ReadHalf,
+) -> io::Result<()> {
+    poll_fn(|cx| socket::poll_peek(read, cx)).await?;
+    let place = frontend.handshakes.enter().await;
     port.secure(Tls::server(&tls.server)?);
-    poll_fn(|cx| poll_handshake(port, read, cx)).await?;
-    if tls.handshake_first {
-        out.push(&info);
-        write_all(port, &mut out).await?;
+    tokio::select! {
+        biased;
+        shaken = poll_fn(|cx| poll_handshake(port, read, cx)) => shaken,
+        () = place.ended.cancelled() => Err(io::Error::other("gave way to others")),
     }
-    Ok(())
 }
 
 fn poll_handshake(port: &Port, read: &mut ReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -48,28 +48,27 @@ fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
     let identity = Rc::clone(&frontend.identity);
     let cid = identity.next_cid.get() + 1;
     identity.next_cid.set(cid);
-    if frontend.turns_away() {
+    if frontend.rejects_in_outage() {
         debug!(bus = frontend.pool.bus.name, %peer, "connection turned away in an outage");
         return;
     }
     let ends = (stream.local_addr(), stream.peer_addr());
-    let mut info = frontend::info(ends, cid, usize::MAX, frontend);
     let full = identity.connections.get() >= identity.max_connections.get();
-    if full {
-        info.extend_from_slice(b"-ERR 'maximum connections exceeded'\r\n");
-    }
     if let Some(tls) = frontend.tls().filter(|_| !full) {
         let (frontend, counted) = (Rc::clone(frontend), Counted::new(identity));
         let tasks = frontend.tasks.clone();
-        let run = handshake::run(frontend, tls, stream, (cid, peer), (info, counted));
-        tasks.spawn_local(run);
+        tasks.spawn_local(handshake::run(frontend, tls, stream, (cid, peer), counted));
         return;
+    }
+    let mut info = frontend::info(ends, cid, usize::MAX, frontend);
+    if full {
+        info.extend_from_slice(b"-ERR 'maximum connections exceeded'\r\n");
     }
     if !socket::send_first(&stream, &info) || full {
         debug!(bus = frontend.pool.bus.name, %peer, full, "connection turned away");
         return;
     }
-    let (session, registration) = frontend.open_session((cid, peer), now());
+    let (session, registration) = frontend.open_session((cid, peer), frontend.offer(), now());
     let (read, write) = stream.into_split();
     let port = Rc::new(Port::new(write));
     let counted = Counted::new(identity);

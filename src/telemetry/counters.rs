@@ -78,7 +78,7 @@ counters! {
     /// Outages of which components were told (R37).
     outages_revealed,
     /// Connections of components that were closed at once, in such an outage (R37).
-    turned_away,
+    outage_rejections,
     /// Sessions closed because they read too slowly (R25).
     slow_consumers,
     /// Sessions closed because they left `ping_max` PINGs unanswered.

@@ -258,7 +258,7 @@ fn an_outage_that_lasts_disconnects_everybody_and_lets_nobody_in() {
     assert!(metrics.contains("natsmux_outage_revealed{bus=\"default\"} 1"));
     assert_logged_once(&natsmux, "outage revealed");
     let varz = natsmux.varz();
-    assert_eq!(count(&varz, "turned_away"), 1);
+    assert_eq!(count(&varz, "outage_rejections"), 1);
     assert_eq!(count(&varz, "outages_revealed"), 1);
     assert!(varz["buses"][0]["outage_seconds"].as_f64() > Some(0.5));
 

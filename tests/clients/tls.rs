@@ -428,6 +428,34 @@ fn a_handshake_of_a_component_that_fails_or_stalls_is_counted_and_ended() {
     assert_eq!(natsmux.counter("sessions_opened"), 0);
 }
 
+/// Those who begin a handshake and say no more keep nobody out.
+#[test]
+fn handshakes_that_stall_give_way_to_others() {
+    let (authority, broker) = (Authority::new(), Broker::start(Version::V215));
+    let natsmux = listening(&authority, &broker, "");
+    let stalled: Vec<_> = (0..200)
+        .map(|_| {
+            let mut client = RawClient::connect(&natsmux.address());
+            client.info();
+            client.send([22]);
+            client
+        })
+        .collect();
+    let since = std::time::Instant::now();
+    let mut stream = secured(&natsmux, &authority);
+    let mut info = BufReader::new(stream.sock.try_clone().expect("possible"));
+    let mut line = String::new();
+    info.read_line(&mut line).expect("INFO");
+    stream
+        .write_all(b"CONNECT {\"verbose\":false}\r\nPING\r\n")
+        .expect("a handshake");
+    let mut pong = [0; 6];
+    stream.read_exact(&mut pong).expect("an answer");
+    assert_eq!(&pong, b"PONG\r\n");
+    assert!(since.elapsed() < Duration::from_millis(1_800), "in time");
+    drop(stalled);
+}
+
 /// Each client library, with TLS on both sides.
 #[test]
 fn every_library_does_what_it_does_in_plain_text() {

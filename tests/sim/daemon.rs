@@ -127,7 +127,7 @@ impl Daemon {
             7,
             now,
         );
-        roster.set_tls(plan.tls);
+        roster.set_tls(plan.tls, true);
         let budgets = Budgets::new(1 << 20, 1 << 20, plan.pending_total);
         let mut bus = Bus::new(
             plan.settings.clone(),
@@ -888,7 +888,7 @@ impl World {
         let info = self.first_info(conn);
         let bus = &mut self.daemon.bus;
         bus.counters_mut().sessions_opened += 1;
-        let machine = Session::new(&Turn::new(now, bus));
+        let machine = Session::new(bus.roster().offer(), &Turn::new(now, bus));
         let ends = Ends::ComponentToNatsmux {
             component,
             session: no,

@@ -112,8 +112,8 @@ struct KeepAlive {
 }
 
 impl Session {
-    /// A session that has just been accepted and has got the INFO.
-    pub fn new(cx: &Turn<'_>) -> Self {
+    /// A session that has just been accepted and has got the INFO, with this offer.
+    pub fn new(told: Offer, cx: &Turn<'_>) -> Self {
         let settings = &cx.bus.settings();
         let must_connect = cx.bus.roster().auth_required();
         let auth_timeout = if cx.bus.roster().are_of_2012() {
@@ -131,7 +131,7 @@ impl Session {
             headers: false,
             operations: 0,
             max_control_line: settings.limits.max_control_line,
-            told: cx.bus.roster().offer(),
+            told,
             connect: None,
             action: None,
             pings: KeepAlive {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustls::client::WebPkiServerVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 #[cfg(feature = "aws-lc-rs")]
 use rustls::crypto::aws_lc_rs::default_provider;
 #[cfg(not(feature = "aws-lc-rs"))]
@@ -61,6 +61,8 @@ pub enum TlsFileError {
 #[derive(Clone)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
+    /// The same, and no session is resumed.
+    anew: Arc<ClientConfig>,
     server_name: Option<ServerName<'static>>,
     digest: [u8; 32],
     ends: Option<SystemTime>,
@@ -104,7 +106,7 @@ impl ClientTls {
         }
         let roots = Arc::new(match &files.ca {
             Some(ca) => roots(ca, trusted)?,
-            None => system_roots()?,
+            None => system_roots(&mut digest)?,
         });
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
             .build()
@@ -126,8 +128,11 @@ impl ClientTls {
                 config.map_err(|error| unusable(Some(cert), error))?
             }
         };
+        let mut anew = config.clone();
+        anew.resumption = Resumption::disabled();
         Ok(Self {
             config: Arc::new(config),
+            anew: Arc::new(anew),
             server_name: server_name.map(name).transpose()?,
             digest: digest.finalize().into(),
             ends,
@@ -136,6 +141,13 @@ impl ClientTls {
 
     pub(super) fn config(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.config)
+    }
+
+    /// This side of a handshake that resumes nothing: the peer shows its certificate, and it is
+    /// verified.
+    pub fn anew(mut self) -> Self {
+        self.config = Arc::clone(&self.anew);
+        self
     }
 
     /// For a stream of tokio's: what isn't on the data path.
@@ -267,9 +279,12 @@ fn roots(
     Ok(roots)
 }
 
-fn system_roots() -> Result<RootCertStore, TlsFileError> {
+fn system_roots(digest: &mut Sha256) -> Result<RootCertStore, TlsFileError> {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
+    for one in &found.certs {
+        digest.update(one);
+    }
     // One that the library can't read is one that isn't trusted.
     let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {

@@ -15,7 +15,10 @@ use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use rustls::pki_types::ServerName;
-use rustls::{AlertDescription, CertificateError, ClientConnection, Connection, ServerConnection};
+use rustls::{
+    AlertDescription, CertificateError, ClientConnection, Connection, ProtocolVersion,
+    ServerConnection,
+};
 
 pub use files::{ClientTls, ServerTls, TlsFileError};
 use marks::Marks;
@@ -27,6 +30,9 @@ use super::socket::{self, READ_BYTES, ReadHalf, WriteHalf};
 const RECORD_BYTES: usize = 16 * 1024;
 /// Records that are sealed before the socket is asked to take them.
 const RECORDS_PER_WRITE: usize = 16;
+/// The most records under one key of TLS 1.2, which is never renewed: a little less than AES-GCM
+/// allows, 2^24. The connection ends then, and its peer connects anew.
+const RECORDS_PER_KEY: u32 = (1 << 24) - 1024;
 /// Chunks of an outbox that one record is made of, at most.
 const SLICES: usize = 64;
 /// The first bytes of a peer that speaks TLS: the types of its records.
@@ -121,6 +127,8 @@ pub struct Tls {
     is_plain: bool,
     /// The handshake is over, and nobody was told.
     is_news: bool,
+    /// Records that were sealed under one key.
+    sealed_records: u32,
 }
 
 impl fmt::Debug for Tls {
@@ -167,6 +175,7 @@ impl Tls {
             has_begun: false,
             is_plain: false,
             is_news: true,
+            sealed_records: 0,
         }
     }
 
@@ -382,6 +391,10 @@ impl Tls {
         let mut at = 0;
         let result = self.write_records(write, &sealed, &mut at, outbox);
         sealed.drain(..at);
+        if sealed.is_empty() {
+            // Its room isn't needed while the socket keeps up.
+            sealed = Vec::new();
+        }
         self.keep_unwritten(sealed, at);
         result
     }
@@ -420,6 +433,7 @@ impl Tls {
         }
         let end = sealed.len();
         if end > from {
+            self.sealed_records = self.sealed_records.saturating_add(1);
             self.records.push_back(Record { end, holds });
         }
         Ok(())
@@ -429,6 +443,12 @@ impl Tls {
         self.take_record(0, sealed)?;
         if self.connection.is_handshaking() {
             return Ok(());
+        }
+        if self.sealed_records >= RECORDS_PER_KEY
+            && self.connection.protocol_version() == Some(ProtocolVersion::TLSv1_2)
+        {
+            // The library would take what is written here, and drop it.
+            return Err(io::Error::other("TLS 1.2: too many records under one key"));
         }
         if let Some(slice) = outbox.only_slice() {
             // Mostly: an array for all of them would be a kilobyte to fill.

@@ -47,6 +47,9 @@ pub struct ServerInfo {
     /// Whether it takes TLS right after INFO.
     #[serde(deserialize_with = "or_default")]
     pub tls_available: bool,
+    /// Whether it asks for a certificate there.
+    #[serde(deserialize_with = "or_default")]
+    pub tls_verify: bool,
     /// Largest payload in bytes, headers included. 1 MiB where the broker names none.
     #[serde(deserialize_with = "max_payload")]
     pub max_payload: usize,
@@ -98,6 +101,7 @@ impl Default for ServerInfo {
             auth_required: false,
             tls_required: false,
             tls_available: false,
+            tls_verify: false,
             max_payload: DEFAULT_MAX_PAYLOAD,
             jetstream: false,
             client_id: None,

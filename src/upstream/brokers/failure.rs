@@ -110,7 +110,9 @@ impl Failure {
             Self::CertificateName => {
                 "write the name in its certificate as `server_name` of [bus.tls]"
             }
-            Self::CertificateRefused => "the broker verifies: write `cert` and `key` of [bus.tls]",
+            Self::CertificateRefused => {
+                "the broker verifies: write `cert` and `key` of [bus.tls], or renew them"
+            }
             _ => return None,
         })
     }

@@ -6,21 +6,30 @@ use super::Bus;
 use crate::clock::Instant;
 use crate::config::OutagePublishes;
 
-/// A look that is later than this behind the time at which it was due shows that natsmux didn't
-/// run (R9), or that the outage was thought to be over.
+/// An outage is looked at as often as this, or natsmux didn't run (R9).
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How late a look may be.
 const LATE: Duration = Duration::from_millis(250);
-/// How long brokers have to answer before components hear of an outage then.
-const SECOND_LOOK: Duration = Duration::from_secs(5);
 
 /// How long a bus has had no broker, and whether its components know.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
+    /// Since when no broker serves, in time in which natsmux ran.
     since: Option<Instant>,
-    /// A broker seems to serve again, since this was so.
-    lull: Option<Dials>,
+    /// When that was last looked at.
+    looked_at: Option<Instant>,
+    /// A broker seems to serve again, since then.
+    lull: Option<Lull>,
     is_revealed: bool,
     /// Nobody has been told of the last change.
     is_news: bool,
+}
+
+/// A time in which a broker seems to serve: no link has proven it yet.
+#[derive(Clone, Copy, Debug)]
+struct Lull {
+    since: Instant,
+    dials: Dials,
 }
 
 /// What has come of the bus's dials so far.
@@ -33,25 +42,31 @@ struct Dials {
 impl Outage {
     /// Takes what is known of the brokers now; `limit` is how long components aren't told.
     fn review(&mut self, serves: bool, dials: Dials, limit: Option<Duration>, now: Instant) {
+        self.skip_stop(now);
         if serves {
-            self.lull.get_or_insert(dials);
+            self.lull.get_or_insert(Lull { since: now, dials });
         } else {
-            if let Some(lull) = self.lull.take() {
-                let let_nobody_in = dials.opened == lull.opened && dials.failed > lull.failed;
-                self.since = self.since.filter(|_| let_nobody_in);
+            if let Some(Lull { since, dials: then }) = self.lull.take() {
+                let is_short = limit.is_some_and(|limit| now < since + limit);
+                let let_nobody_in = dials.opened == then.opened && dials.failed > then.failed;
+                self.since = self.since.filter(|_| is_short && let_nobody_in);
             }
-            let since = *self.since.get_or_insert(now);
-            if let Some(limit) = limit
-                && !self.is_revealed
-                && since + limit + LATE < now
-            {
-                self.since = Some(now - (limit - SECOND_LOOK.min(limit)));
-            }
+            self.since.get_or_insert(now);
         }
-        let is_over_limit = self.due(limit).is_some_and(|due| due <= now);
-        let is_revealed = !serves && is_over_limit;
+        self.looked_at = self.since.filter(|_| !serves).map(|_| now);
+        let is_revealed = !serves && self.due(limit).is_some_and(|due| due <= now);
         self.is_news |= is_revealed != self.is_revealed;
         self.is_revealed = is_revealed;
+    }
+
+    /// Leaves out time in which natsmux was stopped: brokers couldn't be asked.
+    fn skip_stop(&mut self, now: Instant) {
+        if let (Some(since), Some(looked_at)) = (self.since, self.looked_at)
+            && now > looked_at + LOOK_EVERY + LATE
+        {
+            let stopped = now.saturating_duration_since(looked_at + LOOK_EVERY);
+            self.since = Some(since + stopped);
+        }
     }
 
     /// When components are told, unless a broker serves by then.
@@ -63,7 +78,9 @@ impl Outage {
 impl Bus {
     /// Looks at whether any broker serves, and whether components are to know that none does.
     pub fn review_outage(&mut self, now: Instant) {
-        let serves = self.brokers.roster.is_alive();
+        // Whoever is served stays, though no broker takes anybody else.
+        let roster = &self.brokers.roster;
+        let serves = roster.is_alive() || roster.has_links();
         let dials = Dials {
             opened: self.counters.links_opened,
             failed: self.counters.dial_failures,
@@ -112,11 +129,11 @@ impl Bus {
     /// When the roster, or an outage, wants to be looked at.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let outage = &self.brokers.outage;
-        let revealed_at = outage.due(self.outage_limit());
-        let due = [
-            self.brokers.roster.poll_timeout(),
-            revealed_at.filter(|_| !outage.is_revealed),
-        ];
+        let revealed_at = outage.due(self.outage_limit()).and_then(|due| {
+            let next_look = outage.looked_at? + LOOK_EVERY;
+            (!outage.is_revealed).then_some(due.min(next_look))
+        });
+        let due = [self.brokers.roster.poll_timeout(), revealed_at];
         due.into_iter().flatten().min()
     }
 }
@@ -140,12 +157,19 @@ mod tests {
         (outage, move |seconds| start + Duration::from_secs(seconds))
     }
 
+    /// Looks at it each second up to then.
+    fn wait(outage: &mut Outage, at: &impl Fn(u64) -> Instant, from: u64, to: u64) {
+        for second in from..=to {
+            outage.review(false, NO_DIALS, LIMIT, at(second));
+        }
+    }
+
     #[test]
     fn it_is_told_once_it_has_lasted_and_over_when_a_broker_serves() {
         let (mut outage, at) = begun();
-        outage.review(false, NO_DIALS, LIMIT, at(59));
+        wait(&mut outage, &at, 1, 59);
         assert!(!outage.is_revealed && !outage.is_news);
-        outage.review(false, NO_DIALS, LIMIT, at(60));
+        wait(&mut outage, &at, 60, 60);
         assert!(outage.is_revealed && std::mem::take(&mut outage.is_news));
         outage.review(true, NO_DIALS, LIMIT, at(61));
         assert!(!outage.is_revealed && outage.is_news);
@@ -154,13 +178,14 @@ mod tests {
     #[test]
     fn without_a_limit_nobody_hears_of_it() {
         let (mut outage, at) = begun();
-        outage.review(false, NO_DIALS, None, at(9_999));
+        outage.review(false, NO_DIALS, None, at(1));
         assert!(!outage.is_revealed && outage.due(None).is_none());
     }
 
     #[test]
     fn a_broker_that_lets_nobody_in_does_not_end_it() {
         let (mut outage, at) = begun();
+        wait(&mut outage, &at, 1, 29);
         outage.review(true, NO_DIALS, LIMIT, at(30));
         let failed = Dials {
             failed: 1,
@@ -178,20 +203,28 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_that_nobody_dialled_ends_it() {
+    fn a_broker_that_nobody_dialled_ends_it_and_so_does_one_that_stays() {
         let (mut outage, at) = begun();
-        outage.review(true, NO_DIALS, LIMIT, at(30));
+        outage.review(true, NO_DIALS, LIMIT, at(1));
         assert_eq!(outage.due(LIMIT), None);
-        outage.review(false, NO_DIALS, LIMIT, at(31));
-        assert_eq!(outage.due(LIMIT), Some(at(91)));
+        outage.review(false, NO_DIALS, LIMIT, at(2));
+        assert_eq!(outage.due(LIMIT), Some(at(62)));
+        outage.review(true, NO_DIALS, LIMIT, at(3));
+        let failed = Dials {
+            failed: 1,
+            ..NO_DIALS
+        };
+        outage.review(false, failed, LIMIT, at(63));
+        assert_eq!(outage.due(LIMIT), Some(at(123)));
     }
 
     #[test]
-    fn time_in_which_natsmux_did_not_run_is_no_outage() {
+    fn time_in_which_natsmux_was_stopped_does_not_count() {
         let (mut outage, at) = begun();
-        outage.review(false, NO_DIALS, LIMIT, at(600));
-        assert!(!outage.is_revealed);
-        outage.review(false, NO_DIALS, LIMIT, at(605));
+        wait(&mut outage, &at, 1, 10);
+        wait(&mut outage, &at, 41, 89);
+        assert!(!outage.is_revealed, "it ran for 59 s");
+        wait(&mut outage, &at, 90, 90);
         assert!(outage.is_revealed);
     }
 }

@@ -159,7 +159,7 @@ impl Pool {
         read: &mut ReadHalf,
     ) -> Result<(), Failure> {
         let within = self.bus.borrow().settings().timings.tls_timeout;
-        if let Err(error) = self.bus.secure(port, broker) {
+        if let Err(error) = self.bus.secure_anew(port, broker) {
             let failure = Failure::TlsHandshake;
             self.bus.log_tls(broker, failure, &error, now());
             return Err(failure);

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 use super::cell::BusCell;
 use crate::clock::Instant;
 use crate::net::socket::ReadHalf;
-use crate::net::tls::{Tls, TlsFault};
+use crate::net::tls::{ClientTls, Tls, TlsFault};
 use crate::net::{Flush, Outbox, Port, Retention};
 use crate::proto::error_text::classify;
 use crate::proto::server::{self, ServerLimits, ServerOp, ServerScan};
@@ -25,7 +25,20 @@ impl BusCell {
     /// The bus has no TLS, or the broker's host can't be named in a certificate.
     pub(super) fn secure(&self, port: &Port, broker: BrokerId) -> io::Result<()> {
         let tls = self.tls.borrow();
-        let tls = tls.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        self.begin_tls(tls.as_ref(), port, broker)
+    }
+
+    /// Begins one in which the broker shows its certificate, whatever it has shown before.
+    ///
+    /// # Errors
+    /// As [`BusCell::secure`].
+    pub(super) fn secure_anew(&self, port: &Port, broker: BrokerId) -> io::Result<()> {
+        let tls = self.tls.borrow().clone().map(ClientTls::anew);
+        self.begin_tls(tls.as_ref(), port, broker)
+    }
+
+    fn begin_tls(&self, tls: Option<&ClientTls>, port: &Port, broker: BrokerId) -> io::Result<()> {
+        let tls = tls.ok_or(io::ErrorKind::Unsupported)?;
         let bus = self.borrow();
         let name = tls.name_of(&bus.roster().broker(broker).addr().host);
         let name = name.map_err(io::Error::other)?;

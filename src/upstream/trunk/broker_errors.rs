@@ -6,6 +6,7 @@ use super::action::{Action, Report};
 use super::attribution::{Wanted, publishes};
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::{CloseReason, Trunk, Verdict};
+use crate::config::TlsMode;
 use crate::ledger::operations::OWN;
 use crate::ledger::{Rejected, SessionId, TooMany, UpstreamSid, line_of};
 use crate::proto::error_text::{BrokerError, classify, first_quoted, unquote};
@@ -28,7 +29,7 @@ impl Trunk {
             return;
         }
         let error = classify(text);
-        if self.links[id].phase == Phase::Securing && !matches!(error, BrokerError::Full { .. }) {
+        if self.is_in_plain_text(id, cx.bus) && !matches!(error, BrokerError::Full { .. }) {
             return self.handle_plain_error(id, &error, text, cx);
         }
         if self.answer_asked(id, &error, text, cx.bus) {
@@ -217,6 +218,13 @@ impl Trunk {
             let line = [&b"-ERR '"[..], &text[..cut], &own_sid[..], b"\")'\r\n"];
             self.sessions.deliver(session, &line, cx.bus);
         }
+    }
+
+    /// Whether a link isn't secured yet that is to be: anybody may speak there.
+    fn is_in_plain_text(&self, id: LinkId, bus: &Bus) -> bool {
+        let link = &self.links[id];
+        let is_to_be = bus.roster().tls_mode(link.broker) != TlsMode::Off;
+        is_to_be && !link.is_secured && link.phase < Phase::Authenticating
     }
 
     /// An error in plain text, where TLS is to begin.

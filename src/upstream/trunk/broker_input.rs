@@ -372,7 +372,6 @@ impl Trunk {
     }
 }
 
-/// Whether a broker says what it can't before its INFO: it speaks first, and of itself.
 /// Whether a broker may say this in plain text where TLS is to begin.
 fn is_before_handshake(scanned: &ServerScan<'_>) -> bool {
     match scanned {
@@ -382,6 +381,7 @@ fn is_before_handshake(scanned: &ServerScan<'_>) -> bool {
     }
 }
 
+/// Whether a broker says what it can't before its INFO: it speaks first, and of itself.
 fn is_early(scanned: &ServerScan<'_>) -> bool {
     match scanned {
         ServerScan::Op { op, .. } => {

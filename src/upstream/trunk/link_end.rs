@@ -70,9 +70,7 @@ impl Trunk {
                 self.route.pause(link.broker, self.id, cx);
             }
             // All links of the bus wait together for a broker that turns them away.
-            _ if matches!(failure, Failure::Full | Failure::Throttled) => {
-                self.route.pause(link.broker, self.id, cx)
-            }
+            _ if failure == Failure::Full => self.route.pause(link.broker, self.id, cx),
             _ if failure == Failure::NoVerdict => {
                 cx.bus
                     .roster_mut()

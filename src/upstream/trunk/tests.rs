@@ -1330,7 +1330,7 @@ fn credentials_that_run_out_during_a_replay_end_their_session() {
 /// A trunk whose broker has been asked for a TLS handshake, behind its INFO.
 fn securing() -> Bench {
     let mut bench = Bench::new(r#"{"user":"u","pass":"secret"}"#);
-    bench.bus.roster_mut().set_tls(TlsMode::Required);
+    bench.bus.roster_mut().set_tls(TlsMode::Required, true);
     let turn = &mut Turn::new(bench.now, &mut bench.bus);
     bench.trunk.handle_connected(bench.link, turn);
     bench.broker(br#"INFO {"server_id":"a","max_payload":1024,"tls_required":true}"#);
@@ -1406,4 +1406,71 @@ fn what_is_said_in_plain_text_ends_the_link_alone() {
             "{counted:?}"
         );
     }
+}
+
+#[test]
+fn nothing_but_info_is_believed_before_a_handshake_that_comes_behind_it() {
+    let mut bench = Bench::new(r#"{"user":"u","pass":"secret"}"#);
+    bench.bus.roster_mut().set_tls(TlsMode::Required, true);
+    let turn = &mut Turn::new(bench.now, &mut bench.bus);
+    bench.trunk.handle_connected(bench.link, turn);
+    bench.broker(b"-ERR 'Authorization Violation'\r\n");
+    assert!(!bench.trunk.links.has(LinkId(0)));
+    assert!(bench.trunk.closing(bench.session).is_none());
+    assert!(bench.trunk.route.attempts.refused_since().is_none());
+}
+
+/// It is asked again behind a pause that grows, and the others first.
+#[test]
+fn a_broker_that_throttles_is_not_dialled_again_at_once() {
+    let mut bench = securing();
+    let mut dialled = vec![BrokerId(0)];
+    for _ in 0..2 {
+        bench.broker(b"-ERR 'Connection throttling is active. Please try again later.'\r\n");
+        while let Some(action) = bench.trunk.poll_action() {
+            if let Action::Dial { link, broker } = action {
+                bench.link = link;
+                dialled.push(broker);
+                let turn = &mut Turn::new(bench.now, &mut bench.bus);
+                bench.trunk.handle_connected(link, turn);
+                bench.broker(b"INFO {\"server_id\":\"b\",\"tls_required\":true}\r\n");
+            }
+        }
+    }
+    assert_eq!(dialled, [BrokerId(0), BrokerId(1)]);
+    let retry = bench.trunk.route.attempts.retry_at();
+    assert!(retry.is_some_and(|at| at > bench.now));
+}
+
+#[test]
+fn a_broker_that_verifies_gets_no_handshake_without_a_certificate() {
+    let mut bench = Bench::new("{}");
+    bench.bus.roster_mut().set_tls(TlsMode::Required, false);
+    let turn = &mut Turn::new(bench.now, &mut bench.bus);
+    bench.trunk.handle_connected(bench.link, turn);
+    bench.broker(b"INFO {\"server_id\":\"a\",\"tls_required\":true,\"tls_verify\":true}\r\n");
+    let failure = bench.bus.roster().broker(BrokerId(0)).last_failure();
+    assert_eq!(failure, Some(Failure::CertificateRefused));
+}
+
+/// R37: who is served stays, though no broker takes anybody else.
+#[test]
+fn no_outage_is_revealed_while_a_link_lives() {
+    let mut bench = Bench::live("{}");
+    bench.bus.settings_mut().timings.reveal_outage_after = Duration::from_secs(60);
+    for broker in [BrokerId(0), BrokerId(1)] {
+        let roster = bench.bus.roster_mut();
+        roster.handle_failure(broker, Failure::CertificateExpired, bench.now);
+    }
+    assert!(!bench.bus.roster().is_alive());
+    let start = bench.now;
+    for second in 0..=70 {
+        bench.bus.review_outage(start + Duration::from_secs(second));
+        assert!(!bench.bus.reveals_outage(), "after {second} s");
+    }
+    bench.lose();
+    for second in 70..=131 {
+        bench.bus.review_outage(start + Duration::from_secs(second));
+    }
+    assert!(bench.bus.reveals_outage());
 }

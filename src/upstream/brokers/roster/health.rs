@@ -40,6 +40,9 @@ impl Roster {
         match self.tls_mode(id) {
             TlsMode::Off if info.tls_required => return Some(Failure::TlsRequired),
             TlsMode::Required if !info.offers_tls() => return Some(Failure::TlsNotOffered),
+            TlsMode::Required if info.tls_verify && !self.has_certificate => {
+                return Some(Failure::CertificateRefused);
+            }
             TlsMode::Off | TlsMode::Required | TlsMode::First => {}
         }
         // Subscribed there twice, a component would get everything twice.
@@ -162,7 +165,8 @@ impl Roster {
 
     /// A dial or a probe failed before the broker sent an INFO, or its fences went silent.
     pub fn handle_failure(&mut self, id: BrokerId, failure: Failure, now: Instant) {
-        if failure == Failure::OutOfFiles {
+        if matches!(failure, Failure::OutOfFiles | Failure::Throttled) {
+            // That says nothing of whether it serves.
             let broker = self.broker_mut(id);
             broker.probing = false;
             broker.last_failure = Some(failure);

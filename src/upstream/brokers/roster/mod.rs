@@ -63,6 +63,8 @@ pub struct Roster {
     renewed: bool,
     /// How brokers are spoken to that are written without `tls://`.
     tls: TlsMode,
+    /// natsmux has a certificate to show to them.
+    has_certificate: bool,
     /// natsmux's own `server_id`s, by which a broker that is natsmux itself is known.
     own_ids: Vec<String>,
 }
@@ -93,6 +95,7 @@ impl Roster {
             troubles: Troubles::default(),
             renewed: false,
             tls: TlsMode::Off,
+            has_certificate: false,
             own_ids: Vec::new(),
         };
         roster.configure(addrs, placement, probe_interval, now);
@@ -100,9 +103,10 @@ impl Roster {
         roster
     }
 
-    /// Says how brokers are spoken to that are written without `tls://`.
-    pub fn set_tls(&mut self, mode: TlsMode) {
-        self.tls = mode;
+    /// Says how brokers are spoken to that are written without `tls://`, and whether natsmux has a
+    /// certificate to show.
+    pub fn set_tls(&mut self, mode: TlsMode, has_certificate: bool) {
+        (self.tls, self.has_certificate) = (mode, has_certificate);
     }
 
     /// How brokers are spoken to that are written without `tls://`.
@@ -282,6 +286,11 @@ impl Roster {
     /// Whether at least one broker lives.
     pub fn is_alive(&self) -> bool {
         self.brokers().any(|(id, _)| self.serves(id))
+    }
+
+    /// Whether any link is live, be it to a broker that is removed.
+    pub fn has_links(&self) -> bool {
+        self.brokers.iter().any(Broker::has_links)
     }
 
     /// Whether a broker serves, as far as is known: it lives, and has links or turns none away.
