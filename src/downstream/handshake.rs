@@ -44,7 +44,9 @@ pub(super) async fn run(
         ended = secured => ended,
     };
     let offer = match ended {
-        Ok(Ok(offer)) => offer,
+        Ok(Ok(Some(offer))) => offer,
+        // It has gone before it began: somebody who looks whether anything listens.
+        Ok(Ok(None)) => return,
         Ok(Err(error)) => return note_failure(&frontend, cid, peer, &error.to_string()),
         Err(_) => return note_failure(&frontend, cid, peer, "not over within auth_timeout"),
     };
@@ -62,26 +64,33 @@ fn note_failure(frontend: &Frontend, cid: u64, peer: SocketAddr, error: &str) {
 }
 
 /// Says INFO and has everything sealed, in the order that the listener asks for. Returns the offer
-/// that the component was told.
+/// that the component was told; `None` where it has gone without a word.
 async fn secure(
     frontend: &Frontend,
     tls: &ListenTls,
     port: &Port,
     read: &mut ReadHalf,
     (ends, cid): (Ends, u64),
-) -> io::Result<Offer> {
+) -> io::Result<Option<Offer>> {
     if tls.handshake_first {
+        if first_byte(read).await?.is_none() {
+            return Ok(None);
+        }
         shake_hands(frontend, tls, port, read).await?;
-        return say_info(frontend, port, ends, cid).await;
+        return say_info(frontend, port, ends, cid).await.map(Some);
     }
     let offer = say_info(frontend, port, ends, cid).await?;
-    // A component that says nothing keeps nobody waiting.
-    let first = poll_fn(|cx| socket::poll_peek(read, cx)).await?;
-    if tls.available && first.is_some_and(|first| first != HANDSHAKE) {
-        return Ok(offer);
+    match first_byte(read).await? {
+        None => return Ok(None),
+        Some(first) if tls.available && first != HANDSHAKE => {}
+        Some(_) => shake_hands(frontend, tls, port, read).await?,
     }
-    shake_hands(frontend, tls, port, read).await?;
-    Ok(offer)
+    Ok(Some(offer))
+}
+
+/// Waits for the component to begin: one that says nothing takes nobody's place.
+async fn first_byte(read: &mut ReadHalf) -> io::Result<Option<u8>> {
+    poll_fn(|cx| socket::poll_peek(read, cx)).await
 }
 
 async fn say_info(frontend: &Frontend, port: &Port, ends: Ends, cid: u64) -> io::Result<Offer> {
@@ -98,7 +107,6 @@ async fn shake_hands(
     port: &Port,
     read: &mut ReadHalf,
 ) -> io::Result<()> {
-    poll_fn(|cx| socket::poll_peek(read, cx)).await?;
     let place = frontend.handshakes.enter().await;
     port.secure(Tls::server(&tls.server)?);
     tokio::select! {
