@@ -144,7 +144,7 @@ pub(crate) struct HttpTlsArgs {
 }
 
 impl HttpTlsArgs {
-    /// What natsmux must prove to be, if it is spoken to in TLS.
+    /// Reads the files; `None`: natsmux is asked in plain text.
     pub(crate) fn load(&self) -> Result<Option<ClientTls>, InputError> {
         if self.ca.is_none() {
             return Ok(None);

@@ -139,7 +139,7 @@ pub enum Failback {
 
 choice!(Failback { "auto" => Auto, "never" => Never });
 
-/// What happens to publishes that wait for a broker, where components hear of an outage (R37).
+/// Whether publishes that wait for a broker survive an outage that components hear of (R37).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OutagePublishes {
     /// They go to the first broker that serves.

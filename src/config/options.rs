@@ -152,7 +152,7 @@ pub struct BusConfig {
     /// The components that may start while no broker is alive (R16). Default: known. Changes on
     /// reload: no.
     pub admit: Admit,
-    /// What happens to publishes that wait for a broker, where `reveal_outage_after` has passed
+    /// Whether publishes that wait for a broker are kept once `reveal_outage_after` has passed
     /// (R37). `drop` needs at-most-once. Default: keep. Changes on reload: yes.
     pub outage_publishes: OutagePublishes,
     /// Deadlines and intervals. Changes on reload: yes, all of them.

@@ -99,7 +99,7 @@ impl Frontend {
         (session, self.connections.enter(cid, peer, now))
     }
 
-    /// What all brokers offer now.
+    /// The offer that all brokers have in common now.
     pub(super) fn offer(&self) -> Offer {
         self.pool.bus.borrow().roster().offer()
     }

@@ -1,7 +1,7 @@
 //! The twin of `socket` for a simulated network (feature `turmoil`): the same names, for
 //! drivers that don't know the difference.
 //!
-//! What turmoil's sockets lack is missing here: nothing is ever reset, only closed, and the
+//! Turmoil's sockets lack two things: nothing is ever reset, only closed, and the
 //! kernel's queue of unacknowledged bytes is always empty.
 
 use std::cell::RefCell;

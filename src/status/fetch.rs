@@ -27,7 +27,7 @@ const LONGEST: usize = 8 << 20;
 pub(crate) struct Target {
     /// Where its HTTP listens.
     pub(crate) addr: SocketAddr,
-    /// What it must prove to be; `None`: it is asked in plain text.
+    /// TLS towards it; `None`: it is asked in plain text.
     pub(crate) tls: Option<ClientTls>,
 }
 

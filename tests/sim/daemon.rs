@@ -20,7 +20,7 @@ use natsmux::proto::connect::{ConnectInfo, Secret};
 use natsmux::proto::info::{FirstInfo, ServerInfo, first_info};
 use natsmux::upstream::brokers::admission::Admission;
 use natsmux::upstream::brokers::presence::Presence;
-use natsmux::upstream::brokers::roster::{Failure, Placement};
+use natsmux::upstream::brokers::roster::{Cause, Departure, Failure, Placement};
 use natsmux::upstream::io::shared_trunks::{SharedTrunks, sharing_key};
 use natsmux::upstream::trunk::{Action, LinkId, MoveReason, Report};
 use natsmux::upstream::{BrokerId, Budgets, Bus, CloseReason, Roster, Trunk, TrunkId, Turn};
@@ -709,7 +709,7 @@ impl World {
     fn reported(&mut self, report: &Report) {
         match report {
             Report::Attached {
-                after: Some((_, failure)),
+                after: Some((_, cause)),
                 held,
                 ..
             } => {
@@ -717,27 +717,27 @@ impl World {
                     self.oracle.mark("failover with held publishes");
                 }
                 let independent = self.plan.independent.is_some();
-                match failure {
-                    Failure::LameDuck if independent => {
+                match cause {
+                    Cause::Left(Departure::LameDuck) if independent => {
                         self.oracle.mark("independent: a lame duck left");
                     }
-                    Failure::LameDuck => self.oracle.mark("lame-duck move"),
-                    Failure::Failback => self.oracle.mark("independent: failback"),
-                    Failure::NewConnect => {}
+                    Cause::Left(Departure::LameDuck) => self.oracle.mark("lame-duck move"),
+                    Cause::Left(Departure::Failback) => self.oracle.mark("independent: failback"),
+                    Cause::Left(Departure::NewConnect) => {}
                     _ if independent => self.oracle.mark("independent: another broker took over"),
                     _ => {}
                 }
             }
             Report::Lost {
-                failure: Failure::Silent,
+                cause: Cause::Failed(Failure::Silent),
                 ..
             } => self.oracle.mark("dead by silence"),
             Report::Lost {
-                failure: Failure::WriteError,
+                cause: Cause::Failed(Failure::WriteError),
                 ..
             } => self.oracle.mark("dead by a write"),
             Report::Lost {
-                failure: Failure::LinkError,
+                cause: Cause::Failed(Failure::LinkError),
                 ..
             } => self.oracle.mark("closed by an error about the link"),
             Report::PresenceForbidden { .. } => self.daemon.presence_forbidden = true,

@@ -57,7 +57,7 @@ pub enum TlsFileError {
     Name(String),
 }
 
-/// What natsmux says and believes where it connects.
+/// TLS where natsmux connects: its certificate, if any, and the authorities that it trusts.
 #[derive(Clone)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
@@ -74,7 +74,7 @@ impl fmt::Debug for ClientTls {
     }
 }
 
-/// What natsmux says and believes where it accepts.
+/// TLS where natsmux accepts: its certificate, and the authorities of clients, if they need one.
 #[derive(Clone)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
@@ -165,7 +165,7 @@ impl ClientTls {
         self.ends
     }
 
-    /// What a peer at `host` must prove to be.
+    /// The name that a peer at `host` must have in its certificate.
     ///
     /// # Errors
     /// `host` is neither a name nor an address.

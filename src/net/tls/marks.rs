@@ -10,7 +10,7 @@ const MARKS: usize = 32;
 pub(super) struct Marks {
     /// Sealed bytes that the kernel has taken.
     sealed: u64,
-    /// What the whole records among them hold.
+    /// Bytes of plain text in the whole records among them.
     held: u64,
     /// Ends of records: both counts there.
     ends: VecDeque<(u64, u64)>,

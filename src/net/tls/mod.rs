@@ -39,9 +39,9 @@ const SLICES: usize = 64;
 const RECORD_TYPES: std::ops::RangeInclusive<u8> = 20..=23;
 
 thread_local! {
-    /// What was read from a socket and isn't opened yet; empty between two calls.
+    /// Bytes that were read from a socket and aren't opened yet; empty between two calls.
     static CLOSED: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
-    /// What is sealed and not written yet; empty between two calls.
+    /// Bytes that are sealed and not written yet; empty between two calls.
     static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -102,7 +102,7 @@ fn broken(error: rustls::Error) -> io::Error {
 struct Record {
     /// Its end in what is sealed.
     end: usize,
-    /// What it holds, in bytes; 0 for the protocol's own.
+    /// Bytes of plain text in it; 0 for the protocol's own.
     holds: usize,
 }
 
@@ -117,7 +117,7 @@ pub struct Tls {
     marks: Marks,
     /// Bytes that were opened and not read.
     unread: usize,
-    /// What the peer did wrong, behind what is still to be read.
+    /// The peer's fault, behind bytes that are still to be read.
     fault: Option<rustls::Error>,
     /// The peer has said that nothing more comes.
     has_ended: bool,
@@ -161,7 +161,7 @@ impl Tls {
     }
 
     fn new(mut connection: Connection) -> Self {
-        // What may wait has bounds of its own.
+        // Bytes that wait have bounds of their own.
         connection.set_buffer_limit(None);
         Self {
             connection,
@@ -325,7 +325,7 @@ impl Tls {
                     self.unread = state.plaintext_bytes_to_read();
                     self.has_ended = state.peer_has_closed();
                 }
-                // What came before the fault is the peer's word.
+                // Bytes ahead of the fault are the peer's word.
                 Err(fault) if opened > 0 => {
                     self.fault = Some(fault);
                     break;

@@ -211,7 +211,7 @@ pub enum HeaderSupport {
     On,
 }
 
-/// What a listener says of TLS.
+/// TLS as a listener offers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TlsOffer {
     /// Whether it takes nothing else.
@@ -244,7 +244,7 @@ pub struct FirstInfo<'a> {
     pub max_payload: usize,
     /// The nonce that components sign that hold a key, where brokers want that.
     pub nonce: &'a str,
-    /// What natsmux says of TLS, where it speaks it.
+    /// TLS as natsmux offers it; `None`: plain text.
     pub tls: Option<TlsOffer>,
 }
 

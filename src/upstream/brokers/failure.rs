@@ -1,5 +1,6 @@
-//! Reasons for which a dial or a link fails, or a broker is left. A new one is added here, with its
-//! label; whether it counts against the broker is decided where a trunk's link ends.
+//! Reasons for which a dial or a link fails, and for which natsmux leaves one that is well. A new
+//! one is added here, with its label; whether a failure counts against the broker is decided where
+//! a trunk's link ends.
 
 use crate::proto::error_text::BrokerError;
 
@@ -64,6 +65,13 @@ pub enum Failure {
     Loop,
     /// Of independent brokers, another name leads to this one too (R26).
     SameBroker,
+    /// The broker closed the link for what its only component did, and told it so.
+    OwnFault,
+}
+
+/// Why natsmux leaves a link that is well. A closed set, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Departure {
     /// The broker announced lame duck mode.
     LameDuck,
     /// A broker earlier in the order has returned (R30).
@@ -72,8 +80,62 @@ pub enum Failure {
     Removed,
     /// The component sent another CONNECT.
     NewConnect,
-    /// The broker closed the link for what its only component did, and told it so.
-    OwnFault,
+}
+
+/// Why a link that was live isn't any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// It failed.
+    Failed(Failure),
+    /// It was left.
+    Left(Departure),
+}
+
+impl From<Failure> for Cause {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<Departure> for Cause {
+    fn from(departure: Departure) -> Self {
+        Self::Left(departure)
+    }
+}
+
+impl Cause {
+    /// Whether natsmux leaves the broker by itself, with all of the bus's trunks.
+    pub fn is_planned(self) -> bool {
+        matches!(self, Self::Left(departure) if departure != Departure::NewConnect)
+    }
+
+    /// Whether it concerns one trunk's sessions, and says nothing of the broker.
+    pub fn is_own(self) -> bool {
+        match self {
+            Self::Failed(failure) => failure.is_own(),
+            Self::Left(departure) => departure == Departure::NewConnect,
+        }
+    }
+
+    /// The label in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed(failure) => failure.as_str(),
+            Self::Left(departure) => departure.as_str(),
+        }
+    }
+}
+
+impl Departure {
+    /// The label in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::LameDuck => "lame_duck",
+            Self::Failback => "failback",
+            Self::Removed => "removed",
+            Self::NewConnect => "new_connect",
+        }
+    }
 }
 
 impl Failure {
@@ -87,17 +149,12 @@ impl Failure {
         }
     }
 
-    /// Whether natsmux leaves the broker by itself, for all of the bus's trunks.
-    pub fn is_planned(self) -> bool {
-        matches!(self, Self::LameDuck | Self::Removed | Self::Failback)
-    }
-
     /// Whether it concerns one trunk's sessions, and says nothing of the broker.
     pub fn is_own(self) -> bool {
-        matches!(self, Self::NewConnect | Self::Refused | Self::OwnFault)
+        matches!(self, Self::Refused | Self::OwnFault)
     }
 
-    /// What an operator may do about it, where the broker's own log doesn't say.
+    /// Advice for the operator, where the broker's own log has none.
     pub fn hint(self) -> Option<&'static str> {
         Some(match self {
             Self::TlsRequired => "write the broker as tls://host:port, or [bus.tls]",
@@ -149,10 +206,6 @@ impl Failure {
             Self::NoVerdict => "no_verdict",
             Self::Loop => "loop",
             Self::SameBroker => "same_broker",
-            Self::LameDuck => "lame_duck",
-            Self::Failback => "failback",
-            Self::Removed => "removed",
-            Self::NewConnect => "new_connect",
             Self::OwnFault => "own_fault",
         }
     }

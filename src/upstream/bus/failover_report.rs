@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use crate::clock::Instant;
-use crate::upstream::brokers::roster::{BrokerId, Failure};
+use crate::upstream::brokers::roster::{BrokerId, Cause};
 
 /// A failover that takes longer is reported as it stands, and again at its end.
 const REPORT_AFTER: Duration = Duration::from_secs(5);
@@ -22,7 +22,7 @@ pub struct Failover {
     /// The broker that was lost.
     pub from: BrokerId,
     /// Why, as the first trunk saw it.
-    pub cause: Failure,
+    pub cause: Cause,
     /// The broker that the last trunk went to; `None` while none has.
     pub to: Option<BrokerId>,
     /// From the last byte that the broker sent to the first trunk's verdict.
@@ -71,7 +71,7 @@ struct Current {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LostLink {
     pub(super) broker: BrokerId,
-    pub(super) cause: Failure,
+    pub(super) cause: Cause,
     pub(super) last_read: Instant,
     pub(super) moved: u64,
     pub(super) in_doubt: u64,
@@ -167,7 +167,7 @@ impl Failovers {
 }
 
 impl Failover {
-    fn begin(from: BrokerId, cause: Failure, detection: Duration) -> Self {
+    fn begin(from: BrokerId, cause: Cause, detection: Duration) -> Self {
         Self {
             from,
             cause,
@@ -190,11 +190,12 @@ impl Failover {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::brokers::roster::{Departure, Failure};
 
     fn link(last_read: Instant) -> LostLink {
         LostLink {
             broker: BrokerId(0),
-            cause: Failure::Silent,
+            cause: Failure::Silent.into(),
             last_read,
             moved: 1,
             in_doubt: 2,
@@ -254,7 +255,7 @@ mod tests {
         let now = Instant::now();
         let mut failovers = Failovers::default();
         let duck = LostLink {
-            cause: Failure::LameDuck,
+            cause: Departure::LameDuck.into(),
             ..link(now)
         };
         for staying in [1, 0] {

@@ -32,7 +32,7 @@ use crate::telemetry::{Counters, Observed};
 use crate::upstream::brokers::admission::Admission;
 use crate::upstream::brokers::liveness::TrunkId;
 use crate::upstream::brokers::presence::Presence;
-use crate::upstream::brokers::roster::{Broker, BrokerId, Failure, Health, Pick, Roster};
+use crate::upstream::brokers::roster::{Broker, BrokerId, Cause, Health, Pick, Roster};
 use crate::upstream::brokers::trouble::IdentityDigest;
 pub use budget::{Budget, Budgets, Charge};
 pub use room::Pace;
@@ -380,7 +380,7 @@ impl Bus {
     pub(super) fn note_lost(
         &mut self,
         broker: BrokerId,
-        cause: Failure,
+        cause: Cause,
         last_read: Instant,
         settled: &Settled,
         in_doubt: u64,

@@ -32,7 +32,7 @@ struct Lull {
     dials: Dials,
 }
 
-/// What has come of the bus's dials so far.
+/// Dials of the bus, counted since it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Dials {
     opened: u64,

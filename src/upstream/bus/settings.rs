@@ -22,7 +22,7 @@ pub struct Settings {
     pub topology: Topology,
     /// Delivery of publishes that were written and not proven.
     pub delivery: Delivery,
-    /// What happens to publishes that wait, where components hear of an outage (R37).
+    /// Whether publishes that wait survive an outage that components hear of (R37).
     pub outage_publishes: OutagePublishes,
     /// The components that may start while no broker is alive (R16).
     pub admit: Admit,

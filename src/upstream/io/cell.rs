@@ -26,7 +26,7 @@ pub struct BusCell {
     /// The worker's read buffer.
     pub buffer: ReadBuffer,
     machine: RefCell<Bus>,
-    /// What natsmux says to brokers in TLS, and believes.
+    /// TLS towards brokers: natsmux's certificate, and the authorities that it trusts.
     pub(super) tls: RefCell<Option<ClientTls>>,
     pub(super) log: RefCell<OperatorLog>,
 }

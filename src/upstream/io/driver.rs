@@ -400,7 +400,7 @@ impl Driver {
                 trunk,
                 link = link.0,
                 broker = addr(*broker),
-                cause = after.map(|(_, failure)| failure.as_str()),
+                cause = after.map(|(_, cause)| cause.as_str()),
                 replayed,
                 held,
                 took_ms = took.as_millis() as u64,
@@ -409,10 +409,10 @@ impl Driver {
             Report::Lost {
                 link,
                 broker,
-                failure,
+                cause,
                 first,
             } => {
-                let (broker, cause) = (addr(*broker), failure.as_str());
+                let (broker, cause) = (addr(*broker), cause.as_str());
                 if *first {
                     warn!(bus = name, broker, cause, "broker lost, failing over");
                 }

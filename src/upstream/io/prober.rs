@@ -195,7 +195,7 @@ impl Pool {
         }
     }
 
-    /// What an error of a probe's socket means; said in the log where it is TLS's.
+    /// The failure behind an error of a probe's socket, logged where it is TLS's.
     fn failure_of(&self, broker: BrokerId, error: &io::Error) -> Failure {
         let Some(failure) = secure::tls_failure(error) else {
             return match error.kind() {

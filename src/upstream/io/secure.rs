@@ -81,7 +81,7 @@ impl BusCell {
     }
 }
 
-/// What an error of a link's socket says, where it is TLS's.
+/// The failure behind an error of a link's socket, where it is TLS's.
 pub(super) fn tls_failure(error: &io::Error) -> Option<Failure> {
     Some(match TlsFault::of(error)? {
         TlsFault::Expired => Failure::CertificateExpired,
@@ -138,7 +138,7 @@ pub(super) enum HandshakeError {
     Plain(Failure),
 }
 
-/// What a broker means that speaks where a handshake is to begin.
+/// The failure that a broker means by speaking where a handshake is to begin.
 fn said(bytes: &[u8]) -> Failure {
     match server::scan(bytes, &ServerLimits::default()) {
         ServerScan::Op {

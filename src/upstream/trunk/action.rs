@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::link::LinkId;
-use crate::upstream::brokers::roster::{BrokerId, Failure};
+use crate::upstream::brokers::roster::{BrokerId, Cause, Failure};
 
 /// Something that only a driver can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,8 +55,8 @@ pub enum Report {
         link: LinkId,
         /// Its broker.
         broker: BrokerId,
-        /// The broker and the failure that it follows, where it replaces a link.
-        after: Option<(BrokerId, Failure)>,
+        /// The broker of the link that it replaces, and why that isn't live any more.
+        after: Option<(BrokerId, Cause)>,
         /// Subscriptions that were replayed.
         replayed: u64,
         /// Publishes that had waited.
@@ -71,7 +71,7 @@ pub enum Report {
         /// Its broker.
         broker: BrokerId,
         /// Why.
-        failure: Failure,
+        cause: Cause,
         /// Whether it is the first of its bus in this failover.
         first: bool,
     },

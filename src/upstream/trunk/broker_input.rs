@@ -11,7 +11,7 @@ use crate::net::SHARED_LEAST;
 use crate::proto::encode;
 use crate::proto::info::ServerInfo;
 use crate::proto::server::{self, Msg, ServerLimits, ServerOp, ServerScan};
-use crate::upstream::brokers::roster::Failure;
+use crate::upstream::brokers::roster::{Departure, Failure};
 use crate::upstream::bus::{Bus, Turn};
 
 impl Trunk {
@@ -357,7 +357,7 @@ impl Trunk {
                 let is_same = known.is_none_or(|known| known.server_id == info.server_id);
                 if info.ldm && is_same {
                     cx.bus.roster_mut().handle_lame_duck(broker, cx.now);
-                    self.start_move(Failure::LameDuck, cx);
+                    self.start_move(Departure::LameDuck, cx);
                 }
             }
         }

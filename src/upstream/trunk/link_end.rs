@@ -8,7 +8,7 @@ use super::{CloseReason, Trunk};
 use crate::config::Delivery;
 use crate::ledger::{Held, Settled, settle};
 use crate::proto::encode;
-use crate::upstream::brokers::roster::{BrokerId, Failure, Health};
+use crate::upstream::brokers::roster::{BrokerId, Cause, Departure, Failure, Health};
 use crate::upstream::bus::{Bus, Turn};
 
 /// The text that a component hears where brokers give no verdict, as from one that waits in vain.
@@ -136,7 +136,7 @@ impl Trunk {
         }
         self.route.lost = Some(Lost {
             broker,
-            cause: failure,
+            cause: failure.into(),
             at: cx.now,
         });
         if !self.route.must_move() {
@@ -145,14 +145,15 @@ impl Trunk {
         let last_read = link.last_read_at;
         let greedy = self.find_greedy(failure, cx.now);
         let (settled, in_doubt) = self.settle(link, cx.bus);
-        let first = !failure.is_own()
+        let cause = Cause::from(failure);
+        let first = !cause.is_own()
             && cx
                 .bus
-                .note_lost(broker, failure, last_read, &settled, in_doubt, cx.now);
+                .note_lost(broker, cause, last_read, &settled, in_doubt, cx.now);
         self.actions.push_back(Action::Report(Report::Lost {
             link: id,
             broker,
-            failure,
+            cause,
             first,
         }));
         self.requeue(settled, cx.bus);
@@ -278,17 +279,17 @@ impl Trunk {
     }
 
     /// The configuration or a lame duck makes a broker one to leave.
-    pub(super) fn must_leave(broker: BrokerId, bus: &Bus) -> Option<Failure> {
+    pub(super) fn must_leave(broker: BrokerId, bus: &Bus) -> Option<Departure> {
         let broker = bus.roster().broker(broker);
         match broker.health() {
-            _ if broker.is_removed() => Some(Failure::Removed),
-            Health::LameDuck => Some(Failure::LameDuck),
+            _ if broker.is_removed() => Some(Departure::Removed),
+            Health::LameDuck => Some(Departure::LameDuck),
             _ => None,
         }
     }
 
     /// Plans to leave the live link for another broker (R19).
-    pub(super) fn start_move(&mut self, reason: Failure, cx: &mut Turn<'_>) {
+    pub(super) fn start_move(&mut self, reason: Departure, cx: &mut Turn<'_>) {
         if self.live().is_some() && self.route.plan_move(reason, cx) {
             self.next_attempt(cx);
         }
@@ -317,22 +318,20 @@ impl Trunk {
 
     /// Everything that the old link owed has come: close it and replay on the new one.
     pub(super) fn left(&mut self, id: LinkId, cx: &mut Turn<'_>) {
-        let reason = self
-            .route
-            .moving
-            .map_or(Failure::Removed, |planned| planned.reason);
+        let reason = self.route.moving.map(|planned| planned.reason);
+        let cause = Cause::from(reason.unwrap_or(Departure::Removed));
         let link = self.drop_link(id, cx.bus);
         let (broker, last_read) = (link.broker, link.last_read_at);
         self.route.lost = Some(Lost {
             broker,
-            cause: reason,
+            cause,
             at: cx.now,
         });
         cx.bus.detached(self.id, broker, cx.now);
         let (settled, in_doubt) = self.settle(link, cx.bus);
-        if reason.is_planned() {
+        if cause.is_planned() {
             cx.bus
-                .note_lost(broker, reason, last_read, &settled, in_doubt, cx.now);
+                .note_lost(broker, cause, last_read, &settled, in_doubt, cx.now);
         }
         self.requeue(settled, cx.bus);
         self.route.moving = None;

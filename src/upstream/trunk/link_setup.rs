@@ -109,7 +109,7 @@ impl Trunk {
             return;
         };
         link.is_secured = true;
-        // What was cut off in plain text is nothing that the broker goes on with.
+        // A frame that was begun in plain text isn't continued in TLS.
         link.partial = Partial::default();
         match link.early_info.take() {
             Some(info) => self.introduce(id, *info, cx),

@@ -12,7 +12,7 @@ use crate::ledger::SessionId;
 use crate::net::Outbox;
 use crate::proto::connect::ConnectInfo;
 use crate::proto::encode;
-use crate::upstream::brokers::roster::Failure;
+use crate::upstream::brokers::roster::Departure;
 use crate::upstream::bus::{Bus, Turn};
 
 impl Trunk {
@@ -209,7 +209,7 @@ impl Trunk {
             // Operations that came before are answered before anything else happens.
             let after = unanswered.then(|| self.links.fence(id, cx));
             self.route.moving = Some(Move {
-                reason: Failure::NewConnect,
+                reason: Departure::NewConnect,
                 after,
             });
         }

@@ -6,7 +6,7 @@ use super::link::{Link, LinkId, OkOwner, Phase};
 use super::route::{Choice, Lost, Several};
 use crate::clock::Instant;
 use crate::ledger::Settled;
-use crate::upstream::brokers::roster::Failure;
+use crate::upstream::brokers::roster::{Cause, Departure, Failure};
 use crate::upstream::bus::{Bus, Turn};
 
 impl Trunk {
@@ -99,7 +99,8 @@ impl Trunk {
         // (R20).
         let oks = link.oks.owed(OkOwner::Operation);
         link.oks.disown();
-        let cause = Self::must_leave(from, cx.bus).unwrap_or(Failure::Failback);
+        let cause = Self::must_leave(from, cx.bus).unwrap_or(Departure::Failback);
+        let cause = Cause::from(cause);
         self.route.lost = Some(Lost {
             broker: from,
             cause,
@@ -132,25 +133,33 @@ impl Trunk {
     pub(super) fn leave(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let link = self.drop_link(id, cx.bus);
         if link.is_attached() {
-            self.lose_standby(link, Failure::Removed, cx);
+            cx.bus.detached(self.id, link.broker, cx.now);
+            cx.bus.admission_mut().refresh(&self.connect, cx.now);
+            self.end_standby(link, Departure::Removed.into(), cx);
         }
     }
 
-    /// A link that stood by is gone.
+    /// A link that stood by failed.
     pub(super) fn lose_standby(&mut self, link: Link, failure: Failure, cx: &mut Turn<'_>) {
-        let (id, broker) = (link.id, link.broker);
+        let broker = link.broker;
         let brief = cx.now.saturating_duration_since(link.opened_at) < super::route::BRIEF;
         cx.bus.counters_mut().link_failures += 1;
         self.note_lost_link(broker, failure, cx);
         if brief {
             self.route.pause(broker, self.id, cx);
         }
+        self.end_standby(link, failure.into(), cx);
+    }
+
+    /// A link that stood by is gone.
+    fn end_standby(&mut self, link: Link, cause: Cause, cx: &mut Turn<'_>) {
+        let (id, broker) = (link.id, link.broker);
         let (settled, _) = self.settle(link, cx.bus);
         self.requeue(settled, cx.bus);
         self.actions.push_back(Action::Report(Report::Lost {
             link: id,
             broker,
-            failure,
+            cause,
             first: false,
         }));
         let switch = self.route.several_mut();
@@ -174,7 +183,7 @@ impl Trunk {
             // Of a failover that isn't over, the operator is still told the sum.
             self.route.lost.get_or_insert(Lost {
                 broker: link.broker,
-                cause: Failure::NewConnect,
+                cause: Departure::NewConnect.into(),
                 at: cx.now,
             });
             cx.bus.detached(self.id, link.broker, cx.now);

@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 use choice::Outage;
 
 pub use super::broker::{Broker, BrokerId, Health};
-pub use super::failure::Failure;
+pub use super::failure::{Cause, Departure, Failure};
 use super::liveness::{Liveness, TrunkId};
 use super::trouble::{Trouble, Troubles};
 use crate::clock::Instant;

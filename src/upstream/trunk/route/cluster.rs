@@ -3,7 +3,7 @@
 use super::{Move, Route, Step, Steps};
 use crate::proto::connect::ConnectInfo;
 use crate::upstream::brokers::liveness::TrunkId;
-use crate::upstream::brokers::roster::{BrokerId, Failure, Pick};
+use crate::upstream::brokers::roster::{BrokerId, Departure, Pick};
 use crate::upstream::bus::Turn;
 use crate::upstream::trunk::link::Link;
 use crate::upstream::trunk::links::Links;
@@ -50,7 +50,7 @@ impl Route {
     }
 
     fn avoided(&self, links: &Links) -> Vec<BrokerId> {
-        let leaves = |planned: &Move| planned.reason != Failure::NewConnect;
+        let leaves = |planned: &Move| planned.reason != Departure::NewConnect;
         let leaving = self.moving.as_ref().filter(|planned| leaves(planned));
         let left = leaving.and_then(|_| links.live());
         let left = left.map(|id| links[id].broker);
@@ -58,7 +58,11 @@ impl Route {
     }
 
     /// Plans to leave the live link for another broker (R19). Returns whether that is new.
-    pub(in crate::upstream::trunk) fn plan_move(&mut self, reason: Failure, cx: &Turn<'_>) -> bool {
+    pub(in crate::upstream::trunk) fn plan_move(
+        &mut self,
+        reason: Departure,
+        cx: &Turn<'_>,
+    ) -> bool {
         let is_free = self.moving.is_none() && self.attempts.retry_at().is_none();
         if !is_free || self.is_independent() {
             return false;

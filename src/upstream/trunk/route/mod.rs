@@ -18,7 +18,7 @@ use super::links::Links;
 use crate::clock::Instant;
 use crate::proto::connect::ConnectInfo;
 use crate::upstream::brokers::liveness::TrunkId;
-use crate::upstream::brokers::roster::{BrokerId, Failure};
+use crate::upstream::brokers::roster::{BrokerId, Cause, Departure};
 use crate::upstream::bus::Turn;
 
 /// A step of a trunk on its way to brokers.
@@ -40,7 +40,7 @@ pub(super) type Steps = SmallVec<[Step; 2]>;
 /// A planned change of link (R19).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Move {
-    pub(super) reason: Failure,
+    pub(super) reason: Departure,
     /// The PING on the old link that must be answered before the new one is dialled.
     pub(super) after: Option<u64>,
 }
@@ -49,7 +49,7 @@ pub(super) struct Move {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lost {
     pub(super) broker: BrokerId,
-    pub(super) cause: Failure,
+    pub(super) cause: Cause,
     pub(super) at: Instant,
 }
 
@@ -115,7 +115,7 @@ impl Route {
     /// for last.
     pub(super) fn must_move(&self) -> bool {
         let reason = self.moving.map(|planned| planned.reason);
-        reason == Some(Failure::NewConnect)
+        reason == Some(Departure::NewConnect)
     }
 
     /// Whether a planned change waits until publishes may go to another broker (R30).
