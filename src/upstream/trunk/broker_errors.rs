@@ -9,6 +9,7 @@ use super::{CloseReason, Trunk, Verdict};
 use crate::config::TlsMode;
 use crate::ledger::operations::OWN;
 use crate::ledger::{Rejected, SessionId, TooMany, UpstreamSid, line_of};
+use crate::proto::encode;
 use crate::proto::error_text::{BrokerError, classify, first_quoted, unquote};
 use crate::upstream::brokers::roster::Failure;
 use crate::upstream::bus::{Bus, Turn};
@@ -48,7 +49,11 @@ impl Trunk {
         }
         if self.is_bystander(id) && !matches!(error, BrokerError::LinkOnly) {
             // R28: the live link's broker judges, until this one is in its place.
-            self.links[id].oks.pop();
+            let owner = self.links[id].oks.pop();
+            if owner.is_some_and(|owner| owner != OkOwner::Nobody) {
+                // It was asked while no link was live: a verbose session has its one answer (R20).
+                self.deliver_to_own(encode::OK, cx.bus);
+            }
             return self.note_lacking(id, &error, cx.now);
         }
         let line = [b"-ERR '", text, b"'\r\n"].concat();
