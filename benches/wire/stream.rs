@@ -23,7 +23,7 @@ type Shared = Arc<Mutex<ClientConnection>>;
 /// TLS on a connection, where this side reads.
 struct Secured {
     connection: Shared,
-    /// What was read from the socket and isn't opened.
+    /// Bytes that were read from the socket and aren't opened.
     sealed: Vec<u8>,
     from: usize,
     to: usize,

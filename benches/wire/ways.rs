@@ -4,9 +4,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::client::Resumption;
 use tempfile::TempDir;
 
 use crate::client::Client;
@@ -85,8 +84,10 @@ impl Site {
             assert!(IN_TLS.contains(&way), "{} speaks no TLS here", way.name());
             let authority = Authority::new();
             options.extra = authority.certify("broker", kind).broker_tls("timeout: 5");
-            let config = trusting(&authority);
-            (authority, config)
+            let mut config = authority.client_config();
+            // Who connects for the first time has no session to resume.
+            config.resumption = Resumption::disabled();
+            (authority, Arc::new(config))
         });
         if way == Way::Leaf {
             options.extra = format!("leafnodes {{ listen: \"{}\" }}", leaf_port.address());
@@ -175,22 +176,6 @@ fn config(broker: &Broker, way: Way, authority: Option<&Authority>) -> String {
          brokers = [\"{}\"]\nsharing = \"{sharing}\"\n{tls}",
         broker.url()
     )
-}
-
-/// What a client is that trusts this authority.
-fn trusting(authority: &Authority) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    let ca = CertificateDer::from_pem_file(authority.ca()).expect("a certificate");
-    roots.add(ca).expect("an authority");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    // What connects to a broker for the first time has no session to go on with.
-    config.resumption = rustls::client::Resumption::disabled();
-    Arc::new(config)
 }
 
 impl Haproxy {

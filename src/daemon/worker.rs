@@ -179,7 +179,8 @@ impl Worker {
             self.seed,
             now,
         );
-        roster.set_tls(bus.tls_mode(), bus.has_certificate());
+        roster.set_tls(bus.tls_mode());
+        roster.set_has_certificate(bus.has_certificate());
         let machine = Bus::new(
             Settings::of(bus, config.buses.len()),
             roster,
@@ -274,7 +275,10 @@ impl Worker {
             if is_renewed || machine.roster().tls() != tls {
                 machine.roster_mut().renew();
             }
-            machine.roster_mut().set_tls(tls, bus.has_certificate());
+            machine.roster_mut().set_tls(tls);
+            machine
+                .roster_mut()
+                .set_has_certificate(bus.has_certificate());
             *machine.settings_mut() = Settings::of(bus, config.buses.len());
             let interval = bus.timings.probe_interval;
             let removed = machine.roster_mut().configure(

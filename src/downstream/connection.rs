@@ -269,10 +269,6 @@ impl Connection {
         if self.frontend.draining.get() && !std::mem::replace(&mut self.drained, true) {
             self.with_session(|session, upstream, cx| session.handle_drain(upstream, cx));
         }
-        if self.closing.is_none() && self.frontend.pool.bus.borrow().reveals_outage() {
-            self.with_session(|session, upstream, cx| session.handle_outage(upstream, cx.bus));
-            self.act(self.now);
-        }
         let now = self.now;
         if self.session.poll_timeout().is_some_and(|at| at <= now) {
             self.with_session(|session, upstream, cx| session.handle_timeout(upstream, cx));
@@ -293,7 +289,9 @@ impl Connection {
             self.wake_trunk();
         }
         self.with_session(|session, upstream, cx| {
-            if let Some(upstream) = upstream {
+            if cx.bus.reveals_outage() {
+                session.handle_outage(upstream, cx.bus);
+            } else if let Some(upstream) = upstream {
                 session.handle_crowding(&upstream);
                 session.handle_offer(&upstream, cx.bus);
             }

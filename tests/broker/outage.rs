@@ -284,7 +284,7 @@ fn publishes_are_dropped_and_counted_where_an_outage_is_to_drop_them() {
     let (natsmux, mut client) = in_outage(&setup, &mut brokers, &[]);
     client.send("PUB a 1\r\nx\r\n");
     natsmux.wait_varz("it to wait", SOON, |varz| varz["waiting"] == 1);
-    // What it leaves behind is dropped as well.
+    // Publishes that it leaves behind are dropped as well.
     let mut gone = RawClient::connect(&natsmux.address());
     gone.info();
     gone.send("CONNECT {\"verbose\":false}\r\nPUB b 1\r\ny\r\n");

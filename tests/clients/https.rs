@@ -39,7 +39,7 @@ fn wait_well(natsmux: &Natsmux, flags: &[&str]) -> String {
     wait_for("natsmux to be well", PATIENCE, well)
 }
 
-/// What it says on stderr, and its exit code.
+/// Its exit code, and its words on stderr.
 fn refusal(natsmux: &Natsmux, flags: &[&str]) -> (Option<i32>, String) {
     let output = status(natsmux, flags);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -8,10 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use rustls::crypto::ring::default_provider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
 
 use crate::client::{Client, Kind, Mode};
 use crate::support::{
@@ -78,8 +76,19 @@ fn broker(version: Version, extra: String) -> Broker {
 
 /// A message goes to the broker and comes back.
 fn round_trip(natsmux: &Natsmux) {
+    assert_echo(&mut subscribed(natsmux));
+}
+
+/// A component that hears what it publishes.
+fn subscribed(natsmux: &Natsmux) -> RawClient {
     let mut client = natsmux.client();
-    client.send("SUB tls.x 1\r\nPUB tls.x 2\r\nhi\r\nPING\r\n");
+    client.send("SUB tls.x 1\r\nPING\r\n");
+    client.pong();
+    client
+}
+
+fn assert_echo(client: &mut RawClient) {
+    client.send("PUB tls.x 2\r\nhi\r\nPING\r\n");
     client.expect("MSG tls.x 1 2\r\nhi\r\n");
     client.pong();
 }
@@ -264,9 +273,7 @@ fn a_reload_moves_links_to_new_certificates() {
     let (cert, key) = (&certificate.cert, &certificate.key);
     let trusted = authority.ca();
     let mut natsmux = launch(&[broker.url()], &tls_of(&authority, ""), "").wait_healthy();
-    let mut client = natsmux.client();
-    client.send("SUB tls.x 1\r\nPING\r\n");
-    client.pong();
+    let mut client = subscribed(&natsmux);
     // The authority and the certificate are others now.
     let next = Authority::new();
     let renewed = next.certify("broker", KeyKind::P384);
@@ -279,9 +286,7 @@ fn a_reload_moves_links_to_new_certificates() {
     natsmux.wait_varz("a link with the new certificate", PATIENCE, |varz| {
         varz["replays"].as_u64().is_some_and(|now| now > replays)
     });
-    client.send("PUB tls.x 2\r\nhi\r\nPING\r\n");
-    client.expect("MSG tls.x 1 2\r\nhi\r\n");
-    client.pong();
+    assert_echo(&mut client);
     assert_eq!(natsmux.counter("sessions_closed"), 0);
     assert_eq!(natsmux.counter("link_failures"), 0);
 }
@@ -295,9 +300,7 @@ fn a_broker_that_turns_tls_off_is_not_believed_and_is_taken_back() {
         .broker_tls("timeout: 5");
     let mut broker = broker(Version::V215, with_tls.clone());
     let natsmux = launch(&[broker.url()], &tls_of(&authority, ""), "").wait_healthy();
-    let mut client = natsmux.client();
-    client.send("SUB tls.x 1\r\nPING\r\n");
-    client.pong();
+    let mut client = subscribed(&natsmux);
     broker.reload("");
     // The link stays until somebody ends it.
     broker.kill();
@@ -307,9 +310,7 @@ fn a_broker_that_turns_tls_off_is_not_believed_and_is_taken_back() {
     });
     broker.reload(&with_tls);
     natsmux.wait_varz("a link again", PATIENCE, |varz| varz["links"] == 1);
-    client.send("PUB tls.x 2\r\nhi\r\nPING\r\n");
-    client.expect("MSG tls.x 1 2\r\nhi\r\n");
-    client.pong();
+    assert_echo(&mut client);
     assert_eq!(natsmux.counter("sessions_closed"), 0);
 }
 
@@ -322,9 +323,7 @@ fn a_broker_that_turns_tls_on_is_unfit_for_a_bus_without_it() {
         .broker_tls("timeout: 5");
     let mut broker = broker(Version::V215, String::new());
     let natsmux = launch(&[broker.url()], "", "").wait_healthy();
-    let mut client = natsmux.client();
-    client.send("SUB tls.x 1\r\nPING\r\n");
-    client.pong();
+    let mut client = subscribed(&natsmux);
     broker.reload(&with_tls);
     broker.kill();
     broker.restart();
@@ -333,9 +332,7 @@ fn a_broker_that_turns_tls_on_is_unfit_for_a_bus_without_it() {
     });
     broker.reload("");
     natsmux.wait_varz("a link again", PATIENCE, |varz| varz["links"] == 1);
-    client.send("PUB tls.x 2\r\nhi\r\nPING\r\n");
-    client.expect("MSG tls.x 1 2\r\nhi\r\n");
-    client.pong();
+    assert_echo(&mut client);
 }
 
 /// natsmux in front of a plain broker, with this in `[bus.listen_tls]`.
@@ -347,14 +344,7 @@ fn listening(authority: &Authority, broker: &Broker, more: &str) -> Natsmux {
 
 /// A component in TLS that trusts this authority and shows no certificate.
 fn secured(natsmux: &Natsmux, authority: &Authority) -> StreamOwned<ClientConnection, TcpStream> {
-    let mut roots = RootCertStore::empty();
-    let ca = CertificateDer::from_pem_file(authority.ca()).expect("a certificate");
-    roots.add(ca).expect("an authority");
-    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = authority.client_config();
     let name = ServerName::try_from("localhost").expect("a name");
     let connection = ClientConnection::new(Arc::new(config), name).expect("a connection");
     let stream = TcpStream::connect(natsmux.address()).expect("it listens");
@@ -454,6 +444,22 @@ fn handshakes_that_stall_give_way_to_others() {
     assert_eq!(&pong, b"PONG\r\n");
     assert!(since.elapsed() < Duration::from_millis(1_800), "in time");
     drop(stalled);
+}
+
+/// Nor do they keep natsmux from ending.
+#[test]
+fn a_handshake_that_stalls_does_not_hold_up_the_drain() {
+    let (authority, broker) = (Authority::new(), Broker::start(Version::V215));
+    let mut natsmux = listening(&authority, &broker, "");
+    let mut stalled = RawClient::connect(&natsmux.address());
+    stalled.info();
+    stalled.send([22]);
+    let since = std::time::Instant::now();
+    assert!(natsmux.terminate().success());
+    assert!(
+        since.elapsed() < Duration::from_secs(1),
+        "before auth_timeout"
+    );
 }
 
 /// Each client library, with TLS on both sides.

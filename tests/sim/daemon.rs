@@ -127,7 +127,7 @@ impl Daemon {
             7,
             now,
         );
-        roster.set_tls(plan.tls, true);
+        roster.set_tls(plan.tls);
         let budgets = Budgets::new(1 << 20, 1 << 20, plan.pending_total);
         let mut bus = Bus::new(
             plan.settings.clone(),

@@ -93,7 +93,7 @@ impl World {
             self.daemon.served = (opened, self.now);
         }
         self.daemon.bus.review_outage(now);
-        let is_revealed = self.daemon.bus.take_outage_news() == Some(true);
+        let is_revealed = self.daemon.bus.take_outage_news();
         if is_revealed {
             self.trace(|| "components hear of an outage".into());
             self.oracle.mark("outage: revealed");

@@ -61,7 +61,7 @@ pub enum TlsFileError {
 #[derive(Clone)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
-    /// The same, and no session is resumed.
+    /// For handshakes that resume no session.
     anew: Arc<ClientConfig>,
     server_name: Option<ServerName<'static>>,
     digest: [u8; 32],
@@ -155,7 +155,7 @@ impl ClientTls {
         self.config().into()
     }
 
-    /// The same for the same authorities, certificate, name and versions.
+    /// A digest of authorities, certificate, name and versions.
     pub fn digest(&self) -> [u8; 32] {
         self.digest
     }

@@ -42,7 +42,9 @@ struct Dials {
 impl Outage {
     /// Takes what is known of the brokers now; `limit` is how long components aren't told.
     fn review(&mut self, serves: bool, dials: Dials, limit: Option<Duration>, now: Instant) {
-        self.skip_stop(now);
+        if limit.is_some() && !self.is_revealed {
+            self.skip_stop(now);
+        }
         if serves {
             self.lull.get_or_insert(Lull { since: now, dials });
         } else {
@@ -53,13 +55,14 @@ impl Outage {
             }
             self.since.get_or_insert(now);
         }
-        self.looked_at = self.since.filter(|_| !serves).map(|_| now);
+        self.looked_at = (!serves).then_some(now);
         let is_revealed = !serves && self.due(limit).is_some_and(|due| due <= now);
         self.is_news |= is_revealed != self.is_revealed;
         self.is_revealed = is_revealed;
     }
 
-    /// Leaves out time in which natsmux was stopped: brokers couldn't be asked.
+    /// Leaves out time in which natsmux was stopped: brokers couldn't be asked. To be called where
+    /// looks are due each second.
     fn skip_stop(&mut self, now: Instant) {
         if let (Some(since), Some(looked_at)) = (self.since, self.looked_at)
             && now > looked_at + LOOK_EVERY + LATE
@@ -116,10 +119,10 @@ impl Bus {
         self.reveals_outage() && self.settings.outage_publishes == OutagePublishes::Drop
     }
 
-    /// Whether components were cut off, or are taken again; asked once.
-    pub fn take_outage_news(&mut self) -> Option<bool> {
+    /// Whether components are to be cut off, and weren't told yet; asked once.
+    pub fn take_outage_news(&mut self) -> bool {
         let outage = &mut self.brokers.outage;
-        std::mem::take(&mut outage.is_news).then_some(outage.is_revealed)
+        std::mem::take(&mut outage.is_news) && outage.is_revealed
     }
 
     pub(super) fn has_outage_news(&self) -> bool {
@@ -216,6 +219,26 @@ mod tests {
         };
         outage.review(false, failed, LIMIT, at(63));
         assert_eq!(outage.due(LIMIT), Some(at(123)));
+    }
+
+    /// Brokers that don't answer at all are probed less than once a second.
+    #[test]
+    fn a_revealed_outage_stays_so_however_seldom_it_is_looked_at() {
+        let (mut outage, at) = begun();
+        wait(&mut outage, &at, 1, 60);
+        for second in [63, 70, 600] {
+            outage.review(false, NO_DIALS, LIMIT, at(second));
+            assert!(outage.is_revealed, "after {second} s");
+            assert_eq!(outage.since, Some(at(0)));
+        }
+    }
+
+    #[test]
+    fn an_outage_that_nobody_hears_of_is_counted_in_full() {
+        let (mut outage, at) = begun();
+        outage.review(false, NO_DIALS, None, at(3));
+        outage.review(false, NO_DIALS, None, at(30));
+        assert_eq!(outage.since, Some(at(0)));
     }
 
     #[test]

@@ -75,6 +75,7 @@ impl OperatorLog {
         self.report_outage(bus, now);
     }
 
+    /// Tells the operator that the bus has a live broker, or none.
     fn report_life(&mut self, bus: &Bus) {
         let alive = bus.roster().is_alive();
         if self.alive == Some(alive) {
@@ -90,7 +91,7 @@ impl OperatorLog {
         }
     }
 
-    /// R37.
+    /// Tells the operator that components are cut off, or taken again (R37).
     fn report_outage(&mut self, bus: &Bus, now: Instant) {
         let revealed = bus.reveals_outage();
         if std::mem::replace(&mut self.revealed, revealed) == revealed {

@@ -1330,7 +1330,7 @@ fn credentials_that_run_out_during_a_replay_end_their_session() {
 /// A trunk whose broker has been asked for a TLS handshake, behind its INFO.
 fn securing() -> Bench {
     let mut bench = Bench::new(r#"{"user":"u","pass":"secret"}"#);
-    bench.bus.roster_mut().set_tls(TlsMode::Required, true);
+    bench.bus.roster_mut().set_tls(TlsMode::Required);
     let turn = &mut Turn::new(bench.now, &mut bench.bus);
     bench.trunk.handle_connected(bench.link, turn);
     bench.broker(br#"INFO {"server_id":"a","max_payload":1024,"tls_required":true}"#);
@@ -1411,7 +1411,7 @@ fn what_is_said_in_plain_text_ends_the_link_alone() {
 #[test]
 fn nothing_but_info_is_believed_before_a_handshake_that_comes_behind_it() {
     let mut bench = Bench::new(r#"{"user":"u","pass":"secret"}"#);
-    bench.bus.roster_mut().set_tls(TlsMode::Required, true);
+    bench.bus.roster_mut().set_tls(TlsMode::Required);
     let turn = &mut Turn::new(bench.now, &mut bench.bus);
     bench.trunk.handle_connected(bench.link, turn);
     bench.broker(b"-ERR 'Authorization Violation'\r\n");
@@ -1445,7 +1445,7 @@ fn a_broker_that_throttles_is_not_dialled_again_at_once() {
 #[test]
 fn a_broker_that_verifies_gets_no_handshake_without_a_certificate() {
     let mut bench = Bench::new("{}");
-    bench.bus.roster_mut().set_tls(TlsMode::Required, false);
+    bench.bus.roster_mut().set_tls(TlsMode::Required);
     let turn = &mut Turn::new(bench.now, &mut bench.bus);
     bench.trunk.handle_connected(bench.link, turn);
     bench.broker(b"INFO {\"server_id\":\"a\",\"tls_required\":true,\"tls_verify\":true}\r\n");

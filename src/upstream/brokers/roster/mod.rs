@@ -103,10 +103,14 @@ impl Roster {
         roster
     }
 
-    /// Says how brokers are spoken to that are written without `tls://`, and whether natsmux has a
-    /// certificate to show.
-    pub fn set_tls(&mut self, mode: TlsMode, has_certificate: bool) {
-        (self.tls, self.has_certificate) = (mode, has_certificate);
+    /// Says how brokers are spoken to that are written without `tls://`.
+    pub fn set_tls(&mut self, mode: TlsMode) {
+        self.tls = mode;
+    }
+
+    /// Says whether natsmux has a certificate to show to brokers that verify.
+    pub fn set_has_certificate(&mut self, has_certificate: bool) {
+        self.has_certificate = has_certificate;
     }
 
     /// How brokers are spoken to that are written without `tls://`.

@@ -440,12 +440,35 @@ fn a_host_of_both_families_is_one_broker() {
     assert_eq!(addresses(&[v4, [127, 0, 0, 2].into(), v6]).len(), 3);
 }
 
+/// Between probes.
+const INTERVAL: Duration = Duration::from_secs(3);
+
+/// A roster of independent brokers, and their addresses.
+fn independent(addrs: [&str; 2], now: Instant) -> (Roster, [BrokerAddr; 2]) {
+    let addrs = addrs.map(|addr| addr.parse().expect("an address"));
+    let roster = Roster::new(&addrs, Placement::First(None), INTERVAL, 1, now);
+    (roster, addrs)
+}
+
+/// Nor by a dial, which the machine's tests show.
+#[test]
+fn a_broker_that_throttles_a_probe_is_not_down_for_it() {
+    let now = Instant::now();
+    let (mut roster, _) = independent(["tls://10.0.0.1", "tls://10.0.0.2"], now);
+    let info = ServerInfo {
+        tls_required: true,
+        ..ServerInfo::default()
+    };
+    roster.handle_info(A, info, now);
+    roster.handle_failure(A, Failure::Throttled, now);
+    assert!(roster.broker(A).health() == Health::Up && roster.is_alive());
+    assert_eq!(roster.broker(A).last_failure(), Some(Failure::Throttled));
+}
+
 #[test]
 fn handshakes_with_a_broker_are_few_at_once() {
     let now = Instant::now();
-    let addrs = ["tls://10.0.0.1", "10.0.0.2"].map(|addr| addr.parse().expect("an address"));
-    let interval = Duration::from_secs(3);
-    let mut roster = Roster::new(&addrs, Placement::First(None), interval, 1, now);
+    let (mut roster, _) = independent(["tls://10.0.0.1", "10.0.0.2"], now);
     let (secured, plain) = (BrokerId(0), BrokerId(1));
     assert_eq!(roster.tls_mode(secured), TlsMode::Required);
     assert_eq!(roster.tls_mode(plain), TlsMode::Off);
@@ -459,12 +482,10 @@ fn handshakes_with_a_broker_are_few_at_once() {
 #[test]
 fn after_a_renewal_each_broker_is_another_one() {
     let now = Instant::now();
-    let addrs = ["tls://10.0.0.1", "tls://10.0.0.2"].map(|addr| addr.parse().expect("an address"));
-    let interval = Duration::from_secs(3);
-    let mut roster = Roster::new(&addrs, Placement::First(None), interval, 1, now);
+    let (mut roster, addrs) = independent(["tls://10.0.0.1", "tls://10.0.0.2"], now);
     roster.liveness_mut(BrokerId(0)).attach(TrunkId(7));
     roster.renew();
-    let removed = roster.configure(&addrs, Placement::First(None), interval, now);
+    let removed = roster.configure(&addrs, Placement::First(None), INTERVAL, now);
     assert!(removed.contains(&BrokerId(0)), "{removed:?}");
     assert!(
         roster.broker(BrokerId(0)).is_removed(),

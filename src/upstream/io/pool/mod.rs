@@ -299,7 +299,7 @@ impl Pool {
         let mut bus = self.bus.borrow_mut();
         self.bus.log.borrow_mut().report(&mut bus, now);
         drop(bus);
-        if outage == Some(true) {
+        if outage {
             self.wake_machines();
             self.revealed.notify_one();
         }
