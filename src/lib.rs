@@ -12,6 +12,7 @@
 //! | 0 | [`config`] | what was written, and what it means |
 //! | 0 | [`telemetry`] | logging, counters, snapshots |
 //! | 1 | [`ledger`] | what a trunk must remember (pure) |
+//! | 1 | [`identity`] | whom natsmux is to brokers, and for whom |
 //! | 1 | [`net`] | sockets and buffers, no NATS |
 //! | 2 | [`upstream`] | towards brokers: bus, roster, trunk, links |
 //! | 3 | [`downstream`] | towards components: sessions |
@@ -24,6 +25,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod downstream;
+pub mod identity;
 pub mod ledger;
 pub mod net;
 pub mod proto;

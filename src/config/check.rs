@@ -29,6 +29,7 @@ pub(super) struct BusLocations {
     pub(super) lenient_buffer: Location,
     pub(super) outage_publishes: Location,
     pub(super) reveal_outage_after: Location,
+    pub(super) identity: Location,
 }
 
 /// Checks what must hold between options.
@@ -47,6 +48,7 @@ pub(super) fn check(config: &Config, locations: &Locations) -> Result<(), Config
         }
         check_totals(config, bus, at)?;
         check_outage(bus, at)?;
+        check_anybody(bus, at)?;
         for (listen, location) in bus.listen.iter().zip(&at.listen) {
             if listeners.iter().any(|l| l.conflicts_with(*listen)) {
                 let fault = Fault::DuplicateListen(listen.to_string());
@@ -91,6 +93,19 @@ fn check_outage(bus: &BusConfig, at: &BusLocations) -> Result<(), ConfigError> {
     if drops && bus.delivery == Delivery::AtLeastOnce {
         let location = at.outage_publishes.clone();
         return Err(ConfigError::wrong(location, Fault::DropsAtLeastOnce));
+    }
+    Ok(())
+}
+
+/// Whoever reaches loopback runs on this host; whoever reaches another address may be anybody.
+fn check_anybody(bus: &BusConfig, at: &BusLocations) -> Result<(), ConfigError> {
+    let mut identities = bus.identities.iter();
+    let exposed = bus.listen.iter().find(|listen| !listen.addr.ip().is_loopback());
+    if let Some(listen) = exposed
+        && identities.any(|identity| identity.matches.anybody)
+    {
+        let fault = Fault::AnybodyAnywhere(listen.addr);
+        return Err(ConfigError::wrong(at.identity.clone(), fault));
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! password, and errors end up in logs.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -144,6 +145,12 @@ pub enum Fault {
     /// Two buses have one name.
     #[error("two buses are named {0}; expected a name of its own for each")]
     DuplicateBus(String),
+    /// Two identities of one bus have one name.
+    #[error("two identities are named {0}; expected a name of its own for each")]
+    DuplicateIdentity(String),
+    /// Whoever reaches a listener would be an identity.
+    #[error("expected something that components must prove: {0} is no loopback address")]
+    AnybodyAnywhere(SocketAddr),
     /// Two listeners want one address.
     #[error("{0} is listened on twice; expected an address of its own for each listener")]
     DuplicateListen(String),

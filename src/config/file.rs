@@ -10,6 +10,7 @@ use toml::de::DeTable;
 use super::address::{BrokerAddr, ListenAddr};
 use super::check::{self, BusLocations, Locations};
 use super::error::{ConfigError, Fault, Location};
+use super::identity_section::read_identities;
 use super::options::{BusConfig, Config};
 use super::section::{Section, line_of};
 use super::tls_section::{read_http_tls, read_listen_tls, read_tls};
@@ -130,6 +131,12 @@ fn read_bus(mut section: Section<'_>, locations: &mut Locations) -> Result<BusCo
             .filter(|text| !text.is_empty())
             .map(PathBuf::from);
     }
+    if let Some((text, _)) = section.text("proxy_key_file", A_FILE)? {
+        bus.proxy_key_file = Some(text)
+            .filter(|text| !text.is_empty())
+            .map(PathBuf::from);
+    }
+    bus.identities = read_identities(&mut section)?;
     bus.tls = read_tls(&mut section)?;
     bus.listen_tls = read_listen_tls(&mut section)?;
     let mut timings = section.section("timings")?;
@@ -147,6 +154,7 @@ fn read_bus(mut section: Section<'_>, locations: &mut Locations) -> Result<BusCo
         lenient_buffer: section.location_of("limits.lenient_buffer"),
         outage_publishes: section.location_of("outage_publishes"),
         reveal_outage_after: section.location_of("timings.reveal_outage_after"),
+        identity: section.location_of("identity"),
     });
     section.finish()?;
     Ok(bus)

@@ -15,6 +15,8 @@ mod choice;
 mod error;
 mod file;
 mod flags;
+mod identity;
+mod identity_section;
 mod listing;
 mod options;
 mod reload;
@@ -32,6 +34,7 @@ pub use choice::{
     TlsVersion, Topology,
 };
 pub use error::{BrokerFault, ConfigError, Fault, Location};
+pub use identity::{CredentialSource, CredentialsConfig, IdentityConfig, MatchConfig};
 pub use options::{
     BusConfig, BusLimits, Config, DaemonLimits, Flags, LogConfig, PongHold, Timings, host_name,
 };

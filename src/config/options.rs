@@ -10,6 +10,7 @@ use super::address::{BrokerAddr, ListenAddr};
 use super::choice::{
     Admit, Delivery, Failback, LogFormat, LogLevel, OutagePublishes, Sharing, TlsMode, Topology,
 };
+use super::identity::IdentityConfig;
 use super::tls::{ListenTlsConfig, TlsConfig, TlsFiles};
 
 const KIB: usize = 1 << 10;
@@ -122,6 +123,14 @@ pub struct BusConfig {
     pub tls: Option<TlsConfig>,
     /// TLS towards components. Default: none.
     pub listen_tls: Option<ListenTlsConfig>,
+    /// What natsmux says to brokers in components' place; the first that matches a component is
+    /// its identity, and where none does, its own credentials pass through. At most 256. Default:
+    /// none. Changes on reload: yes.
+    pub identities: Vec<IdentityConfig>,
+    /// A file with the seed of an nkey that brokers trust as a proxy's (ADR-55): with it natsmux
+    /// signs the nonce of every link. Not readable by everybody. Default: none. Changes on reload:
+    /// yes, and the file is read again.
+    pub proxy_key_file: Option<PathBuf>,
     /// Whether components may speak plain text to an address that isn't loopback: `natsmux check`
     /// refuses it otherwise, and `natsmux run` warns. Default: false. Changes on reload: yes.
     pub allow_plain: bool,
@@ -171,6 +180,8 @@ impl BusConfig {
             brokers,
             tls: None,
             listen_tls: None,
+            identities: Vec::new(),
+            proxy_key_file: None,
             allow_plain: false,
             topology: Topology::default(),
             failback: Failback::default(),

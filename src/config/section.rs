@@ -69,7 +69,10 @@ impl<'t> Section<'t> {
         let Some(value) = self.take(key) else {
             return Ok(Vec::new());
         };
-        let expected = Fault::Expected("tables, each under [[bus]]");
+        let expected = match key {
+            "bus" => Fault::Expected("tables, each under [[bus]]"),
+            _ => Fault::Expected("tables, each under [[bus.identity]]"),
+        };
         let DeValue::Array(items) = value.get_ref() else {
             return Err(self.fault(key, value, expected));
         };

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::config::{BusConfig, Config, TlsConfig};
+use crate::config::{BusConfig, Config, CredentialsConfig, TlsConfig, TlsFiles};
+use crate::identity::{self, IdentityFault, Loaded};
 use crate::net::tls::{ClientTls, ServerTls, TlsFileError};
 use crate::proto::connect::Secret;
 
@@ -24,6 +25,10 @@ pub(super) struct BusFiles {
     pub(super) tls: Option<ClientTls>,
     /// TLS towards components.
     pub(super) listen_tls: Option<ServerTls>,
+    /// Whom natsmux is to brokers, and for whom.
+    pub(super) identities: Loaded,
+    /// TLS of identities that have a certificate of their own.
+    pub(super) identity_tls: Vec<(CredentialsConfig, ClientTls)>,
 }
 
 /// All of them.
@@ -49,6 +54,14 @@ pub enum FileError {
     /// The certificate of the HTTP listener, or its key.
     #[error("http: TLS: {0}")]
     Http(TlsFileError),
+    /// A file of an identity.
+    #[error("bus {bus}: identity: {error}")]
+    Identity {
+        /// The bus.
+        bus: String,
+        /// Why.
+        error: IdentityFault,
+    },
     /// It can't be read.
     #[error("{}: {error}", .path.display())]
     Unreadable {
@@ -88,6 +101,22 @@ fn read_bus(bus: &BusConfig) -> Result<BusFiles, FileError> {
         let tls = bus.tls.as_ref().unwrap_or(&default);
         ClientTls::load(&tls.files, tls.server_name.as_deref())
     });
+    let identities = identity::load(bus).map_err(|error| FileError::Identity {
+        bus: bus.name.clone(),
+        error,
+    })?;
+    let sources = bus.identities.iter().map(|identity| &identity.credentials);
+    let identity_tls = sources.filter_map(|source| {
+        let pair = source.pair.clone()?;
+        let default = TlsConfig::default();
+        let tls = bus.tls.as_ref().unwrap_or(&default);
+        let files = TlsFiles {
+            pair: Some(pair),
+            ..tls.files.clone()
+        };
+        let loaded = ClientTls::load(&files, tls.server_name.as_deref());
+        Some(loaded.map(|loaded| (source.clone(), loaded)))
+    });
     let listen_tls = bus
         .listen_tls
         .as_ref()
@@ -96,6 +125,8 @@ fn read_bus(bus: &BusConfig) -> Result<BusFiles, FileError> {
         presence_key: bus.presence_key_file.as_deref().map(read).transpose()?,
         tls: tls.transpose().map_err(fault)?,
         listen_tls: listen_tls.transpose().map_err(fault)?,
+        identity_tls: identity_tls.collect::<Result<_, _>>().map_err(fault)?,
+        identities,
     })
 }
 

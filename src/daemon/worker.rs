@@ -27,12 +27,14 @@ use super::handle::{
 };
 use super::snapshot::{bus_snapshot, session_snapshot, subscription_snapshots};
 use crate::clock::Instant;
-use crate::config::{BusConfig, Config, Topology};
+use crate::config::{BusConfig, Config, CredentialsConfig, Topology};
 use crate::downstream::frontend::{Frontend, Identity, ListenTls};
 use crate::downstream::listener;
-use crate::net::now;
+use crate::identity::{Identities, Loaded};
+use crate::net::{now, random_key};
 use crate::net::socket::{self, Bound};
-use crate::net::tls::ServerTls;
+use crate::net::tls::{ClientTls, ServerTls};
+use crate::proto::connect::ConnectInfo;
 use crate::proto::info::NATSMUX_ID;
 use crate::telemetry::{BusSnapshot, Counters, SessionSnapshot, Snapshot};
 use crate::upstream::brokers::admission::Admission;
@@ -118,7 +120,7 @@ impl Worker {
                 max_connections: Cell::new(start.max_connections),
                 connections: Cell::new(0),
                 next_cid: Cell::new(0),
-                salt: RandomState::new(),
+                key: random_key(),
             }),
             buses: RefCell::new(Vec::new()),
             buffer: Rc::new(RefCell::new(vec![0; socket::READ_BYTES])),
@@ -205,6 +207,8 @@ impl Worker {
             Rc::clone(&self.buffer),
         ));
         pool.bus.set_tls(files.tls);
+        pool.bus.borrow_mut().set_identities(Identities::new(random_key()));
+        set_identities(&pool, files.identities, files.identity_tls);
         spawn_local(Rc::clone(&pool).probe());
         spawn_local(Rc::clone(&pool).resolve());
         let first = listeners
@@ -292,6 +296,7 @@ impl Worker {
                 .configure(bus.brokers.len(), files.presence_key);
             machine.roster_mut().note_change();
             drop(machine);
+            set_identities(pool, files.identities, files.identity_tls);
             info!(
                 bus = pool.bus.name,
                 brokers = bus.brokers.len(),
@@ -388,6 +393,28 @@ impl Worker {
         info.map_or_else(SubscriptionList::default, |info| {
             subscription_snapshots(&info, page)
         })
+    }
+}
+
+/// Takes over what the files of a bus's identities hold.
+fn set_identities(pool: &Pool, loaded: Loaded, tls: Vec<(CredentialsConfig, ClientTls)>) {
+    let mut bus = pool.bus.borrow_mut();
+    let changes = bus.identities_mut().replace(loaded);
+    let tls = tls.into_iter().filter_map(|(source, tls)| {
+        let id = bus.identities().id_of(&source)?;
+        Some((id, tls))
+    });
+    for id in pool.bus.set_identity_tls(tls.collect()) {
+        bus.identities_mut().renew(id);
+    }
+    for id in changes.others.iter().chain(&changes.removed) {
+        // What a broker said to whoever it was before is nothing to whoever it is now.
+        let before = ConnectInfo::default().as_identity(*id);
+        bus.admission_mut().forget(&before);
+    }
+    for id in &changes.renewed {
+        let identity = bus.identities().name(*id).unwrap_or_default();
+        info!(bus = pool.bus.name, identity, "credentials renewed, links move");
     }
 }
 

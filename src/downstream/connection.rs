@@ -10,9 +10,10 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::frontend::{self, Counted, Frontend};
+use super::identification::{Answer, Identification};
 use super::read_size::ReadSize;
 use super::registry::Registration;
-use super::session::{self, Session, SessionAction};
+use super::session::{self, Identified, Session, SessionAction};
 use crate::catch_panic::catch_panic;
 use crate::clock::Instant;
 use crate::net::socket::{self, ReadHalf};
@@ -47,6 +48,8 @@ struct Connection {
     registration: Registration,
     _counted: Counted,
     attachment: Option<Attachment>,
+    /// Its component is being identified.
+    identification: Option<Identification>,
     /// Of a trunk that is the session's alone.
     trunk: Option<Driver>,
     timer: Timer,
@@ -85,6 +88,7 @@ pub(super) fn run(
         registration,
         _counted: counted,
         attachment: None,
+        identification: None,
         trunk: None,
         timer: Timer::default(),
         due: None,
@@ -227,6 +231,7 @@ impl Connection {
     /// Whether it was woken for the connection, and not for the trunk that it drives as well.
     fn has_work(&mut self, cx: &mut Context<'_>) -> bool {
         self.trunk.is_none()
+            || self.identification.is_some()
             || self.port.is_full()
             || self.due.is_some_and(|due| due <= self.now)
             || !self.parked
@@ -236,6 +241,7 @@ impl Connection {
     fn pass(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         for _ in 0..READS_PER_PASS {
             self.tick();
+            self.await_identification(cx);
             self.go_on();
             let more = self.read(cx);
             self.note_closing();
@@ -275,6 +281,31 @@ impl Connection {
             self.act(now);
             self.wake_trunk();
         }
+    }
+
+    /// Goes on as soon as it is known who the component is.
+    fn await_identification(&mut self, cx: &mut Context<'_>) {
+        let Some(identification) = &mut self.identification else {
+            return;
+        };
+        if let Poll::Ready(identified) = identification.as_mut().poll(cx) {
+            self.identification = None;
+            self.identified(identified);
+        }
+    }
+
+    fn identified(&mut self, identified: Identified) {
+        if let Identified::As(id) = identified
+            && let Some(description) = &mut *self.registration.info.description.borrow_mut()
+        {
+            let bus = self.frontend.pool.bus.borrow();
+            description.identity = bus.identities().name(id).map(str::to_owned);
+        }
+        self.with_session(|session, upstream, cx| {
+            session.handle_identified(identified, upstream, cx);
+        });
+        self.act(self.now);
+        self.wake_trunk();
     }
 
     /// Lets what waited for the trunk go on.
@@ -369,6 +400,19 @@ impl Connection {
             }
             Some(SessionAction::SayInfo) => {
                 self.say_info();
+                true
+            }
+            Some(SessionAction::Identify) => {
+                let connect = self.session.connect().cloned().unwrap_or_default();
+                let info = &self.registration.info;
+                let description = &info.description;
+                match self
+                    .frontend
+                    .identify(&connect, info.cid, &self.port, description, now)
+                {
+                    Answer::Now(identified) => self.identified(identified),
+                    Answer::Later(identification) => self.identification = Some(identification),
+                }
                 true
             }
             Some(SessionAction::Move { connect, why }) => {
@@ -524,6 +568,9 @@ impl Connection {
     }
 
     fn wants_read(&mut self) -> bool {
+        if self.session.is_identifying() {
+            return false;
+        }
         let Some((cell, id)) = &self.attachment else {
             // Natsmux's own answers are taken before more is asked.
             return self.session.out().pending_bytes() < UNREAD_MOST;

@@ -1,16 +1,19 @@
 //! The state that the listeners and connections of a bus share, and natsmux's identity.
 
 use std::cell::{Cell, RefCell};
-use std::hash::RandomState;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
+use data_encoding::BASE64URL_NOPAD;
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::handshakes::Handshakes;
+use super::identification::Verifications;
 use super::registry::{Registration, Registry};
 use super::session::Session;
 use crate::clock::Instant;
@@ -47,6 +50,8 @@ pub struct Frontend {
     tls: RefCell<Option<Rc<ListenTls>>>,
     /// Handshakes on their way.
     pub(super) handshakes: Rc<Handshakes>,
+    /// Passwords that are being verified.
+    pub(super) verifications: Verifications,
     /// Ends the listeners.
     pub(super) closed: CancellationToken,
     /// Connections end once what they sent is carried out. `closed` says the same behind a lock,
@@ -66,6 +71,7 @@ impl Frontend {
             identity,
             tls: RefCell::new(None),
             handshakes: Rc::default(),
+            verifications: Verifications::default(),
             closed: CancellationToken::new(),
             draining: Cell::new(false),
             tasks: TaskTracker::new(),
@@ -146,9 +152,24 @@ pub struct Identity {
     pub connections: Cell<usize>,
     /// Sessions that the daemon has had.
     pub next_cid: Cell<u64>,
-    /// Of the nonces.
-    pub salt: RandomState,
+    /// Of the nonces; random.
+    pub key: [u8; 32],
 }
+
+impl Identity {
+    /// The nonce of one connection: nobody can guess another's, and none comes twice.
+    pub(super) fn nonce(&self, cid: u64) -> String {
+        // A key of any length will do.
+        let mac = Hmac::<Sha256>::new_from_slice(&self.key).map(|mut mac| {
+            mac.update(&cid.to_be_bytes());
+            mac.finalize().into_bytes()
+        });
+        mac.map(|mac| BASE64URL_NOPAD.encode(&mac[..NONCE])).unwrap_or_default()
+    }
+}
+
+/// Random bytes of a nonce, as many as nats-server has.
+const NONCE: usize = 11;
 
 /// One of the connections that the daemon has, until it is dropped.
 #[derive(Debug)]
@@ -165,15 +186,6 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.connections.set(self.0.connections.get() - 1);
     }
-}
-
-/// A nonce for one connection. natsmux verifies no signature of it: a component that holds a JWT
-/// sends it only where there is one to sign.
-fn nonce(cid: u64, identity: &Identity) -> String {
-    use std::hash::{BuildHasher, Hasher};
-    let mut hasher = identity.salt.build_hasher();
-    hasher.write_u64(cid);
-    format!("{:015x}", hasher.finish() >> 4)
 }
 
 /// The two addresses of a connection, natsmux's own first.
@@ -197,9 +209,10 @@ pub(super) fn info((local, peer): Ends, cid: u64, most: usize, frontend: &Fronte
         client_ip: &client_ip.to_string(),
         client_id: cid,
         jetstream: !bus.settings().is_independent(),
-        auth_required: bus.roster().auth_required(),
+        auth_required: bus.auth_required(),
         max_payload: most,
-        nonce: &nonce(cid, &frontend.identity),
+        nonce: &frontend.identity.nonce(cid),
+        is_signed: bus.identities().need_signatures(),
         tls: tls.map(|tls| TlsOffer {
             is_required: !tls.available,
             verifies: tls.verify,

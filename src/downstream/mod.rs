@@ -4,6 +4,7 @@ pub mod connection;
 pub mod frontend;
 mod handshake;
 mod handshakes;
+pub mod identification;
 pub mod listener;
 pub mod pending_input;
 mod read_size;

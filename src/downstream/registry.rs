@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use super::identification::Description;
 use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::net::Port;
@@ -23,6 +24,8 @@ pub struct ConnectionInfo {
     pub read_at: Cell<Instant>,
     /// Where it is, once it has a trunk.
     pub attachment: RefCell<Option<(Rc<TrunkCell>, SessionId)>>,
+    /// Who it is, where the bus has identities.
+    pub description: RefCell<Option<Box<Description>>>,
     /// Its socket, once a task has it.
     pub(super) port: OnceCell<Rc<Port>>,
 }
@@ -40,6 +43,7 @@ impl Registry {
             start: now,
             read_at: Cell::new(now),
             attachment: RefCell::new(None),
+            description: RefCell::new(None),
             port: OnceCell::new(),
         });
         self.0.borrow_mut().insert(cid, Rc::clone(&info));

@@ -10,7 +10,9 @@ mod listen;
 pub mod names;
 mod outbox;
 mod partial;
+pub mod peer;
 mod port;
+mod random;
 mod readiness;
 #[cfg_attr(feature = "turmoil", path = "simulated.rs")]
 pub mod socket;
@@ -25,6 +27,7 @@ pub use listen::listen;
 pub use outbox::{DeadOutbox, Outbox, Retention, SHARED_LEAST};
 pub use partial::Partial;
 pub use port::{Flush, Port};
+pub use random::random_key;
 pub use readiness::Readiness;
 pub use timer::Timer;
 pub use yield_after_io::yield_after_io;

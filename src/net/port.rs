@@ -110,6 +110,12 @@ impl Port {
         self.tls.borrow().as_ref()?.peer_ends()
     }
 
+    /// The names in the peer's certificate, where it has shown one.
+    pub fn peer_names(&self) -> Vec<String> {
+        let tls = self.tls.borrow();
+        tls.as_ref().map_or_else(Vec::new, |tls| tls.peer_names())
+    }
+
     /// Takes in what the peer has sent of a handshake, and answers it. What comes behind that stays
     /// to be read.
     pub fn poll_handshake(

@@ -11,6 +11,7 @@
 //! | [`server`] | operations that a broker sends |
 //! | [`connect`] | the options in CONNECT |
 //! | [`info`] | a broker's INFO, and the one that natsmux sends |
+//! | [`jwt`] | what a user JWT says |
 //! | [`encode`] | operations as bytes |
 //! | [`error_text`] | what a broker's `-ERR` is about |
 //! | [`subject`] | validity and matching of subjects |
@@ -25,6 +26,7 @@ pub mod server;
 pub mod subject;
 
 mod json;
+pub mod jwt;
 mod line;
 mod number;
 mod publish_head;

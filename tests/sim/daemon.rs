@@ -13,7 +13,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use natsmux::clock::Instant;
 
 use natsmux::config::BrokerAddr;
-use natsmux::downstream::session::{Session, SessionAction, Upstream};
+use natsmux::downstream::session::{Identified, Session, SessionAction, Upstream};
 use natsmux::ledger::SessionId;
 use natsmux::net::Outbox;
 use natsmux::proto::connect::{ConnectInfo, Secret};
@@ -1043,6 +1043,7 @@ impl World {
             auth_required: self.daemon.bus.roster().auth_required(),
             max_payload: usize::MAX,
             nonce: "0123456789abcde",
+            is_signed: false,
             tls: None,
         };
         first_info(&infos, &local)
@@ -1189,6 +1190,12 @@ impl World {
                 {
                     out.push(&info);
                 }
+                true
+            }
+            Some(SessionAction::Identify) => {
+                self.with_session(no, |session, home, cx| {
+                    session.handle_identified(Identified::Unknown, home, cx);
+                });
                 true
             }
             Some(SessionAction::Attach { connect, sent }) => {

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Session, SessionAction, Stage, Upstream};
+use super::{Identified, Identifying, Session, SessionAction, Stage, Upstream};
 use crate::downstream::pending_input::PendingInput;
 use crate::proto::client::{self, ClientOp, Scan};
 use crate::proto::connect::ConnectInfo;
@@ -13,6 +13,9 @@ use crate::upstream::{Bus, CloseReason, Trunk, Turn};
 /// The answer of the server of 2012 to a CONNECT that it can't read.
 const INVALID_CONFIG: &[u8] =
     b"-ERR 'Invalid config, valid JSON required for connection configuration'\r\n";
+
+/// The answer to a component that isn't who it claims to be: a broker's.
+const REFUSED: &[u8] = b"Authorization Violation";
 
 impl Session {
     pub(super) fn handle_connect(
@@ -35,7 +38,6 @@ impl Session {
                 };
             }
             Err(fault) => Some(CloseReason::Fault(fault.into())),
-            Ok(()) if connect.is_signed() => unsign(&mut connect, cx.bus),
             Ok(()) => None,
         };
         if let Some(reason) = refusal {
@@ -46,8 +48,73 @@ impl Session {
             };
         }
         self.headers = connect.headers;
-        let connect = cx.bus.share_connect(connect);
-        self.connect = Some(Rc::clone(&connect));
+        self.connect = Some(cx.bus.share_connect(connect));
+        self.identify(Identifying { sent: true, again }, upstream, cx);
+    }
+
+    /// Goes on as whoever the component is: at once, where the bus knows no identities.
+    fn identify(
+        &mut self,
+        identifying: Identifying,
+        upstream: Option<&mut Upstream<'_>>,
+        cx: &mut Turn<'_>,
+    ) {
+        self.identifying = Some(identifying);
+        if cx.bus.identities().is_empty() {
+            return self.go_on_as(Identified::Unknown, upstream, cx);
+        }
+        if upstream.is_none() {
+            self.stage = Stage::Attaching;
+        }
+        self.action = Some(SessionAction::Identify);
+    }
+
+    /// The driver has found out who the component is.
+    pub fn handle_identified(
+        &mut self,
+        identified: Identified,
+        mut upstream: Option<Upstream<'_>>,
+        cx: &mut Turn<'_>,
+    ) {
+        self.go_on_as(identified, upstream.as_mut(), cx);
+        if let Some(upstream) = upstream {
+            // Behind an action, the driver comes back here.
+            self.handle_ready(upstream, cx);
+        }
+    }
+
+    fn go_on_as(
+        &mut self,
+        identified: Identified,
+        upstream: Option<&mut Upstream<'_>>,
+        cx: &mut Turn<'_>,
+    ) {
+        let Some(Identifying { sent, again }) = self.identifying.take() else {
+            return;
+        };
+        if matches!(self.stage, Stage::Over) {
+            return;
+        }
+        let own = match &self.connect {
+            Some(own) => Rc::clone(own),
+            None => cx.bus.share_connect(ConnectInfo::default()),
+        };
+        let connect = match identified {
+            Identified::As(identity) => Ok(cx.bus.share_connect(own.as_identity(identity))),
+            Identified::Refused => Err(CloseReason::Refused(REFUSED.into())),
+            Identified::Unknown if own.is_signed() => unsign(&own, cx.bus),
+            Identified::Unknown => Ok(own),
+        };
+        let connect = match connect {
+            Ok(connect) => connect,
+            Err(reason) => {
+                return match upstream {
+                    Some(upstream) => upstream.trunk.finish(upstream.id, reason, cx),
+                    None => self.close(reason),
+                };
+            }
+        };
+        self.upstream_connect = Some(Rc::clone(&connect));
         match upstream {
             Some(upstream) if upstream.trunk.is_shared() => {
                 let keeps = !(again && drops_subscriptions(cx.bus, upstream.trunk));
@@ -58,7 +125,7 @@ impl Session {
                 let drop = again && drops_subscriptions(cx.bus, upstream.trunk);
                 upstream.trunk.reconnect(upstream.id, connect, drop, cx);
             }
-            None => self.ask_for_trunk(connect, true, cx),
+            None => self.ask_for_trunk(connect, sent, cx),
         }
     }
 
@@ -69,8 +136,14 @@ impl Session {
     }
 
     /// An operation of a session that has sent no CONNECT.
-    pub(super) fn handle_before_connect(&mut self, op: ClientOp<'_>, frame: &[u8], bus: &mut Bus) {
-        if !bus.roster().auth_required() {
+    pub(super) fn handle_before_connect(
+        &mut self,
+        op: ClientOp<'_>,
+        frame: &[u8],
+        cx: &mut Turn<'_>,
+    ) {
+        let bus = &mut *cx.bus;
+        if !bus.auth_required() {
             if matches!(op, ClientOp::Ping)
                 && self
                     .pending_input
@@ -82,12 +155,11 @@ impl Session {
             if !self.pending_input(bus).keep(frame) {
                 return self.close(CloseReason::EarlyBytesExceeded);
             }
-            self.stage = Stage::Attaching;
-            self.action = Some(SessionAction::Attach {
-                connect: bus.share_connect(ConnectInfo::default()),
+            let identifying = Identifying {
                 sent: false,
-            });
-            return;
+                again: false,
+            };
+            return self.identify(identifying, None, cx);
         }
         if !bus.settings().lenient_connect {
             return self.close(CloseReason::ConnectExpected);
@@ -123,15 +195,17 @@ impl Session {
 }
 
 /// A signature is worthless on another connection (R18): it passes where brokers don't look at it.
-fn unsign(connect: &mut ConnectInfo, bus: &Bus) -> Option<CloseReason> {
+fn unsign(own: &ConnectInfo, bus: &mut Bus) -> Result<Rc<ConnectInfo>, CloseReason> {
+    let mut connect = own.clone();
     if !bus.roster().auth_required() {
         connect.forget_keys();
     } else if connect.is_bearer() {
         connect.unsign();
     } else {
-        return Some(CloseReason::Signed);
+        bus.counters_mut().protocol_errors += 1;
+        return Err(CloseReason::Signed);
     }
-    None
+    Ok(bus.share_connect(connect))
 }
 
 /// nats-server 2.12.8, 2.14 and later drop a connection's subscriptions at a second CONNECT.

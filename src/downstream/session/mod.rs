@@ -16,7 +16,7 @@ use super::pending_input::PendingInput;
 use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::net::{Outbox, Partial, Retention};
-use crate::proto::connect::ConnectInfo;
+use crate::proto::connect::{ConnectInfo, IdentityId};
 use crate::proto::encode;
 use crate::upstream::brokers::roster::Offer;
 use crate::upstream::trunk::MoveReason;
@@ -25,6 +25,9 @@ use crate::upstream::{Bus, CloseReason, Trunk, Turn};
 /// A request to the driver.
 #[derive(Debug)]
 pub enum SessionAction {
+    /// Find out whether the component is one of the bus's identities, and call
+    /// [`Session::handle_identified`].
+    Identify,
     /// Find or make the trunk for these options, attach the session to it, and call
     /// [`Session::handle_attached`].
     Attach {
@@ -91,7 +94,11 @@ pub struct Session {
     max_control_line: usize,
     /// The offer of the last INFO.
     told: Offer,
+    /// The component's own CONNECT, and what goes upstream in its place.
     connect: Option<Rc<ConnectInfo>>,
+    upstream_connect: Option<Rc<ConnectInfo>>,
+    /// It waits to be identified.
+    identifying: Option<Identifying>,
     action: Option<SessionAction>,
     pings: KeepAlive,
     /// Whether its trunk has ever been ready for it.
@@ -100,6 +107,26 @@ pub struct Session {
     eof: bool,
     /// When a component that closed its side stops waiting for a broker's verdict.
     eof_until: Option<Instant>,
+}
+
+/// A session whose component is to be identified.
+#[derive(Clone, Copy, Debug)]
+struct Identifying {
+    /// Whether it sent CONNECT, or a broker's defaults stand in.
+    sent: bool,
+    /// Whether it had sent one before.
+    again: bool,
+}
+
+/// Who a component is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identified {
+    /// An identity of the bus.
+    As(IdentityId),
+    /// Nobody whom natsmux knows: its own credentials pass through.
+    Unknown,
+    /// Somebody who claims to be what it isn't.
+    Refused,
 }
 
 /// natsmux's own PINGs to the component, as nats-server sends them.
@@ -115,7 +142,7 @@ impl Session {
     /// A session that has just been accepted and has got the INFO, with this offer.
     pub fn new(told: Offer, cx: &Turn<'_>) -> Self {
         let settings = &cx.bus.settings();
-        let must_connect = cx.bus.roster().auth_required();
+        let must_connect = cx.bus.auth_required();
         let auth_timeout = if cx.bus.roster().are_of_2012() {
             settings.timings.auth_timeout.min(AUTH_TIMEOUT_OF_2012)
         } else {
@@ -133,6 +160,8 @@ impl Session {
             max_control_line: settings.limits.max_control_line,
             told,
             connect: None,
+            upstream_connect: None,
+            identifying: None,
             action: None,
             pings: KeepAlive {
                 outstanding: 0,
@@ -230,7 +259,10 @@ impl Session {
     /// The trunk may have become ready: what the component sent before that goes on, in its
     /// order.
     pub fn handle_ready(&mut self, upstream: Upstream<'_>, cx: &mut Turn<'_>) {
-        if !upstream.trunk.is_ready(upstream.id) || upstream.trunk.is_ending(upstream.id) {
+        if self.identifying.is_some()
+            || !upstream.trunk.is_ready(upstream.id)
+            || upstream.trunk.is_ending(upstream.id)
+        {
             // `abandon` counts what waits for a session that ends.
             return;
         }
@@ -279,7 +311,7 @@ impl Session {
         if self.action.is_none()
             && let Some(why) = upstream.trunk.reason_to_leave(upstream.id)
         {
-            let connect = self.connect.clone().unwrap_or_default();
+            let connect = self.upstream_connect.clone().unwrap_or_default();
             self.action = Some(SessionAction::Move { connect, why });
         }
     }
@@ -318,6 +350,11 @@ impl Session {
     /// Returns the component's CONNECT, once it has come.
     pub fn connect(&self) -> Option<&ConnectInfo> {
         self.connect.as_deref()
+    }
+
+    /// Whether nothing more is to be read until its component is identified.
+    pub fn is_identifying(&self) -> bool {
+        self.identifying.is_some()
     }
 
     /// Whether something waits for [`Session::handle_ready`].
@@ -411,9 +448,8 @@ impl Session {
 
     /// Whether what comes now must wait until the trunk is ready.
     fn must_wait(&self, upstream: &Option<Upstream<'_>>) -> bool {
-        upstream
-            .as_ref()
-            .is_some_and(|upstream| !upstream.trunk.is_ready(upstream.id))
+        let is_unready = |upstream: &Upstream<'_>| !upstream.trunk.is_ready(upstream.id);
+        self.identifying.is_some() || upstream.as_ref().is_some_and(is_unready)
     }
 
     fn is_open(&self, upstream: &Option<Upstream<'_>>) -> bool {

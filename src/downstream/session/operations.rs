@@ -121,7 +121,7 @@ impl Session {
             (ClientOp::Ignored, _) => {}
             (ClientOp::Pong, _) => self.pings.outstanding = 0,
             (op, Some(upstream)) => self.forward(op, upstream, cx),
-            (op, None) => self.handle_before_connect(op, frame, cx.bus),
+            (op, None) => self.handle_before_connect(op, frame, cx),
         }
     }
 

@@ -19,8 +19,14 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use x509_cert::der::Decode;
+use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
 
 use crate::config::{TlsFiles, TlsVersion};
+
+/// The type of a subject's field that is its common name.
+const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
 static ONLY_13: &[&SupportedProtocolVersion] = &[&TLS13];
 
@@ -229,6 +235,28 @@ pub(super) fn first_end(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
         UNIX_EPOCH.checked_add(not_after.to_unix_duration())
     });
     ends.min()
+}
+
+/// The common names and DNS names in a certificate; none where it can't be read.
+pub(super) fn names_in(der: &CertificateDer<'_>) -> Vec<String> {
+    let Ok(certificate) = x509_cert::Certificate::from_der(der) else {
+        return Vec::new();
+    };
+    let certificate = certificate.tbs_certificate;
+    let fields = certificate.subject.0.iter().flat_map(|field| field.0.iter());
+    let common = fields.filter(|field| field.oid == COMMON_NAME);
+    let common = common.filter_map(|field| {
+        let text = std::str::from_utf8(field.value.value());
+        text.ok().map(str::to_owned)
+    });
+    let mut names: Vec<String> = common.collect();
+    if let Ok(Some((_, others))) = certificate.get::<SubjectAltName>() {
+        names.extend(others.0.into_iter().filter_map(|name| match name {
+            GeneralName::DnsName(name) => Some(name.to_string()),
+            _ => None,
+        }));
+    }
+    names
 }
 
 fn unusable(path: Option<&Path>, error: rustls::Error) -> TlsFileError {

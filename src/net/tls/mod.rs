@@ -189,6 +189,12 @@ impl Tls {
         files::first_end(self.connection.peer_certificates()?)
     }
 
+    /// The common name and the DNS names in the peer's certificate.
+    pub fn peer_names(&self) -> Vec<String> {
+        let chain = self.connection.peer_certificates().unwrap_or_default();
+        chain.first().map(files::names_in).unwrap_or_default()
+    }
+
     /// Whether there is something to read that the socket doesn't know of any more.
     pub fn has_unread(&self) -> bool {
         self.unread > 0 || !self.unopened.is_empty() || self.fault.is_some() || self.has_ended

@@ -4,16 +4,17 @@
 //! never reaches a broker. A [`ConnectInfo`] is comparable and hashable, so that it can be the key under which
 //! sessions share an upstream.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
-use data_encoding::BASE64URL_NOPAD;
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use thiserror::Error;
 
 use super::info::HeaderSupport;
 use super::json::{self, LossyText};
+use super::jwt::Claims;
 
 /// A credential. It has no readable `Debug`, and its memory is zeroed when it is dropped.
 #[derive(Clone)]
@@ -48,6 +49,35 @@ impl Hash for Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[secret]")
+    }
+}
+
+/// The number of an identity of natsmux's own, whose credentials stand in for a component's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IdentityId(pub u32);
+
+/// The credentials in one CONNECT.
+#[derive(Clone, Default)]
+pub struct Login<'l> {
+    /// User name.
+    pub user: Option<Cow<'l, str>>,
+    /// Password.
+    pub pass: Option<Cow<'l, str>>,
+    /// Token.
+    pub auth_token: Option<Cow<'l, str>>,
+    /// User JWT.
+    pub jwt: Option<Cow<'l, str>>,
+    /// Public user key.
+    pub nkey: Option<Cow<'l, str>>,
+    /// Signature of the nonce by the user's key.
+    pub sig: Option<Cow<'l, str>>,
+    /// Signature of the nonce by the key of a proxy (ADR-55).
+    pub proxy_sig: Option<Cow<'l, str>>,
+}
+
+impl fmt::Debug for Login<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[login]")
     }
 }
 
@@ -91,6 +121,8 @@ pub struct ConnectInfo {
     pub account: Option<String>,
     /// Once made an account; brokers refuse `true`.
     pub new_account: bool,
+    /// The identity that stands in for the component's credentials, which aren't here then.
+    pub identity: Option<IdentityId>,
 }
 
 impl Default for ConnectInfo {
@@ -113,6 +145,7 @@ impl Default for ConnectInfo {
             version: None,
             account: None,
             new_account: false,
+            identity: None,
         }
     }
 }
@@ -161,26 +194,44 @@ impl ConnectInfo {
 
     /// Whether its JWT is one that brokers take without a signature.
     pub fn is_bearer(&self) -> bool {
-        #[derive(serde::Deserialize)]
-        struct Claims {
-            nats: Nats,
-        }
-        #[derive(serde::Deserialize)]
-        struct Nats {
-            #[serde(default)]
-            bearer_token: bool,
-        }
-        let payload = self.jwt.as_ref().and_then(|jwt| {
-            let payload = jwt.expose().split('.').nth(1)?;
-            BASE64URL_NOPAD.decode(payload.as_bytes()).ok()
-        });
-        let claims = payload.and_then(|json| serde_json::from_slice::<Claims>(&json).ok());
-        claims.is_some_and(|claims| claims.nats.bearer_token)
+        let jwt = self.jwt.as_ref();
+        let claims = jwt.and_then(|jwt| Claims::of(jwt.expose()));
+        claims.is_some_and(|claims| claims.is_bearer())
     }
 
     /// Leaves out the signature of a nonce, and the key that it is by.
     pub fn unsign(&mut self) {
         (self.sig, self.nkey) = (None, None);
+    }
+
+    /// These options with an identity in place of all credentials.
+    pub fn as_identity(&self, identity: IdentityId) -> Self {
+        Self {
+            user: None,
+            pass: None,
+            auth_token: None,
+            jwt: None,
+            nkey: None,
+            sig: None,
+            identity: Some(identity),
+            ..self.clone()
+        }
+    }
+
+    /// The credentials that the component sent.
+    pub fn login(&self) -> Login<'_> {
+        fn text(secret: &Option<Secret>) -> Option<Cow<'_, str>> {
+            secret.as_ref().map(|secret| Cow::Borrowed(secret.expose()))
+        }
+        Login {
+            user: text(&self.user),
+            pass: text(&self.pass),
+            auth_token: text(&self.auth_token),
+            jwt: text(&self.jwt),
+            nkey: text(&self.nkey),
+            sig: text(&self.sig),
+            proxy_sig: None,
+        }
     }
 
     /// Leaves out all credentials that are signed: for brokers that ask for none.
@@ -204,9 +255,14 @@ impl ConnectInfo {
         }
     }
 
-    /// Appends `CONNECT {…}` with its line end, under this `protocol` in place of the component's, and without what
-    /// needs headers where the broker has none.
+    /// Appends `CONNECT {…}` with its line end and the component's own credentials.
     pub fn encode(&self, protocol: u8, headers: bool, out: &mut Vec<u8>) {
+        self.encode_as(&self.login(), protocol, headers, out);
+    }
+
+    /// Appends `CONNECT {…}` with its line end and these credentials, under this `protocol` in place of the
+    /// component's, and without what needs headers where the broker has none.
+    pub fn encode_as(&self, login: &Login<'_>, protocol: u8, headers: bool, out: &mut Vec<u8>) {
         out.extend_from_slice(b"CONNECT {");
         flag(out, "verbose", self.verbose);
         out.push(b',');
@@ -223,7 +279,7 @@ impl ConnectInfo {
                 flag(out, key, value);
             }
         }
-        for (key, value) in self.texts() {
+        for (key, value) in self.texts(login) {
             if let Some(value) = value {
                 out.push(b',');
                 name(out, key);
@@ -235,17 +291,15 @@ impl ConnectInfo {
         out.extend_from_slice(b"}\r\n");
     }
 
-    fn texts(&self) -> [(&'static str, Option<&str>); 10] {
-        fn secret(value: &Option<Secret>) -> Option<&str> {
-            value.as_ref().map(Secret::expose)
-        }
+    fn texts<'t>(&'t self, login: &'t Login<'_>) -> [(&'static str, Option<&'t str>); 11] {
         [
-            ("user", secret(&self.user)),
-            ("pass", secret(&self.pass)),
-            ("auth_token", secret(&self.auth_token)),
-            ("jwt", secret(&self.jwt)),
-            ("nkey", secret(&self.nkey)),
-            ("sig", secret(&self.sig)),
+            ("user", login.user.as_deref()),
+            ("pass", login.pass.as_deref()),
+            ("auth_token", login.auth_token.as_deref()),
+            ("jwt", login.jwt.as_deref()),
+            ("nkey", login.nkey.as_deref()),
+            ("sig", login.sig.as_deref()),
+            ("proxy_sig", login.proxy_sig.as_deref()),
             ("name", self.name.as_deref()),
             ("lang", self.lang.as_deref()),
             ("version", self.version.as_deref()),

@@ -244,6 +244,8 @@ pub struct FirstInfo<'a> {
     pub max_payload: usize,
     /// The nonce that components sign that hold a key, where brokers want that.
     pub nonce: &'a str,
+    /// Whether natsmux itself wants it signed.
+    pub is_signed: bool,
     /// TLS as natsmux offers it; `None`: plain text.
     pub tls: Option<TlsOffer>,
 }
@@ -271,7 +273,7 @@ pub fn first_info(brokers: &[&ServerInfo], local: &FirstInfo<'_>) -> Vec<u8> {
     }
     let via = via(brokers);
     line.text("natsmux_via", Some(&*via).filter(|via| !via.is_empty()));
-    let is_signed = brokers.iter().any(|broker| broker.nonce.is_some());
+    let is_signed = local.is_signed || brokers.iter().any(|broker| broker.nonce.is_some());
     line.text("nonce", Some(local.nonce).filter(|_| is_signed));
     line.text("server_name", Some(cut(local.server_name, 32)));
     line.number("client_id", Some(local.client_id));

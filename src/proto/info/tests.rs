@@ -20,6 +20,7 @@ fn local() -> FirstInfo<'static> {
         auth_required: false,
         max_payload: usize::MAX,
         nonce: "0123456789abcde",
+        is_signed: false,
         tls: None,
     }
 }
@@ -199,6 +200,7 @@ fn a_brokers_long_version_crowds_nothing_out() {
         auth_required: false,
         max_payload: usize::MAX,
         nonce: "0123456789abcde",
+        is_signed: false,
         tls: None,
     };
     let line = first_info(&[&broker], &local);

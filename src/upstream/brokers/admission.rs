@@ -91,7 +91,11 @@ impl Admission {
             &connect.jwt,
             &connect.nkey,
         );
-        self.salt.hash_one(credentials)
+        match connect.identity {
+            // There are no others beside it.
+            Some(identity) => self.salt.hash_one(identity),
+            None => self.salt.hash_one(credentials),
+        }
     }
 }
 

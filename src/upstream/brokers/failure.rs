@@ -80,6 +80,8 @@ pub enum Departure {
     Removed,
     /// The component sent another CONNECT.
     NewConnect,
+    /// natsmux has newer credentials for its identity (R38).
+    Renewed,
 }
 
 /// Why a link that was live isn't any more.
@@ -106,14 +108,14 @@ impl From<Departure> for Cause {
 impl Cause {
     /// Whether natsmux leaves the broker by itself, with all of the bus's trunks.
     pub fn is_planned(self) -> bool {
-        matches!(self, Self::Left(departure) if departure != Departure::NewConnect)
+        matches!(self, Self::Left(departure) if !departure.is_own())
     }
 
     /// Whether it concerns one trunk's sessions, and says nothing of the broker.
     pub fn is_own(self) -> bool {
         match self {
             Self::Failed(failure) => failure.is_own(),
-            Self::Left(departure) => departure == Departure::NewConnect,
+            Self::Left(departure) => departure.is_own(),
         }
     }
 
@@ -127,6 +129,11 @@ impl Cause {
 }
 
 impl Departure {
+    /// Whether it concerns one trunk's sessions, which may go to the same broker again.
+    pub fn is_own(self) -> bool {
+        matches!(self, Self::NewConnect | Self::Renewed)
+    }
+
     /// The label in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -134,6 +141,7 @@ impl Departure {
             Self::Failback => "failback",
             Self::Removed => "removed",
             Self::NewConnect => "new_connect",
+            Self::Renewed => "renewed",
         }
     }
 }

@@ -26,6 +26,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::clock::Instant;
+use crate::identity::Identities;
 use crate::ledger::Settled;
 use crate::proto::connect::ConnectInfo;
 use crate::telemetry::{Counters, Observed};
@@ -59,6 +60,7 @@ pub struct Bus {
     counters: Counters,
     observed: Observed,
     budgets: Budgets,
+    identities: Identities,
 }
 
 /// Facts about the brokers, whichever worker's trunks ask.
@@ -121,7 +123,28 @@ impl Bus {
             counters: Counters::default(),
             observed: Observed::default(),
             budgets,
+            identities: Identities::default(),
         }
+    }
+
+    /// Whom natsmux is to brokers, and for whom.
+    pub fn identities(&self) -> &Identities {
+        &self.identities
+    }
+
+    /// Takes other identities: none of those before.
+    pub fn set_identities(&mut self, identities: Identities) {
+        self.identities = identities;
+    }
+
+    /// Whom natsmux is to brokers, and for whom, to change it.
+    pub fn identities_mut(&mut self) -> &mut Identities {
+        &mut self.identities
+    }
+
+    /// Whether components are asked for credentials.
+    pub fn auth_required(&self) -> bool {
+        self.identities.need_credentials() || self.roster().auth_required()
     }
 
     /// Returns the part of the configuration that the machines read.

@@ -1,6 +1,7 @@
 //! Cells that the tasks of one worker share: the bus, and each trunk.
 
 use std::cell::{Cell, Ref, RefCell, RefMut};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::SystemTime;
@@ -12,6 +13,7 @@ use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::net::Port;
 use crate::net::tls::ClientTls;
+use crate::proto::connect::IdentityId;
 use crate::upstream::bus::{Bus, Turn};
 use crate::upstream::trunk::Trunk;
 
@@ -28,6 +30,8 @@ pub struct BusCell {
     machine: RefCell<Bus>,
     /// TLS towards brokers: natsmux's certificate, and the authorities that it trusts.
     pub(super) tls: RefCell<Option<ClientTls>>,
+    /// The same for identities that have a certificate of their own.
+    identity_tls: RefCell<BTreeMap<IdentityId, ClientTls>>,
     pub(super) log: RefCell<OperatorLog>,
 }
 
@@ -39,6 +43,7 @@ impl BusCell {
             buffer,
             machine: RefCell::new(machine),
             tls: RefCell::new(None),
+            identity_tls: RefCell::default(),
         }
     }
 
@@ -49,6 +54,24 @@ impl BusCell {
         let is_new = digest(&self.tls.borrow()) != digest(&tls);
         *self.tls.borrow_mut() = tls;
         is_new
+    }
+
+    /// Sets the certificates that identities show in place of the bus's. Returns those that show
+    /// another one than before.
+    pub fn set_identity_tls(&self, tls: BTreeMap<IdentityId, ClientTls>) -> Vec<IdentityId> {
+        let digest = |tls: &ClientTls| tls.digest();
+        let before = self.identity_tls.replace(tls);
+        let now = self.identity_tls.borrow();
+        let ids: BTreeSet<_> = before.keys().chain(now.keys()).copied().collect();
+        let is_other = |id: &IdentityId| before.get(id).map(digest) != now.get(id).map(digest);
+        ids.into_iter().filter(is_other).collect()
+    }
+
+    /// What an identity says to brokers in TLS.
+    pub(super) fn tls_of(&self, identity: Option<IdentityId>) -> Option<ClientTls> {
+        let own = self.identity_tls.borrow();
+        let own = identity.and_then(|id| own.get(&id).cloned());
+        own.or_else(|| self.tls.borrow().clone())
     }
 
     /// When the certificate ends that natsmux shows to brokers.

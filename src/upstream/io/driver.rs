@@ -282,7 +282,8 @@ impl Driver {
         let Some(Socket::Open { port, .. }) = link.map(|link| &link.socket) else {
             return;
         };
-        if let Err(error) = self.bus.secure(port, broker) {
+        let identity = self.cell.machine.borrow().connect().identity;
+        if let Err(error) = self.bus.secure(port, broker, identity) {
             let failure = Failure::TlsHandshake;
             self.bus.log_tls(broker, failure, &error, self.now);
             self.fail(id, failure);

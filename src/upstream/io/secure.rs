@@ -11,6 +11,7 @@ use crate::clock::Instant;
 use crate::net::socket::ReadHalf;
 use crate::net::tls::{ClientTls, Tls, TlsFault};
 use crate::net::{Flush, Outbox, Port, Retention};
+use crate::proto::connect::IdentityId;
 use crate::proto::error_text::classify;
 use crate::proto::server::{self, ServerLimits, ServerOp, ServerScan};
 use crate::upstream::brokers::roster::{BrokerId, Failure};
@@ -19,12 +20,17 @@ use crate::upstream::brokers::roster::{BrokerId, Failure};
 const PLAIN_BYTES: usize = 1024;
 
 impl BusCell {
-    /// Begins a handshake with a broker.
+    /// Begins a handshake with a broker, as an identity or as the bus.
     ///
     /// # Errors
     /// The bus has no TLS, or the broker's host can't be named in a certificate.
-    pub(super) fn secure(&self, port: &Port, broker: BrokerId) -> io::Result<()> {
-        let tls = self.tls.borrow();
+    pub(super) fn secure(
+        &self,
+        port: &Port,
+        broker: BrokerId,
+        identity: Option<IdentityId>,
+    ) -> io::Result<()> {
+        let tls = self.tls_of(identity);
         self.begin_tls(tls.as_ref(), port, broker)
     }
 

@@ -343,6 +343,9 @@ impl Trunk {
             broker,
             text: text.into(),
         }));
+        if self.has_newer(&self.links[id], cx.bus) {
+            return self.fail(id, Failure::Refused, cx);
+        }
         cx.bus.admission_mut().forget(&self.connect);
         let id = self.links[id].id;
         let others = |link: &Link| link.is_attached() && link.id != id;

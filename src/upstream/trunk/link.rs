@@ -178,6 +178,10 @@ pub(super) struct Link {
     pub(super) id: LinkId,
     pub(super) broker: BrokerId,
     pub(super) phase: Phase,
+    /// Which of its identity's credentials its CONNECT had (R38).
+    pub(super) generation: Option<u64>,
+    /// Whether it is to give way to one with newer ones.
+    pub(super) is_stale: bool,
     /// Whether a TLS handshake is over.
     pub(super) is_secured: bool,
     /// An INFO that came ahead of the TLS handshake.
@@ -299,6 +303,8 @@ impl Link {
             id,
             broker,
             phase: Phase::Connecting,
+            generation: None,
+            is_stale: false,
             is_secured: false,
             early_info: None,
             headers: true,

@@ -187,7 +187,7 @@ impl Trunk {
         }
         if self.route.moving.take().is_some() {
             self.abandon_joining(cx.bus);
-            self.renew_links(cx);
+            self.renew_links(Departure::NewConnect, cx);
         }
     }
 

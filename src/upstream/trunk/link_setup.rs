@@ -13,7 +13,7 @@ use crate::net::Partial;
 use crate::proto::encode;
 use crate::proto::info::HeaderSupport;
 use crate::proto::info::ServerInfo;
-use crate::upstream::brokers::roster::{BrokerId, Failure};
+use crate::upstream::brokers::roster::{BrokerId, Departure, Failure};
 use crate::upstream::brokers::trouble::IdentityDigest;
 use crate::upstream::bus::{Bus, Turn};
 
@@ -40,7 +40,7 @@ impl Trunk {
             if planned.after.is_some() {
                 return;
             }
-            self.renew_links(cx);
+            self.renew_links(Departure::NewConnect, cx);
         }
         for step in self.route.next(self.id, &self.connect, &self.links, cx) {
             match step {
@@ -138,6 +138,7 @@ impl Trunk {
     pub fn handle_wake(&mut self, cx: &mut Turn<'_>) {
         self.meet_outage(cx);
         self.meet_suspicion(cx);
+        self.review_credentials(cx);
         self.leave_where_due(cx);
         self.next_attempt(cx);
         cx.bus.pass_turn(self.id);
@@ -176,6 +177,7 @@ impl Trunk {
         let broker = self.links[id].broker;
         let unfit = cx.bus.roster().unfit(broker, &info);
         let headers = info.headers;
+        let nonce = info.nonce.clone();
         let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);
         if self.route.is_independent() {
             let independent = self.links[id].independent.get_or_insert_default();
@@ -189,9 +191,16 @@ impl Trunk {
         }
         // Of independent brokers, one is asked for the answer to a verbose CONNECT.
         let asked = self.links.any(|link| link.oks.owed(OkOwner::Operation) > 0);
+        let generation = self.generation(cx.bus);
+        let Some(login) = self.login(nonce.as_deref(), cx.bus) else {
+            self.drop_link(id, cx.bus);
+            return self.review_credentials(cx);
+        };
         let mut connect = Vec::new();
-        self.connect.encode(protocol, headers, &mut connect);
+        self.connect
+            .encode_as(&login, protocol, headers, &mut connect);
         let link = &mut self.links[id];
+        link.generation = generation;
         link.max_payload = max_payload;
         link.headers = self.connect.headers && headers;
         link.strips = self.connect.headers && !headers;

@@ -27,6 +27,7 @@ mod debts;
 mod flow;
 mod lacks;
 mod operations;
+mod renewal;
 mod resume;
 mod trunk_end;
 
@@ -111,6 +112,8 @@ pub struct Trunk {
     charged: bool,
     links: Links,
     route: Route,
+    /// When links move to renewed credentials (R38).
+    renew_at: Option<Instant>,
     /// The time that the driver's timer was last set for.
     timer: Option<Instant>,
     /// Silence is measured from here at the earliest, after a clock that jumped (R9).
@@ -143,6 +146,7 @@ impl Trunk {
             charged: false,
             links: Links::new(),
             route: Route::default(),
+            renew_at: None,
             timer: None,
             clock_floor: None,
             any_limited: false,

@@ -199,7 +199,7 @@ impl Trunk {
         self.abandon_joining(cx.bus);
         let live = self.links.find(|link| link.phase == Phase::Live);
         if live.is_none() && cx.bus.settings().is_independent() {
-            self.renew_links(cx);
+            self.renew_links(Departure::NewConnect, cx);
         }
         if let Some(id) = live {
             let slot = self.sessions.get(session);

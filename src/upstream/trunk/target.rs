@@ -99,8 +99,12 @@ impl Trunk {
         // (R20).
         let oks = link.oks.owed(OkOwner::Operation);
         link.oks.disown();
-        let cause = Self::must_leave(from, cx.bus).unwrap_or(Departure::Failback);
-        let cause = Cause::from(cause);
+        let default = if link.is_stale {
+            Departure::Renewed
+        } else {
+            Departure::Failback
+        };
+        let cause = Cause::from(Self::must_leave(from, cx.bus).unwrap_or(default));
         self.route.lost = Some(Lost {
             broker: from,
             cause,
@@ -169,8 +173,8 @@ impl Trunk {
         self.release_late(cx.bus);
     }
 
-    /// A second CONNECT: all links are opened anew, under the new options (R20).
-    pub(super) fn renew_links(&mut self, cx: &mut Turn<'_>) {
+    /// All links are opened anew: under other options (R20), or with other credentials.
+    pub(super) fn renew_links(&mut self, reason: Departure, cx: &mut Turn<'_>) {
         self.route.moving = None;
         if let Some(several) = self.route.several_mut() {
             several.cancel_switch();
@@ -183,7 +187,7 @@ impl Trunk {
             // Of a failover that isn't over, the operator is still told the sum.
             self.route.lost.get_or_insert(Lost {
                 broker: link.broker,
-                cause: Departure::NewConnect.into(),
+                cause: reason.into(),
                 at: cx.now,
             });
             cx.bus.detached(self.id, link.broker, cx.now);

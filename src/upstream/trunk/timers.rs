@@ -55,6 +55,7 @@ impl Trunk {
         }
         due.note(self.unmarked);
         due.note(self.refusal_due(bus));
+        due.note(self.renewal_due());
         due.note(self.sessions.due());
         due.note(self.target_due(bus));
         due.note(self.idle_until(bus));
@@ -109,6 +110,7 @@ impl Trunk {
             self.leave_where_due(cx);
             self.next_attempt(cx);
         }
+        self.renew_where_due(cx);
         self.handle_target_timeout(cx);
         self.check_refused(cx);
         if self.idle_until(cx.bus).is_some_and(|until| until <= cx.now) {

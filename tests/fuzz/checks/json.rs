@@ -60,6 +60,7 @@ pub fn info(data: &[u8]) {
         auth_required: false,
         max_payload: usize::MAX,
         nonce: "0123456789abcde",
+        is_signed: false,
         tls: None,
     };
     for brokers in [

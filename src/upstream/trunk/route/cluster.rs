@@ -50,7 +50,7 @@ impl Route {
     }
 
     fn avoided(&self, links: &Links) -> Vec<BrokerId> {
-        let leaves = |planned: &Move| planned.reason != Departure::NewConnect;
+        let leaves = |planned: &Move| !planned.reason.is_own();
         let leaving = self.moving.as_ref().filter(|planned| leaves(planned));
         let left = leaving.and_then(|_| links.live());
         let left = left.map(|id| links[id].broker);

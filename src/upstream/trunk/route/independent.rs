@@ -79,6 +79,9 @@ impl Several {
     ) -> Steps {
         let removed = Self::removed(links, cx.bus);
         let mut steps: Steps = removed.map(Step::Leave).collect();
+        if let Some(stale) = Self::stale(links) {
+            steps.push(Step::Leave(stale));
+        }
         let frozen = |link: &Link| {
             let stays = !steps.contains(&Step::Leave(link.id));
             stays && link.is_attached() && cx.bus.roster().is_frozen(link.broker)
@@ -123,6 +126,14 @@ impl Several {
             link.phase == Phase::Standby && bus.roster().broker(link.broker).is_removed()
         };
         links.iter().filter(is_removed).map(|link| link.id)
+    }
+
+    /// A link with old credentials where publishes don't go, and that is to be opened anew: one at a
+    /// time (R38).
+    fn stale(links: &Links) -> Option<LinkId> {
+        let is_busy = links.any(|link| !link.is_attached());
+        let stale = links.find(|link| link.phase == Phase::Standby && link.is_stale);
+        stale.filter(|_| !is_busy)
     }
 
     /// A broker turned the trunk away, or hung up at once.
@@ -263,7 +274,7 @@ impl Several {
 fn rank(link: &Link, cx: &Turn<'_>) -> (bool, bool, bool, usize) {
     let suspect = cx.bus.watch(link.broker).suspect_since().is_some();
     let broker = cx.bus.roster().broker(link.broker);
-    let leaving = broker.is_removed() || broker.health() == Health::LameDuck;
+    let leaving = broker.is_removed() || broker.health() == Health::LameDuck || link.is_stale;
     let chosen = cx.bus.roster().current() == link.broker;
     let place = cx.bus.roster().place(link.broker, cx.now);
     (suspect, leaving, !chosen, place)

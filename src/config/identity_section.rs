@@ -1,0 +1,175 @@
+//! Reads `[[bus.identity]]`.
+
+use super::error::{ConfigError, Fault};
+use super::identity::{CredentialSource, CredentialsConfig, IdentityConfig, MatchConfig};
+use super::section::Section;
+use super::walk::Visitor;
+
+const A_NAME: &str = "a name of 1 to 32 of a-z, 0-9, _ and -";
+const A_FILE: &str = "the path of a file";
+const A_USER: &str = "a user name";
+const A_PAIR: &str = "the path of a file, as `cert` and `key` belong together";
+const A_HASH: &str = "the path of a file with the hash of `user`'s password";
+const A_PASSWORD: &str = "the path of a file with the password of `user`";
+const A_UID: &str = "the name of a user of this host, or its number, such as \"1000\"";
+const A_UNIT: &str = "the name of a systemd unit, such as \"orders.service\"";
+const A_KEY: &str = "a public user nkey: 56 characters, the first of them U";
+const A_SUBJECT: &str = "the common name or DNS name in a certificate";
+const A_MATCH: &str =
+    "at least one of same_key, nkey, user, token_file, uid, unit, certificate, anybody";
+const ONE_SOURCE: &str = "at most one of creds, nkey_file, user, token_file, jwt_file";
+const OWN_KEY: &str = "false, as the identity has neither `creds` nor `nkey_file`";
+const ALONE: &str = "false, as something else is asked of components";
+
+/// The most identities of one bus.
+const MAX_IDENTITIES: usize = 256;
+const IDENTITIES: &str = "at most 256 identities";
+
+/// Reads all identities of a bus, in their order.
+pub(super) fn read_identities(
+    bus: &mut Section<'_>,
+) -> Result<Vec<IdentityConfig>, ConfigError> {
+    let mut identities: Vec<IdentityConfig> = Vec::new();
+    for mut section in bus.sections("identity")? {
+        let (name, location) = section.text("name", A_NAME)?.ok_or_else(|| {
+            ConfigError::wrong(section.location_of("name"), Fault::Missing(A_NAME))
+        })?;
+        if !is_name(name) {
+            return Err(ConfigError::wrong(location, Fault::Expected(A_NAME)));
+        }
+        if identities.iter().any(|identity| identity.name == name) {
+            let fault = Fault::DuplicateIdentity(name.to_owned());
+            return Err(ConfigError::wrong(location, fault));
+        }
+        if identities.len() == MAX_IDENTITIES {
+            return Err(ConfigError::wrong(location, Fault::Expected(IDENTITIES)));
+        }
+        let credentials = read_credentials(&mut section)?;
+        let matches = read_match(&mut section, &credentials)?;
+        section.finish()?;
+        identities.push(IdentityConfig {
+            name: name.to_owned(),
+            matches,
+            credentials,
+        });
+    }
+    Ok(identities)
+}
+
+fn is_name(text: &str) -> bool {
+    let known = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')
+    };
+    (1..=32).contains(&text.len()) && text.bytes().all(known)
+}
+
+fn read_credentials(section: &mut Section<'_>) -> Result<CredentialsConfig, ConfigError> {
+    let mut found = Vec::new();
+    if let Some((file, at)) = section.text("creds", A_FILE)? {
+        found.push((CredentialSource::Creds(file.into()), at));
+    }
+    if let Some((file, at)) = section.text("nkey_file", A_FILE)? {
+        found.push((CredentialSource::Nkey(file.into()), at));
+    }
+    let user = section.text("user", A_USER)?;
+    let password = section.text("password_file", A_FILE)?;
+    match (user, password) {
+        (Some((user, at)), Some((file, _))) => {
+            found.push((CredentialSource::User(user.to_owned(), file.into()), at));
+        }
+        (None, None) => {}
+        (user, _) => {
+            let (key, expected) = match user {
+                Some(_) => ("password_file", A_PASSWORD),
+                None => ("user", A_USER),
+            };
+            let fault = Fault::Missing(expected);
+            return Err(ConfigError::wrong(section.location_of(key), fault));
+        }
+    }
+    if let Some((file, at)) = section.text("token_file", A_FILE)? {
+        found.push((CredentialSource::Token(file.into()), at));
+    }
+    if let Some((file, at)) = section.text("jwt_file", A_FILE)? {
+        found.push((CredentialSource::Jwt(file.into()), at));
+    }
+    let mut found = found.into_iter();
+    let source = found.next().map(|(source, _)| source).unwrap_or_default();
+    if let Some((_, at)) = found.next() {
+        return Err(ConfigError::wrong(at, Fault::Expected(ONE_SOURCE)));
+    }
+    let cert = section.text("cert", A_FILE)?;
+    let key = section.text("key", A_FILE)?;
+    let pair = match (cert, key) {
+        (Some((cert, _)), Some((key, _))) => Some((cert.into(), key.into())),
+        (None, None) => None,
+        (cert, _) => {
+            let missing = if cert.is_some() { "key" } else { "cert" };
+            let fault = Fault::Missing(A_PAIR);
+            return Err(ConfigError::wrong(section.location_of(missing), fault));
+        }
+    };
+    Ok(CredentialsConfig { source, pair })
+}
+
+fn read_match(
+    identity: &mut Section<'_>,
+    credentials: &CredentialsConfig,
+) -> Result<MatchConfig, ConfigError> {
+    let missing = ConfigError::wrong(identity.location_of("match"), Fault::Missing(A_MATCH));
+    let Some(mut section) = identity.optional("match")? else {
+        return Err(missing);
+    };
+    let mut matches = MatchConfig::default();
+    section.flag("same_key", &mut matches.same_key)?;
+    if matches.same_key && !credentials.source.has_key() {
+        let fault = Fault::Expected(OWN_KEY);
+        return Err(ConfigError::wrong(section.location_of("same_key"), fault));
+    }
+    if let Some((key, at)) = section.text("nkey", A_KEY)? {
+        if key.len() != 56 || !key.starts_with('U') {
+            return Err(ConfigError::wrong(at, Fault::Expected(A_KEY)));
+        }
+        matches.nkey = Some(key.to_owned());
+    }
+    let user = section.text("user", A_USER)?;
+    let hash = section.text("password_file", A_HASH)?;
+    matches.user = match (user, hash) {
+        (Some((user, _)), Some((file, _))) => Some((user.to_owned(), file.into())),
+        (None, None) => None,
+        (user, _) => {
+            let (key, expected) = match user {
+                Some(_) => ("password_file", A_HASH),
+                None => ("user", A_USER),
+            };
+            let fault = Fault::Missing(expected);
+            return Err(ConfigError::wrong(section.location_of(key), fault));
+        }
+    };
+    if let Some((file, _)) = section.text("token_file", A_FILE)? {
+        matches.token_file = Some(file.into());
+    }
+    let mut word = |key, expected| -> Result<Option<String>, ConfigError> {
+        match section.text(key, expected)? {
+            Some(("", at)) => Err(ConfigError::wrong(at, Fault::Expected(expected))),
+            found => Ok(found.map(|(text, _)| text.to_owned())),
+        }
+    };
+    matches.uid = word("uid", A_UID)?;
+    matches.unit = word("unit", A_UNIT)?;
+    matches.certificate = word("certificate", A_SUBJECT)?;
+    section.flag("anybody", &mut matches.anybody)?;
+    let others = MatchConfig {
+        anybody: false,
+        ..matches.clone()
+    };
+    if others == MatchConfig::default() && !matches.anybody {
+        return Err(missing);
+    }
+    if others != MatchConfig::default() && matches.anybody {
+        let fault = Fault::Expected(ALONE);
+        return Err(ConfigError::wrong(section.location_of("anybody"), fault));
+    }
+    section.finish()?;
+    Ok(matches)
+}

@@ -1,0 +1,326 @@
+//! Identities of a bus: what natsmux says to brokers in components' place, and which components
+//! it says it for.
+//!
+//! A component's CONNECT is judged once ([`Identities::judge`]). What goes on to the trunk names an
+//! identity by its number, and holds no credentials; what a broker gets is put together for each
+//! link ([`Identities::login`]). So the two never stand in one type.
+//!
+//! All of it is pure but for `load`, which reads files.
+
+pub mod credentials;
+pub mod load;
+mod nkey;
+mod password;
+mod who;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
+
+use crate::config::CredentialsConfig;
+use crate::proto::connect::{IdentityId, Login, Secret};
+use credentials::Credentials;
+pub use load::{IdentityFault, Loaded, LoadedIdentity, load};
+pub use nkey::{PublicKey, Seed};
+pub use password::PasswordHash;
+pub use who::{Owner, Presented, Who};
+use who::Claim;
+
+/// Passwords that were verified and are remembered; with more, all are verified anew.
+const VERIFIED_MOST: usize = 4096;
+
+/// The identities of a bus.
+#[derive(Debug, Default)]
+pub struct Identities {
+    rules: Vec<Rule>,
+    /// By [`IdentityId`]; those that are not configured any more keep their number.
+    known: Vec<Known>,
+    proxy: Option<Seed>,
+    proxy_generation: u32,
+    /// Digests of passwords that were verified: hashing one takes a tenth of a second.
+    verified: RefCell<BTreeSet<[u8; 32]>>,
+    /// Of these digests; random.
+    key: [u8; 32],
+}
+
+/// Which components are an identity.
+#[derive(Debug)]
+struct Rule {
+    name: Box<str>,
+    who: Who,
+    id: IdentityId,
+}
+
+/// An identity, as brokers know it.
+#[derive(Debug)]
+struct Known {
+    source: CredentialsConfig,
+    /// `None`: it isn't configured any more.
+    credentials: Option<Credentials>,
+    /// Grows with each change of the credentials.
+    generation: u32,
+}
+
+/// What a component is.
+#[derive(Debug)]
+pub enum Judgement {
+    /// This identity.
+    Is(IdentityId),
+    /// None: its own credentials pass through.
+    PassThrough,
+    /// It claims to be somebody that it isn't.
+    Refused,
+    /// To be told once its password is verified.
+    Verify(Verification),
+}
+
+/// A password that is to be verified, somewhere where that keeps nobody waiting.
+#[derive(Debug)]
+pub struct Verification {
+    hash: PasswordHash,
+    password: Secret,
+    id: IdentityId,
+    digest: [u8; 32],
+}
+
+impl Verification {
+    /// Whether the password is right. Takes a processor's time.
+    pub fn run(&self) -> bool {
+        self.hash.verifies(&self.password)
+    }
+}
+
+/// An identity as an operator may see it: no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityView {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Whom brokers know by it.
+    pub subject: String,
+    /// When it expires, if ever.
+    pub expires: Option<SystemTime>,
+    /// When it was issued, where it says so.
+    pub issued: Option<SystemTime>,
+}
+
+impl Identities {
+    /// None yet. `key` is random: nobody can guess which passwords were verified.
+    pub fn new(key: [u8; 32]) -> Self {
+        Self {
+            key,
+            ..Self::default()
+        }
+    }
+
+    /// Takes over what was read from the files. Returns the identities that brokers know by other
+    /// credentials from now on, and those that there are no more.
+    pub fn replace(&mut self, loaded: Loaded) -> Changes {
+        let mut changes = Changes::default();
+        let mut kept = vec![false; self.known.len()];
+        self.rules.clear();
+        for one in loaded.identities {
+            let at = self.known.iter().position(|known| known.source == one.source);
+            let at = at.unwrap_or_else(|| {
+                self.known.push(Known {
+                    source: one.source,
+                    credentials: None,
+                    generation: 0,
+                });
+                kept.push(false);
+                self.known.len() - 1
+            });
+            let id = IdentityId(at as u32);
+            let known = &mut self.known[at];
+            if !std::mem::replace(&mut kept[at], true) {
+                let old = known.credentials.replace(one.credentials);
+                let new = known.credentials.as_ref().map(Credentials::digest);
+                if old.as_ref().map(Credentials::digest) != new {
+                    known.generation = known.generation.wrapping_add(1);
+                    let is_other = |old: &Credentials| {
+                        let new = known.credentials.as_ref().map(Credentials::subject);
+                        new != Some(old.subject())
+                    };
+                    changes.renewed.extend(old.is_some().then_some(id));
+                    let is_other = old.as_ref().is_some_and(is_other);
+                    changes.others.extend(is_other.then_some(id));
+                }
+            }
+            self.rules.push(Rule {
+                name: one.name.into(),
+                who: one.who,
+                id,
+            });
+        }
+        for (at, known) in self.known.iter_mut().enumerate() {
+            if !kept[at] && known.credentials.take().is_some() {
+                known.generation = known.generation.wrapping_add(1);
+                changes.removed.push(IdentityId(at as u32));
+            }
+        }
+        let key = |proxy: &Option<Seed>| proxy.as_ref().map(Seed::public);
+        changes.is_other_proxy = key(&self.proxy) != key(&loaded.proxy);
+        self.proxy_generation += u32::from(changes.is_other_proxy);
+        self.proxy = loaded.proxy;
+        self.verified.borrow_mut().clear();
+        changes
+    }
+
+    /// Brokers are shown another certificate of an identity's.
+    pub fn renew(&mut self, id: IdentityId) {
+        if let Some(known) = self.known.get_mut(id.0 as usize) {
+            known.generation = known.generation.wrapping_add(1);
+        }
+    }
+
+    /// Whether there is none: components' own credentials pass through.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// Whether a component may have to send credentials.
+    pub fn need_credentials(&self) -> bool {
+        self.rules.iter().any(|rule| rule.who.needs_credentials())
+    }
+
+    /// Whether a component may have to sign natsmux's nonce.
+    pub fn need_signatures(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.who.keys.is_empty())
+    }
+
+    /// Whether a component's process is to be looked up.
+    pub fn ask_for_owners(&self) -> bool {
+        let asks = |rule: &Rule| rule.who.uid.is_some() || rule.who.unit.is_some();
+        self.rules.iter().any(asks)
+    }
+
+    /// Whether a unit is to be found for a component's process.
+    pub fn ask_for_units(&self) -> bool {
+        self.rules.iter().any(|rule| rule.who.unit.is_some())
+    }
+
+    /// Says what a component is: the first identity that matches it.
+    pub fn judge(&self, presented: &Presented<'_>) -> Judgement {
+        for rule in &self.rules {
+            match rule.who.judge(presented) {
+                Claim::None => {}
+                Claim::Proven => return Judgement::Is(rule.id),
+                Claim::False => return Judgement::Refused,
+                Claim::IfVerified(hash) => {
+                    let Some(password) = presented.connect.pass.clone() else {
+                        return Judgement::Refused;
+                    };
+                    let digest = self.digest(hash, &password);
+                    if self.verified.borrow().contains(&digest) {
+                        return Judgement::Is(rule.id);
+                    }
+                    return Judgement::Verify(Verification {
+                        hash: hash.clone(),
+                        password,
+                        id: rule.id,
+                        digest,
+                    });
+                }
+            }
+        }
+        Judgement::PassThrough
+    }
+
+    /// A password was verified: says what its component is.
+    pub fn verified(&self, verification: &Verification, is_right: bool) -> Judgement {
+        if !is_right || self.login(verification.id, None).is_none() {
+            return Judgement::Refused;
+        }
+        let mut verified = self.verified.borrow_mut();
+        if verified.len() >= VERIFIED_MOST {
+            verified.clear();
+        }
+        verified.insert(verification.digest);
+        Judgement::Is(verification.id)
+    }
+
+    fn digest(&self, hash: &PasswordHash, password: &Secret) -> [u8; 32] {
+        // A key of any length will do.
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.key) else {
+            return [0; 32];
+        };
+        mac.update(hash.as_str().as_bytes());
+        mac.update(&[0]);
+        mac.update(password.expose().as_bytes());
+        mac.finalize().into_bytes().into()
+    }
+
+    /// What CONNECT says for an identity on a link whose INFO had this nonce; `None`: it isn't
+    /// configured any more.
+    pub fn login(&self, id: IdentityId, nonce: Option<&str>) -> Option<Login<'_>> {
+        let known = self.known.get(id.0 as usize)?;
+        Some(known.credentials.as_ref()?.login(nonce))
+    }
+
+    /// natsmux's own signature of a link's nonce, as a proxy that brokers trust (ADR-55).
+    pub fn proxy_signature(&self, nonce: Option<&str>) -> Option<String> {
+        Some(self.proxy.as_ref()?.sign(nonce?))
+    }
+
+    /// Which credentials of an identity are the present ones; `None`: it isn't configured any more.
+    pub fn generation(&self, id: IdentityId) -> Option<u32> {
+        let known = self.known.get(id.0 as usize)?;
+        known.credentials.as_ref()?;
+        Some(known.generation)
+    }
+
+    /// Which credentials a link is opened with now, by an identity or with a component's own; `None`:
+    /// the identity isn't configured any more.
+    pub fn generation_for(&self, id: Option<IdentityId>) -> Option<u64> {
+        let own = match id {
+            Some(id) => u64::from(self.generation(id)?),
+            None => 0,
+        };
+        Some(own << 32 | u64::from(self.proxy_generation))
+    }
+
+    /// When an identity's present credentials expire, if ever.
+    pub fn expires(&self, id: IdentityId) -> Option<SystemTime> {
+        self.known.get(id.0 as usize)?.credentials.as_ref()?.expires()
+    }
+
+    /// The name of the first that is configured with these credentials.
+    pub fn name(&self, id: IdentityId) -> Option<&str> {
+        let rule = self.rules.iter().find(|rule| rule.id == id)?;
+        Some(&rule.name)
+    }
+
+    /// The number of the identity with these credentials.
+    pub fn id_of(&self, source: &CredentialsConfig) -> Option<IdentityId> {
+        let at = self.known.iter().position(|known| known.source == *source)?;
+        Some(IdentityId(at as u32))
+    }
+
+    /// All that are configured, in their order.
+    pub fn views(&self) -> impl Iterator<Item = IdentityView> {
+        self.rules.iter().filter_map(|rule| {
+            let credentials = self.known[rule.id.0 as usize].credentials.as_ref()?;
+            Some(IdentityView {
+                name: rule.name.to_string(),
+                subject: credentials.subject().into_owned(),
+                expires: credentials.expires(),
+                issued: credentials.issued(),
+            })
+        })
+    }
+}
+
+/// What a look at the files has changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Those with other credentials, or another certificate.
+    pub renewed: Vec<IdentityId>,
+    /// Those of them that brokers know as somebody else.
+    pub others: Vec<IdentityId>,
+    /// Those that there are no more.
+    pub removed: Vec<IdentityId>,
+    /// natsmux is another proxy to brokers.
+    pub is_other_proxy: bool,
+}

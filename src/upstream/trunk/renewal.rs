@@ -1,0 +1,107 @@
+//! The credentials that the trunk says to brokers: put together for each link, and renewed (R38).
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use super::link::Link;
+use super::{CloseReason, Trunk};
+use crate::clock::Instant;
+use crate::proto::connect::Login;
+use crate::upstream::brokers::backoff::unit;
+use crate::upstream::brokers::roster::Departure;
+use crate::upstream::bus::{Bus, Turn};
+
+/// What components hear whose identity isn't configured any more.
+const REMOVED: &[u8] = b"Authorization Violation";
+/// Links to a broker move to new credentials over so long at most.
+const SPREAD_MOST: Duration = Duration::from_secs(10);
+/// What one link more adds to that.
+const SPREAD_EACH: Duration = Duration::from_millis(2);
+/// A move that can't begin now is tried again after this.
+const AGAIN: Duration = Duration::from_millis(250);
+
+impl Trunk {
+    /// What CONNECT says on a link whose INFO had this nonce: an identity's credentials, or the
+    /// component's own. `None`: the identity isn't configured any more.
+    pub(super) fn login<'l>(&'l self, nonce: Option<&str>, bus: &'l Bus) -> Option<Login<'l>> {
+        let mut login = match self.connect.identity {
+            Some(identity) => bus.identities().login(identity, nonce)?,
+            None => self.connect.login(),
+        };
+        login.proxy_sig = bus.identities().proxy_signature(nonce).map(Cow::Owned);
+        Some(login)
+    }
+
+    /// Which credentials links are opened with now; `None`: there are none any more.
+    pub(super) fn generation(&self, bus: &Bus) -> Option<u64> {
+        bus.identities().generation_for(self.connect.identity)
+    }
+
+    /// Whether a link has said CONNECT with credentials of which there are newer ones.
+    pub(super) fn has_newer(&self, link: &Link, bus: &Bus) -> bool {
+        let present = self.generation(bus);
+        link.generation.is_some_and(|used| Some(used) != present)
+    }
+
+    /// Looks whether links have old credentials: they are to move, not all at once. Sessions end
+    /// whose identity isn't configured any more.
+    pub(super) fn review_credentials(&mut self, cx: &mut Turn<'_>) {
+        if self.done || self.refused {
+            return;
+        }
+        if self.generation(cx.bus).is_none() {
+            return self.end_sessions(REMOVED, cx.bus);
+        }
+        let any_stale = self.links.any(|link| self.has_newer(link, cx.bus));
+        if !any_stale {
+            self.renew_at = None;
+        } else if self.renew_at.is_none() {
+            let brokers = cx.bus.roster().brokers();
+            let links: u32 = brokers.map(|(_, broker)| broker.links()).sum();
+            let spread = (SPREAD_EACH * links).min(SPREAD_MOST);
+            self.renew_at = Some(cx.now + spread.mul_f64(unit(self.id.0)));
+        }
+    }
+
+    /// Begins to move to the present credentials, where that is due (R38), and goes on with it.
+    pub(super) fn renew_where_due(&mut self, cx: &mut Turn<'_>) {
+        if self.renew_at.is_none_or(|at| at > cx.now) {
+            return;
+        }
+        self.review_credentials(cx);
+        if self.renew_at.is_none() {
+            return;
+        }
+        self.renew_at = Some(cx.now + AGAIN);
+        for id in self.links.ids() {
+            let is_stale = self.has_newer(&self.links[id], cx.bus);
+            self.links[id].is_stale = is_stale;
+        }
+        let Some(live) = self.live().filter(|id| self.links[*id].is_stale) else {
+            return self.next_attempt(cx);
+        };
+        if !self.route.is_independent() {
+            self.start_move(Departure::Renewed, cx);
+        } else if self.links.any(|link| link.id != live) {
+            self.next_attempt(cx);
+            self.choose_target(cx);
+        } else {
+            // There is no other to publish to meanwhile.
+            self.renew_links(Departure::Renewed, cx);
+            self.next_attempt(cx);
+        }
+    }
+
+    /// When links are to move to new credentials.
+    pub(super) fn renewal_due(&self) -> Option<Instant> {
+        self.renew_at
+    }
+
+    fn end_sessions(&mut self, text: &[u8], bus: &mut Bus) {
+        for session in self.sessions.ids() {
+            self.sessions
+                .close(session, CloseReason::Refused(text.into()));
+        }
+        bus.admission_mut().forget(&self.connect);
+    }
+}
