@@ -56,14 +56,15 @@ fn run(args: RunArgs) -> ExitCode {
 fn check(args: CheckArgs) -> ExitCode {
     match args.into_config() {
         Ok(config) => {
-            if let Err(error) = natsmux::daemon::read_files(&config) {
-                return fail(WRONG_INPUT, &error);
-            }
+            let files = match natsmux::daemon::read_files(&config) {
+                Ok(files) => files,
+                Err(error) => return fail(WRONG_INPUT, &error),
+            };
             if let Some(exposed) = natsmux::daemon::exposed_listener(&config) {
                 return fail(WRONG_INPUT, &exposed);
             }
             // A reader that went away (`| head`) has seen what it wanted.
-            let _ = write!(io::stdout(), "{}", config.describe());
+            let _ = write!(io::stdout(), "{}{}", config.describe(), files.describe());
             ExitCode::SUCCESS
         }
         Err(error) => fail(WRONG_INPUT, &error),

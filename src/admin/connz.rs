@@ -207,6 +207,12 @@ struct Own<'a> {
     trunk: Option<u64>,
     broker: Option<&'a str>,
     held: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<&'a str>,
 }
 
 fn connection<'a>(
@@ -246,6 +252,9 @@ fn connection<'a>(
             trunk: session.trunk,
             broker: session.broker.as_deref(),
             held: session.held,
+            identity: session.identity.as_deref(),
+            uid: session.uid.filter(|_| auth),
+            unit: session.unit.as_deref().filter(|_| auth),
         },
     }
 }

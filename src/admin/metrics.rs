@@ -299,6 +299,17 @@ impl Picture {
             help,
             own.chain(http),
         )?;
+        let now = self.snapshot.now;
+        let identities = self.snapshot.buses.iter().flat_map(move |bus| {
+            bus.identities.iter().filter_map(move |identity| {
+                let labels = [("bus", &*bus.name), ("identity", &*identity.name)];
+                let left = identity.expires?.duration_since(now);
+                Some((labels, left.map_or(0, |left| left.as_secs())))
+            })
+        });
+        let help = "Seconds until the credentials of an identity expire; 0: they have";
+        let name = "natsmux_credential_expires_seconds";
+        gauges(encoder, name, help, identities)?;
         let states = brokers().flat_map(|(bus, broker)| {
             STATES.map(|state| {
                 let [name, addr] = labels(bus, broker);

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::Access;
 use super::{Source, serve};
 use crate::telemetry::{
-    BrokerSnapshot, BusSnapshot, Counters, Event, Observed, SessionSnapshot, Snapshot,
-    SubscriptionSnapshot,
+    BrokerSnapshot, BusSnapshot, Counters, Event, IdentitySnapshot, Observed, SessionSnapshot,
+    Snapshot, SubscriptionSnapshot,
 };
 
 /// The behaviour of the made-up workers.
@@ -103,6 +103,9 @@ fn session(cid: u64, subscriptions: u64) -> SessionSnapshot {
         lang: None,
         version: Some("0.4.22".to_owned()),
         user: Some("alice".to_owned()),
+        identity: Some("svc".to_owned()),
+        uid: Some(7),
+        unit: None,
         trunk: Some(cid),
         broker: Some("10.0.0.1:4222".to_owned()),
     }
@@ -155,6 +158,11 @@ fn bus(name: &str, healthy: bool) -> BusSnapshot {
             hosts: None,
             failures: 1,
             certificate_ends: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000)),
+        }],
+        identities: vec![IdentitySnapshot {
+            name: "svc".to_owned(),
+            subject: "UABC".to_owned(),
+            expires: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000)),
         }],
         certificate_ends: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(2_100_000_000)),
         listen_certificate_ends: None,

@@ -99,6 +99,14 @@ fn natsmux(snapshot: &Snapshot) -> Value {
 fn bus(bus: &BusSnapshot) -> Value {
     let mut object = counted(&bus.counters);
     let brokers: Vec<Value> = bus.brokers.iter().map(broker).collect();
+    let identities = bus.identities.iter().map(|identity| {
+        json!({
+            "name": identity.name,
+            "subject": identity.subject,
+            "expires": identity.expires.map(rfc3339),
+        })
+    });
+    let identities = identities.collect();
     for (name, value) in [
         ("name", json!(bus.name)),
         ("healthy", json!(bus.healthy)),
@@ -123,6 +131,7 @@ fn bus(bus: &BusSnapshot) -> Value {
             "listen_certificate_ends",
             json!(bus.listen_certificate_ends.map(rfc3339)),
         ),
+        ("identities", Value::Array(identities)),
         ("brokers", Value::Array(brokers)),
     ] {
         object.insert(name.to_owned(), value);

@@ -100,7 +100,10 @@ fn check_outage(bus: &BusConfig, at: &BusLocations) -> Result<(), ConfigError> {
 /// Whoever reaches loopback runs on this host; whoever reaches another address may be anybody.
 fn check_anybody(bus: &BusConfig, at: &BusLocations) -> Result<(), ConfigError> {
     let mut identities = bus.identities.iter();
-    let exposed = bus.listen.iter().find(|listen| !listen.addr.ip().is_loopback());
+    let exposed = bus
+        .listen
+        .iter()
+        .find(|listen| !listen.addr.ip().is_loopback());
     if let Some(listen) = exposed
         && identities.any(|identity| identity.matches.anybody)
     {

@@ -26,9 +26,7 @@ const MAX_IDENTITIES: usize = 256;
 const IDENTITIES: &str = "at most 256 identities";
 
 /// Reads all identities of a bus, in their order.
-pub(super) fn read_identities(
-    bus: &mut Section<'_>,
-) -> Result<Vec<IdentityConfig>, ConfigError> {
+pub(super) fn read_identities(bus: &mut Section<'_>) -> Result<Vec<IdentityConfig>, ConfigError> {
     let mut identities: Vec<IdentityConfig> = Vec::new();
     for mut section in bus.sections("identity")? {
         let (name, location) = section.text("name", A_NAME)?.ok_or_else(|| {

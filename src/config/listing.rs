@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::address::ListenAddr;
 use super::choice::{Choice, Topology};
 use super::error::ConfigError;
+use super::identity::{CredentialSource, IdentityConfig};
 use super::options::{BusConfig, Config, PongHold, Timings};
 use super::tls::TlsFiles;
 use super::units::{show_duration, show_size};
@@ -78,6 +79,12 @@ fn describe_bus(f: &mut fmt::Formatter<'_>, bus: &BusConfig) -> fmt::Result {
             writeln!(f, "  presence_key_file = {}", file.display())?;
         }
     }
+    if let Some(file) = &bus.proxy_key_file {
+        writeln!(f, "  proxy_key_file = {}", file.display())?;
+    }
+    for identity in &bus.identities {
+        describe_identity(f, identity)?;
+    }
     if let Some(tls) = &bus.tls {
         writeln!(f, "  tls.mode = {}", tls.mode.word())?;
         describe_files(f, "tls.", "ca", &tls.files)?;
@@ -104,6 +111,55 @@ fn describe_bus(f: &mut fmt::Formatter<'_>, bus: &BusConfig) -> fmt::Result {
         |v| walk::bus_limits(v, &mut set),
         |v| walk::bus_limits(v, &mut unset),
     )
+}
+
+fn describe_identity(f: &mut fmt::Formatter<'_>, identity: &IdentityConfig) -> fmt::Result {
+    let source = match &identity.credentials.source {
+        CredentialSource::Nothing => "no credentials".to_owned(),
+        CredentialSource::Creds(file) => format!("creds {}", file.display()),
+        CredentialSource::Nkey(file) => format!("nkey {}", file.display()),
+        CredentialSource::User(user, file) => {
+            format!("user {user}, password {}", file.display())
+        }
+        CredentialSource::Token(file) => format!("token {}", file.display()),
+        CredentialSource::Jwt(file) => format!("bearer JWT {}", file.display()),
+    };
+    writeln!(f, "  identity  {}: {source}", identity.name)?;
+    if let Some((cert, key)) = &identity.credentials.pair {
+        writeln!(
+            f,
+            "            cert {}, key {}",
+            cert.display(),
+            key.display()
+        )?;
+    }
+    let who = &identity.matches;
+    let mut asked = Vec::new();
+    if who.same_key {
+        asked.push("signs with the same key".to_owned());
+    }
+    if let Some(key) = &who.nkey {
+        asked.push(format!("signs with {key}"));
+    }
+    if let Some((user, file)) = &who.user {
+        asked.push(format!("is user {user}, password {}", file.display()));
+    }
+    if let Some(file) = &who.token_file {
+        asked.push(format!("has the token of {}", file.display()));
+    }
+    if let Some(uid) = &who.uid {
+        asked.push(format!("runs as {uid}"));
+    }
+    if let Some(unit) = &who.unit {
+        asked.push(format!("belongs to {unit}"));
+    }
+    if let Some(name) = &who.certificate {
+        asked.push(format!("shows a certificate of {name}"));
+    }
+    if who.anybody {
+        asked.push("connects".to_owned());
+    }
+    writeln!(f, "            for who {}", asked.join(" and "))
 }
 
 fn describe_files(

@@ -1,6 +1,7 @@
 //! Files that the configuration names: keys, and certificates.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,31 @@ pub struct Files {
     pub(super) buses: BTreeMap<String, BusFiles>,
     /// TLS of the HTTP listener.
     pub(super) http_tls: Option<ServerTls>,
+}
+
+impl Files {
+    /// What the identities are that the files hold, for an operator. No secret.
+    pub fn describe(&self) -> impl Display {
+        let mut lines = String::new();
+        for (bus, files) in &self.buses {
+            for one in &files.identities.identities {
+                let (name, credentials) = (&one.name, &one.credentials);
+                let subject = credentials.subject();
+                let account = credentials.account();
+                let account = account.map(|account| format!(", account {account}"));
+                let expires = credentials.expires().map(|at| {
+                    let at = humantime::format_rfc3339_seconds(at);
+                    format!(", expires {at}")
+                });
+                let (account, expires) = (account.unwrap_or_default(), expires.unwrap_or_default());
+                lines += &format!("identity {bus}/{name} is {subject}{account}{expires}\n");
+            }
+            if let Some(proxy) = &files.identities.proxy {
+                lines += &format!("bus {bus} signs as proxy {}\n", proxy.public());
+            }
+        }
+        lines
+    }
 }
 
 /// Why a file can't be used: the operator's fault. Never shows what is in it.

@@ -5,7 +5,9 @@ use crate::clock::Instant;
 use crate::downstream::frontend::Frontend;
 use crate::downstream::registry::ConnectionInfo;
 use crate::net::now;
-use crate::telemetry::{BrokerSnapshot, BusSnapshot, SessionSnapshot, SubscriptionSnapshot};
+use crate::telemetry::{
+    BrokerSnapshot, BusSnapshot, IdentitySnapshot, SessionSnapshot, SubscriptionSnapshot,
+};
 use crate::upstream::brokers::roster::Health;
 use crate::upstream::{BrokerId, Bus};
 
@@ -33,9 +35,19 @@ pub(super) fn session_snapshot(
         lang: None,
         version: None,
         user: None,
+        identity: None,
+        uid: None,
+        unit: None,
         trunk: None,
         broker: None,
     };
+    if let Some(found) = info.description.borrow().as_deref() {
+        session.identity.clone_from(&found.identity);
+        session.user.clone_from(&found.user);
+        session.uid = found.owner.as_ref().map(|owner| owner.uid);
+        let unit = found.owner.as_ref().and_then(|owner| owner.unit.clone());
+        session.unit = unit;
+    }
     let attachment = info.attachment.borrow();
     let Some((cell, id)) = attachment.as_ref() else {
         return session;
@@ -58,7 +70,10 @@ pub(super) fn session_snapshot(
         session.name.clone_from(&connect.name);
         session.lang.clone_from(&connect.lang);
         session.version.clone_from(&connect.version);
-        session.user = connect.user.as_ref().map(|user| user.expose().to_owned());
+        let user = connect.user.as_ref();
+        session.user = session
+            .user
+            .or_else(|| user.map(|user| user.expose().to_owned()));
     }
     session
 }
@@ -159,6 +174,15 @@ pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
         buffered_bytes: gauges.buffered_bytes,
         current: healthy.then(|| roster.broker(roster.current()).label()),
         brokers,
+        identities: bus
+            .identities()
+            .views()
+            .map(|view| IdentitySnapshot {
+                name: view.name,
+                subject: view.subject,
+                expires: view.expires,
+            })
+            .collect(),
         certificate_ends: pool.bus.certificate_ends(),
         listen_certificate_ends: frontend.tls().and_then(|tls| tls.server.ends()),
         counters: bus.counters().clone(),

@@ -31,9 +31,9 @@ use crate::config::{BusConfig, Config, CredentialsConfig, Topology};
 use crate::downstream::frontend::{Frontend, Identity, ListenTls};
 use crate::downstream::listener;
 use crate::identity::{Identities, Loaded};
-use crate::net::{now, random_key};
 use crate::net::socket::{self, Bound};
 use crate::net::tls::{ClientTls, ServerTls};
+use crate::net::{now, random_key};
 use crate::proto::connect::ConnectInfo;
 use crate::proto::info::NATSMUX_ID;
 use crate::telemetry::{BusSnapshot, Counters, SessionSnapshot, Snapshot};
@@ -207,7 +207,9 @@ impl Worker {
             Rc::clone(&self.buffer),
         ));
         pool.bus.set_tls(files.tls);
-        pool.bus.borrow_mut().set_identities(Identities::new(random_key()));
+        pool.bus
+            .borrow_mut()
+            .set_identities(Identities::new(random_key()));
         set_identities(&pool, files.identities, files.identity_tls);
         spawn_local(Rc::clone(&pool).probe());
         spawn_local(Rc::clone(&pool).resolve());
@@ -414,7 +416,10 @@ fn set_identities(pool: &Pool, loaded: Loaded, tls: Vec<(CredentialsConfig, Clie
     }
     for id in &changes.renewed {
         let identity = bus.identities().name(*id).unwrap_or_default();
-        info!(bus = pool.bus.name, identity, "credentials renewed, links move");
+        info!(
+            bus = pool.bus.name,
+            identity, "credentials renewed, links move"
+        );
     }
 }
 

@@ -164,7 +164,8 @@ impl Identity {
             mac.update(&cid.to_be_bytes());
             mac.finalize().into_bytes()
         });
-        mac.map(|mac| BASE64URL_NOPAD.encode(&mac[..NONCE])).unwrap_or_default()
+        mac.map(|mac| BASE64URL_NOPAD.encode(&mac[..NONCE]))
+            .unwrap_or_default()
     }
 }
 

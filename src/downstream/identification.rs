@@ -85,6 +85,7 @@ impl Frontend {
                 _ => None,
             },
         }));
+        drop(bus);
         match judgement {
             Judgement::Is(id) => Answer::Now(Identified::As(id)),
             Judgement::PassThrough => Answer::Now(Identified::Unknown),
@@ -111,7 +112,12 @@ impl Frontend {
                 let text = error.to_string();
                 if let Some(repeated) = pool.note_repeated(text.as_bytes(), crate::net::now()) {
                     let bus = &pool.bus.name;
-                    warn!(bus, error = text, repeated, "can't ask the kernel whose a connection is");
+                    warn!(
+                        bus,
+                        error = text,
+                        repeated,
+                        "can't ask the kernel whose a connection is"
+                    );
                 }
                 None
             }

@@ -83,7 +83,10 @@ impl Credentials {
     pub fn nkey(text: &str) -> Result<Self, CredentialsFault> {
         let mut lines = text.lines().map(str::trim);
         let seed = lines.find_map(Seed::parse);
-        Ok(Self::new(Kind::Nkey(seed.ok_or(CredentialsFault::NoSeed)?), None))
+        Ok(Self::new(
+            Kind::Nkey(seed.ok_or(CredentialsFault::NoSeed)?),
+            None,
+        ))
     }
 
     /// A user and a password.

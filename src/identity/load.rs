@@ -77,7 +77,11 @@ pub fn load(bus: &BusConfig) -> Result<Loaded, IdentityFault> {
         seed.ok_or_else(|| at(path, CredentialsFault::NoSeed))
     });
     Ok(Loaded {
-        identities: bus.identities.iter().map(load_one).collect::<Result<_, _>>()?,
+        identities: bus
+            .identities
+            .iter()
+            .map(load_one)
+            .collect::<Result<_, _>>()?,
         proxy: proxy.transpose()?,
     })
 }
@@ -87,7 +91,11 @@ pub fn fingerprint(bus: &BusConfig) -> Vec<(PathBuf, u64, u64, Option<SystemTime
     let files = bus.identities.iter().flat_map(|identity| {
         let matches = &identity.matches;
         let own = identity.credentials.source.file().into_iter();
-        let pair = identity.credentials.pair.iter().flat_map(|(cert, key)| [cert, key]);
+        let pair = identity
+            .credentials
+            .pair
+            .iter()
+            .flat_map(|(cert, key)| [cert, key]);
         let hash = matches.user.iter().map(|(_, file)| file);
         own.chain(pair).chain(hash).chain(&matches.token_file)
     });
@@ -185,7 +193,9 @@ fn read(path: &Path) -> Result<Zeroizing<String>, IdentityFault> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_MOST as usize + 1));
     let read = file.take(FILE_MOST + 1).read_to_end(&mut bytes);
     read.map_err(unreadable)?;
-    let text = std::str::from_utf8(&bytes).ok().filter(|_| bytes.len() as u64 <= FILE_MOST);
+    let text = std::str::from_utf8(&bytes)
+        .ok()
+        .filter(|_| bytes.len() as u64 <= FILE_MOST);
     let text = text.ok_or_else(|| at(path, FileFault::NoText))?;
     Ok(Zeroizing::new(text.to_owned()))
 }

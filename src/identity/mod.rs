@@ -26,8 +26,8 @@ use credentials::Credentials;
 pub use load::{IdentityFault, Loaded, LoadedIdentity, load};
 pub use nkey::{PublicKey, Seed};
 pub use password::PasswordHash;
-pub use who::{Owner, Presented, Who};
 use who::Claim;
+pub use who::{Owner, Presented, Who};
 
 /// Passwords that were verified and are remembered; with more, all are verified anew.
 const VERIFIED_MOST: usize = 4096;
@@ -122,7 +122,10 @@ impl Identities {
         let mut kept = vec![false; self.known.len()];
         self.rules.clear();
         for one in loaded.identities {
-            let at = self.known.iter().position(|known| known.source == one.source);
+            let at = self
+                .known
+                .iter()
+                .position(|known| known.source == one.source);
             let at = at.unwrap_or_else(|| {
                 self.known.push(Known {
                     source: one.source,
@@ -283,7 +286,11 @@ impl Identities {
 
     /// When an identity's present credentials expire, if ever.
     pub fn expires(&self, id: IdentityId) -> Option<SystemTime> {
-        self.known.get(id.0 as usize)?.credentials.as_ref()?.expires()
+        self.known
+            .get(id.0 as usize)?
+            .credentials
+            .as_ref()?
+            .expires()
     }
 
     /// The name of the first that is configured with these credentials.
@@ -294,7 +301,10 @@ impl Identities {
 
     /// The number of the identity with these credentials.
     pub fn id_of(&self, source: &CredentialsConfig) -> Option<IdentityId> {
-        let at = self.known.iter().position(|known| known.source == *source)?;
+        let at = self
+            .known
+            .iter()
+            .position(|known| known.source == *source)?;
         Some(IdentityId(at as u32))
     }
 

@@ -110,7 +110,9 @@ mod tests {
 
     #[test]
     fn a_seed_has_its_public_key() {
-        let library = nkeys::KeyPair::from_seed(SEED).expect("a seed").public_key();
+        let library = nkeys::KeyPair::from_seed(SEED)
+            .expect("a seed")
+            .public_key();
         let own = Seed::parse(SEED).expect("a seed").public().to_string();
         assert_eq!(own, library);
         assert_eq!(PublicKey::parse(&own).expect("a key").to_string(), own);
@@ -121,7 +123,9 @@ mod tests {
     fn what_one_signs_the_other_verifies() {
         let pair = nkeys::KeyPair::new_user();
         let seed = Seed::parse(&pair.seed().expect("a seed")).expect("a seed");
-        let raw = BASE64URL_NOPAD.decode(seed.sign("nonce").as_bytes()).expect("base64");
+        let raw = BASE64URL_NOPAD
+            .decode(seed.sign("nonce").as_bytes())
+            .expect("base64");
         pair.verify(b"nonce", &raw).expect("it verifies");
         let key = seed.public();
         for encoding in [data_encoding::BASE64, data_encoding::BASE64URL_NOPAD] {

@@ -112,7 +112,10 @@ mod tests {
             ("plain".to_owned(), HashFault::Form),
             ("$2a$10$short".to_owned(), HashFault::Form),
             (format!("$2a$31${rest}"), HashFault::Costly),
-            ("$argon2id$v=19$m=65536,t=3,p=1$c2FsdHNhbHQ".to_owned(), HashFault::Form),
+            (
+                "$argon2id$v=19$m=65536,t=3,p=1$c2FsdHNhbHQ".to_owned(),
+                HashFault::Form,
+            ),
             (
                 argon2_of("x").replace("m=64,", "m=2097152,"),
                 HashFault::Costly,

@@ -101,7 +101,8 @@ impl Who {
     fn fits_process(&self, presented: &Presented<'_>) -> bool {
         let owner = presented.owner;
         let has_unit = |unit: &String| owner.is_some_and(|owner| owner.unit.as_ref() == Some(unit));
-        self.uid.is_none_or(|uid| owner.is_some_and(|owner| owner.uid == uid))
+        self.uid
+            .is_none_or(|uid| owner.is_some_and(|owner| owner.uid == uid))
             && self.unit.as_ref().is_none_or(has_unit)
             && (self.certificate.as_ref()).is_none_or(|name| presented.names.contains(name))
     }
@@ -148,7 +149,12 @@ mod tests {
             keys: vec![seed.public()],
             ..Who::default()
         };
-        let says = |nonce| connect(&format!(r#"{{"nkey":"{key}","sig":"{}"}}"#, seed.sign(nonce)));
+        let says = |nonce| {
+            connect(&format!(
+                r#"{{"nkey":"{key}","sig":"{}"}}"#,
+                seed.sign(nonce)
+            ))
+        };
         assert_eq!(judge(&who, &says("nonce"), None), Claim::Proven);
         assert_eq!(judge(&who, &says("of another"), None), Claim::False);
         let unsigned = connect(&format!(r#"{{"nkey":"{key}"}}"#));
@@ -185,8 +191,14 @@ mod tests {
             certificate: Some("orders.example".to_owned()),
             ..Who::default()
         };
-        assert_eq!(judge(&who, &connect(r#"{"auth_token":"t0ken"}"#), None), Claim::Proven);
-        assert_eq!(judge(&who, &connect(r#"{"auth_token":"t0keN"}"#), None), Claim::None);
+        assert_eq!(
+            judge(&who, &connect(r#"{"auth_token":"t0ken"}"#), None),
+            Claim::Proven
+        );
+        assert_eq!(
+            judge(&who, &connect(r#"{"auth_token":"t0keN"}"#), None),
+            Claim::None
+        );
         let other = Who {
             certificate: Some("other.example".to_owned()),
             ..Who::default()
@@ -203,7 +215,10 @@ mod tests {
             ..Who::default()
         };
         let judge = |json: &str| judge(&who, &connect(json), None);
-        assert_eq!(judge(r#"{"user":"orders","pass":"x"}"#), Claim::IfVerified(&hash));
+        assert_eq!(
+            judge(r#"{"user":"orders","pass":"x"}"#),
+            Claim::IfVerified(&hash)
+        );
         assert_eq!(judge(r#"{"user":"orders"}"#), Claim::False);
         assert_eq!(judge(r#"{"user":"other","pass":"x"}"#), Claim::None);
         assert_eq!(judge("{}"), Claim::None);

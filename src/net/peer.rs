@@ -230,7 +230,11 @@ mod tests {
             let nobody = SocketAddr::new(peer.ip(), peer.port().wrapping_add(1).max(1));
             assert_eq!(owner(nobody, addr).expect("an answer"), None);
             drop(client);
-            assert_eq!(owner(peer, addr).expect("an answer"), None, "it is nobody's");
+            assert_eq!(
+                owner(peer, addr).expect("an answer"),
+                None,
+                "it is nobody's"
+            );
             drop(server);
         }
     }
@@ -265,8 +269,16 @@ mod tests {
         answer[HEAD + 1] = ESTABLISHED;
         answer[HEAD + 64..HEAD + 68].copy_from_slice(&7_u32.to_ne_bytes());
         answer[HEAD + 68] = 1;
-        let owner = parse(&answer, peer, local).expect("the answer").expect("an owner");
-        assert_eq!(owner, SocketOwner { uid: 7, cgroup: None });
+        let owner = parse(&answer, peer, local)
+            .expect("the answer")
+            .expect("an owner");
+        assert_eq!(
+            owner,
+            SocketOwner {
+                uid: 7,
+                cgroup: None
+            }
+        );
         for end in 0..answer.len() {
             let _ = parse(&answer[..end], peer, local);
         }

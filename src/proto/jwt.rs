@@ -94,7 +94,15 @@ mod tests {
     fn numbers_that_lie_and_what_is_no_jwt_do_no_harm() {
         let claims = Claims::of(&jwt(&format!(r#"{{"sub":"U","exp":{}}}"#, u64::MAX)));
         assert!(claims.expect("claims").expires().is_some());
-        for bad in ["", "a.b", "a.b.c", "..", &jwt("{}"), &jwt("[]"), &jwt(r#"{"sub":1}"#)] {
+        for bad in [
+            "",
+            "a.b",
+            "a.b.c",
+            "..",
+            &jwt("{}"),
+            &jwt("[]"),
+            &jwt(r#"{"sub":1}"#),
+        ] {
             assert_eq!(Claims::of(bad), None, "{bad}");
         }
     }

@@ -85,6 +85,10 @@ counters! {
     stale_sessions,
     /// Sessions closed because the brokers refused their credentials (R15).
     refused_sessions,
+    /// Components that claimed to be an identity of the bus and couldn't prove it (R39).
+    refused_identities,
+    /// Links that said CONNECT with renewed credentials in place of one with older ones (R38).
+    renewed_links,
     /// Faults of components against the protocol.
     protocol_errors,
     /// Messages read from components.

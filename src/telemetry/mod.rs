@@ -14,4 +14,6 @@ pub use counters::Counters;
 pub use events::{Event, Events};
 pub use logging::{LineFormat, LogError, LogGuard, init};
 pub use observed::{Histogram, Observed, Tally};
-pub use snapshot::{BrokerSnapshot, BusSnapshot, SessionSnapshot, Snapshot, SubscriptionSnapshot};
+pub use snapshot::{
+    BrokerSnapshot, BusSnapshot, IdentitySnapshot, SessionSnapshot, Snapshot, SubscriptionSnapshot,
+};

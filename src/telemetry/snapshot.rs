@@ -77,6 +77,8 @@ pub struct BusSnapshot {
     pub current: Option<String>,
     /// In the order in which this host tries them.
     pub brokers: Vec<BrokerSnapshot>,
+    /// What natsmux says to brokers in components' place.
+    pub identities: Vec<IdentitySnapshot>,
     /// When the certificate ends that natsmux shows to brokers.
     pub certificate_ends: Option<SystemTime>,
     /// When the certificate ends that natsmux shows to components.
@@ -85,6 +87,17 @@ pub struct BusSnapshot {
     pub counters: Counters,
     /// How long things took, and why they happened.
     pub observed: Observed,
+}
+
+/// One identity of a bus at one moment. No secret.
+#[derive(Clone, Debug)]
+pub struct IdentitySnapshot {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Whom brokers know by it: a public key, or a user.
+    pub subject: String,
+    /// When its credentials expire, if ever.
+    pub expires: Option<SystemTime>,
 }
 
 /// One broker of a bus at one moment.
@@ -148,6 +161,12 @@ pub struct SessionSnapshot {
     pub version: Option<String>,
     /// Its user, where it gave one.
     pub user: Option<String>,
+    /// The name of the identity that stands in for its credentials.
+    pub identity: Option<String>,
+    /// The user that its process runs as, where that was asked for.
+    pub uid: Option<u32>,
+    /// The systemd unit of its process, where that was asked for.
+    pub unit: Option<String>,
     /// The trunk that it is on, once there is one.
     pub trunk: Option<u64>,
     /// The broker that its publishes go to.

@@ -43,30 +43,38 @@ fn kills_of_a_2_9_broker_are_noticed_by_no_client_with_tls_on_both_sides() {
 /// Kills brokers one after the other; where `tls` says with what keys, brokers, natsmux and clients
 /// speak TLS.
 fn kills(version: Version, tls: Option<KeyKind>) {
-    let kills = if tls.is_some() { KILLS_OF_TLS } else { KILLS };
-    let secured = tls.map(|kind| Secured::start(version, kind));
-    let (mut cluster, natsmux, url, _authority) = match secured {
-        Some(Secured {
-            cluster,
-            natsmux,
-            url,
-            authority,
-        }) => (cluster, natsmux, url, Some(authority)),
-        None => {
-            let cluster = Cluster::start(version, 2);
-            let natsmux = Natsmux::start(&cluster);
-            let url = natsmux.url();
-            (cluster, natsmux, url, None)
-        }
+    let Some(kind) = tls else {
+        let cluster = Cluster::start(version, 2);
+        let natsmux = Natsmux::start(&cluster);
+        let url = natsmux.url();
+        return kill_in_turn(version, KILLS, cluster, &natsmux, &url);
     };
+    // The authority's file is there until the end.
+    let Secured {
+        cluster,
+        natsmux,
+        url,
+        authority: _authority,
+    } = Secured::start(version, kind);
+    kill_in_turn(version, KILLS_OF_TLS, cluster, &natsmux, &url);
+}
+
+/// Kills the broker in use so many times, and checks that no client has noticed.
+pub(crate) fn kill_in_turn(
+    version: Version,
+    kills: u64,
+    mut cluster: Cluster,
+    natsmux: &Natsmux,
+    url: &str,
+) {
     let mut clients = Kind::ALL.map(|kind| {
         let prefix = format!("{kind:?}");
-        Client::start(kind, &url, &prefix, Mode::Steady)
+        Client::start(kind, url, &prefix, Mode::Steady)
     });
     wait_for_flow(&mut clients, "at the start");
     let mut longest = Duration::ZERO;
     for round in 1..=kills {
-        longest = longest.max(kill_active(&mut cluster, &natsmux, &mut clients, round));
+        longest = longest.max(kill_active(&mut cluster, natsmux, &mut clients, round));
     }
     let totals = totals(clients);
     let varz = natsmux.wait_varz("no publish to wait", PATIENCE, |varz| varz["waiting"] == 0);
@@ -112,7 +120,7 @@ fn wait_for_other_broker(natsmux: &Natsmux, before: Option<&str>, round: u64) {
 }
 
 /// Waits until every client received a message that it published after this call.
-fn wait_for_flow(clients: &mut [Client], when: &str) {
+pub(crate) fn wait_for_flow(clients: &mut [Client], when: &str) {
     for client in clients {
         client.refresh();
         // The newest report is up to 100 ms old: skip what may be on its way already.

@@ -6,6 +6,7 @@
 mod basic;
 mod client;
 mod https;
+mod identity;
 mod jetstream;
 mod kills;
 mod monitoring;

@@ -101,7 +101,10 @@ impl Session {
         };
         let connect = match identified {
             Identified::As(identity) => Ok(cx.bus.share_connect(own.as_identity(identity))),
-            Identified::Refused => Err(CloseReason::Refused(REFUSED.into())),
+            Identified::Refused => {
+                cx.bus.counters_mut().refused_identities += 1;
+                Err(CloseReason::Refused(REFUSED.into()))
+            }
             Identified::Unknown if own.is_signed() => unsign(&own, cx.bus),
             Identified::Unknown => Ok(own),
         };
@@ -131,7 +134,9 @@ impl Session {
 
     pub(super) fn ask_for_trunk(&mut self, connect: Rc<ConnectInfo>, sent: bool, cx: &Turn<'_>) {
         self.stage = Stage::Attaching;
-        self.pings.next = cx.now + cx.bus.settings().timings.ping_interval;
+        if sent {
+            self.pings.next = cx.now + cx.bus.settings().timings.ping_interval;
+        }
         self.action = Some(SessionAction::Attach { connect, sent });
     }
 

@@ -243,7 +243,11 @@ pub(super) fn names_in(der: &CertificateDer<'_>) -> Vec<String> {
         return Vec::new();
     };
     let certificate = certificate.tbs_certificate;
-    let fields = certificate.subject.0.iter().flat_map(|field| field.0.iter());
+    let fields = certificate
+        .subject
+        .0
+        .iter()
+        .flat_map(|field| field.0.iter());
     let common = fields.filter(|field| field.oid == COMMON_NAME);
     let common = common.filter_map(|field| {
         let text = std::str::from_utf8(field.value.value());

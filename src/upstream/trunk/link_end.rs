@@ -349,6 +349,7 @@ impl Trunk {
     /// Takes a link out and has its socket closed.
     pub(super) fn drop_link(&mut self, id: LinkId, bus: &mut Bus) -> Link {
         let link = self.take_link(id, bus);
+        bus.counters_mut().renewed_links += u64::from(link.is_stale);
         self.actions.push_back(Action::Close {
             link: id,
             abort: false,

@@ -63,7 +63,9 @@ static natsStatus dial(natsConnection **nc, const char *url, bool no_echo)
     char address[256];
     snprintf(address, sizeof address, "%.*s", ca ? (int)(ca - url) : (int)strlen(url), url);
     natsOptions_SetURL(options, address);
-    if (ca != NULL) {
+    if (ca != NULL && strncmp(ca, "#creds=", 7) == 0) {
+        must(natsOptions_SetUserCredentialsFromFiles(options, ca + 7, NULL), "credentials");
+    } else if (ca != NULL) {
         natsOptions_SetSecure(options, true);
         must(natsOptions_LoadCATrustedCertificates(options, ca + 1), "authorities");
     }

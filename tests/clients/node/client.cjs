@@ -5,7 +5,8 @@
 
 "use strict";
 
-const { connect: dial, headers, StringCodec } = require("nats");
+const { readFileSync } = require("node:fs");
+const { connect: dial, credsAuthenticator, headers, StringCodec } = require("nats");
 
 const PATIENCE = 5000;
 const START_PATIENCE = 20000;
@@ -27,8 +28,12 @@ function step(name, got, expected) {
 
 async function connect(url, counts, more = {}) {
   const parsed = new URL(url);
-  // A URL may name the authorities of a listener's certificate behind a `#`.
-  const ca = parsed.hash ? { tls: { caFile: parsed.hash.slice(1) } } : {};
+  // A URL may name, behind a `#`, the authorities of a listener's certificate, or a file of
+  // credentials as `creds=`.
+  const file = parsed.hash.slice(1);
+  const creds = file.startsWith("creds=") && readFileSync(file.slice("creds=".length));
+  const named = creds ? { authenticator: credsAuthenticator(creds) } : { tls: { caFile: file } };
+  const ca = file ? named : {};
   const nc = await dial({
     servers: parsed.host,
     user: parsed.username || undefined,

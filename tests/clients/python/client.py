@@ -45,9 +45,12 @@ class Counts:
 
 
 async def connect(url, counts, **more):
-    """A URL may name the authorities of a listener's certificate behind a `#`."""
+    """A URL may name, behind a `#`, the authorities of a listener's certificate, or a file of
+    credentials as `creds=`."""
     url, _, ca = url.partition("#")
-    if ca:
+    if ca.startswith("creds="):
+        more["user_credentials"] = ca.removeprefix("creds=")
+    elif ca:
         more["tls"] = ssl.create_default_context(cafile=ca)
     return await nats.connect(
         url, allow_reconnect=False, connect_timeout=PATIENCE, error_cb=counts.on_error,

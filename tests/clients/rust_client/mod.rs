@@ -37,7 +37,8 @@ impl Counts {
 }
 
 /// async-nats takes no credentials from the URL.
-/// A URL may name the authorities of a listener's certificate behind a `#`.
+/// A URL may name, behind a `#`, the authorities of a listener's certificate, or a file of
+/// credentials as `creds=`.
 fn options(url: &str, counts: &Arc<Counts>) -> ConnectOptions {
     let counts = Arc::clone(counts);
     let (address, ca) = url.split_once('#').unzip();
@@ -50,7 +51,12 @@ fn options(url: &str, counts: &Arc<Counts>) -> ConnectOptions {
         }
         _ => ConnectOptions::new(),
     };
+    let creds = ca.and_then(|ca| ca.strip_prefix("creds="));
     let options = match ca {
+        Some(_) if let Some(creds) = creds => {
+            let text = std::fs::read_to_string(creds).expect("a file of credentials");
+            options.credentials(&text).expect("credentials")
+        }
         Some(ca) => options.add_root_certificates(ca.into()).require_tls(true),
         None => options,
     };

@@ -1,0 +1,204 @@
+//! Identities: real clients that sign, or carry nothing at all.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::client::{Client, Kind, Mode};
+use crate::kills::{kill_in_turn, wait_for_flow};
+use crate::support::{
+    Authority, Broker, BrokerOptions, Cluster, KeyKind, Natsmux, NatsmuxOptions, Operator,
+    PATIENCE, RawClient, User, Version, wait_for, write_secret,
+};
+
+/// As many as with TLS.
+const KILLS: u64 = 8;
+
+/// One bus with these lines behind its brokers.
+fn config(brokers: &[String], more: &str) -> String {
+    format!(
+        "[http]\nlisten = \"{{http}}\"\n[log]\nlevel = \"debug\"\n[[bus]]\nname = \"default\"\n\
+         listen = [\"{{listen}}\"]\nbrokers = {brokers:?}\n{more}"
+    )
+}
+
+fn launch(brokers: &[String], more: &str) -> Natsmux {
+    Natsmux::launch(&NatsmuxOptions {
+        config: Some(config(brokers, more)),
+        ..NatsmuxOptions::default()
+    })
+}
+
+/// An identity with credentials, for whoever this lets in.
+fn identity(name: &str, who: &str, credentials: &str) -> String {
+    format!("[[bus.identity]]\nname = \"{name}\"\nmatch = {{ {who} }}\n{credentials}\n")
+}
+
+fn creds(user: &User) -> String {
+    format!("creds = {:?}", user.path().display().to_string())
+}
+
+fn broker(version: Version, extra: String) -> Broker {
+    Broker::with(BrokerOptions {
+        extra,
+        ..BrokerOptions::new(version)
+    })
+}
+
+/// The members of CONNECT of a component that signs what it was told.
+fn signed(user: &User, info: &Value) -> String {
+    let nonce = info["nonce"].as_str().expect("a nonce");
+    format!(r#""jwt":"{}","sig":"{}""#, user.jwt(), user.sign(nonce))
+}
+
+/// Sends CONNECT with these members, and returns all that comes until the answer to a PING, or the
+/// end.
+fn answer(client: &mut RawClient, members: &str) -> String {
+    let options = r#""verbose":false,"pedantic":false,"protocol":1,"headers":true"#;
+    client.send(format!("CONNECT {{{options},{members}}}\r\nPING\r\n"));
+    let line = client.frame().line;
+    if line != "PONG" {
+        assert!(client.until_closed().is_empty());
+    }
+    line
+}
+
+#[test]
+fn clients_with_creds_notice_no_kill_of_a_2_15_broker() {
+    kills_with_creds(Version::V215);
+}
+
+#[test]
+fn clients_with_creds_notice_no_kill_of_a_2_9_broker() {
+    kills_with_creds(Version::V29);
+}
+
+/// Components keep their `.creds`, of which natsmux has the same file.
+fn kills_with_creds(version: Version) {
+    let operator = Operator::new();
+    let user = operator.user("orders");
+    let options = BrokerOptions {
+        extra: operator.broker_config(),
+        ..BrokerOptions::new(version)
+    };
+    let cluster = Cluster::with(&options, 2);
+    let more = identity("orders", "same_key = true", &creds(&user));
+    let natsmux = launch(&cluster.urls(), &more).wait_healthy();
+    let url = format!("{}#creds={}", natsmux.url(), user.path().display());
+    kill_in_turn(version, KILLS, cluster, &natsmux, &url);
+}
+
+/// Every kind of credentials that a broker takes is said by natsmux, for a component that has none.
+#[test]
+fn natsmux_says_every_kind_of_credentials_for_components_without_any() {
+    let operator = Operator::new();
+    let signed = operator.user("signed");
+    let bearer = operator.user("bearer");
+    operator.issue_as(&bearer, None, &json!({ "bearer_token": true }));
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        write_secret(&path, text);
+        path.display().to_string()
+    };
+    let nkeys = format!(
+        "authorization {{ users = [ {{ nkey: {} }} ] }}",
+        signed.key()
+    );
+    let password = "authorization { user: svc, password: \"s3 cret\" }".to_owned();
+    let token = "authorization { token: t0ken }".to_owned();
+    let seed = file("seed", &signed.seed());
+    let pass = file("password", "s3 cret\n");
+    let token_file = file("token", "t0ken");
+    let jwt = file("jwt", &bearer.jwt());
+    for version in Version::ALL {
+        for (config, says, subject) in [
+            (operator.broker_config(), creds(&signed), signed.key()),
+            (
+                operator.broker_config(),
+                format!("jwt_file = {jwt:?}"),
+                bearer.key(),
+            ),
+            (nkeys.clone(), format!("nkey_file = {seed:?}"), signed.key()),
+            (
+                password.clone(),
+                format!("user = \"svc\"\npassword_file = {pass:?}"),
+                "svc".to_owned(),
+            ),
+            (
+                token.clone(),
+                format!("token_file = {token_file:?}"),
+                "(token)".to_owned(),
+            ),
+        ] {
+            let broker = broker(version, config);
+            let more = identity("svc", "anybody = true", &says);
+            let natsmux = launch(&[broker.url()], &more).wait_healthy();
+            let mut client = natsmux.client();
+            client.send("SUB a 1\r\nPUB a 2\r\nhi\r\nPING\r\n");
+            client.expect("MSG a 1 2\r\nhi\r\n");
+            client.pong();
+            let connz = natsmux.get("/connz?auth=1").expect("an answer").body;
+            assert!(connz.contains("\"identity\":\"svc\""), "{connz}");
+            let varz = natsmux.varz();
+            assert_eq!(
+                varz["buses"][0]["identities"][0]["subject"], *subject,
+                "{varz}"
+            );
+        }
+    }
+}
+
+/// natsmux verifies a component's signature by the key that it holds, of its own nonce, once.
+#[test]
+fn a_signature_is_believed_for_the_nonce_that_was_told_and_for_no_other() {
+    let operator = Operator::new();
+    let (user, other) = (operator.user("orders"), operator.user("other"));
+    let broker = broker(Version::V215, operator.broker_config());
+    let more = identity("orders", "same_key = true", &creds(&user));
+    let natsmux = launch(&[broker.url()], &more).wait_healthy();
+    let mut first = RawClient::connect(&natsmux.address());
+    let info = first.info();
+    assert_eq!(info["auth_required"], true);
+    let once = signed(&user, &info);
+    assert_eq!(answer(&mut first, &once), "PONG");
+    let mut second = RawClient::connect(&natsmux.address());
+    assert_ne!(second.info()["nonce"], info["nonce"]);
+    assert_eq!(answer(&mut second, &once), "-ERR 'Authorization Violation'");
+    // The right key and no signature, and another's signature for it.
+    let jwt = format!(r#""jwt":"{}""#, user.jwt());
+    let mut third = RawClient::connect(&natsmux.address());
+    third.info();
+    assert_eq!(answer(&mut third, &jwt), "-ERR 'Authorization Violation'");
+    let mut fourth = RawClient::connect(&natsmux.address());
+    let nonce = fourth.info()["nonce"].clone();
+    let forged = other.sign(nonce.as_str().expect("a nonce"));
+    let forged = format!(r#"{jwt},"sig":"{forged}""#);
+    assert_eq!(
+        answer(&mut fourth, &forged),
+        "-ERR 'Authorization Violation'"
+    );
+    assert_canary(&natsmux, &[&user]);
+}
+
+/// No seed and no JWT stands in anything that natsmux says.
+fn assert_canary(natsmux: &Natsmux, users: &[&User]) {
+    let mut said = natsmux.log();
+    for path in [
+        "/varz",
+        "/connz?auth=1&subs=detail",
+        "/metrics",
+        "/eventz",
+        "/",
+    ] {
+        if let Some(answer) = natsmux.get(path) {
+            said.push_str(&answer.body);
+        }
+    }
+    for user in users {
+        for secret in [user.seed(), user.jwt()] {
+            assert!(!said.contains(&secret), "a secret was said");
+        }
+    }
+}
