@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::config::{BusConfig, Config, CredentialsConfig, TlsConfig, TlsFiles};
+use crate::identity::credentials::Credentials;
 use crate::identity::{self, IdentityFault, Loaded};
 use crate::net::tls::{ClientTls, ServerTls, TlsFileError};
 use crate::proto::connect::Secret;
@@ -42,6 +43,14 @@ pub struct Files {
 }
 
 impl Files {
+    /// All identities: the bus's name, their own, and their credentials.
+    pub(super) fn identities(&self) -> impl Iterator<Item = (&str, &str, &Credentials)> {
+        self.buses.iter().flat_map(|(bus, files)| {
+            let identities = files.identities.identities.iter();
+            identities.map(|one| (&**bus, &*one.name, &one.credentials))
+        })
+    }
+
     /// What the identities are that the files hold, for an operator. No secret.
     pub fn describe(&self) -> impl Display {
         let mut lines = String::new();

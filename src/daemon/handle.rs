@@ -36,6 +36,8 @@ pub(super) enum WorkerCommand {
     Sessions(SessionPage, oneshot::Sender<Vec<SessionSnapshot>>),
     Subscriptions(SubscriptionPage, oneshot::Sender<SubscriptionList>),
     Reload(Box<Start>, oneshot::Sender<()>),
+    /// The files of identities have changed.
+    Renew(Box<Files>),
     Drain(oneshot::Sender<()>),
 }
 
@@ -110,6 +112,13 @@ impl Handle {
         if self.commands.send(command).await.is_ok() {
             let _ = answer.await;
         }
+    }
+
+    /// Takes over what the files of identities hold now.
+    pub(super) async fn renew(&self, files: Files) {
+        let command = WorkerCommand::Renew(Box::new(files));
+        // Whoever is gone needs none.
+        let _ = self.commands.send(command).await;
     }
 
     /// Ready once every session is closed.

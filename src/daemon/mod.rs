@@ -5,6 +5,7 @@
 //! commands. So no HTTP request can slow the data path by more than one snapshot.
 
 mod busy;
+mod credential_watch;
 mod files;
 mod handle;
 mod limits;
@@ -19,19 +20,22 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::config::{BusConfig, Config, ConfigError, ListenAddr, LogFormat};
+use crate::identity::load::Fingerprint;
 use crate::net::tls::ServerTls;
 use crate::net::{self, socket};
 use crate::telemetry::{self, LineFormat, LogError, LogGuard};
+use credential_watch::CredentialWatch;
 pub use files::{FileError, Files, read_files};
 use handle::{Handle, Listeners, Start};
 use source::WorkerSource;
@@ -98,9 +102,13 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         warn!("{exposed}");
     }
     let seed = RandomState::new().hash_one(&config.name);
+    let mut watch = CredentialWatch::default();
+    let state = credential_watch::look(&config);
+    let files = files::read_files(&config)?;
+    watch.note(state, &files);
     let start = Start {
         config: config.clone(),
-        files: files::read_files(&config)?,
+        files,
         listeners,
         max_connections,
         seed,
@@ -127,6 +135,7 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         open_files,
         seed,
         http_tls,
+        watch,
     };
     let result = runtime.block_on(control.run(http));
     // A configuration file that hangs must not keep the process.
@@ -148,6 +157,7 @@ struct Control {
     seed: u64,
     /// TLS of the HTTP listener, as of now.
     http_tls: Option<watch::Sender<ServerTls>>,
+    watch: CredentialWatch,
 }
 
 struct Signals {
@@ -200,7 +210,10 @@ impl Control {
                     stop.clone(),
                 ))
             });
+        let mut look = tokio::time::interval(credential_watch::EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let is_idle = CredentialWatch::is_idle(&self.config);
             let [first, second] = &mut signals.user;
             tokio::select! {
                 biased;
@@ -209,6 +222,13 @@ impl Control {
                 () = self.handle.gone() => break,
                 _ = first.recv() => info!("SIGUSR1 ignored: the log goes to stderr"),
                 _ = second.recv() => info!("SIGUSR2 ignored"),
+                _ = look.tick(), if !is_idle => {
+                    tokio::select! {
+                        biased;
+                        () = signals.stop() => break,
+                        () = self.renew_credentials() => {}
+                    }
+                }
                 _ = signals.hangup.recv() => {
                     let reloaded = tokio::select! {
                         biased;
@@ -248,15 +268,45 @@ impl Control {
         self.handle.stop();
     }
 
+    /// Reads the files of identities again, where they have changed.
+    async fn renew_credentials(&mut self) {
+        self.watch.warn_of_ends(SystemTime::now());
+        let config = self.config.clone();
+        let look = tokio::task::spawn_blocking(move || {
+            let state = credential_watch::look(&config);
+            (state, config)
+        });
+        let Ok(Ok((state, config))) = tokio::time::timeout(READ_WITHIN, look).await else {
+            return;
+        };
+        if self.watch.is_current(&state) {
+            return;
+        }
+        let read = tokio::task::spawn_blocking(move || files::read_files(&config));
+        match tokio::time::timeout(READ_WITHIN, read).await {
+            Ok(Ok(Ok(files))) => {
+                self.watch.note(state, &files);
+                self.handle.renew(files).await;
+            }
+            // It may be half written: it is read again as soon as it changes once more.
+            Ok(Ok(Err(error))) => {
+                self.watch.note_unreadable(state);
+                error!(%error, "changed credentials can't be used, the former ones stay");
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+
     /// Reads the file in a thread of its own: one that hangs, a FIFO or a network file system, must
     /// stop neither HTTP nor signals.
-    async fn read_again(&self) -> Result<(Config, Files), ReloadError> {
+    async fn read_again(&self) -> Result<(Config, Files, Vec<Fingerprint>), ReloadError> {
         let file = self.file.clone().ok_or(ReloadError::NoFile)?;
         let running = self.config.clone();
         let read = move || -> Result<_, ReloadError> {
             let new = running.reload(&file)?;
+            let state = credential_watch::look(&new);
             let files = files::read_files(&new)?;
-            Ok((new, files))
+            Ok((new, files, state))
         };
         let reading = tokio::task::spawn_blocking(read);
         match tokio::time::timeout(READ_WITHIN, reading).await {
@@ -267,7 +317,7 @@ impl Control {
     }
 
     async fn reload(&mut self) -> Result<(), ReloadError> {
-        let (new, files) = self.read_again().await?;
+        let (new, files, state) = self.read_again().await?;
         if let Some(fixed) = self.config.needs_restart(&new) {
             return Err(ReloadError::Refused(fixed.to_string()));
         }
@@ -280,6 +330,7 @@ impl Control {
         if let (Some(tls), Some(new)) = (&self.http_tls, &files.http_tls) {
             tls.send_replace(new.clone());
         }
+        self.watch.note(state, &files);
         self.log.set_level(new.log.level.into());
         let start = Start {
             config: new.clone(),

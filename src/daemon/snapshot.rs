@@ -42,7 +42,7 @@ pub(super) fn session_snapshot(
         broker: None,
     };
     if let Some(found) = info.description.borrow().as_deref() {
-        session.identity.clone_from(&found.identity);
+        session.identity = found.identity.as_deref().map(str::to_owned);
         session.user.clone_from(&found.user);
         session.uid = found.owner.as_ref().map(|owner| owner.uid);
         let unit = found.owner.as_ref().and_then(|owner| owner.unit.clone());

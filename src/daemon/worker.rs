@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::busy::BusyMeter;
-use super::files::BusFiles;
+use super::files::{BusFiles, Files};
 use super::handle::{
     Commands, Handle, SessionPage, Start, SubscriptionList, SubscriptionPage, WorkerCommand,
 };
@@ -165,6 +165,7 @@ impl Worker {
                     self.reload(*start);
                     let _ = reply.send(());
                 }
+                WorkerCommand::Renew(files) => self.renew(*files),
                 WorkerCommand::Drain(reply) => {
                     spawn_local(drain(self.drain_all(), reply));
                 }
@@ -314,6 +315,16 @@ impl Worker {
             if let Some(listeners) = listeners.remove(&bus.name) {
                 let files = files.remove(&bus.name).unwrap_or_default();
                 self.start_bus(&config, bus, listeners, files);
+            }
+        }
+    }
+
+    fn renew(&self, mut files: Files) {
+        for running in self.buses.borrow().iter() {
+            let pool = &running.frontend.pool;
+            if let Some(files) = files.buses.remove(&pool.bus.name) {
+                set_identities(pool, files.identities, files.identity_tls);
+                pool.wake_all();
             }
         }
     }

@@ -295,12 +295,6 @@ impl Connection {
     }
 
     fn identified(&mut self, identified: Identified) {
-        if let Identified::As(id) = identified
-            && let Some(description) = &mut *self.registration.info.description.borrow_mut()
-        {
-            let bus = self.frontend.pool.bus.borrow();
-            description.identity = bus.identities().name(id).map(str::to_owned);
-        }
         self.with_session(|session, upstream, cx| {
             session.handle_identified(identified, upstream, cx);
         });

@@ -50,7 +50,7 @@ pub struct Description {
     /// Its process.
     pub owner: Option<Owner>,
     /// The name of its identity.
-    pub identity: Option<String>,
+    pub identity: Option<Box<str>>,
 }
 
 impl Frontend {
@@ -81,17 +81,17 @@ impl Frontend {
             user: connect.user.as_ref().map(|user| user.expose().to_owned()),
             owner,
             identity: match &judgement {
-                Judgement::Is(id) => identities.name(*id).map(str::to_owned),
+                Judgement::Is(_, name) => Some(name.clone()),
                 _ => None,
             },
         }));
         drop(bus);
         match judgement {
-            Judgement::Is(id) => Answer::Now(Identified::As(id)),
+            Judgement::Is(id, _) => Answer::Now(Identified::As(id)),
             Judgement::PassThrough => Answer::Now(Identified::Unknown),
             Judgement::Refused => Answer::Later(Box::pin(refuse(now))),
             Judgement::Verify(verification) => {
-                Answer::Later(Box::pin(verify(Rc::clone(self), verification, now)))
+                Answer::Later(Box::pin(verify(Rc::clone(self), cid, verification, now)))
             }
         }
     }
@@ -130,7 +130,12 @@ async fn refuse(asked: Instant) -> Identified {
     Identified::Refused
 }
 
-async fn verify(frontend: Rc<Frontend>, verification: Verification, asked: Instant) -> Identified {
+async fn verify(
+    frontend: Rc<Frontend>,
+    cid: u64,
+    verification: Verification,
+    asked: Instant,
+) -> Identified {
     let patience = frontend.pool.bus.borrow().settings().timings.auth_timeout;
     let until = std::time::Instant::from(asked + patience).into();
     let run = async {
@@ -153,7 +158,14 @@ async fn verify(frontend: Rc<Frontend>, verification: Verification, asked: Insta
         .identities()
         .verified(&verification, is_right);
     match judgement {
-        Judgement::Is(id) => Identified::As(id),
+        Judgement::Is(id, name) => {
+            if let Some(info) = frontend.connections.get(cid)
+                && let Some(description) = &mut *info.description.borrow_mut()
+            {
+                description.identity = Some(name);
+            }
+            Identified::As(id)
+        }
         _ => refuse(asked).await,
     }
 }

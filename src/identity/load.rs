@@ -86,8 +86,11 @@ pub fn load(bus: &BusConfig) -> Result<Loaded, IdentityFault> {
     })
 }
 
+/// A file's path, inode, length and time of change.
+pub type Fingerprint = (PathBuf, u64, u64, Option<SystemTime>);
+
 /// When and how the files of a bus's identities were last changed: another one where any was.
-pub fn fingerprint(bus: &BusConfig) -> Vec<(PathBuf, u64, u64, Option<SystemTime>)> {
+pub fn fingerprint(bus: &BusConfig) -> Vec<Fingerprint> {
     let files = bus.identities.iter().flat_map(|identity| {
         let matches = &identity.matches;
         let own = identity.credentials.source.file().into_iter();

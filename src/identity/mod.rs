@@ -67,8 +67,8 @@ struct Known {
 /// What a component is.
 #[derive(Debug)]
 pub enum Judgement {
-    /// This identity.
-    Is(IdentityId),
+    /// This identity, by this name.
+    Is(IdentityId, Box<str>),
     /// None: its own credentials pass through.
     PassThrough,
     /// It claims to be somebody that it isn't.
@@ -83,6 +83,7 @@ pub struct Verification {
     hash: PasswordHash,
     password: Secret,
     id: IdentityId,
+    name: Box<str>,
     digest: [u8; 32],
 }
 
@@ -209,7 +210,7 @@ impl Identities {
         for rule in &self.rules {
             match rule.who.judge(presented) {
                 Claim::None => {}
-                Claim::Proven => return Judgement::Is(rule.id),
+                Claim::Proven => return Judgement::Is(rule.id, rule.name.clone()),
                 Claim::False => return Judgement::Refused,
                 Claim::IfVerified(hash) => {
                     let Some(password) = presented.connect.pass.clone() else {
@@ -217,12 +218,13 @@ impl Identities {
                     };
                     let digest = self.digest(hash, &password);
                     if self.verified.borrow().contains(&digest) {
-                        return Judgement::Is(rule.id);
+                        return Judgement::Is(rule.id, rule.name.clone());
                     }
                     return Judgement::Verify(Verification {
                         hash: hash.clone(),
                         password,
                         id: rule.id,
+                        name: rule.name.clone(),
                         digest,
                     });
                 }
@@ -241,7 +243,7 @@ impl Identities {
             verified.clear();
         }
         verified.insert(verification.digest);
-        Judgement::Is(verification.id)
+        Judgement::Is(verification.id, verification.name.clone())
     }
 
     fn digest(&self, hash: &PasswordHash, password: &Secret) -> [u8; 32] {
@@ -260,6 +262,11 @@ impl Identities {
     pub fn login(&self, id: IdentityId, nonce: Option<&str>) -> Option<Login<'_>> {
         let known = self.known.get(id.0 as usize)?;
         Some(known.credentials.as_ref()?.login(nonce))
+    }
+
+    /// Whether natsmux signs as a proxy.
+    pub fn is_proxy(&self) -> bool {
+        self.proxy.is_some()
     }
 
     /// natsmux's own signature of a link's nonce, as a proxy that brokers trust (ADR-55).

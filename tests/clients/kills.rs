@@ -135,20 +135,20 @@ pub(crate) fn wait_for_flow(clients: &mut [Client], when: &str) {
 
 /// The sums of what the clients report at the end.
 #[derive(Debug, Default)]
-struct Totals {
-    published: u64,
-    others: u64,
-    received: u64,
-    missing: u64,
-    duplicates: u64,
-    out_of_order: u64,
-    disconnects: u64,
-    errors: u64,
+pub(crate) struct Totals {
+    pub(crate) published: u64,
+    pub(crate) others: u64,
+    pub(crate) received: u64,
+    pub(crate) missing: u64,
+    pub(crate) duplicates: u64,
+    pub(crate) out_of_order: u64,
+    pub(crate) disconnects: u64,
+    pub(crate) errors: u64,
     /// Clients that ended well.
-    content: usize,
+    pub(crate) content: usize,
 }
 
-fn totals(mut clients: [Client; 4]) -> Totals {
+pub(crate) fn totals(mut clients: [Client; 4]) -> Totals {
     for client in &mut clients {
         client.stop();
     }

@@ -10,8 +10,8 @@ use rcgen::{
     PKCS_ECDSA_P384_SHA384, date_time_ymd,
 };
 use rustls::crypto::ring::default_provider;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
 
@@ -75,6 +75,21 @@ impl Authority {
             .expect("versions")
             .with_root_certificates(roots)
             .with_no_client_auth()
+    }
+
+    /// A client that trusts it, and shows this certificate.
+    pub fn client_config_with(&self, certificate: &Certificate) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        let ca = CertificateDer::from_pem_file(self.ca()).expect("a certificate");
+        roots.add(ca).expect("an authority");
+        let own = CertificateDer::from_pem_file(&certificate.cert).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(&certificate.key).expect("a key");
+        ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![own], key)
+            .expect("a certificate and its key")
     }
 
     /// A certificate for a broker or natsmux on loopback.

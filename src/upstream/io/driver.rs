@@ -21,6 +21,7 @@ use crate::catch_panic::catch_panic;
 use crate::clock::Instant;
 use crate::net::socket::{self, ReadHalf, Stream};
 use crate::net::{Flush, Port, Readiness, names, now, yield_after_io};
+use crate::proto::error_text::{BrokerError, classify};
 use crate::upstream::brokers::roster::{BrokerId, Failure};
 use crate::upstream::bus::Turn;
 use crate::upstream::trunk::{Action, LinkId, Report, Trunk};
@@ -430,9 +431,15 @@ impl Driver {
                 let mut known = self.bus.log.borrow_mut();
                 let repeated = known.limit.note(Some(*broker), text, self.now);
                 let broker = addr(*broker);
+                let refused = classify(text) == BrokerError::Refused;
+                let by_proxy = refused && self.bus.borrow().identities().is_proxy();
                 let text = String::from_utf8_lossy(text);
                 let text = text.escape_debug();
                 match repeated {
+                    Some(repeated) if by_proxy => {
+                        let hint = "the broker may not trust the key of proxy_key_file";
+                        warn!(bus = name, trunk, broker, %text, hint, repeated, "broker error");
+                    }
                     Some(repeated) => {
                         warn!(bus = name, trunk, broker, %text, repeated, "broker error");
                     }

@@ -1,15 +1,17 @@
 //! Identities: real clients that sign, or carry nothing at all.
 
-use std::fmt::Write as _;
+mod who;
+
+use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::client::{Client, Kind, Mode};
-use crate::kills::{kill_in_turn, wait_for_flow};
+use crate::kills::{kill_in_turn, totals, wait_for_flow};
 use crate::support::{
-    Authority, Broker, BrokerOptions, Cluster, KeyKind, Natsmux, NatsmuxOptions, Operator,
-    PATIENCE, RawClient, User, Version, wait_for, write_secret,
+    Broker, BrokerOptions, Cluster, Natsmux, NatsmuxOptions, Operator, PATIENCE, RawClient, User,
+    Version, wait_for, write_secret,
 };
 
 /// As many as with TLS.
@@ -180,6 +182,89 @@ fn a_signature_is_believed_for_the_nonce_that_was_told_and_for_no_other() {
         "-ERR 'Authorization Violation'"
     );
     assert_canary(&natsmux, &[&user]);
+}
+
+/// JWTs of 10 s, of which each is replaced after 5: components notice nothing.
+#[test]
+fn renewed_credentials_are_noticed_by_no_client() {
+    const LIFE: Duration = Duration::from_secs(10);
+    const RENEWALS: u64 = 4;
+    for version in Version::ALL {
+        let operator = Operator::new();
+        let user = operator.user("orders");
+        operator.issue(&user, Some(LIFE));
+        let options = BrokerOptions {
+            extra: operator.broker_config(),
+            ..BrokerOptions::new(version)
+        };
+        let cluster = Cluster::with(&options, 2);
+        let more = identity("orders", "same_key = true", &creds(&user));
+        let natsmux = launch(&cluster.urls(), &more).wait_healthy();
+        let url = format!("{}#creds={}", natsmux.url(), user.path().display());
+        let mut clients =
+            Kind::ALL.map(|kind| Client::start(kind, &url, &format!("{kind:?}"), Mode::Steady));
+        wait_for_flow(&mut clients, "at the start");
+        for round in 1..=RENEWALS {
+            thread::sleep(LIFE / 2);
+            operator.issue(&user, Some(LIFE));
+            natsmux.wait_varz("links with the new ones", PATIENCE, |varz| {
+                varz["renewed_links"].as_u64() >= Some(round * clients.len() as u64)
+                    || varz["trunks"].as_u64().is_some_and(|trunks| {
+                        varz["renewed_links"].as_u64() >= Some(round * trunks)
+                    })
+            });
+            wait_for_flow(&mut clients, &format!("behind renewal {round}"));
+        }
+        let totals = totals(clients);
+        let varz = natsmux.varz();
+        println!("{version:?}: {RENEWALS} renewals, {totals:?}");
+        assert_eq!((totals.disconnects, totals.errors), (0, 0), "{totals:?}");
+        assert_eq!(totals.duplicates, 0, "{totals:?}");
+        assert_eq!(varz["in_doubt"], 0, "{varz}");
+        // R19: two round trips of each move are deaf.
+        assert!(totals.missing <= totals.published / 500, "{totals:?}");
+        assert_canary(&natsmux, &[&user]);
+    }
+}
+
+/// Credentials that nobody renews: the operator hears of it ahead, and the component the broker's
+/// own words, as it would directly.
+#[test]
+fn credentials_that_nobody_renews_end_as_they_would_directly() {
+    const LIFE: Duration = Duration::from_secs(4);
+    let operator = Operator::new();
+    let user = operator.user("orders");
+    operator.issue(&user, Some(LIFE));
+    let broker = broker(Version::V215, operator.broker_config());
+    let more = identity("orders", "anybody = true", &creds(&user));
+    let natsmux = launch(&[broker.url()], &more).wait_healthy();
+    let mut client = natsmux.client();
+    let metrics = natsmux.get("/metrics").expect("an answer").body;
+    let series = "natsmux_credential_expires_seconds{bus=\"default\",identity=\"orders\"}";
+    assert!(metrics.contains(series), "{metrics}");
+    client.set_patience(2 * LIFE);
+    assert_eq!(client.line(), "-ERR 'User Authentication Expired'");
+    assert!(client.until_closed().is_empty());
+    assert!(
+        natsmux.log().contains("credentials expire"),
+        "the operator is told"
+    );
+    // The broker counts in seconds.
+    thread::sleep(Duration::from_secs(1));
+    // A broker that refuses them is believed at once: nobody is let in, live or not.
+    let mut late = RawClient::connect(&natsmux.address());
+    late.info();
+    assert_eq!(
+        answer(&mut late, "\"lang\":\"raw\""),
+        "-ERR 'Authorization Violation'"
+    );
+    // With new ones, everybody is.
+    operator.issue(&user, None);
+    wait_for("newcomers to be let in", PATIENCE, || {
+        let mut client = RawClient::connect(&natsmux.address());
+        client.info();
+        (answer(&mut client, "\"lang\":\"raw\"") == "PONG").then_some(())
+    });
 }
 
 /// No seed and no JWT stands in anything that natsmux says.
