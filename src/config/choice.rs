@@ -151,6 +151,18 @@ pub enum OutagePublishes {
 
 choice!(OutagePublishes { "keep" => Keep, "drop" => Drop });
 
+/// What happens to a component that signs with a key that natsmux doesn't hold (R40).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Signed {
+    /// It signs the nonce of a broker, on a link of its own.
+    #[default]
+    Relay,
+    /// It is refused.
+    Refuse,
+}
+
+choice!(Signed { "relay" => Relay, "refuse" => Refuse });
+
 /// Which sessions share an upstream connection (R22).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Sharing {

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::address::{BrokerAddr, ListenAddr};
 use super::choice::{
-    Admit, Delivery, Failback, LogFormat, LogLevel, OutagePublishes, Sharing, TlsMode, Topology,
+    Admit, Delivery, Failback, LogFormat, LogLevel, OutagePublishes, Sharing, Signed, TlsMode,
+    Topology,
 };
 use super::identity::IdentityConfig;
 use super::tls::{ListenTlsConfig, TlsConfig, TlsFiles};
@@ -127,6 +128,9 @@ pub struct BusConfig {
     /// its identity, and where none does, its own credentials pass through. At most 256. Default:
     /// none. Changes on reload: yes.
     pub identities: Vec<IdentityConfig>,
+    /// What happens to a component that signs with a key that natsmux doesn't hold (R40). Default:
+    /// relay. Changes on reload: yes, for new connections.
+    pub signed: Signed,
     /// A file with the seed of an nkey that brokers trust as a proxy's (ADR-55): with it natsmux
     /// signs the nonce of every link. Not readable by everybody. Default: none. Changes on reload:
     /// yes, and the file is read again.
@@ -182,6 +186,7 @@ impl BusConfig {
             listen_tls: None,
             identities: Vec::new(),
             proxy_key_file: None,
+            signed: Signed::default(),
             allow_plain: false,
             topology: Topology::default(),
             failback: Failback::default(),

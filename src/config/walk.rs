@@ -107,6 +107,7 @@ pub(super) fn bus<V: Visitor>(v: &mut V, c: &mut BusConfig) -> Result<(), Config
     v.flag("lenient_connect", &mut c.lenient_connect)?;
     v.flag("allow_plain", &mut c.allow_plain)?;
     v.choice("admit", &mut c.admit)?;
+    v.choice("signed", &mut c.signed)?;
     v.choice("outage_publishes", &mut c.outage_publishes)
 }
 

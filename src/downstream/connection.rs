@@ -13,11 +13,12 @@ use super::frontend::{self, Counted, Frontend};
 use super::identification::{Answer, Identification};
 use super::read_size::ReadSize;
 use super::registry::Registration;
+use super::relay::Relay;
 use super::session::{self, Identified, Session, SessionAction};
 use crate::catch_panic::catch_panic;
 use crate::clock::Instant;
 use crate::net::socket::{self, ReadHalf};
-use crate::net::{Flush, Port, Readiness, Timer, now, yield_after_io};
+use crate::net::{Flush, Outbox, Port, Readiness, Timer, now, yield_after_io};
 use crate::proto::connect::{ConnectInfo, Secret};
 use crate::upstream::CloseReason;
 use crate::upstream::Turn;
@@ -48,6 +49,8 @@ struct Connection {
     registration: Registration,
     _counted: Counted,
     attachment: Option<Attachment>,
+    /// A link whose nonce the component may sign.
+    relay: Option<Box<Relay>>,
     /// Its component is being identified.
     identification: Option<Identification>,
     /// Of a trunk that is the session's alone.
@@ -74,6 +77,7 @@ pub(super) fn run(
     session: Session,
     read: ReadHalf,
     port: Rc<Port>,
+    relay: Option<Relay>,
     (registration, counted): (Registration, Counted),
 ) -> impl Future<Output = ()> {
     // A task that has just been made has no port there: nobody has set it before.
@@ -88,6 +92,7 @@ pub(super) fn run(
         registration,
         _counted: counted,
         attachment: None,
+        relay: relay.map(Box::new),
         identification: None,
         trunk: None,
         timer: Timer::default(),
@@ -400,9 +405,10 @@ impl Connection {
                 let connect = self.session.connect().cloned().unwrap_or_default();
                 let info = &self.registration.info;
                 let description = &info.description;
+                let told = (info.cid, info.nonce.get().map(|nonce| &**nonce));
                 match self
                     .frontend
-                    .identify(&connect, info.cid, &self.port, description, now)
+                    .identify(&connect, told, &self.port, description, now)
                 {
                     Answer::Now(identified) => self.identified(identified),
                     Answer::Later(identification) => self.identification = Some(identification),
@@ -414,7 +420,13 @@ impl Connection {
                 true
             }
             Some(SessionAction::Attach { connect, sent }) => {
+                let relay = self.relay.take();
                 let out = self.session.take_out();
+                if connect.is_signed() {
+                    self.attach_relay(relay, &connect, out, now);
+                    return true;
+                }
+                drop(relay);
                 let attached = self
                     .frontend
                     .pool
@@ -423,15 +435,39 @@ impl Connection {
                     self.close(CloseReason::Internal, now);
                     return true;
                 };
-                *self.registration.info.attachment.borrow_mut() = Some(attachment.clone());
-                (self.attachment, self.trunk) = (Some(attachment), trunk);
-                self.with_session(|session, upstream, cx| {
-                    if let Some(upstream) = upstream {
-                        session.handle_attached(upstream, cx);
-                    }
-                });
+                self.attached(attachment, trunk);
                 true
             }
+        }
+    }
+
+    fn attached(&mut self, attachment: Attachment, trunk: Option<Driver>) {
+        *self.registration.info.attachment.borrow_mut() = Some(attachment.clone());
+        (self.attachment, self.trunk) = (Some(attachment), trunk);
+        self.with_session(|session, upstream, cx| {
+            if let Some(upstream) = upstream {
+                session.handle_attached(upstream, cx);
+            }
+        });
+    }
+
+    /// The component has signed with a key that natsmux doesn't hold: of its relay's nonce, if it
+    /// was told that one. Else it is let go, and told another one when it comes back.
+    fn attach_relay(
+        &mut self,
+        relay: Option<Box<Relay>>,
+        connect: &Rc<ConnectInfo>,
+        out: Outbox,
+        now: Instant,
+    ) {
+        self.frontend.arm_relays(now);
+        let Some(cell) = relay.and_then(|relay| relay.take()) else {
+            return self.close(CloseReason::RelayEnded, now);
+        };
+        let pool = &self.frontend.pool;
+        match pool.bind_relay(cell, connect, out, &self.port, now) {
+            Some(attachment) => self.attached(attachment, None),
+            None => self.close(CloseReason::Internal, now),
         }
     }
 
@@ -466,7 +502,15 @@ impl Connection {
         };
         let mut trunk = cell.machine.borrow_mut();
         let most = trunk.max_payload();
-        let info = frontend::info(ends, self.registration.info.cid, most, &self.frontend);
+        let info = frontend::info(
+            ends,
+            (
+                self.registration.info.cid,
+                self.registration.info.nonce.get().map(|nonce| &**nonce),
+            ),
+            most,
+            &self.frontend,
+        );
         trunk.say_info(*id, &info, &self.frontend.pool.bus.borrow());
     }
 

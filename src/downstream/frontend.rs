@@ -15,6 +15,7 @@ use tracing::debug;
 use super::handshakes::Handshakes;
 use super::identification::Verifications;
 use super::registry::{Registration, Registry};
+use super::relay::Relays;
 use super::session::Session;
 use crate::clock::Instant;
 use crate::net::tls::ServerTls;
@@ -50,6 +51,8 @@ pub struct Frontend {
     tls: RefCell<Option<Rc<ListenTls>>>,
     /// Handshakes on their way.
     pub(super) handshakes: Rc<Handshakes>,
+    /// Links that wait for a component's signature.
+    pub(super) relays: Relays,
     /// Passwords that are being verified.
     pub(super) verifications: Verifications,
     /// Ends the listeners.
@@ -71,6 +74,7 @@ impl Frontend {
             identity,
             tls: RefCell::new(None),
             handshakes: Rc::default(),
+            relays: Relays::default(),
             verifications: Verifications::default(),
             closed: CancellationToken::new(),
             draining: Cell::new(false),
@@ -192,12 +196,18 @@ impl Drop for Counted {
 /// The two addresses of a connection, natsmux's own first.
 pub(super) type Ends = (io::Result<SocketAddr>, io::Result<SocketAddr>);
 
-/// The INFO for one component (R17), whose account takes payloads of `most` bytes.
-pub(super) fn info((local, peer): Ends, cid: u64, most: usize, frontend: &Frontend) -> Vec<u8> {
+/// The INFO for one component (R17), with a broker's nonce where it is to sign that one, and whose account takes payloads of `most` bytes.
+pub(super) fn info(
+    (local, peer): Ends,
+    (cid, nonce): (u64, Option<&str>),
+    most: usize,
+    frontend: &Frontend,
+) -> Vec<u8> {
     let address = |addr: io::Result<SocketAddr>| addr.ok().map(|addr| (addr.ip(), addr.port()));
     let unknown = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
     let (host, port) = address(local).unwrap_or(unknown);
     let (client_ip, _) = address(peer).unwrap_or(unknown);
+    let own_nonce = frontend.identity.nonce(cid);
     let bus = frontend.pool.bus.borrow();
     let brokers = bus.roster().offered();
     let tls = frontend.tls.borrow();
@@ -212,7 +222,7 @@ pub(super) fn info((local, peer): Ends, cid: u64, most: usize, frontend: &Fronte
         jetstream: !bus.settings().is_independent(),
         auth_required: bus.auth_required(),
         max_payload: most,
-        nonce: &frontend.identity.nonce(cid),
+        nonce: nonce.unwrap_or(&own_nonce),
         is_signed: bus.identities().need_signatures(),
         tls: tls.map(|tls| TlsOffer {
             is_required: !tls.available,

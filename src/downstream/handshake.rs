@@ -1,4 +1,4 @@
-//! TLS with a component, before it has a session.
+//! What comes with a component before it has a session: TLS, and a broker's nonce.
 
 use std::future::poll_fn;
 use std::io;
@@ -22,7 +22,7 @@ const HANDSHAKE: u8 = 22;
 /// Runs one connection: its handshake within `auth_timeout`, and then its session.
 pub(super) async fn run(
     frontend: Rc<Frontend>,
-    tls: Rc<ListenTls>,
+    tls: Option<Rc<ListenTls>>,
     stream: Stream,
     (cid, peer): (u64, SocketAddr),
     counted: Counted,
@@ -34,17 +34,23 @@ pub(super) async fn run(
     let port = Rc::new(Port::new(write));
     let until = std::time::Instant::from(until).into();
     // Boxed, since a session doesn't need its room.
-    let secured = Box::pin(timeout_at(
-        until,
-        secure(&frontend, &tls, &port, &mut read, (ends, cid)),
-    ));
+    let secured = Box::pin(timeout_at(until, async {
+        let relay = frontend.open_relay().await;
+        let nonce = relay.as_ref().map(|relay| &*relay.nonce);
+        let to = (ends, cid, nonce);
+        let offer = match &tls {
+            Some(tls) => secure(&frontend, tls, &port, &mut read, to).await?,
+            None => Some(say_info(&frontend, &port, to).await?),
+        };
+        Ok::<_, io::Error>(offer.map(|offer| (offer, relay)))
+    }));
     let ended = tokio::select! {
         biased;
         () = frontend.closed.cancelled() => return,
         ended = secured => ended,
     };
-    let offer = match ended {
-        Ok(Ok(Some(offer))) => offer,
+    let (offer, relay) = match ended {
+        Ok(Ok(Some(begun))) => begun,
         // It has gone before it began: somebody who looks whether anything listens.
         Ok(Ok(None)) => return,
         Ok(Err(error)) => return note_failure(&frontend, cid, peer, &error.to_string()),
@@ -54,7 +60,12 @@ pub(super) async fn run(
         return;
     }
     let (session, registration) = frontend.open_session((cid, peer), offer, accepted_at);
-    connection::run(frontend, session, read, port, (registration, counted)).await;
+    if let Some(relay) = &relay {
+        // It has none yet.
+        let _ = registration.info.nonce.set(relay.nonce.clone());
+    }
+    let entry = (registration, counted);
+    connection::run(frontend, session, read, port, relay, entry).await;
 }
 
 fn note_failure(frontend: &Frontend, cid: u64, peer: SocketAddr, error: &str) {
@@ -70,16 +81,16 @@ async fn secure(
     tls: &ListenTls,
     port: &Port,
     read: &mut ReadHalf,
-    (ends, cid): (Ends, u64),
+    to: Addressee<'_>,
 ) -> io::Result<Option<Offer>> {
     if tls.handshake_first {
         if first_byte(read).await?.is_none() {
             return Ok(None);
         }
         shake_hands(frontend, tls, port, read).await?;
-        return say_info(frontend, port, ends, cid).await.map(Some);
+        return say_info(frontend, port, to).await.map(Some);
     }
-    let offer = say_info(frontend, port, ends, cid).await?;
+    let offer = say_info(frontend, port, to).await?;
     match first_byte(read).await? {
         None => return Ok(None),
         Some(first) if tls.available && first != HANDSHAKE => {}
@@ -93,10 +104,17 @@ async fn first_byte(read: &mut ReadHalf) -> io::Result<Option<u8>> {
     poll_fn(|cx| socket::poll_peek(read, cx)).await
 }
 
-async fn say_info(frontend: &Frontend, port: &Port, ends: Ends, cid: u64) -> io::Result<Offer> {
+/// Whom INFO is for: its ends, its number, and the nonce of its relay.
+type Addressee<'a> = (Ends, u64, Option<&'a str>);
+
+async fn say_info(
+    frontend: &Frontend,
+    port: &Port,
+    (ends, cid, nonce): Addressee<'_>,
+) -> io::Result<Offer> {
     let offer = frontend.offer();
     let mut out = Outbox::new(Retention::UntilWritten);
-    out.push(&frontend::info(ends, cid, usize::MAX, frontend));
+    out.push(&frontend::info(ends, (cid, nonce), usize::MAX, frontend));
     write_all(port, &mut out).await?;
     Ok(offer)
 }

@@ -14,6 +14,7 @@ use tracing::warn;
 use super::frontend::Frontend;
 use super::session::Identified;
 use crate::clock::Instant;
+use crate::config::Signed;
 use crate::identity::{Judgement, Owner, Presented, Verification};
 use crate::net::{Port, peer};
 use crate::proto::connect::ConnectInfo;
@@ -58,7 +59,7 @@ impl Frontend {
     pub(super) fn identify(
         self: &Rc<Self>,
         connect: &ConnectInfo,
-        cid: u64,
+        (cid, nonce): (u64, Option<&str>),
         port: &Port,
         description: &RefCell<Option<Box<Description>>>,
         now: Instant,
@@ -71,9 +72,10 @@ impl Frontend {
             .filter(|_| identities.ask_for_owners())
             .and_then(|ends| self.owner(ends, identities.ask_for_units()));
         let names = port.peer_names();
+        let own_nonce = self.identity.nonce(cid);
         let judgement = identities.judge(&Presented {
             connect,
-            nonce: &self.identity.nonce(cid),
+            nonce: nonce.unwrap_or(&own_nonce),
             owner: owner.as_ref(),
             names: &names,
         });
@@ -85,9 +87,14 @@ impl Frontend {
                 _ => None,
             },
         }));
+        let relays = bus.settings().signed == Signed::Relay
+            && bus.roster().auth_required()
+            && connect.is_signed()
+            && !connect.is_bearer();
         drop(bus);
         match judgement {
             Judgement::Is(id, _) => Answer::Now(Identified::As(id)),
+            Judgement::PassThrough if relays => Answer::Now(Identified::Relayed),
             Judgement::PassThrough => Answer::Now(Identified::Unknown),
             Judgement::Refused => Answer::Later(Box::pin(refuse(now))),
             Judgement::Verify(verification) => {

@@ -54,13 +54,14 @@ fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
     }
     let ends = (stream.local_addr(), stream.peer_addr());
     let full = identity.connections.get() >= identity.max_connections.get();
-    if let Some(tls) = frontend.tls().filter(|_| !full) {
+    let tls = frontend.tls();
+    if !full && (tls.is_some() || frontend.wants_relay(now())) {
         let (frontend, counted) = (Rc::clone(frontend), Counted::new(identity));
         let tasks = frontend.tasks.clone();
         tasks.spawn_local(handshake::run(frontend, tls, stream, (cid, peer), counted));
         return;
     }
-    let mut info = frontend::info(ends, cid, usize::MAX, frontend);
+    let mut info = frontend::info(ends, (cid, None), usize::MAX, frontend);
     if full {
         info.extend_from_slice(b"-ERR 'maximum connections exceeded'\r\n");
     }
@@ -77,6 +78,7 @@ fn welcome(stream: Stream, peer: SocketAddr, frontend: &Rc<Frontend>) {
         session,
         read,
         port,
+        None,
         (registration, counted),
     );
     frontend.tasks.spawn_local(connection);

@@ -9,6 +9,7 @@ pub mod listener;
 pub mod pending_input;
 mod read_size;
 pub mod registry;
+mod relay;
 pub mod session;
 
 pub use session::Session;

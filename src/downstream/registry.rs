@@ -26,6 +26,8 @@ pub struct ConnectionInfo {
     pub attachment: RefCell<Option<(Rc<TrunkCell>, SessionId)>>,
     /// Who it is, where the bus has identities.
     pub description: RefCell<Option<Box<Description>>>,
+    /// A broker's nonce, where it was told that one.
+    pub(super) nonce: OnceCell<Box<str>>,
     /// Its socket, once a task has it.
     pub(super) port: OnceCell<Rc<Port>>,
 }
@@ -44,6 +46,7 @@ impl Registry {
             read_at: Cell::new(now),
             attachment: RefCell::new(None),
             description: RefCell::new(None),
+            nonce: OnceCell::new(),
             port: OnceCell::new(),
         });
         self.0.borrow_mut().insert(cid, Rc::clone(&info));

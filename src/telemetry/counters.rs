@@ -87,6 +87,8 @@ counters! {
     refused_sessions,
     /// Components that claimed to be an identity of the bus and couldn't prove it (R39).
     refused_identities,
+    /// Sessions whose component signed a broker's own nonce (R40).
+    relayed_sessions,
     /// Links that said CONNECT with renewed credentials in place of one with older ones (R38).
     renewed_links,
     /// Faults of components against the protocol.

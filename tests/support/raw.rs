@@ -106,6 +106,22 @@ impl RawClient {
         String::from_utf8_lossy(&line).into_owned()
     }
 
+    /// Reads a line, from a peer that may have closed: `None` then.
+    pub fn try_line(&mut self) -> Option<String> {
+        let mut byte = [0];
+        let deadline = Instant::now() + self.patience;
+        while !self.unread.ends_with(b"\r\n") {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = left.max(Duration::from_millis(1));
+            self.stream.set_read_timeout(Some(left)).expect("possible");
+            match self.stream.read(&mut byte) {
+                Ok(1) => self.unread.push(byte[0]),
+                _ => return None,
+            }
+        }
+        Some(self.line())
+    }
+
     /// Reads one operation with its payload.
     pub fn frame(&mut self) -> Frame {
         let line = self.line();

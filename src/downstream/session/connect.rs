@@ -60,7 +60,9 @@ impl Session {
         cx: &mut Turn<'_>,
     ) {
         self.identifying = Some(identifying);
-        if cx.bus.identities().is_empty() {
+        let connect = self.connect.as_ref();
+        let is_signed = connect.is_some_and(|connect| connect.is_signed());
+        if cx.bus.identities().is_empty() && !is_signed {
             return self.go_on_as(Identified::Unknown, upstream, cx);
         }
         if upstream.is_none() {
@@ -105,6 +107,9 @@ impl Session {
                 cx.bus.counters_mut().refused_identities += 1;
                 Err(CloseReason::Refused(REFUSED.into()))
             }
+            // A relay has one link, and that has had its CONNECT.
+            Identified::Relayed if upstream.is_some() => Err(CloseReason::Signed),
+            Identified::Relayed => Ok(own),
             Identified::Unknown if own.is_signed() => unsign(&own, cx.bus),
             Identified::Unknown => Ok(own),
         };

@@ -125,6 +125,8 @@ pub enum Identified {
     As(IdentityId),
     /// Nobody whom natsmux knows: its own credentials pass through.
     Unknown,
+    /// The same, with a signature of the nonce that it was told: on that link alone (R40).
+    Relayed,
     /// Somebody who claims to be what it isn't.
     Refused,
 }

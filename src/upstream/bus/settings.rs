@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::{
-    Admit, BusConfig, BusLimits, Delivery, OutagePublishes, Sharing, Timings, Topology,
+    Admit, BusConfig, BusLimits, Delivery, OutagePublishes, Sharing, Signed, Timings, Topology,
 };
 
 /// Fences per second, over all buses (R7).
@@ -28,6 +28,8 @@ pub struct Settings {
     pub admit: Admit,
     /// Whether operations ahead of CONNECT are kept (R21).
     pub lenient_connect: bool,
+    /// What happens to a component that signs with a key that natsmux doesn't hold (R40).
+    pub signed: Signed,
     /// Which sessions share a trunk (R22).
     pub sharing: Sharing,
     /// The trunks that the sessions of one identity are spread over, where they share.
@@ -56,6 +58,7 @@ impl Settings {
             outage_publishes: bus.outage_publishes,
             admit: bus.admit,
             lenient_connect: bus.lenient_connect,
+            signed: bus.signed,
             sharing: bus.sharing,
             trunks_per_identity: bus.trunks_per_identity,
             believed_for: BELIEVED_FOR,

@@ -1,12 +1,13 @@
 //! Cells that the tasks of one worker share: the bus, and each trunk.
 
-use std::cell::{Cell, Ref, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, Ref, RefCell, RefMut};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::SystemTime;
 
 use smallvec::SmallVec;
+use tokio::sync::Notify;
 
 use super::operator_log::OperatorLog;
 use crate::clock::Instant;
@@ -104,6 +105,8 @@ pub struct TrunkCell {
     waker: RefCell<Option<Waker>>,
     woken: Cell<bool>,
     failed: Cell<bool>,
+    /// Of a relay: told once its broker has said INFO, or won't.
+    pub(super) greeted: OnceCell<Box<Notify>>,
 }
 
 impl TrunkCell {
@@ -114,6 +117,7 @@ impl TrunkCell {
             waker: RefCell::new(None),
             woken: Cell::new(false),
             failed: Cell::new(false),
+            greeted: OnceCell::new(),
         }
     }
 

@@ -247,6 +247,11 @@ impl Driver {
                 Action::Close { link, abort } => self.close(link, abort),
                 Action::Secure { link, broker } => self.secure(link, broker),
                 Action::Measure { link } => self.measure(link),
+                Action::Greeted => {
+                    if let Some(greeted) = self.cell.greeted.get() {
+                        greeted.notify_one();
+                    }
+                }
                 Action::Report(report) => self.log(&report),
                 Action::Done => self.done = true,
             }

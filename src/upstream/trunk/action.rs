@@ -40,6 +40,8 @@ pub enum Action {
         /// The link.
         link: LinkId,
     },
+    /// A relay's broker has said INFO, or won't: tell whoever waits for it.
+    Greeted,
     /// Tell the operator.
     Report(Report),
     /// The trunk is done: drop it.

@@ -96,7 +96,7 @@ impl Trunk {
                 let link = &mut self.links[id];
                 // A broker that asks and doesn't read is answered once it has taken the rest.
                 let is_full = link.out.pending_bytes() >= super::pressure::LINK_FULL_BYTES;
-                if link.phase != Phase::AwaitingInfo && !is_full {
+                if link.phase >= Phase::Authenticating && !is_full {
                     link.out.push(encode::PONG);
                     // With at-least-once, what lies before it stays in memory until a fence.
                     link.note_unfenced(encode::PONG.len(), 0, cx.now);
@@ -229,6 +229,7 @@ impl Trunk {
             Phase::Connecting
             | Phase::AwaitingInfo
             | Phase::Securing
+            | Phase::Greeted
             | Phase::Authenticated
             | Phase::Fenced => {}
         }

@@ -48,6 +48,8 @@ pub(super) enum Phase {
     AwaitingInfo,
     /// The TLS handshake: ahead of INFO or behind it, as is configured.
     Securing,
+    /// A relay's: the component is to sign its nonce (R40).
+    Greeted,
     /// CONNECT and PING were sent.
     Authenticating,
     /// Accepted; the link that it replaces has not been left yet (R19).

@@ -31,7 +31,7 @@ const VERDICT_MOST: Duration = Duration::from_secs(30);
 impl Trunk {
     /// Takes the next steps on the way to brokers.
     pub(super) fn next_attempt(&mut self, cx: &mut Turn<'_>) {
-        if self.done {
+        if self.done || self.is_bound_to_link(cx) {
             return;
         }
         if let Some(planned) = self.route.moving
@@ -49,6 +49,7 @@ impl Trunk {
                 }
                 Step::Leave(link) => self.leave(link, cx),
                 Step::Fail(link) => self.fail(link, Failure::Silent, cx),
+                Step::Wait if self.is_relay() => {}
                 Step::Wait => {
                     self.try_to_admit(cx);
                     self.answer_what_needs_no_broker(cx.bus);
@@ -148,6 +149,9 @@ impl Trunk {
 
     /// Plans a move where the live link's broker is one to leave (R19).
     pub(super) fn leave_where_due(&mut self, cx: &mut Turn<'_>) {
+        if self.is_relay() {
+            return self.leave_relayed(cx);
+        }
         if let Some(id) = self.live()
             && let Some(reason) = Self::must_leave(self.links[id].broker, cx.bus)
         {
@@ -176,6 +180,17 @@ impl Trunk {
     pub(super) fn introduce(&mut self, id: LinkId, info: ServerInfo, cx: &mut Turn<'_>) {
         let broker = self.links[id].broker;
         let unfit = cx.bus.roster().unfit(broker, &info);
+        let info = if unfit.is_none() && self.awaits_session() {
+            cx.bus
+                .roster_mut()
+                .handle_info(broker, info.clone(), cx.now);
+            match self.greet(id, info, cx) {
+                Some(info) => info,
+                None => return,
+            }
+        } else {
+            info
+        };
         let headers = info.headers;
         let nonce = info.nonce.clone();
         let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);

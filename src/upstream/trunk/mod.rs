@@ -27,6 +27,7 @@ mod debts;
 mod flow;
 mod lacks;
 mod operations;
+mod relay;
 mod renewal;
 mod resume;
 mod trunk_end;
@@ -73,6 +74,7 @@ use crate::upstream::brokers::roster::BrokerId;
 use crate::upstream::bus::Bus;
 use links::Links;
 use pressure::Intake;
+use relay::Relay;
 use route::Route;
 use sessions::Sessions;
 use sharing::SharedState;
@@ -98,6 +100,8 @@ const FINISH_WITHIN: Duration = Duration::from_secs(5);
 pub struct Trunk {
     id: TrunkId,
     connect: Rc<ConnectInfo>,
+    /// Where its session ends with its link (R40).
+    relay: Option<Box<Relay>>,
     /// Where sessions of the same identity may join (R22).
     sharing: Option<Box<SharedState>>,
     /// A component that sent no CONNECT is owed no `+OK` for the one that natsmux sends.
@@ -136,6 +140,7 @@ impl Trunk {
         Self {
             id,
             connect,
+            relay: None,
             sharing: None,
             connect_ok_owed: false,
             verdict: Verdict::Pending,

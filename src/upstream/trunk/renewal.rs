@@ -46,7 +46,7 @@ impl Trunk {
     /// Looks whether links have old credentials: they are to move, not all at once. Sessions end
     /// whose identity isn't configured any more.
     pub(super) fn review_credentials(&mut self, cx: &mut Turn<'_>) {
-        if self.done || self.refused {
+        if self.done || self.refused || self.is_relay() {
             return;
         }
         if self.generation(cx.bus).is_none() {

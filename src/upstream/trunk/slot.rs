@@ -38,6 +38,8 @@ pub enum CloseReason {
     Signed,
     /// No broker has served for `reveal_outage_after` (R37).
     Outage,
+    /// The link is gone whose nonce its component signed (R40).
+    RelayEnded,
     /// natsmux is shutting down.
     Drained,
     /// natsmux has a fault.
@@ -59,6 +61,7 @@ impl CloseReason {
             | Self::EarlyBytesExceeded
             | Self::SlowConsumer
             | Self::Outage
+            | Self::RelayEnded
             | Self::Drained
             | Self::Internal => None,
         }
@@ -78,6 +81,7 @@ impl CloseReason {
             Self::Stale => "stale",
             Self::Signed => "signed",
             Self::Outage => "outage",
+            Self::RelayEnded => "relay_ended",
             Self::Drained => "drained",
             Self::Internal => "internal_error",
         }

@@ -142,7 +142,8 @@ impl Trunk {
 
     /// Ends the trunk once it has no session and owes no broker anything.
     pub(super) fn check_done(&mut self, cx: &mut Turn<'_>) {
-        if self.done || !self.sessions.is_empty() || self.owes() || self.stays_idle(cx) {
+        let waits = self.awaits_session() || self.stays_idle(cx);
+        if self.done || !self.sessions.is_empty() || self.owes() || waits {
             return;
         }
         while let Some(id) = self.links.first() {

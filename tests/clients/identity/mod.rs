@@ -1,5 +1,6 @@
 //! Identities: real clients that sign, or carry nothing at all.
 
+mod relay;
 mod who;
 
 use std::thread;

@@ -98,6 +98,46 @@ impl Pool {
         Some(((cell, session), driver))
     }
 
+    /// Opens a link of which a component may sign the nonce (R40). `None`: it has panicked.
+    pub fn open_relay(self: &Rc<Self>, now: Instant) -> Option<Rc<TrunkCell>> {
+        let (cell, driver) = self.enter(Trunk::relay(self.next_id()));
+        // Nobody has set it before.
+        let _ = cell.greeted.set(Box::default());
+        self.with_trunk(&cell, now, |trunk, cx| trunk.open_relay(cx))?;
+        self.spawn(driver);
+        Some(cell)
+    }
+
+    /// Waits for the nonce of a relay's broker; `None`: there is none to be had.
+    pub async fn relay_greeted(&self, cell: &TrunkCell) -> Option<String> {
+        cell.greeted.get()?.notified().await;
+        let trunk = cell.machine.borrow();
+        trunk.relay_nonce().map(str::to_owned)
+    }
+
+    /// A relay's component has signed its nonce: it has its session. `None`: it has panicked.
+    pub fn bind_relay(
+        &self,
+        cell: Rc<TrunkCell>,
+        connect: &Rc<ConnectInfo>,
+        out: Outbox,
+        port: &Rc<Port>,
+        now: Instant,
+    ) -> Option<Attachment> {
+        self.bus.borrow_mut().counters_mut().relayed_sessions += 1;
+        let session =
+            self.with_trunk(&cell, now, |trunk, cx| trunk.bind_relay(out, connect, cx))?;
+        cell.set_port(session, Some(Rc::clone(port)));
+        cell.wake();
+        Some((cell, session))
+    }
+
+    /// Nobody signs a relay's nonce.
+    pub fn close_relay(&self, cell: &TrunkCell, now: Instant) {
+        self.with_trunk(cell, now, |trunk, cx| trunk.close_relay(cx));
+        cell.wake();
+    }
+
     /// Has a trunk's machine do something; `None` where it panics, which ends it.
     fn with_trunk<T>(
         &self,

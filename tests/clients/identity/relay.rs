@@ -1,0 +1,159 @@
+//! Components that sign with keys that natsmux doesn't hold: as good as direct.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::{answer, broker, creds, identity, launch, signed};
+use crate::client::{Client, Kind, Mode};
+use crate::support::{
+    BrokerOptions, Cluster, Natsmux, Operator, PATIENCE, RawClient, User, Version, wait_for,
+};
+
+const REFUSED: &str = "-ERR 'Authorization Violation'";
+
+/// A cluster that lets in an operator's users, and natsmux without any key.
+fn start(version: Version, operator: &Operator) -> (Cluster, Natsmux) {
+    let options = BrokerOptions {
+        extra: operator.broker_config(),
+        ..BrokerOptions::new(version)
+    };
+    let cluster = Cluster::with(&options, 2);
+    let natsmux = launch(&cluster.urls(), "").wait_healthy();
+    (cluster, natsmux)
+}
+
+/// A component that has signed what it was told, and subscribed; `None`: it was closed without a
+/// word, and may come again.
+fn connect(natsmux: &Natsmux, user: &User) -> Option<RawClient> {
+    let mut client = RawClient::connect(&natsmux.address());
+    let members = signed(user, &client.info());
+    let options = r#""verbose":false,"pedantic":false,"protocol":1,"headers":true"#;
+    client
+        .try_send(format!(
+            "CONNECT {{{options},{members}}}\r\nSUB a 1\r\nPING\r\n"
+        ))
+        .ok()?;
+    (client.try_line()? == "PONG").then_some(client)
+}
+
+fn echo(client: &mut RawClient) {
+    client.send("PUB a 2\r\nhi\r\nPING\r\n");
+    client.expect("MSG a 1 2\r\nhi\r\n");
+    client.pong();
+}
+
+/// What a component finds at a broker, it finds through natsmux, whatever it is written in.
+#[test]
+fn clients_with_keys_of_their_own_are_served() {
+    for version in Version::ALL {
+        let operator = Operator::new();
+        let user = operator.user("own");
+        let (_cluster, natsmux) = start(version, &operator);
+        let url = format!("{}#creds={}", natsmux.url(), user.path().display());
+        for kind in Kind::ALL {
+            let client = Client::start(kind, &url, &format!("{kind:?}"), Mode::Basic);
+            let (events, content) = client.finish();
+            assert!(content, "{version:?} {kind:?}: {events:#?}");
+        }
+        assert!(natsmux.counter("relayed_sessions") >= Kind::ALL.len() as u64);
+        assert_eq!(natsmux.counter("in_doubt"), 0);
+    }
+}
+
+/// A link that ends takes its component along, without `-ERR`, and it comes back to another broker:
+/// after a kill at once, after a freeze within seconds.
+#[test]
+fn a_component_is_let_go_with_its_link_and_comes_back() {
+    for version in Version::ALL {
+        let operator = Operator::new();
+        let user = operator.user("own");
+        let (mut cluster, natsmux) = start(version, &operator);
+        let mut client = connect(&natsmux, &user).expect("it is let in");
+        echo(&mut client);
+        let current = natsmux.current_broker().expect("a broker");
+        let victim = cluster.index_of(&current).expect("of the cluster");
+        cluster.broker(victim).kill();
+        assert!(client.until_closed().is_empty(), "no word");
+        let mut client = again(&natsmux, &user);
+        echo(&mut client);
+        cluster.restart(victim);
+        let current = natsmux.current_broker().expect("a broker");
+        let frozen = cluster.index_of(&current).expect("of the cluster");
+        client.set_patience(PATIENCE);
+        let began = Instant::now();
+        cluster.broker(frozen).signal(Signal::STOP);
+        client.send("PUB a 2\r\nhi\r\n");
+        assert!(client.until_closed().is_empty(), "no word");
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(4), "{took:?}");
+        let mut client = again(&natsmux, &user);
+        echo(&mut client);
+        cluster.broker(frozen).signal(Signal::CONT);
+        let varz = natsmux.wait_varz("no publish to wait", PATIENCE, |varz| varz["waiting"] == 0);
+        println!(
+            "{version:?}: let go {took:?} after a freeze; in doubt {}",
+            varz["in_doubt"]
+        );
+        assert_eq!(varz["refused"], 0, "{varz}");
+    }
+}
+
+fn again(natsmux: &Natsmux, user: &User) -> RawClient {
+    wait_for("it to be let in again", PATIENCE, || connect(natsmux, user))
+}
+
+/// A signature is used once: on the link whose nonce it signs. Who is refused hears the broker.
+#[test]
+fn a_relayed_signature_is_the_brokers_to_judge() {
+    let operator = Operator::new();
+    let user = operator.user("own");
+    let (_cluster, natsmux) = start(Version::V215, &operator);
+    let mut first = RawClient::connect(&natsmux.address());
+    let members = signed(&user, &first.info());
+    assert_eq!(answer(&mut first, &members), "PONG");
+    let mut second = RawClient::connect(&natsmux.address());
+    second.info();
+    assert_eq!(answer(&mut second, &members), REFUSED);
+    let stranger = Operator::new();
+    let stranger = stranger.user("stranger");
+    let mut third = RawClient::connect(&natsmux.address());
+    let members = signed(&stranger, &third.info());
+    assert_eq!(answer(&mut third, &members), REFUSED);
+    // Those who never sign leave nothing behind.
+    let idle: Vec<RawClient> = (0..100)
+        .map(|_| {
+            let mut client = RawClient::connect(&natsmux.address());
+            client.info();
+            client
+        })
+        .collect();
+    let mut client = connect(&natsmux, &user).expect("others are let in meanwhile");
+    echo(&mut client);
+    drop(idle);
+    natsmux.wait_varz("their links to be gone", PATIENCE, |varz| {
+        varz["trunks"] == 2
+    });
+}
+
+/// Where natsmux holds keys, others are let go once, and relayed when they come back.
+#[test]
+fn beside_identities_with_keys_others_are_relayed_at_their_second_try() {
+    let operator = Operator::new();
+    let (held, own) = (operator.user("held"), operator.user("own"));
+    let broker = broker(Version::V215, operator.broker_config());
+    let more = identity("held", "same_key = true", &creds(&held));
+    let natsmux = launch(&[broker.url()], &more).wait_healthy();
+    echo(&mut connect(&natsmux, &held).expect("it is let in"));
+    assert!(connect(&natsmux, &own).is_none());
+    echo(&mut connect(&natsmux, &own).expect("it is let in"));
+    echo(&mut connect(&natsmux, &held).expect("it is let in"));
+    natsmux.wait_varz("one relay", PATIENCE, |varz| varz["relayed_sessions"] == 1);
+    let more = "signed = \"refuse\"\n".to_owned() + &more;
+    let natsmux = launch(&[broker.url()], &more).wait_healthy();
+    for _ in 0..2 {
+        let mut client = RawClient::connect(&natsmux.address());
+        let members = signed(&own, &client.info());
+        assert_eq!(answer(&mut client, &members), REFUSED);
+    }
+}
