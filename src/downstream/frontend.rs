@@ -8,14 +8,13 @@ use std::rc::Rc;
 use data_encoding::BASE64URL_NOPAD;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use super::handshakes::Handshakes;
-use super::identification::Verifications;
+use super::places::Places;
 use super::registry::{Registration, Registry};
-use super::relay::Relays;
 use super::session::Session;
 use crate::clock::Instant;
 use crate::net::tls::ServerTls;
@@ -23,6 +22,9 @@ use crate::proto::info::{FirstInfo, TlsOffer, first_info};
 use crate::upstream::Turn;
 use crate::upstream::brokers::roster::Offer;
 use crate::upstream::io::pool::Pool;
+
+/// Passwords that are verified at a time.
+const VERIFICATIONS: usize = 2;
 
 /// How the components of a bus are spoken to.
 #[derive(Clone, Debug)]
@@ -50,11 +52,13 @@ pub struct Frontend {
     pub identity: Rc<Identity>,
     tls: RefCell<Option<Rc<ListenTls>>>,
     /// Handshakes on their way.
-    pub(super) handshakes: Rc<Handshakes>,
+    pub(super) handshakes: Rc<Places>,
     /// Links that wait for a component's signature.
-    pub(super) relays: Relays,
-    /// Passwords that are being verified.
-    pub(super) verifications: Verifications,
+    pub(super) relays: Rc<Places>,
+    /// When a component last signed with a key that natsmux doesn't hold.
+    pub(super) relay_asked_at: Cell<Option<Instant>>,
+    /// Passwords that are being verified: each takes a processor.
+    pub(super) verifications: Semaphore,
     /// Ends the listeners.
     pub(super) closed: CancellationToken,
     /// Connections end once what they sent is carried out. `closed` says the same behind a lock,
@@ -74,8 +78,9 @@ impl Frontend {
             identity,
             tls: RefCell::new(None),
             handshakes: Rc::default(),
-            relays: Relays::default(),
-            verifications: Verifications::default(),
+            relays: Rc::default(),
+            relay_asked_at: Cell::new(None),
+            verifications: Semaphore::new(VERIFICATIONS),
             closed: CancellationToken::new(),
             draining: Cell::new(false),
             tasks: TaskTracker::new(),

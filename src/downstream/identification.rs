@@ -7,10 +7,10 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::time::{sleep_until, timeout_at};
 use tracing::warn;
 
+use super::description::Description;
 use super::frontend::Frontend;
 use super::session::Identified;
 use crate::clock::Instant;
@@ -21,19 +21,6 @@ use crate::proto::connect::ConnectInfo;
 
 /// A wrong component hears so as long after its CONNECT, whatever was wrong.
 const REFUSED_AFTER: Duration = Duration::from_millis(500);
-/// Passwords that are verified at a time: each takes a processor.
-const VERIFICATIONS: usize = 2;
-
-/// Passwords of one bus on their way to be verified.
-#[derive(Debug)]
-pub(super) struct Verifications(Semaphore);
-
-impl Default for Verifications {
-    fn default() -> Self {
-        Self(Semaphore::new(VERIFICATIONS))
-    }
-}
-
 /// A component that is being identified.
 pub(super) type Identification = Pin<Box<dyn Future<Output = Identified>>>;
 
@@ -41,17 +28,6 @@ pub(super) type Identification = Pin<Box<dyn Future<Output = Identified>>>;
 pub(super) enum Answer {
     Now(Identified),
     Later(Identification),
-}
-
-/// What monitoring shows of who a component is.
-#[derive(Clone, Debug, Default)]
-pub struct Description {
-    /// The user that it told natsmux.
-    pub user: Option<String>,
-    /// Its process.
-    pub owner: Option<Owner>,
-    /// The name of its identity.
-    pub identity: Option<Box<str>>,
 }
 
 impl Frontend {
@@ -147,7 +123,7 @@ async fn verify(
     let until = std::time::Instant::from(asked + patience).into();
     let run = async {
         // It is never closed.
-        let _turn = frontend.verifications.0.acquire().await.ok()?;
+        let _turn = frontend.verifications.acquire().await.ok()?;
         let running = tokio::task::spawn_blocking(move || {
             let is_right = verification.run();
             (verification, is_right)

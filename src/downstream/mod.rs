@@ -1,12 +1,13 @@
 //! Towards components: the listener, and the session machine with its driver.
 
 pub mod connection;
+pub mod description;
 pub mod frontend;
 mod handshake;
-mod handshakes;
-pub mod identification;
+mod identification;
 pub mod listener;
 pub mod pending_input;
+mod places;
 mod read_size;
 pub mod registry;
 mod relay;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use super::identification::Description;
+use super::description::Description;
 use crate::clock::Instant;
 use crate::ledger::SessionId;
 use crate::net::Port;

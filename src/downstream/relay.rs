@@ -1,13 +1,12 @@
 //! Relays: links that are opened for components that may sign a broker's own nonce (R40).
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
 use super::frontend::Frontend;
-use super::handshakes::{Handshakes, Place};
+use super::places::Place;
 use crate::clock::Instant;
 use crate::config::Signed;
 use crate::net::now;
@@ -18,15 +17,6 @@ use crate::upstream::io::pool::Pool;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Where natsmux holds keys, it opens relays for so long after a component signed with another.
 const ARMED_FOR: Duration = Duration::from_secs(600);
-
-/// The relays of a bus.
-#[derive(Debug, Default)]
-pub(super) struct Relays {
-    /// Those that wait for their component's CONNECT.
-    waiting: Rc<Handshakes>,
-    /// When a component last signed with a key that natsmux doesn't hold.
-    asked_at: Cell<Option<Instant>>,
-}
 
 /// A link that waits for its component's CONNECT; closed where it is dropped.
 #[derive(Debug)]
@@ -63,14 +53,14 @@ impl Frontend {
             && roster.is_alive()
             && roster.auth_required()
             && roster.infos().any(|info| info.nonce.is_some());
-        let asked = self.relays.asked_at.get();
+        let asked = self.relay_asked_at.get();
         let is_armed = asked.is_some_and(|at| now.saturating_duration_since(at) < ARMED_FOR);
         wants && (bus.identities().is_empty() || is_armed)
     }
 
     /// A component signed with a key that natsmux doesn't hold.
     pub(super) fn arm_relays(&self, now: Instant) {
-        self.relays.asked_at.set(Some(now));
+        self.relay_asked_at.set(Some(now));
     }
 
     /// Opens a link whose nonce a component may sign, where that may be.
@@ -78,7 +68,7 @@ impl Frontend {
         if !self.wants_relay(now()) {
             return None;
         }
-        let place = self.relays.waiting.enter().await;
+        let place = self.relays.enter().await;
         let cell = self.pool.open_relay(now())?;
         let mut relay = Relay {
             pool: Rc::clone(&self.pool),

@@ -1,7 +1,5 @@
 //! Passwords of components against hashes in files: argon2 and bcrypt.
 
-use std::sync::Arc;
-
 use argon2::password_hash::PasswordHash as PhcHash;
 use argon2::{Argon2, Params, PasswordVerifier};
 
@@ -17,7 +15,7 @@ const COST_MOST: u32 = 15;
 
 /// The hash of a password, as its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PasswordHash(Arc<str>);
+pub struct PasswordHash(Box<str>);
 
 /// Why a text is no hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

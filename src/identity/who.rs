@@ -73,7 +73,7 @@ impl Who {
         let connect = presented.connect;
         if let Some(token) = &self.token {
             let sent = connect.auth_token.as_ref();
-            if !sent.is_some_and(|sent| digest(sent) == digest(token)) {
+            if sent.is_none_or(|sent| digest(sent) != digest(token)) {
                 return Claim::None;
             }
         }

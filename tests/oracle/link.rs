@@ -12,12 +12,13 @@ const EXPIRED: &str = "User Authentication Expired";
 
 /// Errors after which a broker closes the connection, and whose text goes to nobody unless
 /// it is a refusal.
-const CLOSING: [&str; 6] = [
+const CLOSING: [&str; 7] = [
     "Stale Connection",
     "maximum connections exceeded",
     "Authorization Violation",
     "Authorization failed",
     EXPIRED,
+    "User Authentication Revoked",
     "Authentication Timeout",
 ];
 

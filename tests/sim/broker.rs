@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use natsmux::config::TlsMode;
 
+use super::identity::nonce;
 use super::net::{ConnId, Ends, Segment, Time, Way};
 use super::oracle::InPlace;
 use super::oracle::frames::{self, Publish, Splitter, Up, json_value};
@@ -60,6 +61,8 @@ pub struct Client {
     /// What goes to it when the present input is handled.
     output: Vec<u8>,
     closing: bool,
+    /// Which credentials of an identity it has.
+    pub generation: Option<u8>,
 }
 
 /// A subscription as the broker has it.
@@ -112,7 +115,7 @@ pub struct Routed {
 
 impl World {
     /// The INFO of a broker, as JSON.
-    pub fn broker_info(&self, no: usize) -> String {
+    pub fn broker_info(&self, no: usize, conn: ConnId) -> String {
         let broker = &self.brokers[no];
         let version = match broker.flavour {
             Flavour::V0_4 => "0.4.22",
@@ -134,6 +137,11 @@ impl World {
         } else {
             ",\"tls_required\":true"
         };
+        let nonce = if self.plan.identities {
+            format!(",\"nonce\":\"{}\"", nonce(conn))
+        } else {
+            String::new()
+        };
         let max_payload = self.plan.max_payload[no];
         if broker.flavour == Flavour::V0_4 {
             let required = self.plan.auth;
@@ -143,7 +151,7 @@ impl World {
             );
         }
         format!(
-            "{{\"server_id\":\"B{no}S{}\",\"server_name\":\"b{no}\",\"version\":\"{version}\",\"proto\":1,\"go\":\"go1.24\",\"host\":\"0.0.0.0\",\"port\":4222,\"headers\":true{auth},\"max_payload\":{max_payload},\"client_id\":{},\"client_ip\":\"127.0.0.1\",\"cluster\":\"c\",\"connect_urls\":[\"10.0.0.1:4222\"]{duck}{tls}}}",
+            "{{\"server_id\":\"B{no}S{}\",\"server_name\":\"b{no}\",\"version\":\"{version}\",\"proto\":1,\"go\":\"go1.24\",\"host\":\"0.0.0.0\",\"port\":4222,\"headers\":true{auth},\"max_payload\":{max_payload},\"client_id\":{},\"client_ip\":\"127.0.0.1\",\"cluster\":\"c\",\"connect_urls\":[\"10.0.0.1:4222\"]{duck}{tls}{nonce}}}",
             broker.starts, self.next_conn
         )
     }
@@ -154,7 +162,7 @@ impl World {
             self.brokers[no].backlog.push(conn);
             return;
         }
-        let mut hello = format!("INFO {} \r\n", self.broker_info(no)).into_bytes();
+        let mut hello = format!("INFO {} \r\n", self.broker_info(no, conn)).into_bytes();
         let full = self.brokers[no].full;
         if self.plan.tls == TlsMode::First {
             // The handshake comes first.
@@ -237,7 +245,7 @@ impl World {
             Up::Ping => {
                 client.output.extend_from_slice(b"PONG\r\n");
                 if !std::mem::replace(&mut client.pinged, true) && flavour == Flavour::V2_15 {
-                    let info = format!("INFO {} \r\n", self.broker_info(no));
+                    let info = format!("INFO {} \r\n", self.broker_info(no, conn));
                     self.client(no, conn)
                         .output
                         .extend_from_slice(info.as_bytes());
@@ -304,7 +312,13 @@ impl World {
     }
 
     fn broker_connect(&mut self, no: usize, conn: ConnId, json: &str) {
-        let user = json_value(json, "user").unwrap_or_default().to_owned();
+        let mut user = json_value(json, "user").unwrap_or_default().to_owned();
+        if self.plan.identities {
+            let judged = self.judge_credentials(conn, json);
+            let generation = judged.as_ref().map(|(_, generation)| *generation);
+            self.client(no, conn).generation = generation;
+            user = judged.map(|(user, _)| user).unwrap_or_default();
+        }
         let refused =
             self.plan.auth && (user == "mallory" || user.is_empty() || self.brokers[no].refuses);
         let flavour = self.brokers[no].flavour;

@@ -36,6 +36,8 @@ pub enum Manner {
 pub struct Component {
     pub host: usize,
     pub user: String,
+    /// Whether it tells natsmux so with a token.
+    has_token: bool,
     pub conn: Option<ConnId>,
     pub session: Option<usize>,
     /// When it closed its side, or was lost.
@@ -79,6 +81,7 @@ impl Component {
         Self {
             host: rng.below(plan.hosts as u64) as usize,
             user,
+            has_token: plan.identities,
             conn: None,
             session: None,
             gone: None,
@@ -116,8 +119,13 @@ impl Component {
             user,
             ..
         } = self;
+        let credentials = if self.has_token {
+            format!("\"auth_token\":\"{user}\"")
+        } else {
+            format!("\"user\":\"{user}\",\"pass\":\"x\"")
+        };
         format!(
-            "CONNECT {{\"verbose\":{verbose},\"pedantic\":false,\"echo\":{echo},\"headers\":{headers},\"no_responders\":{headers},\"protocol\":1,\"user\":\"{user}\",\"pass\":\"x\"}}\r\n"
+            "CONNECT {{\"verbose\":{verbose},\"pedantic\":false,\"echo\":{echo},\"headers\":{headers},\"no_responders\":{headers},\"protocol\":1,{credentials}}}\r\n"
         )
         .into_bytes()
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use natsmux::clock::Instant;
 
 use natsmux::config::BrokerAddr;
-use natsmux::downstream::session::{Identified, Session, SessionAction, Upstream};
+use natsmux::downstream::session::{Session, SessionAction, Upstream};
 use natsmux::ledger::SessionId;
 use natsmux::net::Outbox;
 use natsmux::proto::connect::{ConnectInfo, Secret};
@@ -27,6 +27,7 @@ use natsmux::upstream::{BrokerId, Budgets, Bus, CloseReason, Roster, Trunk, Trun
 
 use super::broker::{Flavour, Life};
 use super::component::Component;
+use super::identity::{identify, identities};
 use super::net::{Conn, ConnId, Ends, Segment, Time, Way};
 use super::oracle::{InPlace, Reading};
 use super::plan::Plan;
@@ -115,6 +116,13 @@ pub struct SessionIo {
 }
 
 impl Daemon {
+    /// The sessions whose trunk has this link.
+    pub fn sessions_of_link(&self, link: u64) -> Vec<usize> {
+        let has = |trunk: &&TrunkIo| trunk.links.values().any(|io| io.no == link);
+        let trunk = self.trunks.values().find(has);
+        trunk.map_or_else(Vec::new, |trunk| trunk.slots.values().copied().collect())
+    }
+
     pub fn new(plan: &Plan, host: usize, now: Instant) -> Self {
         let addrs: Vec<BrokerAddr> = (0..plan.flavours.len())
             .map(|no| format!("127.0.0.1:{}", 4301 + no))
@@ -142,6 +150,9 @@ impl Daemon {
             bus.presence_mut().configure(plan.flavours.len(), key);
             bus.presence_mut()
                 .set_wall(now, UNIX_EPOCH + Duration::from_secs(1_000_000));
+        }
+        if plan.identities {
+            bus.set_identities(identities());
         }
         Self {
             bus,
@@ -512,7 +523,8 @@ impl World {
         let now = self.instant();
         let failure = match self.brokers[broker].life {
             Life::Up if self.brokers[broker].accepts() => {
-                let info = ServerInfo::parse(self.broker_info(broker).as_bytes()).expect("an INFO");
+                let info =
+                    ServerInfo::parse(self.broker_info(broker, 0).as_bytes()).expect("an INFO");
                 return self.daemon.bus.roster_mut().handle_info(id, info, now);
             }
             Life::Frozen => Failure::InfoTimeout,
@@ -545,6 +557,13 @@ impl World {
         self.with_trunk(trunk, |machine, cx| machine.close_slow(session, cx.bus));
         self.daemon.wake(no);
         true
+    }
+
+    /// Has each trunk look at what has changed.
+    pub fn wake_trunks(&mut self) {
+        for id in self.trunk_ids() {
+            self.with_trunk(id, |machine, cx| machine.handle_wake(cx));
+        }
     }
 
     fn settle_bus(&mut self) -> bool {
@@ -589,6 +608,7 @@ impl World {
                 Action::Dial { link, broker } => self.dial(id, link, broker),
                 Action::Close { link, abort } => self.close_link(id, link, abort),
                 Action::Secure { link, .. } => self.secure(id, link),
+                Action::Greeted => {}
                 Action::Measure { link } => self.measure(id, link),
                 Action::Report(report) => self.reported(&report),
                 Action::Done => {
@@ -1040,7 +1060,7 @@ impl World {
             client_ip: "127.0.0.1",
             client_id,
             jetstream: false,
-            auth_required: self.daemon.bus.roster().auth_required(),
+            auth_required: self.daemon.bus.auth_required(),
             max_payload: usize::MAX,
             nonce: "0123456789abcde",
             is_signed: false,
@@ -1160,7 +1180,7 @@ impl World {
         let of_link = trunk.map_or(usize::MAX, |trunk| trunk.machine.max_payload());
         Reading {
             max_payload: of_link.min(self.daemon.bus.roster().offer().max_payload),
-            must_connect: self.daemon.bus.roster().auth_required(),
+            must_connect: self.daemon.bus.auth_required(),
             connect_drops: self.plan.flavours[0] == Flavour::V2_15,
         }
     }
@@ -1193,9 +1213,12 @@ impl World {
                 true
             }
             Some(SessionAction::Identify) => {
+                let connect = io.machine.connect().cloned().unwrap_or_default();
+                let identified = identify(&self.daemon, &connect);
                 self.with_session(no, |session, home, cx| {
-                    session.handle_identified(Identified::Unknown, home, cx);
+                    session.handle_identified(identified, home, cx);
                 });
+                self.act(no);
                 true
             }
             Some(SessionAction::Attach { connect, sent }) => {

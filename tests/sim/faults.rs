@@ -41,7 +41,11 @@ impl World {
                 self.brokers[broker].refuses = true;
                 self.brokers[broker].willing_since = None;
                 // A user that a reload removed, or credentials that ran out for good (R36).
-                let text = *self.rng.pick(&["Authorization Violation", EXPIRED]);
+                let mut text = *self.rng.pick(&["Authorization Violation", EXPIRED]);
+                if self.plan.renewals > 0 {
+                    // There may be newer ones.
+                    text = "Authorization Violation";
+                }
                 for conn in self.links_of(broker) {
                     let host = self.conns[&conn].host;
                     if text == EXPIRED {
@@ -148,7 +152,7 @@ impl World {
         self.trace(|| format!("broker {no} is a lame duck"));
         self.brokers[no].lame_duck = true;
         self.brokers[no].willing_since = None;
-        let info = format!("INFO {} \r\n", self.broker_info(no));
+        let info = format!("INFO {} \r\n", self.broker_info(no, 0));
         self.broker_tell_all(no, &info);
         self.brokers[no].plan += 1;
         let plan = self.brokers[no].plan;

@@ -69,7 +69,7 @@ impl World {
         }
         self.with_trunk(trunk, |machine, cx| machine.handle_secured(link, cx));
         if self.plan.tls == TlsMode::First {
-            let hello = format!("INFO {} \r\n", self.broker_info(broker));
+            let hello = format!("INFO {} \r\n", self.broker_info(broker, conn));
             self.send(conn, Way::Down, Segment::Bytes(hello.into_bytes()));
         }
     }

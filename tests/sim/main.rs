@@ -18,6 +18,7 @@ mod component;
 mod daemon;
 mod faults;
 mod handshake;
+mod identity;
 mod net;
 mod outage;
 mod plan;
@@ -66,6 +67,8 @@ const MARKS: &[&str] = &[
     "frame moved after a partial write",
     "garbage from a component",
     "half-close",
+    "identity: ran out before it was renewed",
+    "identity: renewed",
     "independent: a lame duck left",
     "independent: another broker took over",
     "independent: failback",

@@ -52,7 +52,9 @@ impl World {
         }
         let serves = |broker: &super::broker::Broker| broker.willing_since.is_some();
         if self.brokers.iter().any(serves) {
-            self.outage_since = None;
+            if let Some(since) = self.outage_since.take() {
+                self.last_outage = Some((since, self.now));
+            }
             return;
         }
         let since = *self.outage_since.get_or_insert(self.now);
@@ -66,6 +68,9 @@ impl World {
         // While natsmux pauses it doesn't find a broker that is back.
         let is_fresh = |at: Time| self.now <= at.max(self.daemon.paused_until) + UNFOUND;
         let lasted = self.outage_at.is_some_and(is_fresh);
+        // Natsmux doesn't know at once that one is over.
+        let is_over = |(since, end): (Time, Time)| self.now >= since + HIDDEN && is_fresh(end);
+        let lasted = lasted || self.last_outage.is_some_and(is_over);
         // What dies before it has let anybody in hasn't ended an outage.
         let served_at = self.daemon.served.1;
         let lasts = self.outage_since.is_some() && self.now >= served_at + HIDDEN;

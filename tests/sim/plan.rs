@@ -35,6 +35,9 @@ pub struct Plan {
     pub tls: TlsMode,
     /// Components hear of outages that last.
     pub reveals: bool,
+    /// Whether natsmux holds the credentials, and how often they are renewed.
+    pub identities: bool,
+    pub renewals: u64,
     /// No fault, and no bound that matters.
     pub is_flawless: bool,
     pub faults: u64,
@@ -90,6 +93,8 @@ impl Plan {
             is_shared: false,
             tls: TlsMode::Off,
             reveals: false,
+            identities: false,
+            renewals: 0,
             is_flawless: false,
             safety_end: *rng.pick(&[300 * MS, 300 * MS, 600 * MS, 600 * MS, SECOND, 4 * SECOND]),
             weather: Weather {

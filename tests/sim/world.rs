@@ -28,6 +28,9 @@ const SHARED_PERCENT: u64 = 35;
 /// Of the runs, those whose links speak TLS.
 const TLS_PERCENT: u64 = 25;
 /// Of the runs, those in which components hear of outages.
+/// And in which natsmux holds the credentials.
+const IDENTITY_PERCENT: u64 = 20;
+const IDENTITY: u64 = 0x1d_0024;
 const REVEAL_PERCENT: u64 = 10;
 const REVEAL: u64 = 0x37_0023;
 const TLS: u64 = 0x715_0023;
@@ -88,6 +91,10 @@ pub enum Event {
     Resume {
         host: usize,
     },
+    Renew,
+    Expire {
+        generation: u8,
+    },
     Calm,
     Judge,
 }
@@ -119,6 +126,8 @@ pub struct World {
     pub next_identity: u64,
     /// Users that some broker has accepted, by host.
     pub known_users: BTreeSet<(usize, String)>,
+    /// Which credentials of identities are the newest.
+    pub generation: u8,
     /// Hosts whose links heard that their credentials ran out.
     pub expired_at: BTreeSet<usize>,
     /// Who judges where sessions share trunks.
@@ -126,6 +135,8 @@ pub struct World {
     /// Since when no broker would serve, and when that had last been so for long.
     pub outage_since: Option<Time>,
     pub outage_at: Option<Time>,
+    /// When the last one began, and when it ended.
+    pub last_outage: Option<(Time, Time)>,
     /// Faults are over.
     pub calm: bool,
     pub done: bool,
@@ -152,6 +163,10 @@ impl World {
         let mut choice = Rng::new(seed ^ REVEAL);
         if choice.percent(REVEAL_PERCENT) {
             plan.reveal(&mut choice);
+        }
+        let mut choice = Rng::new(seed ^ IDENTITY);
+        if choice.percent(IDENTITY_PERCENT) {
+            plan.identify(&mut choice);
         }
         let brokers = plan.flavours.iter().copied().map(Broker::new).collect();
         let host = |no| {
@@ -190,10 +205,12 @@ impl World {
             next_link: 1,
             next_identity: 1,
             known_users: BTreeSet::new(),
+            generation: 0,
             expired_at: BTreeSet::new(),
             witness,
             outage_since: None,
             outage_at: None,
+            last_outage: None,
             calm: false,
             done: false,
             events: 0,
@@ -222,6 +239,7 @@ impl World {
             let at = self.rng.below(self.plan.safety_end / 4);
             self.at(at, Event::BlackOut);
         }
+        self.schedule_renewals();
         for host in 0..self.plan.hosts {
             self.at(0, Event::Tick { host });
         }
@@ -416,6 +434,8 @@ impl World {
                 self.trace(|| format!("natsmux {host} runs again"));
                 self.touch(host);
             }
+            Event::Renew => self.renew(),
+            Event::Expire { generation } => self.expire(generation),
             Event::Calm => self.calm_down(),
             Event::Judge => self.judge(),
         }
@@ -561,6 +581,7 @@ impl World {
             witness.at_rest();
         }
         self.judge_presence();
+        self.judge_generations();
     }
 
     /// R29: hosts that are subscribed on a broker hear of each other there.
@@ -590,7 +611,7 @@ impl World {
         }
     }
 
-    fn daemon_of(&self, host: usize) -> &Daemon {
+    pub fn daemon_of(&self, host: usize) -> &Daemon {
         match &self.hosts[host] {
             Some(other) => &other.daemon,
             None => &self.daemon,

@@ -79,8 +79,10 @@ impl Session {
         cx: &mut Turn<'_>,
     ) {
         self.go_on_as(identified, upstream.as_mut(), cx);
-        if let Some(upstream) = upstream {
-            // Behind an action, the driver comes back here.
+        // Behind an action, the driver comes back to that.
+        if let Some(upstream) = upstream
+            && self.action.is_none()
+        {
             self.handle_ready(upstream, cx);
         }
     }

@@ -1,4 +1,5 @@
-//! Handshakes with components that are on their way.
+//! Places for what comes ahead of a session: TLS handshakes with components, and links that wait for
+//! their signature.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -13,13 +14,13 @@ use crate::net::now;
 
 /// As many as this at once: each costs the worker time.
 const MOST: usize = 64;
-/// Where all places are taken, the oldest handshake loses its own once it has had this long: who
-/// says half of it and no more keeps nobody out.
+/// Where all places are taken, the oldest loses its own once it has had this long: who says half of a
+/// handshake and no more keeps nobody out.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// The handshakes, the oldest first.
+/// Those that are taken, the oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Handshakes(RefCell<VecDeque<Entry>>);
+pub(super) struct Places(RefCell<VecDeque<Entry>>);
 
 #[derive(Debug)]
 struct Entry {
@@ -27,15 +28,15 @@ struct Entry {
     ended: CancellationToken,
 }
 
-/// A handshake's place, until it is dropped.
+/// One place, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
-    handshakes: Rc<Handshakes>,
+    places: Rc<Places>,
     /// The place is another's now.
     pub(super) ended: CancellationToken,
 }
 
-impl Handshakes {
+impl Places {
     /// Waits for a place.
     pub(super) async fn enter(self: &Rc<Self>) -> Place {
         loop {
@@ -50,7 +51,7 @@ impl Handshakes {
             ended: ended.clone(),
         });
         Place {
-            handshakes: Rc::clone(self),
+            places: Rc::clone(self),
             ended,
         }
     }
@@ -76,7 +77,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         // One that lost its place isn't among them any more.
         self.ended.cancel();
-        let mut entries = self.handshakes.0.borrow_mut();
+        let mut entries = self.places.0.borrow_mut();
         entries.retain(|entry| !entry.ended.is_cancelled());
     }
 }
@@ -87,17 +88,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_oldest_of_too_many_loses_its_place() {
-        let handshakes = Rc::new(Handshakes::default());
+        let all = Rc::new(Places::default());
         let mut places = Vec::new();
         for _ in 0..MOST {
-            places.push(handshakes.enter().await);
+            places.push(all.enter().await);
         }
         let begun = tokio::time::Instant::now();
-        let one_more = handshakes.enter().await;
+        let one_more = all.enter().await;
         assert!(begun.elapsed() >= GRACE, "a quick one may end by itself");
         assert!(places[0].ended.is_cancelled() && !places[1].ended.is_cancelled());
         drop(one_more);
         drop(places);
-        assert!(handshakes.0.borrow().is_empty());
+        assert!(all.0.borrow().is_empty());
     }
 }
