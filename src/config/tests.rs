@@ -96,6 +96,30 @@ fn the_file_for_cloud_foundry_of_today_has_routers_see_an_outage() {
 }
 
 #[test]
+fn the_recipes_of_the_documentation_are_good() {
+    let text = include_str!("../../docs/identity.md");
+    let blocks = text.split("```toml\n").skip(1);
+    let mut identities = 0;
+    for block in blocks.filter_map(|rest| rest.split_once("```")) {
+        let mut block = block.0.to_owned();
+        if !block.contains("[[bus]]") {
+            block.insert_str(0, "[[bus]]\n");
+        }
+        for (key, line) in [
+            ("\nname = \"default\"", "[[bus]]\nname = \"default\"\n"),
+            ("\nbrokers = ", "[[bus]]\nbrokers = [\"10.0.0.1\"]\n"),
+        ] {
+            if !block.contains(key) {
+                block = block.replace("[[bus]]\n", line);
+            }
+        }
+        let config = Config::parse(&block).unwrap_or_else(|error| panic!("{error}: {block}"));
+        identities += config.buses[0].identities.len();
+    }
+    assert!(identities >= 6, "{identities}");
+}
+
+#[test]
 fn an_outage_is_told_of_after_brokers_were_asked_and_drops_nothing_at_least_once() {
     let soon = refusal(&file("", "timings.reveal_outage_after = \"8s\""));
     assert!(

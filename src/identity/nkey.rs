@@ -35,7 +35,7 @@ impl Seed {
 
     /// Returns the public key.
     pub fn public(&self) -> PublicKey {
-        PublicKey(self.0.verifying_key())
+        PublicKey::new(self.0.verifying_key())
     }
 }
 
@@ -47,16 +47,32 @@ impl fmt::Debug for Seed {
 
 /// The public key of a user nkey.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PublicKey(VerifyingKey);
+pub struct PublicKey {
+    key: VerifyingKey,
+    text: String,
+}
 
 impl PublicKey {
+    fn new(key: VerifyingKey) -> Self {
+        let mut raw = vec![USER];
+        raw.extend_from_slice(key.as_bytes());
+        raw.extend_from_slice(&checksum(&raw).to_le_bytes());
+        let text = BASE32_NOPAD.encode(&raw);
+        Self { key, text }
+    }
+
+    /// The key as NATS writes it.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
     /// Reads a user's public key (`U…`).
     pub fn parse(text: &str) -> Option<Self> {
         let raw = decode(text)?;
         let (&prefix, key) = raw.split_first()?;
         let key = <[u8; KEY]>::try_from(key).ok()?;
         let key = VerifyingKey::from_bytes(&key).ok()?;
-        (prefix == USER).then_some(Self(key))
+        (prefix == USER).then(|| Self::new(key))
     }
 
     /// Whether `signature`, as a client writes it in CONNECT, is this key's of the nonce.
@@ -67,7 +83,7 @@ impl PublicKey {
         let raw = BASE64URL_NOPAD.decode(signature.as_bytes());
         let signature = raw.ok().and_then(|raw| Signature::from_slice(&raw).ok());
         signature.is_some_and(|signature| {
-            let verified = self.0.verify_strict(nonce.as_bytes(), &signature);
+            let verified = self.key.verify_strict(nonce.as_bytes(), &signature);
             verified.is_ok()
         })
     }
@@ -75,10 +91,7 @@ impl PublicKey {
 
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut raw = vec![USER];
-        raw.extend_from_slice(self.0.as_bytes());
-        raw.extend_from_slice(&checksum(&raw).to_le_bytes());
-        f.write_str(&BASE32_NOPAD.encode(&raw))
+        f.write_str(&self.text)
     }
 }
 

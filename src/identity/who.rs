@@ -79,7 +79,11 @@ impl Who {
         }
         if !self.keys.is_empty() {
             let named = named_key(connect);
-            let Some(key) = self.keys.iter().find(|key| named == Some(key.to_string())) else {
+            let Some(key) = self
+                .keys
+                .iter()
+                .find(|key| named.as_deref() == Some(key.as_str()))
+            else {
                 return Claim::None;
             };
             let signature = connect.sig.as_ref();
