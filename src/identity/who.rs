@@ -65,6 +65,11 @@ impl Who {
         !self.keys.is_empty() || self.user.is_some() || self.token.is_some()
     }
 
+    /// Whether a component is this, whatever else it may be.
+    pub fn is_proven_by(&self, presented: &Presented<'_>) -> bool {
+        self.judge(presented) == Claim::Proven
+    }
+
     /// Says what a component is. Who names a key or a user and can't prove it, makes a false claim.
     pub(super) fn judge(&self, presented: &Presented<'_>) -> Claim<'_> {
         if !self.fits_process(presented) {

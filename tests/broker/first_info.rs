@@ -26,7 +26,7 @@ fn first_info(natsmux: &Natsmux) -> (String, Value) {
 
 fn info_of(flavours: &[Flavour]) -> (String, Value) {
     let brokers = Brokers::with_flavours(flavours);
-    let natsmux = Setup::new(&brokers).start();
+    let natsmux = Setup::new(&brokers).bus("signed", "\"refuse\"").start();
     wait_seen(&natsmux);
     first_info(&natsmux)
 }
@@ -126,7 +126,7 @@ fn a_signed_connect_is_refused_without_asking_a_broker() {
     let brokers = Brokers::with_flavours(&[Flavour::v2_15()
         .with_auth()
         .with("nonce", "bGVuZ3RoIG9mIDE1")]);
-    let natsmux = Setup::new(&brokers).start();
+    let natsmux = Setup::new(&brokers).bus("signed", "\"refuse\"").start();
     let signed = [
         json!({"verbose": false, "nkey": "UABC", "sig": "c2ln"}),
         json!({"verbose": false, "jwt": "e.y.J", "sig": "c2ln"}),

@@ -41,6 +41,11 @@ fn broker_infos() {
 }
 
 #[test]
+fn files_of_credentials() {
+    replay("credentials", checks::credentials);
+}
+
+#[test]
 fn words_ahead_of_a_handshake() {
     replay("handshake", checks::handshake);
 }

@@ -8,12 +8,14 @@
     reason = "each fuzz target uses one of them"
 )]
 
+mod credentials;
 mod handshake;
 mod json;
 mod operations;
 mod scanners;
 mod subscriptions;
 
+pub use credentials::credentials;
 pub use handshake::handshake;
 pub use json::{config, connect, info};
 pub use operations::operations;
