@@ -1,0 +1,59 @@
+//! Identities over brokers that aren't clustered.
+
+use super::{Operator, answer, config, identity, signed};
+use crate::support::{
+    Broker, BrokerOptions, Natsmux, NatsmuxOptions, PATIENCE, RawClient, Version,
+};
+
+/// Each link of a renewed identity gives way to another, and what is published arrives once.
+#[test]
+fn links_to_independent_brokers_are_renewed_one_after_the_other() {
+    const MESSAGES: usize = 4_000;
+    let operator = Operator::new();
+    let user = operator.user("orders");
+    let brokers = Version::ALL.map(|version| {
+        Broker::with(BrokerOptions {
+            extra: operator.broker_config(),
+            ..BrokerOptions::new(version)
+        })
+    });
+    let urls: Vec<String> = brokers.iter().map(Broker::url).collect();
+    let more = "topology = \"independent\"\n".to_owned()
+        + &identity("orders", "same_key = true", &super::creds(&user));
+    let natsmux = Natsmux::launch(&NatsmuxOptions {
+        config: Some(config(&urls, &more)),
+        ..NatsmuxOptions::default()
+    })
+    .wait_healthy();
+    let mut client = RawClient::connect(&natsmux.address());
+    let members = signed(&user, &client.info());
+    assert_eq!(answer(&mut client, &members), "PONG");
+    client.send("SUB a 1\r\nPING\r\n");
+    client.pong();
+    natsmux.wait_varz("a link to each", PATIENCE, |varz| varz["links"] == 2);
+    let mut seen = 0;
+    for at in 0..MESSAGES {
+        if at % 1_000 == 500 {
+            operator.issue(&user, None);
+        }
+        client.send(format!("PUB a 4\r\n{at:04}\r\n"));
+        if at % 20 == 19 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            client.send("PING\r\n");
+            while seen <= at {
+                client.expect(&format!("MSG a 1 4\r\n{seen:04}\r\n"));
+                seen += 1;
+            }
+            client.pong();
+        }
+    }
+    let varz = natsmux.wait_varz("both links to be renewed each time", PATIENCE, |varz| {
+        varz["renewed_links"].as_u64() >= Some(8) && varz["links"] == 2
+    });
+    assert_eq!(
+        (&varz["in_doubt"], &varz["waiting"]),
+        (&0.into(), &0.into()),
+        "{varz}"
+    );
+    assert_eq!(varz["sessions_closed"], 0, "{varz}");
+}
