@@ -19,6 +19,7 @@ const A_MATCH: &str =
     "at least one of same_key, nkey, user, token_file, uid, unit, certificate, anybody";
 const ONE_SOURCE: &str = "at most one of creds, nkey_file, user, token_file, jwt_file";
 const OWN_KEY: &str = "false, as the identity has neither `creds` nor `nkey_file`";
+const ONE_KEY: &str = "no other key, as same_key = true";
 const ALONE: &str = "false, as something else is asked of components";
 
 /// The most identities of one bus.
@@ -125,6 +126,9 @@ fn read_match(
         return Err(ConfigError::wrong(section.location_of("same_key"), fault));
     }
     if let Some((key, at)) = section.text("nkey", A_KEY)? {
+        if matches.same_key {
+            return Err(ConfigError::wrong(at, Fault::Expected(ONE_KEY)));
+        }
         if key.len() != 56 || !key.starts_with('U') {
             return Err(ConfigError::wrong(at, Fault::Expected(A_KEY)));
         }

@@ -216,8 +216,17 @@ impl BusConfig {
         self.tls.as_ref().map_or(TlsMode::Off, |tls| tls.mode)
     }
 
+    /// Whether any identity shows a certificate of its own to brokers.
+    pub fn identities_have_certificates(&self) -> bool {
+        let own = |identity: &IdentityConfig| identity.credentials.pair.is_some();
+        self.identities.iter().any(own)
+    }
+
     /// Whether natsmux has a certificate to show to brokers.
     pub fn has_certificate(&self) -> bool {
+        if self.identities_have_certificates() {
+            return true;
+        }
         let tls = self.tls.as_ref();
         tls.is_some_and(|tls| tls.files.pair.is_some())
     }

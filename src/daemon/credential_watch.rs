@@ -31,6 +31,8 @@ pub(super) struct CredentialWatch {
     lives: Vec<Life>,
     /// Those of which the operator knows.
     said: BTreeSet<Life>,
+    /// Why they can't be used.
+    unusable: Option<String>,
 }
 
 /// The state of all identities' files now.
@@ -55,6 +57,7 @@ impl CredentialWatch {
     /// The files were read when they were in this state.
     pub(super) fn note(&mut self, state: Vec<Fingerprint>, files: &Files) {
         self.read = state;
+        self.unusable = None;
         self.lives = files
             .identities()
             .filter_map(|(bus, identity, credentials)| {
@@ -71,9 +74,9 @@ impl CredentialWatch {
         self.said.retain(|life| self.lives.contains(life));
     }
 
-    /// The files can't be used as they are.
-    pub(super) fn note_unreadable(&mut self, state: Vec<Fingerprint>) {
-        self.read = state;
+    /// The files can't be used as they are, for this reason. Returns whether that is news.
+    pub(super) fn is_news(&mut self, error: &str) -> bool {
+        self.unusable.replace(error.to_owned()).as_deref() != Some(error)
     }
 
     /// Tells the operator once of each identity whose credentials should have been renewed by now.

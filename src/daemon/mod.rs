@@ -288,10 +288,11 @@ impl Control {
                 self.watch.note(state, &files);
                 self.handle.renew(files).await;
             }
-            // It may be half written: it is read again as soon as it changes once more.
+            // It may be half written, or another file is wrong: they are read again soon.
             Ok(Ok(Err(error))) => {
-                self.watch.note_unreadable(state);
-                error!(%error, "changed credentials can't be used, the former ones stay");
+                if self.watch.is_news(&error.to_string()) {
+                    error!(%error, "changed credentials can't be used, the former ones stay");
+                }
             }
             Ok(Err(_)) | Err(_) => {}
         }

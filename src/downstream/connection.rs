@@ -248,7 +248,7 @@ impl Connection {
             self.tick();
             self.await_identification(cx);
             self.go_on();
-            let more = self.read(cx);
+            let more = self.read(cx) | self.await_identification(cx);
             self.note_closing();
             if let Poll::Ready(reason) = self.flush(cx) {
                 return Poll::Ready(reason);
@@ -288,15 +288,17 @@ impl Connection {
         }
     }
 
-    /// Goes on as soon as it is known who the component is.
-    fn await_identification(&mut self, cx: &mut Context<'_>) {
+    /// Goes on as soon as it is known who the component is. Returns whether it is known now.
+    fn await_identification(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(identification) = &mut self.identification else {
-            return;
+            return false;
         };
-        if let Poll::Ready(identified) = identification.as_mut().poll(cx) {
-            self.identification = None;
-            self.identified(identified);
-        }
+        let Poll::Ready(identified) = identification.as_mut().poll(cx) else {
+            return false;
+        };
+        self.identification = None;
+        self.identified(identified);
+        true
     }
 
     fn identified(&mut self, identified: Identified) {
@@ -403,6 +405,10 @@ impl Connection {
             }
             Some(SessionAction::Identify) => {
                 let connect = self.session.connect().cloned().unwrap_or_default();
+                if !connect.is_signed() {
+                    // Nobody waits for a signature any more.
+                    self.relay = None;
+                }
                 let info = &self.registration.info;
                 let description = &info.description;
                 let told = (info.cid, info.nonce.get().map(|nonce| &**nonce));

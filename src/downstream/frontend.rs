@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use data_encoding::BASE64URL_NOPAD;
 use hmac::{Hmac, Mac};
@@ -58,7 +59,7 @@ pub struct Frontend {
     /// When a component last signed with a key that natsmux doesn't hold.
     pub(super) relay_asked_at: Cell<Option<Instant>>,
     /// Passwords that are being verified: each takes a processor.
-    pub(super) verifications: Semaphore,
+    pub(super) verifications: Arc<Semaphore>,
     /// Ends the listeners.
     pub(super) closed: CancellationToken,
     /// Connections end once what they sent is carried out. `closed` says the same behind a lock,
@@ -80,7 +81,7 @@ impl Frontend {
             handshakes: Rc::default(),
             relays: Rc::default(),
             relay_asked_at: Cell::new(None),
-            verifications: Semaphore::new(VERIFICATIONS),
+            verifications: Arc::new(Semaphore::new(VERIFICATIONS)),
             closed: CancellationToken::new(),
             draining: Cell::new(false),
             tasks: TaskTracker::new(),

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{sleep_until, timeout_at};
@@ -46,7 +47,7 @@ impl Frontend {
         let ends = (socket.peer_addr().ok()).zip(socket.local_addr().ok());
         let owner = ends
             .filter(|_| identities.ask_for_owners())
-            .and_then(|ends| self.owner(ends, identities.ask_for_units()));
+            .and_then(|ends| self.owner(ends, identities.ask_for_units(), now));
         let names = port.peer_names();
         let own_nonce = self.identity.nonce(cid);
         let judgement = identities.judge(&Presented {
@@ -80,20 +81,25 @@ impl Frontend {
     }
 
     /// The process at the other end of a connection.
-    fn owner(&self, (peer, local): (SocketAddr, SocketAddr), with_unit: bool) -> Option<Owner> {
+    fn owner(
+        &self,
+        (peer, local): (SocketAddr, SocketAddr),
+        with_unit: bool,
+        now: Instant,
+    ) -> Option<Owner> {
         match peer::owner(peer, local) {
             Ok(found) => {
                 let found = found?;
                 let cgroup = found.cgroup.filter(|_| with_unit);
                 Some(Owner {
                     uid: found.uid,
-                    unit: cgroup.and_then(peer::unit_of),
+                    unit: cgroup.and_then(|cgroup| peer::unit_of(cgroup, now)),
                 })
             }
             Err(error) => {
                 let pool = &self.pool;
                 let text = error.to_string();
-                if let Some(repeated) = pool.note_repeated(text.as_bytes(), crate::net::now()) {
+                if let Some(repeated) = pool.note_repeated(text.as_bytes(), now) {
                     let bus = &pool.bus.name;
                     warn!(
                         bus,
@@ -123,8 +129,11 @@ async fn verify(
     let until = std::time::Instant::from(asked + patience).into();
     let run = async {
         // It is never closed.
-        let _turn = frontend.verifications.acquire().await.ok()?;
+        let turns = Arc::clone(&frontend.verifications);
+        let turn = turns.acquire_owned().await.ok()?;
         let running = tokio::task::spawn_blocking(move || {
+            // It runs to its end, whether anybody waits for it or not.
+            let _turn = turn;
             let is_right = verification.run();
             (verification, is_right)
         });

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use super::frontend::Frontend;
@@ -68,15 +69,24 @@ impl Frontend {
         if !self.wants_relay(now()) {
             return None;
         }
-        let place = self.relays.enter().await;
+        let begun = now();
+        let place = timeout(PATIENCE, self.relays.enter()).await.ok()?;
+        let left = PATIENCE.saturating_sub(now().saturating_duration_since(begun));
         let cell = self.pool.open_relay(now())?;
+        let (pool, lost) = (Rc::clone(&self.pool), place.ended.clone());
+        let closing = Rc::clone(&cell);
+        spawn_local(async move {
+            // It has given way, or its component is here: then this changes nothing.
+            lost.cancelled().await;
+            pool.close_relay(&closing, now());
+        });
         let mut relay = Relay {
             pool: Rc::clone(&self.pool),
             cell: Some(Rc::clone(&cell)),
             nonce: Box::default(),
             place,
         };
-        let greeted = timeout(PATIENCE, self.pool.relay_greeted(&cell));
+        let greeted = timeout(left, self.pool.relay_greeted(&cell));
         relay.nonce = greeted.await.ok()??.into();
         Some(relay)
     }

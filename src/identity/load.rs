@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use secrecy::zeroize::Zeroizing;
 use thiserror::Error;
@@ -86,8 +85,8 @@ pub fn load(bus: &BusConfig) -> Result<Loaded, IdentityFault> {
     })
 }
 
-/// A file's path, inode, length and time of change.
-pub type Fingerprint = (PathBuf, u64, u64, Option<SystemTime>);
+/// A file's path, inode, length and time of change, of its mode as well.
+pub type Fingerprint = (PathBuf, u64, u64, (i64, i64));
 
 /// When and how the files of a bus's identities were last changed: another one where any was.
 pub fn fingerprint(bus: &BusConfig) -> Vec<Fingerprint> {
@@ -107,8 +106,8 @@ pub fn fingerprint(bus: &BusConfig) -> Vec<Fingerprint> {
         let metadata = std::fs::metadata(path).ok();
         let inode = metadata.as_ref().map_or(0, MetadataExt::ino);
         let length = metadata.as_ref().map_or(0, |metadata| metadata.len());
-        let modified = metadata.and_then(|metadata| metadata.modified().ok());
-        (path.clone(), inode, length, modified)
+        let changed = metadata.map(|metadata| (metadata.ctime(), metadata.ctime_nsec()));
+        (path.clone(), inode, length, changed.unwrap_or_default())
     };
     files.map(state).collect()
 }

@@ -2,23 +2,25 @@
 //! (`NETLINK_SOCK_DIAG`, which asks for no privilege).
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
+use crate::clock::Instant;
+
 /// Answers that are read before one is found that belongs to the question.
 const ANSWERS_MOST: usize = 8;
-/// Names of units that are remembered; with more, all are looked up anew.
-const UNITS_MOST: usize = 4096;
-/// Groups that are looked at for one whose name isn't known.
-const GROUPS_MOST: usize = 16_384;
+/// Groups that are looked at, where one isn't known, and how often in a second.
+const GROUPS_MOST: usize = 4_096;
+const WALKS_MOST: usize = 20;
 
 const BY_FAMILY: u16 = 20;
 const REQUEST: u16 = 1;
@@ -41,7 +43,7 @@ pub struct SocketOwner {
 
 thread_local! {
     static SOCKET: OnceCell<OwnedFd> = const { OnceCell::new() };
-    static UNITS: RefCell<BTreeMap<u64, Option<String>>> = const { RefCell::new(BTreeMap::new()) };
+    static UNITS: RefCell<Units> = const { RefCell::new(Units { known: BTreeMap::new(), walks: VecDeque::new() }) };
 }
 
 /// Finds the owner of the socket at `peer` that is connected to `local`. `None`: it isn't one of
@@ -118,6 +120,17 @@ fn socket_id(peer: SocketAddr, local: SocketAddr) -> [u8; 36] {
     id
 }
 
+/// An address of an answer: a socket of IPv6 may have one of IPv4.
+fn read_end(body: &[u8], family: u8, port: usize, addr: usize) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(body.get(port..port + 2)?.try_into().ok()?);
+    let ip = if family == INET {
+        IpAddr::from(<[u8; 4]>::try_from(body.get(addr..addr + 4)?).ok()?)
+    } else {
+        IpAddr::from(<[u8; 16]>::try_from(body.get(addr..addr + 16)?).ok()?)
+    };
+    Some(SocketAddr::new(ip.to_canonical(), port))
+}
+
 /// Reads an answer; `None`: it belongs to another question.
 fn parse(answer: &[u8], peer: SocketAddr, local: SocketAddr) -> Option<Option<SocketOwner>> {
     let word = |bytes: &[u8], at: usize| {
@@ -130,7 +143,9 @@ fn parse(answer: &[u8], peer: SocketAddr, local: SocketAddr) -> Option<Option<So
         return Some(None);
     }
     let body = answer.get(HEAD..)?;
-    if body.get(4..40)? != socket_id(peer, local) {
+    let family = *body.first()?;
+    let ends = [(4, 8), (6, 24)].map(|(port, addr)| read_end(body, family, port, addr));
+    if ends != [Some(peer), Some(local)] {
         return None;
     }
     let (state, uid, inode) = (*body.get(1)?, word(body, 64)?, word(body, 68)?);
@@ -153,60 +168,71 @@ fn parse(answer: &[u8], peer: SocketAddr, local: SocketAddr) -> Option<Option<So
     Some(Some(SocketOwner { uid, cgroup }))
 }
 
-/// The systemd unit of a control group: the innermost service, scope or socket that it is in.
-pub fn unit_of(cgroup: u64) -> Option<String> {
+/// Units of control groups, by these groups' numbers, of which none is ever another group's.
+struct Units {
+    known: BTreeMap<u64, Option<String>>,
+    /// When all groups were looked at.
+    walks: VecDeque<Instant>,
+}
+
+/// The systemd unit of a control group: the outermost service, scope or socket that it is in, since
+/// what is within one is its own to name. `None`: it is in none, or new in a second in which very
+/// many were looked for.
+pub fn unit_of(cgroup: u64, now: Instant) -> Option<String> {
     UNITS.with(|units| {
-        if let Some(known) = units.borrow().get(&cgroup) {
+        let mut units = units.borrow_mut();
+        if let Some(known) = units.known.get(&cgroup) {
             return known.clone();
         }
-        let found = find_group(cgroup).and_then(|path| unit_in(&path));
-        let mut units = units.borrow_mut();
-        if units.len() >= UNITS_MOST {
-            units.clear();
+        let is_past = |at: &Instant| now.saturating_duration_since(*at) >= Duration::from_secs(1);
+        while units.walks.front().is_some_and(is_past) {
+            units.walks.pop_front();
         }
-        // A number is never another group's.
-        units.insert(cgroup, found.clone());
-        found
+        if units.walks.len() >= WALKS_MOST {
+            return None;
+        }
+        units.walks.push_back(now);
+        units.known = walk();
+        units.known.get(&cgroup)?.clone()
     })
 }
 
 fn unit_in(path: &Path) -> Option<String> {
-    let names = path.iter().rev().filter_map(|name| name.to_str());
+    let mut names = path.iter().filter_map(|name| name.to_str());
     let is_unit = |name: &&str| {
         let kinds = [".service", ".scope", ".socket"];
         kinds.iter().any(|kind| name.ends_with(kind))
     };
-    names.clone().find(is_unit).map(str::to_owned)
+    names.find(is_unit).map(str::to_owned)
 }
 
-/// The folder of a control group: its number is the folder's inode.
-fn find_group(cgroup: u64) -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+/// All control groups with their units: a group's number is its folder's inode.
+fn walk() -> BTreeMap<u64, Option<String>> {
+    let mut found = BTreeMap::new();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let root = mounts.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(1);
         let path = fields.next()?;
         (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
-    })?;
-    let mut waiting = vec![root];
-    let mut looked_at = 0;
-    while let Some(path) = waiting.pop() {
-        looked_at += 1;
-        if looked_at > GROUPS_MOST {
-            return None;
+    });
+    // The outer ones first: within a unit, anybody may make many.
+    let mut waiting: VecDeque<PathBuf> = root.into_iter().collect();
+    while let Some(path) = waiting.pop_front() {
+        if found.len() >= GROUPS_MOST {
+            break;
         }
-        if fs::metadata(&path).ok()?.ino() == cgroup {
-            return Some(path);
-        }
-        let Ok(entries) = fs::read_dir(&path) else {
+        // One that has just gone is nobody's.
+        let (Ok(metadata), Ok(entries)) = (fs::metadata(&path), fs::read_dir(&path)) else {
             continue;
         };
+        found.insert(metadata.ino(), unit_in(&path));
         let folders = entries.flatten().filter(|entry| {
             let kind = entry.file_type();
             kind.is_ok_and(|kind| kind.is_dir())
         });
         waiting.extend(folders.map(|entry| entry.path()));
     }
-    None
+    found
 }
 
 #[cfg(test)]
@@ -218,12 +244,20 @@ mod tests {
     #[test]
     fn the_owner_of_a_connection_is_found_until_it_is_closed() {
         let own = rustix::process::getuid().as_raw();
-        for bind in ["127.0.0.1:0", "[::1]:0"] {
+        for (bind, from) in [
+            ("127.0.0.1:0", None),
+            ("[::1]:0", None),
+            // A library that speaks IPv4 through sockets of IPv6, as Java's does.
+            ("127.0.0.1:0", Some("[::ffff:127.0.0.1]")),
+        ] {
             let Ok(listener) = TcpListener::bind(bind) else {
                 continue;
             };
             let addr = listener.local_addr().expect("an address");
-            let client = TcpStream::connect(addr).expect("connected");
+            let to = from.map_or(addr.to_string(), |host| format!("{host}:{}", addr.port()));
+            let Ok(client) = TcpStream::connect(to) else {
+                continue;
+            };
             let (server, peer) = listener.accept().expect("accepted");
             let found = owner(peer, addr).expect("an answer").expect("an owner");
             assert_eq!(found.uid, own);
@@ -247,12 +281,18 @@ mod tests {
     }
 
     #[test]
-    fn the_unit_is_the_innermost() {
+    fn the_unit_is_the_outermost() {
         let unit = |path: &str| unit_in(Path::new(path));
         let path = "/sys/fs/cgroup/system.slice/orders.service/worker";
         assert_eq!(unit(path).as_deref(), Some("orders.service"));
+        // Whoever has a unit names what is within.
+        let path = "/sys/fs/cgroup/user.slice/user@1000.service/app.slice/orders.service";
+        assert_eq!(unit(path).as_deref(), Some("user@1000.service"));
         assert_eq!(unit("/sys/fs/cgroup/system.slice"), None);
-        assert_eq!(unit_of(u64::MAX), None);
+        let now = Instant::now();
+        for _ in 0..2 * WALKS_MOST {
+            assert_eq!(unit_of(u64::MAX, now), None);
+        }
     }
 
     #[test]
@@ -264,6 +304,7 @@ mod tests {
         let mut answer = vec![0; HEAD + MESSAGE];
         answer[4..6].copy_from_slice(&BY_FAMILY.to_ne_bytes());
         assert_eq!(parse(&answer, peer, local), None, "of another");
+        answer[HEAD] = INET;
         answer[HEAD + 4..HEAD + 40].copy_from_slice(&socket_id(peer, local));
         assert_eq!(parse(&answer, peer, local), Some(None), "of nobody");
         answer[HEAD + 1] = ESTABLISHED;

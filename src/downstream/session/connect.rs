@@ -110,6 +110,12 @@ impl Session {
                 Err(CloseReason::Refused(REFUSED.into()))
             }
             // A relay has one link, and that has had its CONNECT.
+            _ if upstream
+                .as_ref()
+                .is_some_and(|upstream| upstream.trunk.is_relay()) =>
+            {
+                Err(CloseReason::Signed)
+            }
             Identified::Relayed if upstream.is_some() => Err(CloseReason::Signed),
             Identified::Relayed => Ok(own),
             Identified::Unknown if own.is_signed() => unsign(&own, cx.bus),

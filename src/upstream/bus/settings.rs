@@ -30,6 +30,9 @@ pub struct Settings {
     pub lenient_connect: bool,
     /// What happens to a component that signs with a key that natsmux doesn't hold (R40).
     pub signed: Signed,
+    /// Whether identities show certificates of their own: what a broker says of one is nothing to
+    /// the others.
+    pub identities_have_certificates: bool,
     /// Which sessions share a trunk (R22).
     pub sharing: Sharing,
     /// The trunks that the sessions of one identity are spread over, where they share.
@@ -59,6 +62,7 @@ impl Settings {
             admit: bus.admit,
             lenient_connect: bus.lenient_connect,
             signed: bus.signed,
+            identities_have_certificates: bus.identities_have_certificates(),
             sharing: bus.sharing,
             trunks_per_identity: bus.trunks_per_identity,
             believed_for: BELIEVED_FOR,

@@ -75,6 +75,14 @@ impl BusCell {
         own.or_else(|| self.tls.borrow().clone())
     }
 
+    /// What a probe says in TLS: where the bus has no certificate, an identity's.
+    pub(super) fn tls_of_probes(&self) -> Option<ClientTls> {
+        let own = self.tls.borrow().clone();
+        let has_one = own.as_ref().is_some_and(|tls| tls.ends().is_some());
+        let identity = self.identity_tls.borrow().values().next().cloned();
+        identity.filter(|_| !has_one).or(own)
+    }
+
     /// When the certificate ends that natsmux shows to brokers.
     pub fn certificate_ends(&self) -> Option<SystemTime> {
         self.tls.borrow().as_ref()?.ends()

@@ -39,7 +39,7 @@ impl BusCell {
     /// # Errors
     /// As [`BusCell::secure`].
     pub(super) fn secure_anew(&self, port: &Port, broker: BrokerId) -> io::Result<()> {
-        let tls = self.tls.borrow().clone().map(ClientTls::anew);
+        let tls = self.tls_of_probes().map(ClientTls::anew);
         self.begin_tls(tls.as_ref(), port, broker)
     }
 

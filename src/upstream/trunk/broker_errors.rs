@@ -375,6 +375,9 @@ impl Trunk {
             broker,
             text: text.into(),
         }));
+        if self.links[id].is_check && self.keep_old_credentials(id, cx) {
+            return;
+        }
         if self.links[id].is_check {
             return self.disbelieve(id, text, cx.bus);
         }

@@ -11,6 +11,9 @@ use crate::proto::encode;
 use crate::upstream::brokers::roster::{BrokerId, Cause, Departure, Failure, Health};
 use crate::upstream::bus::{Bus, Turn};
 
+/// The text that a component hears whose identity's certificate a broker refuses.
+const CERTIFICATE_REFUSED: &[u8] = b"Authorization Violation";
+
 /// The text that a component hears where brokers give no verdict, as from one that waits in vain.
 const NO_VERDICT: &[u8] = b"Authentication Timeout";
 
@@ -36,6 +39,10 @@ impl Trunk {
             self.drop_link(id, cx.bus)
         };
         let broker = link.broker;
+        if link.phase == Phase::Greeted {
+            // Its component took its time: no fault of the broker's.
+            return self.close_relay(cx);
+        }
         if link.phase == Phase::Standby {
             self.lose_standby(link, failure, cx);
         } else if link.is_attached() {
@@ -56,13 +63,22 @@ impl Trunk {
         cx.bus.counters_mut().dial_failures += 1;
         cx.bus.observed_mut().dial_failures.count(failure.as_str());
         let mut avoided = None;
+        let is_own = failure == Failure::CertificateRefused
+            && cx.bus.settings().identities_have_certificates;
+        if is_own {
+            // Another identity's certificate may be good: it is these components that are refused.
+            self.route
+                .attempts
+                .refuse(link.broker, CERTIFICATE_REFUSED, cx.now);
+        }
         match link.phase {
             // The broker didn't even introduce itself: dead for all trunks.
             Phase::Connecting | Phase::AwaitingInfo | Phase::Securing
-                if !matches!(
-                    failure,
-                    Failure::OutOfFiles | Failure::Full | Failure::Throttled
-                ) =>
+                if !is_own
+                    && !matches!(
+                        failure,
+                        Failure::OutOfFiles | Failure::Full | Failure::Throttled
+                    ) =>
             {
                 cx.bus
                     .roster_mut()
@@ -90,7 +106,7 @@ impl Trunk {
     pub(super) fn note_lost_link(&mut self, broker: BrokerId, failure: Failure, cx: &mut Turn<'_>) {
         let suspect = cx.bus.watch(broker).suspect_since().is_some();
         cx.bus.detached(self.id, broker, cx.now);
-        if failure != Failure::Refused {
+        if failure != Failure::Refused && !self.is_relay() {
             cx.bus.admission_mut().refresh(&self.connect, cx.now);
         }
         match failure {

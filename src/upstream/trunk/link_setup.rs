@@ -97,7 +97,9 @@ impl Trunk {
 
     /// Begins the TLS handshake.
     fn secure(&mut self, id: LinkId, cx: &Turn<'_>) {
+        let generation = self.generation(cx.bus);
         let link = &mut self.links[id];
+        link.generation = generation;
         link.phase = Phase::Securing;
         link.deadline = Some(cx.now + cx.bus.settings().timings.tls_timeout);
         let broker = link.broker;
@@ -215,7 +217,8 @@ impl Trunk {
         self.connect
             .encode_as(&login, protocol, headers, &mut connect);
         let link = &mut self.links[id];
-        link.generation = generation;
+        // Its certificate may be older.
+        link.generation = link.generation.or(generation);
         link.max_payload = max_payload;
         link.headers = self.connect.headers && headers;
         link.strips = self.connect.headers && !headers;
@@ -277,6 +280,7 @@ impl Trunk {
         cx.bus
             .roster_mut()
             .note_acceptance(broker, identity, took, cx.now);
+        self.vouched = self.links[id].generation;
         if self.links[id].is_check {
             let is_other = |link: &Link| link.is_attached() || link.is_joining();
             if self.links.any(is_other) {
@@ -297,7 +301,9 @@ impl Trunk {
                 self.sessions.deliver(session, &[encode::OK], cx.bus);
             }
         }
-        cx.bus.admission_mut().remember(&self.connect, cx.now);
+        if !self.is_relay() {
+            cx.bus.admission_mut().remember(&self.connect, cx.now);
+        }
         if !self.ready {
             // One that is served already isn't closed by the next broker: its headers are stripped.
             self.refuse_own_options(self.header_support(id, cx.bus));

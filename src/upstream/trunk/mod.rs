@@ -118,6 +118,8 @@ pub struct Trunk {
     route: Route,
     /// When links move to renewed credentials (R38).
     renew_at: Option<Instant>,
+    /// The newest credentials that a broker has accepted.
+    vouched: Option<u64>,
     /// The time that the driver's timer was last set for.
     timer: Option<Instant>,
     /// Silence is measured from here at the earliest, after a clock that jumped (R9).
@@ -152,6 +154,7 @@ impl Trunk {
             links: Links::new(),
             route: Route::default(),
             renew_at: None,
+            vouched: None,
             timer: None,
             clock_floor: None,
             any_limited: false,

@@ -44,7 +44,7 @@ impl Trunk {
     }
 
     /// Whether its session ends with its link.
-    pub(super) fn is_relay(&self) -> bool {
+    pub fn is_relay(&self) -> bool {
         self.relay.is_some()
     }
 

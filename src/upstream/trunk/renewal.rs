@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use super::link::Link;
+use super::link::{Link, LinkId};
 use super::{CloseReason, Trunk};
 use crate::clock::Instant;
 use crate::proto::connect::Login;
@@ -19,6 +19,8 @@ const SPREAD_MOST: Duration = Duration::from_secs(10);
 const SPREAD_EACH: Duration = Duration::from_millis(2);
 /// A move that can't begin now is tried again after this.
 const AGAIN: Duration = Duration::from_millis(250);
+/// And behind a broker's refusal of the new ones, after this.
+const REFUSED: Duration = Duration::from_secs(5);
 
 impl Trunk {
     /// What CONNECT says on a link whose INFO had this nonce: an identity's credentials, or the
@@ -47,6 +49,7 @@ impl Trunk {
     /// whose identity isn't configured any more.
     pub(super) fn review_credentials(&mut self, cx: &mut Turn<'_>) {
         if self.done || self.refused || self.is_relay() {
+            self.renew_at = None;
             return;
         }
         if self.generation(cx.bus).is_none() {
@@ -73,9 +76,15 @@ impl Trunk {
             return;
         }
         self.renew_at = Some(cx.now + AGAIN);
+        // Of independent brokers' links, none gives way before a broker has taken the new ones.
+        let is_vouched = self.vouched == self.generation(cx.bus);
+        let may_give_way = is_vouched || !self.route.is_independent();
         for id in self.links.ids() {
             let is_stale = self.has_newer(&self.links[id], cx.bus);
-            self.links[id].is_stale = is_stale;
+            self.links[id].is_stale = is_stale && may_give_way;
+        }
+        if !may_give_way {
+            return self.check_credentials(cx);
         }
         let Some(live) = self.live().filter(|id| self.links[*id].is_stale) else {
             return self.next_attempt(cx);
@@ -90,6 +99,16 @@ impl Trunk {
             self.renew_links(Departure::Renewed, cx);
             self.next_attempt(cx);
         }
+    }
+
+    /// A broker refuses the new credentials: the links that live stay as they are for a while.
+    pub(super) fn keep_old_credentials(&mut self, id: LinkId, cx: &mut Turn<'_>) -> bool {
+        if self.renew_at.is_none() {
+            return false;
+        }
+        self.renew_at = Some(cx.now + REFUSED);
+        self.drop_link(id, cx.bus);
+        true
     }
 
     /// When links are to move to new credentials.

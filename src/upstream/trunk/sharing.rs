@@ -149,7 +149,7 @@ impl Trunk {
     }
 
     /// Asks the broker in use for its verdict on the credentials, on a link of its own.
-    fn check_credentials(&mut self, cx: &mut Turn<'_>) {
+    pub(super) fn check_credentials(&mut self, cx: &mut Turn<'_>) {
         let Some(id) = self.live() else {
             return;
         };

@@ -2,7 +2,7 @@
 
 use super::{Operator, answer, config, identity, signed};
 use crate::support::{
-    Broker, BrokerOptions, Natsmux, NatsmuxOptions, PATIENCE, RawClient, Version,
+    Broker, BrokerOptions, Natsmux, NatsmuxOptions, PATIENCE, RawClient, Version, write_secret,
 };
 
 /// Each link of a renewed identity gives way to another, and what is published arrives once.
@@ -56,4 +56,68 @@ fn links_to_independent_brokers_are_renewed_one_after_the_other() {
         "{varz}"
     );
     assert_eq!(varz["sessions_closed"], 0, "{varz}");
+}
+
+/// Credentials that no broker takes yet change nothing on the links that live; once one takes them,
+/// they are renewed.
+#[test]
+fn credentials_that_brokers_refuse_cost_no_link() {
+    let (old, new) = (nkeys::KeyPair::new_user(), nkeys::KeyPair::new_user());
+    let lets_in = |pairs: &[&nkeys::KeyPair]| {
+        let users = pairs
+            .iter()
+            .map(|pair| format!("{{ nkey: {} }}", pair.public_key()));
+        let users: Vec<String> = users.collect();
+        format!("authorization {{ users = [ {} ] }}", users.join(", "))
+    };
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let path = folder.path().join("seed");
+    let write = |pair: &nkeys::KeyPair| write_secret(&path, &pair.seed().expect("a seed"));
+    for topology in ["independent", "cluster"] {
+        write(&old);
+        let mut brokers = Version::ALL.map(|version| {
+            Broker::with(BrokerOptions {
+                extra: lets_in(&[&old]),
+                ..BrokerOptions::new(version)
+            })
+        });
+        let urls: Vec<String> = brokers.iter().map(Broker::url).collect();
+        let more = format!("topology = {topology:?}\n")
+            + &identity("svc", "anybody = true", &format!("nkey_file = {path:?}"));
+        let natsmux = Natsmux::launch(&NatsmuxOptions {
+            config: Some(config(&urls, &more)),
+            ..NatsmuxOptions::default()
+        })
+        .wait_healthy();
+        let mut client = natsmux.client();
+        client.send("SUB a 1\r\nPING\r\n");
+        client.pong();
+        let links = if topology == "cluster" { 1 } else { 2 };
+        natsmux.wait_varz("its links", PATIENCE, |varz| varz["links"] == links);
+        write(&new);
+        natsmux.wait_varz("the file to be read", PATIENCE, |varz| {
+            varz["buses"][0]["identities"][0]["subject"] == new.public_key()
+        });
+        for at in 0..30 {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            client.send(format!("PUB a 2\r\n{at:02}\r\nPING\r\n"));
+            client.expect(&format!("MSG a 1 2\r\n{at:02}\r\n"));
+            client.pong();
+        }
+        let varz = natsmux.varz();
+        assert_eq!(
+            (&varz["links"], &varz["in_doubt"]),
+            (&links.into(), &0.into()),
+            "{varz}"
+        );
+        for broker in &mut brokers {
+            broker.reload(&lets_in(&[&old, &new]));
+        }
+        natsmux.wait_varz("links with the new ones", 2 * PATIENCE, |varz| {
+            varz["renewed_links"].as_u64() >= Some(links) && varz["links"] == links
+        });
+        client.send("PUB a 2\r\nok\r\nPING\r\n");
+        client.expect("MSG a 1 2\r\nok\r\n");
+        client.pong();
+    }
 }
