@@ -67,7 +67,9 @@ impl Frontend {
         let relays = bus.settings().signed == Signed::Relay
             && bus.roster().auth_required()
             && connect.is_signed()
-            && !connect.is_bearer();
+            && !connect.is_bearer()
+            // Brokers that ask for no signature are no use to it.
+            && (!bus.roster().was_seen() || bus.roster().infos().any(|info| info.nonce.is_some()));
         drop(bus);
         match judgement {
             Judgement::Is(id, _) => Answer::Now(Identified::As(id)),

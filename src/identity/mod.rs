@@ -346,3 +346,145 @@ pub struct Changes {
     /// natsmux is another proxy to brokers.
     pub is_other_proxy: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::CredentialSource;
+    use crate::proto::connect::ConnectInfo;
+
+    /// An identity that says this password for whoever has the token.
+    fn one(name: &str, file: &str, password: &str) -> LoadedIdentity {
+        LoadedIdentity {
+            name: name.to_owned(),
+            who: Who {
+                token: Some(Secret::new(name)),
+                ..Who::default()
+            },
+            source: CredentialsConfig {
+                source: CredentialSource::User("u".to_owned(), file.into()),
+                pair: None,
+            },
+            credentials: Credentials::user("u", password).expect("a password"),
+        }
+    }
+
+    fn of(identities: Vec<LoadedIdentity>) -> Loaded {
+        Loaded {
+            identities,
+            proxy: None,
+        }
+    }
+
+    fn judge(identities: &Identities, json: &str) -> Judgement {
+        let connect = ConnectInfo::parse(json.as_bytes()).expect("options");
+        identities.judge(&Presented {
+            connect: &connect,
+            nonce: "nonce",
+            owner: None,
+            names: &[],
+        })
+    }
+
+    fn id(identities: &Identities, token: &str) -> Option<IdentityId> {
+        match judge(identities, &format!(r#"{{"auth_token":"{token}"}}"#)) {
+            Judgement::Is(id, name) => {
+                assert_eq!(&*name, token);
+                Some(id)
+            }
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn one_file_is_one_identity_by_whatever_name() {
+        let mut identities = Identities::new([0; 32]);
+        identities.replace(of(vec![
+            one("a", "f", "x"),
+            one("b", "f", "x"),
+            one("c", "g", "x"),
+        ]));
+        let [a, b, c] = ["a", "b", "c"].map(|token| id(&identities, token));
+        assert!(a.is_some() && a == b && c.is_some() && a != c);
+        assert_eq!(id(&identities, "d"), None);
+        assert_eq!(identities.views().count(), 3);
+    }
+
+    #[test]
+    fn renewed_ones_have_another_generation_and_those_removed_none() {
+        let mut identities = Identities::new([0; 32]);
+        identities.replace(of(vec![one("a", "f", "x"), one("b", "g", "x")]));
+        let (a, b) = (IdentityId(0), IdentityId(1));
+        let generation = |identities: &Identities, id| identities.generation_for(Some(id));
+        let before = [generation(&identities, a), generation(&identities, b)];
+        let same = identities.replace(of(vec![one("a", "f", "x"), one("b", "g", "x")]));
+        assert_eq!(same, Changes::default());
+        let changes = identities.replace(of(vec![one("b", "g", "y")]));
+        assert_eq!((&*changes.renewed, &*changes.removed), (&[b][..], &[a][..]));
+        assert!(
+            changes.others.is_empty(),
+            "brokers know it by the same user"
+        );
+        assert_eq!(generation(&identities, a), None);
+        assert!(identities.login(a, None).is_none());
+        assert_ne!(generation(&identities, b), before[1]);
+        let login = identities.login(b, None).expect("credentials");
+        assert_eq!(login.pass.as_deref(), Some("y"));
+        // One that returns is the same identity, and its links have said something else.
+        identities.replace(of(vec![one("a", "f", "x")]));
+        assert_eq!(id(&identities, "a"), Some(a));
+        assert_ne!(generation(&identities, a), before[0]);
+    }
+
+    #[test]
+    fn a_password_is_verified_once_until_the_files_change() {
+        let hash = |password: &str| {
+            let text = bcrypt::hash(password, 4).expect("a hash");
+            PasswordHash::parse(&text).expect("a hash")
+        };
+        let with = |hash: &PasswordHash| {
+            let mut loaded = one("a", "f", "x");
+            loaded.who = Who {
+                user: Some(("orders".to_owned(), hash.clone())),
+                ..Who::default()
+            };
+            of(vec![loaded])
+        };
+        let (first, second) = (hash("pass"), hash("other"));
+        let mut identities = Identities::new([0; 32]);
+        identities.replace(with(&first));
+        let connect = r#"{"user":"orders","pass":"pass"}"#;
+        let Judgement::Verify(verification) = judge(&identities, connect) else {
+            panic!("it is to be verified");
+        };
+        assert!(verification.run());
+        let wrong = identities.verified(&verification, false);
+        assert!(matches!(wrong, Judgement::Refused));
+        let right = identities.verified(&verification, true);
+        assert!(matches!(right, Judgement::Is(..)));
+        assert!(matches!(judge(&identities, connect), Judgement::Is(..)));
+        // A password that was taken back meanwhile lets nobody in.
+        identities.replace(with(&second));
+        let late = identities.verified(&verification, true);
+        assert!(matches!(late, Judgement::Refused));
+        assert!(matches!(judge(&identities, connect), Judgement::Verify(_)));
+    }
+
+    #[test]
+    fn a_proxy_signs_every_link_and_another_key_has_all_of_them_renewed() {
+        let mut identities = Identities::new([0; 32]);
+        assert_eq!(identities.generation_for(None), Some(0));
+        let seed = nkeys::KeyPair::new_user().seed().expect("a seed");
+        let seed = Seed::parse(&seed).expect("a seed");
+        let key = seed.public();
+        let changes = identities.replace(Loaded {
+            identities: Vec::new(),
+            proxy: Some(seed),
+        });
+        assert!(changes.is_other_proxy);
+        let signature = identities.proxy_signature(Some("nonce")).expect("signed");
+        assert!(key.verifies("nonce", &signature));
+        assert_eq!(identities.proxy_signature(None), None);
+        assert_ne!(identities.generation_for(None), Some(0));
+    }
+}

@@ -65,6 +65,11 @@ fn a_lame_duck_that_speaks_tls_is_left_within_its_grace() {
     lame_ducks(&Transport::tls());
 }
 
+#[test]
+fn a_lame_duck_to_which_natsmux_signs_is_left_within_its_grace() {
+    lame_ducks(&Transport::signed());
+}
+
 fn lame_ducks(transport: &Transport) {
     let _turn = turn();
     let times = number("ducks", [2, 10, 10]);
@@ -76,6 +81,7 @@ fn lame_ducks(transport: &Transport) {
     for round in 1..=times {
         pause(200);
         let duck = rig.active();
+        transport.assert_signed(&rig.cluster.brokers()[duck]);
         let signalled = Instant::now();
         rig.cluster.broker(duck).signal(Signal::USR2);
         let what = format!("the lame duck of round {round} to have no client");

@@ -25,6 +25,11 @@ fn freezes_lose_nothing_with_at_least_once() {
     publishing(&Transport::plain(), Delivery::AtLeastOnce, [1, 20, 20]);
 }
 
+#[test]
+fn a_frozen_broker_to_which_natsmux_signs_is_left_within_3_s() {
+    publishing(&Transport::signed(), Delivery::AtMostOnce, [1, 20, 20]);
+}
+
 fn publishing(transport: &Transport, delivery: Delivery, freezes: [u64; 3]) {
     let _turn = turn();
     let freezes = number("freezes", freezes);
@@ -33,6 +38,7 @@ fn publishing(transport: &Transport, delivery: Delivery, freezes: [u64; 3]) {
     let mut rig = Rig::ring_over(transport, Version::V215, delivery, sessions, rate);
     rig.load.publish(true);
     rig.load.wait_flow("at the start");
+    transport.assert_signed(&rig.cluster.brokers()[rig.active()]);
     let mut dice = Dice::new(2);
     let (mut silences, mut worst_doubt) = (Vec::new(), 0);
     for round in 1..=freezes {

@@ -10,8 +10,8 @@ use crate::judge::Verdict;
 use crate::load::{Load, observer, ring};
 use crate::part::Part;
 use crate::support::{
-    Authority, BrokerOptions, Cluster, KeyKind, Natsmux, NatsmuxOptions, PATIENCE, Version,
-    wait_for,
+    Authority, Broker, BrokerOptions, Cluster, KeyKind, Natsmux, NatsmuxOptions, PATIENCE, Version,
+    wait_for, write_secret,
 };
 
 /// Brokers that natsmux knows.
@@ -35,22 +35,61 @@ impl fmt::Display for Delivery {
     }
 }
 
-/// How natsmux speaks to brokers. Who observes speaks plain text.
-pub(crate) struct Transport(Option<Authority>);
+/// How natsmux speaks to brokers. Who observes speaks plain text, and signs nothing.
+pub(crate) enum Transport {
+    Plain,
+    Tls(Authority),
+    /// natsmux signs for components that have no credentials.
+    Signed(Seed),
+}
+
+/// A key, and the file that natsmux reads it from.
+pub(crate) struct Seed {
+    pair: nkeys::KeyPair,
+    file: tempfile::NamedTempFile,
+}
 
 impl Transport {
     pub(crate) fn plain() -> Self {
-        Self(None)
+        Self::Plain
     }
 
     pub(crate) fn tls() -> Self {
-        Self(Some(Authority::new()))
+        Self::Tls(Authority::new())
+    }
+
+    pub(crate) fn signed() -> Self {
+        let pair = nkeys::KeyPair::new_user();
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        write_secret(file.path(), &pair.seed().expect("a seed"));
+        Self::Signed(Seed { pair, file })
+    }
+
+    /// All connections of the broker in use are of natsmux's identity.
+    pub(crate) fn assert_signed(&self, broker: &Broker) {
+        let Self::Signed(seed) = self else {
+            return;
+        };
+        let connz = broker.monitoring("/connz?auth=1").expect("an answer");
+        let key = seed.pair.public_key();
+        let connections = connz["connections"].as_array().expect("a list");
+        assert!(!connections.is_empty(), "{connz}");
+        for one in connections {
+            assert_eq!(one["authorized_user"], key, "{one}");
+        }
     }
 
     /// Brokers that take it.
     pub(crate) fn options(&self, version: Version) -> BrokerOptions {
         let mut options = BrokerOptions::new(version);
-        if let Some(authority) = &self.0 {
+        if let Self::Signed(seed) = self {
+            options.extra = format!(
+                "authorization {{ users = [ {{ nkey: {} }}, {{ user: anybody, password: x }} ] }}\n\
+                 no_auth_user: anybody\n",
+                seed.pair.public_key()
+            );
+        }
+        if let Self::Tls(authority) = self {
             let broker = authority.certify("broker", KeyKind::P256);
             options.extra = broker.broker_tls("timeout: 5") + "\nallow_non_tls: true\n";
         }
@@ -59,7 +98,13 @@ impl Transport {
 
     /// A configuration that asks for it.
     pub(crate) fn config(&self, mut text: String) -> String {
-        if let Some(authority) = &self.0 {
+        if let Self::Signed(seed) = self {
+            text += &format!(
+                "[[bus.identity]]\nname = \"load\"\nmatch = {{ anybody = true }}\nnkey_file = {:?}\n",
+                seed.file.path()
+            );
+        }
+        if let Self::Tls(authority) = self {
             let ca = authority.ca();
             text += &format!("[bus.tls]\nca = \"{}\"\n", ca.display());
         }
@@ -69,10 +114,10 @@ impl Transport {
 
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() {
-            "TLS"
-        } else {
-            "plain text"
+        f.write_str(match self {
+            Self::Plain => "plain text",
+            Self::Tls(_) => "TLS",
+            Self::Signed(_) => "plain text, signed",
         })
     }
 }

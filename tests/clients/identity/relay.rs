@@ -157,3 +157,17 @@ fn beside_identities_with_keys_others_are_relayed_at_their_second_try() {
         assert_eq!(answer(&mut client, &members), REFUSED);
     }
 }
+
+/// Brokers that ask for a password have no use for a signature: who signs hears so, and isn't told
+/// to come back.
+#[test]
+fn who_signs_for_brokers_that_ask_for_a_password_is_refused() {
+    let broker = broker(
+        Version::V215,
+        "authorization { user: a, password: b }".to_owned(),
+    );
+    let natsmux = launch(&[broker.url()], "").wait_healthy();
+    let mut client = RawClient::connect(&natsmux.address());
+    assert!(client.info()["nonce"].is_null());
+    assert_eq!(answer(&mut client, r#""nkey":"U","sig":"c2ln""#), REFUSED);
+}
