@@ -108,6 +108,7 @@ impl Trunk {
         }
         self.renew_at = Some(cx.now + REFUSED);
         self.drop_link(id, cx.bus);
+        self.verify_all();
         true
     }
 

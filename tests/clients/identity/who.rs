@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use argon2::password_hash::SaltString;
-use argon2::{Argon2, PasswordHasher};
+use argon2::{Argon2, Params, PasswordHasher};
 use rustls::StreamOwned;
 use rustls::pki_types::ServerName;
 use tempfile::TempDir;
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use super::{answer, broker, creds, identity, launch};
 use crate::support::{
     Authority, Broker, BrokerOptions, Certificate, KeyKind, Natsmux, Operator, PATIENCE, RawClient,
-    Version, write_secret,
+    Version, wait_for, write_secret,
 };
 
 const REFUSED: &str = "-ERR 'Authorization Violation'";
@@ -64,7 +64,7 @@ fn users_at(broker: &Broker) -> Vec<String> {
 fn a_local_user_needs_the_password_whose_hash_natsmux_has() {
     let folder = TempDir::new().expect("a folder");
     let (broker, pa, pb) = two_users(Version::V215, &folder);
-    let bcrypt = file(&folder, "bcrypt", &bcrypt::hash("x1", 6).expect("a hash"));
+    let bcrypt = file(&folder, "bcrypt", &bcrypt::hash("x1", 4).expect("a hash"));
     let argon = file(&folder, "argon", &argon2_of("x2"));
     let who = |user: &str, hash: &str| format!("user = \"{user}\", password_file = {hash:?}");
     let more = identity("one", &who("one", &bcrypt), &says("a", &pa))
@@ -121,8 +121,11 @@ fn a_local_user_needs_the_password_whose_hash_natsmux_has() {
 }
 
 fn argon2_of(password: &str) -> String {
+    // Little of it: a build for tests is slow.
+    let params = Params::new(64, 1, 1, None).expect("parameters");
     let salt = SaltString::encode_b64(b"saltsalt").expect("a salt");
-    let hash = Argon2::default().hash_password(password.as_bytes(), &salt);
+    let hasher = Argon2::default();
+    let hash = hasher.hash_password_customized(password.as_bytes(), None, None, params, &salt);
     hash.expect("a hash").to_string()
 }
 
@@ -445,8 +448,7 @@ fn users_that_require_a_proxy_are_reached_through_natsmux_alone() {
     drop(natsmux);
     let (natsmux, heard) = through("other", &other);
     assert_eq!(heard, REFUSED);
-    assert!(
-        natsmux.log().contains("proxy_key_file"),
-        "it says what may be wrong"
-    );
+    wait_for("the log to say what may be wrong", PATIENCE, || {
+        natsmux.log().contains("proxy_key_file").then_some(())
+    });
 }
