@@ -151,7 +151,7 @@ pub enum OutagePublishes {
 
 choice!(OutagePublishes { "keep" => Keep, "drop" => Drop });
 
-/// What happens to a component that signs with a key that natsmux doesn't hold (R40).
+/// The fate of a component that signs with a key that natsmux doesn't hold (R40).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Signed {
     /// It signs the nonce of a broker, on a link of its own.

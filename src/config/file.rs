@@ -12,7 +12,7 @@ use super::check::{self, BusLocations, Locations};
 use super::error::{ConfigError, Fault, Location};
 use super::identity_section::read_identities;
 use super::options::{BusConfig, Config};
-use super::section::{Section, line_of};
+use super::section::{A_SHORT_NAME, Section, line_of, short_name};
 use super::tls_section::{read_http_tls, read_listen_tls, read_tls};
 use super::walk;
 
@@ -20,7 +20,6 @@ const A_NAME: &str = "a name of 1 to 255 bytes without blanks, or \"\" for the h
 const A_FILE: &str = "the path of a file";
 const A_PRESENCE: &str =
     "\"off\" or a subject of 1 to 64 letters, digits, _ and -, with dots between";
-const A_BUS_NAME: &str = "a name of 1 to 32 of a-z, 0-9, _ and -";
 const A_LISTEN: &str = "an IP address and a port, such as \"127.0.0.1:4222\" or \"[::1]:4222\"";
 const AN_HTTP: &str = "\"off\", or an IP address and a port, such as \"127.0.0.1:8222\"";
 const LISTENS: &str = "a list of 1 to 16 addresses, such as [\"127.0.0.1:4222\"]";
@@ -108,9 +107,9 @@ fn read_bus(mut section: Section<'_>, locations: &mut Locations) -> Result<BusCo
         ConfigError::wrong(section.location_of(key), Fault::Missing(expected))
     };
     let (name, name_location) = section
-        .text("name", A_BUS_NAME)?
-        .ok_or_else(|| missing(&section, "name", A_BUS_NAME))?;
-    let mut bus = BusConfig::new(bus_name(name, &name_location)?, Vec::new());
+        .text("name", A_SHORT_NAME)?
+        .ok_or_else(|| missing(&section, "name", A_SHORT_NAME))?;
+    let mut bus = BusConfig::new(short_name(name, &name_location)?, Vec::new());
     let mut listen_locations = vec![section.location_of("listen"); bus.listen.len()];
     if let Some(found) = section.texts("listen", LISTENS)? {
         let location = section.location_of("listen");
@@ -232,19 +231,6 @@ pub(super) fn instance_name(text: &str, location: Location) -> Result<String, Co
     let visible = |c: char| !c.is_whitespace() && !c.is_control();
     if text.is_empty() || text.len() > 255 || !text.chars().all(visible) {
         return Err(ConfigError::wrong(location, Fault::Expected(A_NAME)));
-    }
-    Ok(text.to_owned())
-}
-
-fn bus_name(text: &str, location: &Location) -> Result<String, ConfigError> {
-    let known = |byte: u8| {
-        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')
-    };
-    if text.is_empty() || text.len() > 32 || !text.bytes().all(known) {
-        return Err(ConfigError::wrong(
-            location.clone(),
-            Fault::Expected(A_BUS_NAME),
-        ));
     }
     Ok(text.to_owned())
 }

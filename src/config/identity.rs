@@ -11,11 +11,11 @@ pub struct IdentityConfig {
     pub name: String,
     /// The components that may be it.
     pub matches: MatchConfig,
-    /// What natsmux says to brokers.
+    /// The credentials that natsmux says to brokers.
     pub credentials: CredentialsConfig,
 }
 
-/// What must be true of a component, all of it. At least one thing must be written.
+/// Conditions on a component, all of which must hold. At least one must be written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MatchConfig {
     /// It signs with the key of the identity's own `creds` or `nkey_file`.
@@ -36,7 +36,7 @@ pub struct MatchConfig {
     pub anybody: bool,
 }
 
-/// What natsmux says to brokers. Equal ones are one identity to brokers, and sessions that are
+/// Credentials that natsmux says to brokers. Equal ones are one identity to brokers, and sessions that are
 /// one of them share connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CredentialsConfig {
@@ -47,7 +47,7 @@ pub struct CredentialsConfig {
     pub pair: Option<(PathBuf, PathBuf)>,
 }
 
-/// What natsmux says in CONNECT.
+/// The part of them that stands in CONNECT.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CredentialSource {
     /// Nothing.

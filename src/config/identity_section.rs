@@ -2,13 +2,11 @@
 
 use super::error::{ConfigError, Fault};
 use super::identity::{CredentialSource, CredentialsConfig, IdentityConfig, MatchConfig};
-use super::section::Section;
+use super::section::{A_SHORT_NAME, Section, short_name};
 use super::walk::Visitor;
 
-const A_NAME: &str = "a name of 1 to 32 of a-z, 0-9, _ and -";
 const A_FILE: &str = "the path of a file";
 const A_USER: &str = "a user name";
-const A_PAIR: &str = "the path of a file, as `cert` and `key` belong together";
 const A_HASH: &str = "the path of a file with the hash of `user`'s password";
 const A_PASSWORD: &str = "the path of a file with the password of `user`";
 const A_UID: &str = "the name of a user of this host, or its number, such as \"1000\"";
@@ -30,14 +28,12 @@ const IDENTITIES: &str = "at most 256 identities";
 pub(super) fn read_identities(bus: &mut Section<'_>) -> Result<Vec<IdentityConfig>, ConfigError> {
     let mut identities: Vec<IdentityConfig> = Vec::new();
     for mut section in bus.sections("identity")? {
-        let (name, location) = section.text("name", A_NAME)?.ok_or_else(|| {
-            ConfigError::wrong(section.location_of("name"), Fault::Missing(A_NAME))
+        let (name, location) = section.text("name", A_SHORT_NAME)?.ok_or_else(|| {
+            ConfigError::wrong(section.location_of("name"), Fault::Missing(A_SHORT_NAME))
         })?;
-        if !is_name(name) {
-            return Err(ConfigError::wrong(location, Fault::Expected(A_NAME)));
-        }
+        let name = short_name(name, &location)?;
         if identities.iter().any(|identity| identity.name == name) {
-            let fault = Fault::DuplicateIdentity(name.to_owned());
+            let fault = Fault::DuplicateIdentity(name);
             return Err(ConfigError::wrong(location, fault));
         }
         if identities.len() == MAX_IDENTITIES {
@@ -47,19 +43,12 @@ pub(super) fn read_identities(bus: &mut Section<'_>) -> Result<Vec<IdentityConfi
         let matches = read_match(&mut section, &credentials)?;
         section.finish()?;
         identities.push(IdentityConfig {
-            name: name.to_owned(),
+            name,
             matches,
             credentials,
         });
     }
     Ok(identities)
-}
-
-fn is_name(text: &str) -> bool {
-    let known = |byte: u8| {
-        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')
-    };
-    (1..=32).contains(&text.len()) && text.bytes().all(known)
 }
 
 fn read_credentials(section: &mut Section<'_>) -> Result<CredentialsConfig, ConfigError> {
@@ -70,21 +59,9 @@ fn read_credentials(section: &mut Section<'_>) -> Result<CredentialsConfig, Conf
     if let Some((file, at)) = section.text("nkey_file", A_FILE)? {
         found.push((CredentialSource::Nkey(file.into()), at));
     }
-    let user = section.text("user", A_USER)?;
-    let password = section.text("password_file", A_FILE)?;
-    match (user, password) {
-        (Some((user, at)), Some((file, _))) => {
-            found.push((CredentialSource::User(user.to_owned(), file.into()), at));
-        }
-        (None, None) => {}
-        (user, _) => {
-            let (key, expected) = match user {
-                Some(_) => ("password_file", A_PASSWORD),
-                None => ("user", A_USER),
-            };
-            let fault = Fault::Missing(expected);
-            return Err(ConfigError::wrong(section.location_of(key), fault));
-        }
+    let user = ("user", A_USER, A_USER);
+    if let Some((user, at, file)) = section.pair([user, ("password_file", A_FILE, A_PASSWORD)])? {
+        found.push((CredentialSource::User(user.to_owned(), file.into()), at));
     }
     if let Some((file, at)) = section.text("token_file", A_FILE)? {
         found.push((CredentialSource::Token(file.into()), at));
@@ -97,17 +74,7 @@ fn read_credentials(section: &mut Section<'_>) -> Result<CredentialsConfig, Conf
     if let Some((_, at)) = found.next() {
         return Err(ConfigError::wrong(at, Fault::Expected(ONE_SOURCE)));
     }
-    let cert = section.text("cert", A_FILE)?;
-    let key = section.text("key", A_FILE)?;
-    let pair = match (cert, key) {
-        (Some((cert, _)), Some((key, _))) => Some((cert.into(), key.into())),
-        (None, None) => None,
-        (cert, _) => {
-            let missing = if cert.is_some() { "key" } else { "cert" };
-            let fault = Fault::Missing(A_PAIR);
-            return Err(ConfigError::wrong(section.location_of(missing), fault));
-        }
-    };
+    let pair = section.certificate()?;
     Ok(CredentialsConfig { source, pair })
 }
 
@@ -134,20 +101,9 @@ fn read_match(
         }
         matches.nkey = Some(key.to_owned());
     }
-    let user = section.text("user", A_USER)?;
-    let hash = section.text("password_file", A_HASH)?;
-    matches.user = match (user, hash) {
-        (Some((user, _)), Some((file, _))) => Some((user.to_owned(), file.into())),
-        (None, None) => None,
-        (user, _) => {
-            let (key, expected) = match user {
-                Some(_) => ("password_file", A_HASH),
-                None => ("user", A_USER),
-            };
-            let fault = Fault::Missing(expected);
-            return Err(ConfigError::wrong(section.location_of(key), fault));
-        }
-    };
+    let user = ("user", A_USER, A_USER);
+    let user = section.pair([user, ("password_file", A_HASH, A_HASH)])?;
+    matches.user = user.map(|(user, _, file)| (user.to_owned(), file.into()));
     if let Some((file, _)) = section.text("token_file", A_FILE)? {
         matches.token_file = Some(file.into());
     }

@@ -128,7 +128,7 @@ pub struct BusConfig {
     /// its identity, and where none does, its own credentials pass through. At most 256. Default:
     /// none. Changes on reload: yes.
     pub identities: Vec<IdentityConfig>,
-    /// What happens to a component that signs with a key that natsmux doesn't hold (R40). Default:
+    /// The fate of a component that signs with a key that natsmux doesn't hold (R40). Default:
     /// relay. Changes on reload: yes, for new connections.
     pub signed: Signed,
     /// A file with the seed of an nkey that brokers trust as a proxy's (ADR-55): with it natsmux

@@ -4,6 +4,7 @@
 //! messages repeat the value that they refuse, and it could be a password.
 
 use std::ops::{Range, RangeInclusive};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Spanned;
@@ -17,6 +18,9 @@ use super::walk::Visitor;
 
 const A_DURATION: &str = "a duration such as \"50ms\", \"10s\" or \"2m\"";
 const A_SIZE: &str = "a size such as \"64KiB\", \"8MiB\" or a number of bytes";
+const A_FILE: &str = "the path of a file";
+const A_PAIR: &str = "the path of a file, as `cert` and `key` belong together";
+pub(super) const A_SHORT_NAME: &str = "a name of 1 to 32 of a-z, 0-9, _ and -";
 const A_NUMBER: &str = "a whole number";
 
 /// A value of the file, with where it stands.
@@ -108,6 +112,31 @@ impl<'t> Section<'t> {
             Some(text) => Ok(Some((text, self.location(key, value.span())))),
             None => Err(self.fault(key, value, Fault::Expected(expected))),
         }
+    }
+
+    /// The texts under two keys that belong together, the first with its location. Each key comes
+    /// with what is expected there, and where it alone is missing.
+    pub(super) fn pair(
+        &mut self,
+        keys: [(&'static str, &'static str, &'static str); 2],
+    ) -> Result<Option<(&'t str, Location, &'t str)>, ConfigError> {
+        let [(first_key, expected, first_missing), (key, other, missing)] = keys;
+        let first = self.text(first_key, expected)?;
+        let second = self.text(key, other)?;
+        let (key, missing) = match (first, second) {
+            (Some((first, at)), Some((second, _))) => return Ok(Some((first, at, second))),
+            (None, None) => return Ok(None),
+            (Some(_), None) => (key, missing),
+            (None, Some(_)) => (first_key, first_missing),
+        };
+        let fault = Fault::Missing(missing);
+        Err(ConfigError::wrong(self.location_of(key), fault))
+    }
+
+    /// The paths of a certificate and its key, which belong together.
+    pub(super) fn certificate(&mut self) -> Result<Option<(PathBuf, PathBuf)>, ConfigError> {
+        let pair = self.pair([("cert", A_FILE, A_PAIR), ("key", A_FILE, A_PAIR)])?;
+        Ok(pair.map(|(cert, _, key)| (cert.into(), key.into())))
     }
 
     /// The list of texts under `key`.
@@ -307,6 +336,18 @@ impl Visitor for Section<'_> {
 pub(super) fn line_of(text: &str, offset: usize) -> usize {
     let before = text.as_bytes().iter().take(offset);
     1 + before.filter(|&&byte| byte == b'\n').count()
+}
+
+/// The name of a bus, or of an identity.
+pub(super) fn short_name(text: &str, location: &Location) -> Result<String, ConfigError> {
+    let known = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')
+    };
+    if text.is_empty() || text.len() > 32 || !text.bytes().all(known) {
+        let fault = Fault::Expected(A_SHORT_NAME);
+        return Err(ConfigError::wrong(location.clone(), fault));
+    }
+    Ok(text.to_owned())
 }
 
 fn whole_number(value: &DeValue<'_>) -> Option<u64> {

@@ -8,7 +8,6 @@ use super::walk::Visitor;
 
 const A_FILE: &str = "the path of a file";
 const A_NAME: &str = "a host name or an IP address";
-const A_PAIR: &str = "the path of a file, as `cert` and `key` belong together";
 
 /// Reads `[bus.tls]`.
 pub(super) fn read_tls(section: &mut Section<'_>) -> Result<Option<TlsConfig>, ConfigError> {
@@ -75,17 +74,7 @@ fn read_files(section: &mut Section<'_>, ca: &'static str) -> Result<TlsFiles, C
     let mut min_version = TlsVersion::default();
     section.choice("min_version", &mut min_version)?;
     let ca = section.text(ca, A_FILE)?.map(|(text, _)| text.into());
-    let cert = section.text("cert", A_FILE)?;
-    let key = section.text("key", A_FILE)?;
-    let pair = match (cert, key) {
-        (Some((cert, _)), Some((key, _))) => Some((cert.into(), key.into())),
-        (None, None) => None,
-        (cert, _) => {
-            let missing = if cert.is_some() { "key" } else { "cert" };
-            let fault = Fault::Missing(A_PAIR);
-            return Err(ConfigError::wrong(section.location_of(missing), fault));
-        }
-    };
+    let pair = section.certificate()?;
     Ok(TlsFiles {
         ca,
         pair,

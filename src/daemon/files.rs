@@ -2,21 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 use crate::config::{BusConfig, Config, CredentialsConfig, TlsConfig, TlsFiles};
 use crate::identity::credentials::Credentials;
+use crate::identity::secret_file::{SecretFileError, read_secret};
 use crate::identity::{self, IdentityFault, Loaded};
 use crate::net::tls::{ClientTls, ServerTls, TlsFileError};
 use crate::proto::connect::Secret;
 
 /// The shortest and the longest key, in bytes.
 const KEY_LEAST: usize = 16;
-const KEY_MOST: u64 = 4096;
+const KEY_MOST: usize = 4096;
 
 /// The keys and certificates of one bus.
 #[derive(Debug, Default)]
@@ -97,17 +96,9 @@ pub enum FileError {
         /// Why.
         error: IdentityFault,
     },
-    /// It can't be read.
-    #[error("{}: {error}", .path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// The operating system's word.
-        error: std::io::Error,
-    },
-    /// Others on the host may read it.
-    #[error("{}: everybody may read it; set its mode to 0640 or less", .0.display())]
-    Exposed(PathBuf),
+    /// It can't be read, or everybody may.
+    #[error(transparent)]
+    Secret(#[from] SecretFileError),
     /// It is no key.
     #[error("{}: expected a text of {KEY_LEAST} to {KEY_MOST} bytes", .0.display())]
     Malformed(PathBuf),
@@ -118,7 +109,7 @@ pub enum FileError {
 /// # Errors
 /// The first file that can't be used.
 pub fn read_files(config: &Config) -> Result<Files, FileError> {
-    let read = |bus: &BusConfig| Ok((bus.name.clone(), read_bus(bus)?));
+    let read = |bus: &BusConfig| -> Result<_, FileError> { Ok((bus.name.clone(), read_bus(bus)?)) };
     let http_tls = config.http_tls.as_ref().map(ServerTls::load);
     Ok(Files {
         buses: config.buses.iter().map(read).collect::<Result<_, _>>()?,
@@ -166,20 +157,9 @@ fn read_bus(bus: &BusConfig) -> Result<BusFiles, FileError> {
 }
 
 fn read(path: &Path) -> Result<Secret, FileError> {
-    let unreadable = |error| FileError::Unreadable {
-        path: path.to_owned(),
-        error,
-    };
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    let mode = file.metadata().map_err(unreadable)?.permissions().mode();
-    if mode & 0o007 != 0 {
-        return Err(FileError::Exposed(path.to_owned()));
-    }
-    let mut text = String::new();
-    let read = file.take(KEY_MOST + 1).read_to_string(&mut text);
-    read.map_err(unreadable)?;
+    let text = read_secret(path)?;
     let key = text.trim();
-    if key.len() < KEY_LEAST || key.len() as u64 > KEY_MOST {
+    if key.len() < KEY_LEAST || key.len() > KEY_MOST {
         return Err(FileError::Malformed(path.to_owned()));
     }
     Ok(Secret::new(key))
@@ -188,6 +168,7 @@ fn read(path: &Path) -> Result<Secret, FileError> {
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -195,10 +176,16 @@ mod tests {
     fn a_key_is_read_from_a_file_that_is_not_everybodys() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("key");
-        assert!(matches!(read(&path), Err(FileError::Unreadable { .. })));
+        assert!(matches!(
+            read(&path),
+            Err(FileError::Secret(SecretFileError::Unreadable { .. }))
+        ));
         fs::write(&path, "0123456789abcdef\n").expect("written");
         fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("set");
-        assert!(matches!(read(&path), Err(FileError::Exposed(_))));
+        assert!(matches!(
+            read(&path),
+            Err(FileError::Secret(SecretFileError::Exposed(_)))
+        ));
         fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("set");
         assert_eq!(read(&path).expect("good").expose(), "0123456789abcdef");
         for bad in ["too short", &"x".repeat(5000)] {

@@ -202,7 +202,8 @@ impl Drop for Counted {
 /// The two addresses of a connection, natsmux's own first.
 pub(super) type Ends = (io::Result<SocketAddr>, io::Result<SocketAddr>);
 
-/// The INFO for one component (R17), with a broker's nonce where it is to sign that one, and whose account takes payloads of `most` bytes.
+/// The INFO for one component (R17), whose account takes payloads of `most` bytes; with a broker's
+/// nonce where it is to sign that one.
 pub(super) fn info(
     (local, peer): Ends,
     (cid, nonce): (u64, Option<&str>),
@@ -213,7 +214,7 @@ pub(super) fn info(
     let unknown = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
     let (host, port) = address(local).unwrap_or(unknown);
     let (client_ip, _) = address(peer).unwrap_or(unknown);
-    let own_nonce = frontend.identity.nonce(cid);
+    let nonce = nonce.map_or_else(|| frontend.identity.nonce(cid), str::to_owned);
     let bus = frontend.pool.bus.borrow();
     let brokers = bus.roster().offered();
     let tls = frontend.tls.borrow();
@@ -228,7 +229,7 @@ pub(super) fn info(
         jetstream: !bus.settings().is_independent(),
         auth_required: bus.auth_required(),
         max_payload: most,
-        nonce: nonce.unwrap_or(&own_nonce),
+        nonce: &nonce,
         is_signed: bus.identities().need_signatures(),
         tls: tls.map(|tls| TlsOffer {
             is_required: !tls.available,

@@ -15,7 +15,6 @@ use super::description::Description;
 use super::frontend::Frontend;
 use super::session::Identified;
 use crate::clock::Instant;
-use crate::config::Signed;
 use crate::identity::{Judgement, Owner, Presented, Verification};
 use crate::net::{Port, peer};
 use crate::proto::connect::ConnectInfo;
@@ -48,13 +47,17 @@ impl Frontend {
         let owner = ends
             .filter(|_| identities.ask_for_owners())
             .and_then(|ends| self.owner(ends, identities.ask_for_units(), now));
-        let names = port.peer_names();
-        let own_nonce = self.identity.nonce(cid);
+        let names = identities.ask_for_names().then(|| port.peer_names());
+        let nonce = match nonce {
+            Some(nonce) => nonce.to_owned(),
+            None if connect.is_signed() => self.identity.nonce(cid),
+            None => String::new(),
+        };
         let judgement = identities.judge(&Presented {
             connect,
-            nonce: nonce.unwrap_or(&own_nonce),
+            nonce: &nonce,
             owner: owner.as_ref(),
-            names: &names,
+            names: &names.unwrap_or_default(),
         });
         *description.borrow_mut() = Some(Box::new(Description {
             user: connect.user.as_ref().map(|user| user.expose().to_owned()),
@@ -64,12 +67,7 @@ impl Frontend {
                 _ => None,
             },
         }));
-        let relays = bus.settings().signed == Signed::Relay
-            && bus.roster().auth_required()
-            && connect.is_signed()
-            && !connect.is_bearer()
-            // Brokers that ask for no signature are no use to it.
-            && (!bus.roster().was_seen() || bus.roster().infos().any(|info| info.nonce.is_some()));
+        let relays = bus.relays_signatures() && connect.is_signed() && !connect.is_bearer();
         drop(bus);
         match judgement {
             Judgement::Is(id, _) => Answer::Now(Identified::As(id)),

@@ -9,7 +9,6 @@ use tokio::time::timeout;
 use super::frontend::Frontend;
 use super::places::Place;
 use crate::clock::Instant;
-use crate::config::Signed;
 use crate::net::now;
 use crate::upstream::io::cell::TrunkCell;
 use crate::upstream::io::pool::Pool;
@@ -49,11 +48,7 @@ impl Frontend {
     /// Whether a component that connects now may have to sign a broker's own nonce.
     pub(super) fn wants_relay(&self, now: Instant) -> bool {
         let bus = self.pool.bus.borrow();
-        let roster = bus.roster();
-        let wants = bus.settings().signed == Signed::Relay
-            && roster.is_alive()
-            && roster.auth_required()
-            && roster.infos().any(|info| info.nonce.is_some());
+        let wants = bus.relays_signatures() && bus.roster().is_alive();
         let asked = self.relay_asked_at.get();
         let is_armed = asked.is_some_and(|at| now.saturating_duration_since(at) < ARMED_FOR);
         wants && (bus.identities().is_empty() || is_armed)

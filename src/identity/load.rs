@@ -1,21 +1,16 @@
 //! Reads identities from their files.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use secrecy::zeroize::Zeroizing;
 use thiserror::Error;
 
 use super::credentials::{Credentials, CredentialsFault, secret};
 use super::nkey::{PublicKey, Seed};
 use super::password::{HashFault, PasswordHash};
+use super::secret_file::{SecretFileError, read_secret};
 use super::who::Who;
 use crate::config::{BusConfig, CredentialSource, CredentialsConfig, IdentityConfig, MatchConfig};
-
-/// The longest file, in bytes: a JWT with many permissions is the longest.
-const FILE_MOST: u64 = 64 * 1024;
 
 /// What the files of a bus's identities hold.
 #[derive(Debug, Default)]
@@ -41,28 +36,35 @@ pub struct LoadedIdentity {
 
 /// Why an identity can't be had from its files: the operator's fault. Shows nothing of them.
 #[derive(Debug, Error)]
-#[error("{}: {fault}", path.display())]
-pub struct IdentityFault {
-    path: PathBuf,
-    fault: FileFault,
-}
-
-#[derive(Debug, Error)]
-enum FileFault {
+pub enum IdentityFault {
+    /// A file can't be read, or everybody may.
     #[error(transparent)]
-    Unreadable(std::io::Error),
-    #[error("everybody may read it; set its mode to 0640 or less")]
-    Exposed,
-    #[error("expected text of at most 64 KiB")]
-    NoText,
-    #[error(transparent)]
-    Credentials(#[from] CredentialsFault),
-    #[error(transparent)]
-    Hash(#[from] HashFault),
-    #[error("this host has no user of that name")]
-    NoUser,
-    #[error("expected a public user nkey")]
-    NoKey,
+    File(#[from] SecretFileError),
+    /// A file holds no credentials.
+    #[error("{}: {fault}", .path.display())]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        fault: CredentialsFault,
+    },
+    /// A file holds no hash.
+    #[error("{}: {fault}", .path.display())]
+    Hash {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        fault: HashFault,
+    },
+    /// The users of this host can't be read.
+    #[error("/etc/passwd: {0}")]
+    NoUsers(std::io::Error),
+    /// There is none of that name.
+    #[error("{0}: this host has no user of that name")]
+    NoUser(String),
+    /// It is no key.
+    #[error("{0}: expected a public user nkey")]
+    NoKey(String),
 }
 
 /// Reads the files of a bus's identities.
@@ -71,9 +73,9 @@ enum FileFault {
 /// The first file that can't be used.
 pub fn load(bus: &BusConfig) -> Result<Loaded, IdentityFault> {
     let proxy = bus.proxy_key_file.as_deref().map(|path| {
-        let text = read(path)?;
+        let text = read_secret(path)?;
         let seed = text.lines().map(str::trim).find_map(Seed::parse);
-        seed.ok_or_else(|| at(path, CredentialsFault::NoSeed))
+        seed.ok_or_else(|| no_credentials(path, CredentialsFault::NoSeed))
     });
     Ok(Loaded {
         identities: bus
@@ -117,7 +119,7 @@ fn load_one(identity: &IdentityConfig) -> Result<LoadedIdentity, IdentityFault> 
     let credentials = match source.file() {
         None => Credentials::nothing(),
         Some(path) => {
-            let text = read(path)?;
+            let text = read_secret(path)?;
             let credentials = match source {
                 CredentialSource::Nothing => Ok(Credentials::nothing()),
                 CredentialSource::Creds(_) => Credentials::creds(&text),
@@ -126,7 +128,7 @@ fn load_one(identity: &IdentityConfig) -> Result<LoadedIdentity, IdentityFault> 
                 CredentialSource::Token(_) => Credentials::token(&text),
                 CredentialSource::Jwt(_) => Credentials::jwt(&text),
             };
-            credentials.map_err(|fault| at(path, fault))?
+            credentials.map_err(|fault| no_credentials(path, fault))?
         }
     };
     Ok(LoadedIdentity {
@@ -141,15 +143,19 @@ fn load_who(matches: &MatchConfig, credentials: &Credentials) -> Result<Who, Ide
     let own = matches.same_key.then(|| credentials.public_key()).flatten();
     let other = matches.nkey.as_deref().map(|text| {
         let key = PublicKey::parse(text);
-        key.ok_or_else(|| at(Path::new(text), FileFault::NoKey))
+        key.ok_or_else(|| IdentityFault::NoKey(text.to_owned()))
     });
     let user = matches.user.as_ref().map(|(user, path)| {
-        let hash = PasswordHash::parse(&read(path)?);
-        Ok((user.clone(), hash.map_err(|fault| at(path, fault))?))
+        let hash = PasswordHash::parse(&read_secret(path)?);
+        let hash = hash.map_err(|fault| IdentityFault::Hash {
+            path: path.clone(),
+            fault,
+        });
+        Ok::<_, IdentityFault>((user.clone(), hash?))
     });
     let token = matches.token_file.as_deref().map(|path| {
-        let token = secret(&read(path)?);
-        token.map_err(|fault| at(path, fault))
+        let token = secret(&read_secret(path)?);
+        token.map_err(|fault| no_credentials(path, fault))
     });
     Ok(Who {
         keys: own.into_iter().chain(other.transpose()?).collect(),
@@ -168,36 +174,41 @@ fn uid_of(text: &str) -> Result<u32, IdentityFault> {
         return Ok(number);
     }
     let users = std::fs::read_to_string(USERS);
-    let users = users.map_err(|error| at(Path::new(USERS), FileFault::Unreadable(error)))?;
+    let users = users.map_err(IdentityFault::NoUsers)?;
     let uid = users.lines().find_map(|line| {
         let mut fields = line.split(':');
         let is_meant = fields.next() == Some(text);
         fields.nth(1).filter(|_| is_meant)?.parse().ok()
     });
-    uid.ok_or_else(|| at(Path::new(text), FileFault::NoUser))
+    uid.ok_or_else(|| IdentityFault::NoUser(text.to_owned()))
 }
 
-fn at(path: &Path, fault: impl Into<FileFault>) -> IdentityFault {
-    IdentityFault {
-        path: path.to_owned(),
-        fault: fault.into(),
-    }
+fn no_credentials(path: &Path, fault: CredentialsFault) -> IdentityFault {
+    let path = path.to_owned();
+    IdentityFault::Credentials { path, fault }
 }
 
-/// A file that holds a secret: nobody but its user and group may read it.
-fn read(path: &Path) -> Result<Zeroizing<String>, IdentityFault> {
-    let unreadable = |error| at(path, FileFault::Unreadable(error));
-    let file = File::open(path).map_err(unreadable)?;
-    let mode = file.metadata().map_err(unreadable)?.permissions().mode();
-    if mode & 0o007 != 0 {
-        return Err(at(path, FileFault::Exposed));
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_only_its_user_may_read_from_now_on_is_another_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("key");
+        fs::write(&path, "x").expect("written");
+        let mut bus = BusConfig::new("b", Vec::new());
+        bus.proxy_key_file = Some(path.clone());
+        let before = fingerprint(&bus);
+        assert_eq!(before, fingerprint(&bus));
+        // The kernel's clock of files has a grain.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("set");
+        assert_ne!(before, fingerprint(&bus));
+        fs::remove_file(&path).expect("removed");
+        assert_ne!(before, fingerprint(&bus));
     }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_MOST as usize + 1));
-    let read = file.take(FILE_MOST + 1).read_to_end(&mut bytes);
-    read.map_err(unreadable)?;
-    let text = std::str::from_utf8(&bytes)
-        .ok()
-        .filter(|_| bytes.len() as u64 <= FILE_MOST);
-    let text = text.ok_or_else(|| at(path, FileFault::NoText))?;
-    Ok(Zeroizing::new(text.to_owned()))
 }

@@ -5,12 +5,13 @@
 //! identity by its number, and holds no credentials; what a broker gets is put together for each
 //! link ([`Identities::login`]). So the two never stand in one type.
 //!
-//! All of it is pure but for `load`, which reads files.
+//! All of it is pure but for `load` and `secret_file`, which read files.
 
 pub mod credentials;
 pub mod load;
 mod nkey;
 mod password;
+pub mod secret_file;
 mod who;
 
 use std::cell::RefCell;
@@ -103,8 +104,6 @@ pub struct IdentityView {
     pub subject: String,
     /// When it expires, if ever.
     pub expires: Option<SystemTime>,
-    /// When it was issued, where it says so.
-    pub issued: Option<SystemTime>,
 }
 
 impl Identities {
@@ -200,6 +199,11 @@ impl Identities {
         self.rules.iter().any(asks)
     }
 
+    /// Whether the names in a component's certificate are to be read.
+    pub fn ask_for_names(&self) -> bool {
+        self.rules.iter().any(|rule| rule.who.certificate.is_some())
+    }
+
     /// Whether a unit is to be found for a component's process.
     pub fn ask_for_units(&self) -> bool {
         self.rules.iter().any(|rule| rule.who.unit.is_some())
@@ -279,30 +283,21 @@ impl Identities {
         Some(self.proxy.as_ref()?.sign(nonce?))
     }
 
-    /// Which credentials of an identity are the present ones; `None`: it isn't configured any more.
-    pub fn generation(&self, id: IdentityId) -> Option<u32> {
-        let known = self.known.get(id.0 as usize)?;
-        known.credentials.as_ref()?;
-        Some(known.generation)
-    }
-
     /// Which credentials a link is opened with now, by an identity or with a component's own; `None`:
     /// the identity isn't configured any more.
     pub fn generation_for(&self, id: Option<IdentityId>) -> Option<u64> {
         let own = match id {
-            Some(id) => u64::from(self.generation(id)?),
+            Some(id) => {
+                let known = self.known.get(id.0 as usize);
+                u64::from(
+                    known
+                        .filter(|known| known.credentials.is_some())?
+                        .generation,
+                )
+            }
             None => 0,
         };
         Some(own << 32 | u64::from(self.proxy_generation))
-    }
-
-    /// When an identity's present credentials expire, if ever.
-    pub fn expires(&self, id: IdentityId) -> Option<SystemTime> {
-        self.known
-            .get(id.0 as usize)?
-            .credentials
-            .as_ref()?
-            .expires()
     }
 
     /// The name of the first that is configured with these credentials.
@@ -328,7 +323,6 @@ impl Identities {
                 name: rule.name.to_string(),
                 subject: credentials.subject().into_owned(),
                 expires: credentials.expires(),
-                issued: credentials.issued(),
             })
         })
     }

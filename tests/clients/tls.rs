@@ -53,21 +53,21 @@ fn tls_of(authority: &Authority, more: &str) -> String {
     format!("[bus.tls]\nca = \"{}\"\n{more}", authority.ca().display())
 }
 
-fn config(brokers: &[String], tls: &str, more: &str) -> String {
+pub(crate) fn config(brokers: &[String], tls: &str, more: &str) -> String {
     format!(
         "[http]\nlisten = \"{{http}}\"\n[log]\nlevel = \"debug\"\n[[bus]]\nname = \"default\"\n\
          listen = [\"{{listen}}\"]\nbrokers = {brokers:?}\n{tls}{more}"
     )
 }
 
-fn launch(brokers: &[String], tls: &str, more: &str) -> Natsmux {
+pub(crate) fn launch(brokers: &[String], tls: &str, more: &str) -> Natsmux {
     Natsmux::launch(&NatsmuxOptions {
         config: Some(config(brokers, tls, more)),
         ..NatsmuxOptions::default()
     })
 }
 
-fn broker(version: Version, extra: String) -> Broker {
+pub(crate) fn broker(version: Version, extra: String) -> Broker {
     Broker::with(BrokerOptions {
         extra,
         ..BrokerOptions::new(version)

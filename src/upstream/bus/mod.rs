@@ -26,6 +26,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::clock::Instant;
+use crate::config::Signed;
 use crate::identity::Identities;
 use crate::ledger::Settled;
 use crate::proto::connect::ConnectInfo;
@@ -140,6 +141,13 @@ impl Bus {
     /// Whom natsmux is to brokers, and for whom, to change it.
     pub fn identities_mut(&mut self) -> &mut Identities {
         &mut self.identities
+    }
+
+    /// Whether components may sign for brokers (R40): as far as is known, these ask for signatures.
+    pub fn relays_signatures(&self) -> bool {
+        let roster = self.roster();
+        let asks = !roster.was_seen() || roster.infos().any(|info| info.nonce.is_some());
+        self.settings.signed == Signed::Relay && roster.auth_required() && asks
     }
 
     /// Whether components are asked for credentials.

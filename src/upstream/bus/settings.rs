@@ -28,7 +28,7 @@ pub struct Settings {
     pub admit: Admit,
     /// Whether operations ahead of CONNECT are kept (R21).
     pub lenient_connect: bool,
-    /// What happens to a component that signs with a key that natsmux doesn't hold (R40).
+    /// The fate of a component that signs with a key that natsmux doesn't hold (R40).
     pub signed: Signed,
     /// Whether identities show certificates of their own: what a broker says of one is nothing to
     /// the others.

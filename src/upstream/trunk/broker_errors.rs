@@ -265,11 +265,8 @@ impl Trunk {
         }
         if own_fault && attached && !self.is_shared() && self.sessions.len() == 1 {
             self.links[id].is_at_fault = true;
-            for session in self.sessions.ids() {
-                self.sessions
-                    .close(session, CloseReason::Refused(text.into()));
-            }
-            return;
+            let reason = CloseReason::Refused(text.into());
+            return self.sessions.close_all(&reason);
         }
         self.fail(id, Failure::LinkError, cx);
     }
@@ -375,10 +372,10 @@ impl Trunk {
             broker,
             text: text.into(),
         }));
-        if self.links[id].is_check && self.keep_old_credentials(id, cx) {
-            return;
-        }
         if self.links[id].is_check {
+            if self.keep_old_credentials(id, cx) {
+                return;
+            }
             return self.disbelieve(id, text, cx.bus);
         }
         if self.links[id].is_attached() {

@@ -31,7 +31,8 @@ const VERDICT_MOST: Duration = Duration::from_secs(30);
 impl Trunk {
     /// Takes the next steps on the way to brokers.
     pub(super) fn next_attempt(&mut self, cx: &mut Turn<'_>) {
-        if self.done || self.is_bound_to_link(cx) {
+        self.end_relay_without_link(cx);
+        if self.done || !self.may_dial() {
             return;
         }
         if let Some(planned) = self.route.moving
@@ -182,17 +183,9 @@ impl Trunk {
     pub(super) fn introduce(&mut self, id: LinkId, info: ServerInfo, cx: &mut Turn<'_>) {
         let broker = self.links[id].broker;
         let unfit = cx.bus.roster().unfit(broker, &info);
-        let info = if unfit.is_none() && self.awaits_session() {
-            cx.bus
-                .roster_mut()
-                .handle_info(broker, info.clone(), cx.now);
-            match self.greet(id, info, cx) {
-                Some(info) => info,
-                None => return,
-            }
-        } else {
-            info
-        };
+        if unfit.is_none() && self.awaits_session() {
+            return self.greet(id, info, cx);
+        }
         let headers = info.headers;
         let nonce = info.nonce.clone();
         let (max_payload, protocol) = (info.max_payload, info.proto.clamp(0, 1) as u8);
@@ -327,10 +320,8 @@ impl Trunk {
     /// refuse of those, natsmux refuses.
     pub(super) fn refuse_own_options(&mut self, support: HeaderSupport) {
         if let Some(text) = self.connect.refusal(support) {
-            for session in self.sessions.ids() {
-                self.sessions
-                    .close(session, CloseReason::Refused(text.as_bytes().into()));
-            }
+            let reason = CloseReason::Refused(text.as_bytes().into());
+            self.sessions.close_all(&reason);
         }
     }
 

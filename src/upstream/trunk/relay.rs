@@ -56,33 +56,24 @@ impl Trunk {
         }
     }
 
-    /// Keeps a broker's INFO until the component has said CONNECT. Returns it where that is so
-    /// already.
-    pub(super) fn greet(
-        &mut self,
-        id: LinkId,
-        info: ServerInfo,
-        cx: &mut Turn<'_>,
-    ) -> Option<ServerInfo> {
-        let Some(relay) = self.relay.as_deref_mut() else {
-            return Some(info);
-        };
-        match relay {
-            Relay::Bound => return Some(info),
-            Relay::Dialing if info.nonce.is_some() => {
-                *relay = Relay::Greeted(id, Box::new(info));
-                let link = &mut self.links[id];
-                (link.phase, link.deadline) = (Phase::Greeted, None);
-                let broker = link.broker;
-                // A component may take its time, and others dial meanwhile.
-                if std::mem::take(&mut link.dialing) {
-                    cx.bus.dial_ended(broker);
-                }
+    /// Keeps a broker's INFO until the component has said CONNECT.
+    pub(super) fn greet(&mut self, id: LinkId, info: ServerInfo, cx: &mut Turn<'_>) {
+        let broker = self.links[id].broker;
+        cx.bus
+            .roster_mut()
+            .handle_info(broker, info.clone(), cx.now);
+        if info.nonce.is_some() {
+            let link = &mut self.links[id];
+            (link.phase, link.deadline) = (Phase::Greeted, None);
+            // A component may take its time, and others dial meanwhile.
+            if std::mem::take(&mut link.dialing) {
+                cx.bus.dial_ended(broker);
             }
-            _ => self.close_relay(cx),
+            self.relay = Some(Box::new(Relay::Greeted(id, Box::new(info))));
+        } else {
+            self.close_relay(cx);
         }
         self.actions.push_back(Action::Greeted);
-        None
     }
 
     /// Takes the session: its component has signed the nonce.
@@ -119,25 +110,18 @@ impl Trunk {
         relay.is_some_and(|relay| matches!(relay, Relay::Dialing | Relay::Greeted(..)))
     }
 
-    /// Whether it may not dial: a relay has one link. Its end is the session's.
-    pub(super) fn is_bound_to_link(&mut self, cx: &mut Turn<'_>) -> bool {
-        match self.relay.as_deref() {
-            None | Some(Relay::Dialing) => return false,
-            Some(Relay::Greeted(..)) if self.links.is_empty() => self.close_relay(cx),
-            Some(Relay::Greeted(..) | Relay::Ended) => {}
-            Some(Relay::Bound) => {
-                if !self.links.any(|link| link.phase != Phase::Connecting) {
-                    self.end_relayed(cx);
-                }
-            }
-        }
-        true
+    /// Whether it may open a link: a relay has one.
+    pub(super) fn may_dial(&self) -> bool {
+        matches!(self.relay.as_deref(), None | Some(Relay::Dialing))
     }
 
-    fn end_relayed(&mut self, cx: &mut Turn<'_>) {
-        for session in self.sessions.ids() {
-            self.sessions.close(session, CloseReason::RelayEnded);
+    /// Ends a relay whose link is gone, and its session.
+    pub(super) fn end_relay_without_link(&mut self, cx: &mut Turn<'_>) {
+        if self.may_dial() || !self.links.is_empty() {
+            return;
         }
+        self.sessions.close_all(&CloseReason::RelayEnded);
+        self.close_relay(cx);
         self.check_done(cx);
     }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::link::{Link, LinkId};
 use super::{CloseReason, Trunk};
-use crate::clock::Instant;
 use crate::proto::connect::Login;
 use crate::upstream::brokers::backoff::unit;
 use crate::upstream::brokers::roster::Departure;
@@ -53,7 +52,9 @@ impl Trunk {
             return;
         }
         if self.generation(cx.bus).is_none() {
-            return self.end_sessions(REMOVED, cx.bus);
+            cx.bus.admission_mut().forget(&self.connect);
+            let reason = CloseReason::Refused(REMOVED.into());
+            return self.sessions.close_all(&reason);
         }
         let any_stale = self.links.any(|link| self.has_newer(link, cx.bus));
         if !any_stale {
@@ -110,18 +111,5 @@ impl Trunk {
         self.drop_link(id, cx.bus);
         self.verify_all();
         true
-    }
-
-    /// When links are to move to new credentials.
-    pub(super) fn renewal_due(&self) -> Option<Instant> {
-        self.renew_at
-    }
-
-    fn end_sessions(&mut self, text: &[u8], bus: &mut Bus) {
-        for session in self.sessions.ids() {
-            self.sessions
-                .close(session, CloseReason::Refused(text.into()));
-        }
-        bus.admission_mut().forget(&self.connect);
     }
 }

@@ -238,6 +238,13 @@ impl Sessions {
         self.touch(session);
     }
 
+    /// Ends all sessions; their components hear the reason's text.
+    pub(super) fn close_all(&mut self, reason: &CloseReason) {
+        for session in self.ids() {
+            self.close(session, reason.clone());
+        }
+    }
+
     /// Closes a session that waits for answers which no link was asked for.
     pub(super) fn close_unasked(&mut self, session: SessionId) {
         let slot = self.get_mut(session);

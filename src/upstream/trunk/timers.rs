@@ -55,7 +55,7 @@ impl Trunk {
         }
         due.note(self.unmarked);
         due.note(self.refusal_due(bus));
-        due.note(self.renewal_due());
+        due.note(self.renew_at);
         due.note(self.sessions.due());
         due.note(self.target_due(bus));
         due.note(self.idle_until(bus));

@@ -13,26 +13,21 @@ use serde_json::{Value, json};
 use crate::client::{Client, Kind, Mode};
 use crate::kills::{kill_in_turn, totals, wait_for_flow};
 use crate::support::{
-    Broker, BrokerOptions, Cluster, Natsmux, NatsmuxOptions, Operator, PATIENCE, RawClient, User,
-    Version, wait_for, write_secret,
+    BrokerOptions, Cluster, Natsmux, Operator, PATIENCE, RawClient, User, Version, wait_for,
+    write_secret,
 };
+use crate::tls::{self, broker};
 
 /// As many as with TLS.
 const KILLS: u64 = 8;
 
 /// One bus with these lines behind its brokers.
 fn config(brokers: &[String], more: &str) -> String {
-    format!(
-        "[http]\nlisten = \"{{http}}\"\n[log]\nlevel = \"debug\"\n[[bus]]\nname = \"default\"\n\
-         listen = [\"{{listen}}\"]\nbrokers = {brokers:?}\n{more}"
-    )
+    tls::config(brokers, "", more)
 }
 
 fn launch(brokers: &[String], more: &str) -> Natsmux {
-    Natsmux::launch(&NatsmuxOptions {
-        config: Some(config(brokers, more)),
-        ..NatsmuxOptions::default()
-    })
+    tls::launch(brokers, "", more)
 }
 
 /// An identity with credentials, for whoever this lets in.
@@ -42,13 +37,6 @@ fn identity(name: &str, who: &str, credentials: &str) -> String {
 
 fn creds(user: &User) -> String {
     format!("creds = {:?}", user.path().display().to_string())
-}
-
-fn broker(version: Version, extra: String) -> Broker {
-    Broker::with(BrokerOptions {
-        extra,
-        ..BrokerOptions::new(version)
-    })
 }
 
 /// The members of CONNECT of a component that signs what it was told.
@@ -83,15 +71,26 @@ fn clients_with_creds_notice_no_kill_of_a_2_9_broker() {
 fn kills_with_creds(version: Version) {
     let operator = Operator::new();
     let user = operator.user("orders");
+    let (cluster, natsmux, url) = signing(version, &operator, &user);
+    kill_in_turn(version, KILLS, cluster, &natsmux, &url);
+}
+
+/// Brokers that let in an operator's users alone.
+fn cluster_of(version: Version, operator: &Operator) -> Cluster {
     let options = BrokerOptions {
         extra: operator.broker_config(),
         ..BrokerOptions::new(version)
     };
-    let cluster = Cluster::with(&options, 2);
-    let more = identity("orders", "same_key = true", &creds(&user));
+    Cluster::with(&options, 2)
+}
+
+/// Such brokers, natsmux with a user's key, and what clients are given that have it too.
+fn signing(version: Version, operator: &Operator, user: &User) -> (Cluster, Natsmux, String) {
+    let cluster = cluster_of(version, operator);
+    let more = identity("orders", "same_key = true", &creds(user));
     let natsmux = launch(&cluster.urls(), &more).wait_healthy();
     let url = format!("{}#creds={}", natsmux.url(), user.path().display());
-    kill_in_turn(version, KILLS, cluster, &natsmux, &url);
+    (cluster, natsmux, url)
 }
 
 /// Every kind of credentials that a broker takes is said by natsmux, for a component that has none.
@@ -196,14 +195,7 @@ fn renewed_credentials_are_noticed_by_no_client() {
         let operator = Operator::new();
         let user = operator.user("orders");
         operator.issue(&user, Some(LIFE));
-        let options = BrokerOptions {
-            extra: operator.broker_config(),
-            ..BrokerOptions::new(version)
-        };
-        let cluster = Cluster::with(&options, 2);
-        let more = identity("orders", "same_key = true", &creds(&user));
-        let natsmux = launch(&cluster.urls(), &more).wait_healthy();
-        let url = format!("{}#creds={}", natsmux.url(), user.path().display());
+        let (_cluster, natsmux, url) = signing(version, &operator, &user);
         let mut clients =
             Kind::ALL.map(|kind| Client::start(kind, &url, &format!("{kind:?}"), Mode::Steady));
         wait_for_flow(&mut clients, "at the start");

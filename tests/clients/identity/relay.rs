@@ -4,21 +4,15 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::{answer, broker, creds, identity, launch, signed};
+use super::{answer, broker, cluster_of, creds, identity, launch, signed};
 use crate::client::{Client, Kind, Mode};
-use crate::support::{
-    BrokerOptions, Cluster, Natsmux, Operator, PATIENCE, RawClient, User, Version, wait_for,
-};
+use crate::support::{Cluster, Natsmux, Operator, PATIENCE, RawClient, User, Version, wait_for};
 
 const REFUSED: &str = "-ERR 'Authorization Violation'";
 
 /// A cluster that lets in an operator's users, and natsmux without any key.
 fn start(version: Version, operator: &Operator) -> (Cluster, Natsmux) {
-    let options = BrokerOptions {
-        extra: operator.broker_config(),
-        ..BrokerOptions::new(version)
-    };
-    let cluster = Cluster::with(&options, 2);
+    let cluster = cluster_of(version, operator);
     let natsmux = launch(&cluster.urls(), "").wait_healthy();
     (cluster, natsmux)
 }
@@ -120,7 +114,9 @@ fn a_relayed_signature_is_the_brokers_to_judge() {
     let mut third = RawClient::connect(&natsmux.address());
     let members = signed(&stranger, &third.info());
     assert_eq!(answer(&mut third, &members), REFUSED);
-    // Those who never sign leave nothing behind.
+    // A relay has one link, which has had its CONNECT.
+    assert_eq!(answer(&mut first, &members), REFUSED);
+    // Those who never sign leave nothing behind, and are few at a time.
     let idle: Vec<RawClient> = (0..100)
         .map(|_| {
             let mut client = RawClient::connect(&natsmux.address());
@@ -128,11 +124,17 @@ fn a_relayed_signature_is_the_brokers_to_judge() {
             client
         })
         .collect();
+    // Before auth_timeout would end them.
+    natsmux.wait_varz(
+        "the links of the oldest to be closed",
+        Duration::from_secs(1),
+        |varz| varz["trunks"].as_u64() <= Some(64),
+    );
     let mut client = connect(&natsmux, &user).expect("others are let in meanwhile");
     echo(&mut client);
     drop(idle);
     natsmux.wait_varz("their links to be gone", PATIENCE, |varz| {
-        varz["trunks"] == 2
+        varz["trunks"] == 1
     });
 }
 

@@ -1,7 +1,9 @@
 //! Which components may be an identity, by each thing that may be asked of them.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -226,6 +228,9 @@ fn certificates_are_identities_on_both_sides() {
         let hears = |certificate| hears_with(&authority, certificate, &natsmux.address());
         assert_eq!(hears(&component), "PONG");
         assert_eq!(hears(&stranger), REFUSED);
+        // What a broker says of one certificate is nothing to the others.
+        assert!(natsmux.is_healthy());
+        assert_eq!(hears(&component), "PONG");
     }
 }
 
@@ -336,6 +341,8 @@ fn wrong_identities_are_refused_by_their_line() {
         (ran.status.code(), said)
     };
     let local = "127.0.0.1:3";
+    let exposed = file(&folder, "exposed", "s3cret");
+    std::fs::set_permissions(&exposed, Permissions::from_mode(0o644)).expect("its mode");
     let says = says("a", &secret);
     for (listen, more, expected) in [
         (local, identity("x", "", &says), "at least one of same_key"),
@@ -374,6 +381,11 @@ fn wrong_identities_are_refused_by_their_line() {
                 "creds = \"/none\"\ntoken_file = \"/none\"",
             ),
             "at most one of",
+        ),
+        (
+            local,
+            identity("x", "anybody = true", &format!("creds = {exposed:?}")),
+            "everybody may read it",
         ),
         (
             local,
