@@ -103,7 +103,8 @@ fn kill_active(
     silence
 }
 
-fn wait_for_other_broker(natsmux: &Natsmux, before: Option<&str>, round: u64) {
+/// Waits until natsmux uses another broker than before.
+pub(crate) fn wait_for_other_broker(natsmux: &Natsmux, before: Option<&str>, round: u64) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let (now, health) = (natsmux.current_broker(), natsmux.get("/healthz"));

@@ -49,7 +49,7 @@ impl Secured {
 }
 
 /// `[bus.tls]` that trusts this authority.
-fn tls_of(authority: &Authority, more: &str) -> String {
+pub(crate) fn tls_of(authority: &Authority, more: &str) -> String {
     format!("[bus.tls]\nca = \"{}\"\n{more}", authority.ca().display())
 }
 

@@ -37,6 +37,8 @@ pub struct Broker {
     pub full: bool,
     /// Refuses all credentials.
     pub refuses: bool,
+    /// Users that it doesn't know any more.
+    pub removed: BTreeSet<String>,
     /// Since when a dial finds it up and willing.
     pub willing_since: Option<Time>,
     pub starts: u64,
@@ -63,6 +65,8 @@ pub struct Client {
     closing: bool,
     /// Which credentials of an identity it has.
     pub generation: Option<u8>,
+    /// Whose they are.
+    pub user: String,
 }
 
 /// A subscription as the broker has it.
@@ -82,6 +86,7 @@ impl Broker {
             lame_duck: false,
             full: false,
             refuses: false,
+            removed: BTreeSet::new(),
             willing_since: Some(0),
             starts: 0,
             clients: BTreeMap::new(),
@@ -318,9 +323,11 @@ impl World {
             let generation = judged.as_ref().map(|(_, generation)| *generation);
             self.client(no, conn).generation = generation;
             user = judged.map(|(user, _)| user).unwrap_or_default();
+            self.client(no, conn).user.clone_from(&user);
         }
-        let refused =
-            self.plan.auth && (user == "mallory" || user.is_empty() || self.brokers[no].refuses);
+        let broker = &self.brokers[no];
+        let is_known = user != "mallory" && !user.is_empty() && !broker.removed.contains(&user);
+        let refused = self.plan.auth && (!is_known || broker.refuses);
         let flavour = self.brokers[no].flavour;
         let client = self.client(no, conn);
         if std::mem::replace(&mut client.connected, true) {

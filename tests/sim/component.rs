@@ -518,13 +518,14 @@ impl World {
             CloseReason::AuthTimeout | CloseReason::AuthTimeoutOf2012 => model.options.is_none(),
             CloseReason::Refused(_) if model.too_large => true,
             CloseReason::Refused(text) if **text == *FULL => {
-                self.may_be_turned_away(model.accepted)
+                self.may_be_turned_away(&component.user, model.accepted)
             }
             CloseReason::Refused(text) if **text == *EXPIRED.as_bytes() => {
                 model.refusals.contains(EXPIRED)
             }
             CloseReason::Refused(_) => {
-                !model.refusals.is_empty() && (!model.accepted || !self.is_welcome_somewhere())
+                let is_welcome = self.is_welcome_somewhere(&component.user);
+                !model.refusals.is_empty() && (!model.accepted || !is_welcome)
             }
             _ => false,
         }
@@ -551,12 +552,16 @@ impl World {
             CloseReason::Refused(text) if **text == *b"Maximum Payload Violation" => {
                 component.sent_large
             }
-            CloseReason::Refused(text) if **text == *FULL => self.may_be_turned_away(accepted),
+            CloseReason::Refused(text) if **text == *FULL => {
+                self.may_be_turned_away(&component.user, accepted)
+            }
             CloseReason::Refused(text) if **text == *EXPIRED.as_bytes() => {
                 self.expired_at.contains(&component.host)
             }
             CloseReason::Refused(_) => {
-                component.user == "mallory" || !accepted || !self.is_welcome_somewhere()
+                component.user == "mallory"
+                    || !accepted
+                    || !self.is_welcome_somewhere(&component.user)
             }
             _ => false,
         }
@@ -571,24 +576,25 @@ impl World {
     }
 
     /// Whether no broker was willing for long enough, where all that live say that they are full.
-    fn may_be_turned_away(&self, accepted: bool) -> bool {
+    fn may_be_turned_away(&self, user: &str, accepted: bool) -> bool {
         if accepted {
-            !self.is_welcome_for(5 * SECOND)
+            !self.is_welcome_for(user, 5 * SECOND)
         } else {
-            !self.is_welcome_for(SECOND)
+            !self.is_welcome_for(user, SECOND)
         }
     }
 
     /// R15: whether a broker was there for long enough and would have accepted.
-    fn is_welcome_somewhere(&self) -> bool {
-        self.is_welcome_for(5 * SECOND)
+    fn is_welcome_somewhere(&self, user: &str) -> bool {
+        self.is_welcome_for(user, 5 * SECOND)
     }
 
-    fn is_welcome_for(&self, time: Time) -> bool {
+    fn is_welcome_for(&self, user: &str, time: Time) -> bool {
         let long = self.now.saturating_sub(time);
-        self.brokers
-            .iter()
-            .any(|broker| broker.willing_since.is_some_and(|since| since <= long))
+        self.brokers.iter().any(|broker| {
+            let is_willing = broker.willing_since.is_some_and(|since| since <= long);
+            is_willing && !broker.removed.contains(user)
+        })
     }
 }
 

@@ -36,6 +36,7 @@ impl World {
                     self.broker_close(broker, conn, None);
                 }
             }
+            11 if self.plan.identities && self.rng.percent(60) => self.remove_user(broker),
             11 if self.plan.auth => {
                 self.trace(|| format!("broker {broker} refuses everybody"));
                 self.brokers[broker].refuses = true;
@@ -249,6 +250,7 @@ impl World {
             let plan = self.brokers[no].plan;
             self.set_full(no, false);
             self.brokers[no].refuses = false;
+            self.brokers[no].removed.clear();
             match self.brokers[no].life {
                 Life::Dead => self.restart(no, plan),
                 Life::Frozen => self.thaw(no, plan),

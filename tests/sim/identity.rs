@@ -138,6 +138,20 @@ impl World {
         }
     }
 
+    /// A reload of one broker removes a user, whom the others know.
+    pub fn remove_user(&mut self, no: usize) {
+        let user = format!("user{}", self.rng.below(u64::from(USERS)));
+        self.trace(|| format!("broker {no} doesn't know {user} any more"));
+        self.oracle.mark("identity: removed at one broker");
+        let clients = self.brokers[no].clients.iter();
+        let own = clients.filter(|(_, client)| client.user == user);
+        let own: Vec<ConnId> = own.map(|(conn, _)| *conn).collect();
+        self.brokers[no].removed.insert(user);
+        for conn in own {
+            self.broker_close(no, conn, Some("Authorization Violation"));
+        }
+    }
+
     /// Judges the credentials on a link, and says whose they are, and how old.
     pub fn judge_credentials(&mut self, conn: ConnId, json: &str) -> Option<(String, u8)> {
         let token = json_value(json, "auth_token").unwrap_or_default();

@@ -1,6 +1,7 @@
 //! Identities: real clients that sign, or carry nothing at all.
 
 mod callout;
+mod departures;
 mod independent;
 mod relay;
 mod who;
