@@ -1,7 +1,7 @@
 /* The C client (libnats) as a component: argv is URL PREFIX basic|refused|steady [MAX].
  *
  * Prints one JSON object a line; exit code 0 only if all was as expected. Its own
- * reconnect is off. In mode steady a line on stdin stops it. */
+ * reconnect is off, unless the URL says so. In mode steady a line on stdin stops it. */
 
 #include <nats/nats.h>
 #include <stdarg.h>
@@ -63,20 +63,22 @@ static natsStatus dial(natsConnection **nc, const char *url, bool no_echo)
     char address[256];
     snprintf(address, sizeof address, "%.*s", ca ? (int)(ca - url) : (int)strlen(url), url);
     natsOptions_SetURL(options, address);
-    if (ca != NULL && strncmp(ca, "#creds=", 7) == 0) {
+    bool again = ca != NULL && strncmp(ca, "#again=", 7) == 0;
+    bool is_signed = again || (ca != NULL && strncmp(ca, "#creds=", 7) == 0);
+    if (is_signed) {
         must(natsOptions_SetUserCredentialsFromFiles(options, ca + 7, NULL), "credentials");
     } else if (ca != NULL) {
         natsOptions_SetSecure(options, true);
         must(natsOptions_LoadCATrustedCertificates(options, ca + 1), "authorities");
     }
-    natsOptions_SetAllowReconnect(options, false);
+    natsOptions_SetAllowReconnect(options, again);
+    natsOptions_SetReconnectWait(options, 100);
     natsOptions_SetTimeout(options, PATIENCE);
     natsOptions_SetNoEcho(options, no_echo);
     natsOptions_SetDisconnectedCB(options, on_disconnect, NULL);
     natsOptions_SetErrorHandler(options, on_error, NULL);
     natsStatus status = natsConnection_Connect(nc, options);
     /* libnats leaves out a signature that begins with a zero byte: one in 256, also directly. */
-    bool is_signed = ca != NULL && strncmp(ca, "#creds=", 7) == 0;
     for (int i = 0; i < 3 && is_signed && status == NATS_CONNECTION_AUTH_FAILED; i++)
         status = natsConnection_Connect(nc, options);
     natsOptions_Destroy(options);

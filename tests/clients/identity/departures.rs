@@ -73,6 +73,43 @@ fn freezes_and_lame_ducks(version: Version) {
     assert!(totals.missing <= in_doubt, "{totals:?}");
 }
 
+/// Components whose keys natsmux doesn't hold lose each connection once for each broker that dies,
+/// and come back by themselves.
+#[test]
+fn clients_that_are_relayed_reconnect_once_for_each_kill() {
+    const KILLS: u64 = 2;
+    /// Each program has one to publish with and one more.
+    const CONNECTIONS: u64 = 2 * Kind::ALL.len() as u64;
+    for version in Version::ALL {
+        let operator = Operator::new();
+        let user = operator.user("own");
+        let mut cluster = super::cluster_of(version, &operator);
+        let natsmux = launch(&cluster.urls(), "").wait_healthy();
+        let url = format!("{}#again={}", natsmux.url(), user.path().display());
+        let mut clients =
+            Kind::ALL.map(|kind| Client::start(kind, &url, &format!("{kind:?}"), Mode::Steady));
+        wait_for_flow(&mut clients, "at the start");
+        for round in 1..=KILLS {
+            let current = natsmux.current_broker();
+            let victim = current.as_deref().and_then(|at| cluster.index_of(at));
+            let victim = victim.expect("a broker of the cluster");
+            cluster.broker(victim).kill();
+            wait_for_other_broker(&natsmux, current.as_deref(), round);
+            wait_for_flow(&mut clients, &format!("after kill {round}"));
+            cluster.restart(victim);
+            // Without any broker, who comes back is let go again.
+            natsmux.wait_varz("both brokers to be up", PATIENCE, |varz| {
+                let brokers = varz["buses"][0]["brokers"].as_array().expect("a list");
+                brokers.iter().all(|broker| broker["state"] == "up")
+            });
+        }
+        let totals = totals(clients);
+        println!("{version:?}: {KILLS} kills under relays, {totals:?}");
+        assert_eq!(totals.disconnects, KILLS * CONNECTIONS, "{totals:?}");
+        assert_eq!(totals.duplicates, 0, "{totals:?}");
+    }
+}
+
 /// What a reload of the broker takes from a user, its components hear in the broker's own words,
 /// and keep the rest.
 #[test]

@@ -1,7 +1,7 @@
 // npm's nats as a component: argv is URL PREFIX basic|refused|start|steady [MAX].
 //
 // Prints one JSON object a line; exit code 0 only if all was as expected. Its own
-// reconnect is off. In mode steady a line on stdin stops it. Found through NODE_PATH.
+// reconnect is off, unless the URL says so. In mode steady a line on stdin stops it. Found through NODE_PATH.
 
 "use strict";
 
@@ -29,16 +29,18 @@ function step(name, got, expected) {
 async function connect(url, counts, more = {}) {
   const parsed = new URL(url);
   // A URL may name, behind a `#`, the authorities of a listener's certificate, or a file of
-  // credentials as `creds=`.
+  // credentials as `creds=`; as `again=`, the library reconnects.
   const file = parsed.hash.slice(1);
-  const creds = file.startsWith("creds=") && readFileSync(file.slice("creds=".length));
+  const [kind, path] = file.split("=");
+  const creds = path && readFileSync(path);
   const named = creds ? { authenticator: credsAuthenticator(creds) } : { tls: { caFile: file } };
   const ca = file ? named : {};
   const nc = await dial({
     servers: parsed.host,
     user: parsed.username || undefined,
     pass: parsed.password || undefined,
-    reconnect: false,
+    reconnect: kind === "again",
+    reconnectTimeWait: 100,
     timeout: PATIENCE,
     ...ca,
     ...more,

@@ -1,7 +1,7 @@
 """nats-py as a component: argv is URL PREFIX basic|refused|start|steady [MAX].
 
 Prints one JSON object a line; exit code 0 only if all was as expected. Its own
-reconnect is off. In mode steady a line on stdin stops it.
+reconnect is off, unless the URL says so. In mode steady a line on stdin stops it.
 """
 
 import asyncio
@@ -46,15 +46,16 @@ class Counts:
 
 async def connect(url, counts, **more):
     """A URL may name, behind a `#`, the authorities of a listener's certificate, or a file of
-    credentials as `creds=`."""
+    credentials as `creds=`; as `again=`, the library reconnects."""
     url, _, ca = url.partition("#")
-    if ca.startswith("creds="):
-        more["user_credentials"] = ca.removeprefix("creds=")
+    kind, _, creds = ca.rpartition("=")
+    if creds and kind:
+        more["user_credentials"] = creds
     elif ca:
         more["tls"] = ssl.create_default_context(cafile=ca)
     return await nats.connect(
-        url, allow_reconnect=False, connect_timeout=PATIENCE, error_cb=counts.on_error,
-        disconnected_cb=counts.on_disconnect, **more,
+        url, allow_reconnect=kind == "again", connect_timeout=PATIENCE, error_cb=counts.on_error,
+        disconnected_cb=counts.on_disconnect, reconnect_time_wait=0.1, **more,
     )
 
 

@@ -38,7 +38,7 @@ impl Counts {
 
 /// async-nats takes no credentials from the URL.
 /// A URL may name, behind a `#`, the authorities of a listener's certificate, or a file of
-/// credentials as `creds=`.
+/// credentials as `creds=`; as `again=`, the library reconnects.
 fn options(url: &str, counts: &Arc<Counts>) -> ConnectOptions {
     let counts = Arc::clone(counts);
     let (address, ca) = url.split_once('#').unzip();
@@ -51,7 +51,8 @@ fn options(url: &str, counts: &Arc<Counts>) -> ConnectOptions {
         }
         _ => ConnectOptions::new(),
     };
-    let creds = ca.and_then(|ca| ca.strip_prefix("creds="));
+    let again = ca.and_then(|ca| ca.strip_prefix("again="));
+    let creds = again.or(ca.and_then(|ca| ca.strip_prefix("creds=")));
     let options = match ca {
         Some(_) if let Some(creds) = creds => {
             let text = std::fs::read_to_string(creds).expect("a file of credentials");
@@ -61,7 +62,7 @@ fn options(url: &str, counts: &Arc<Counts>) -> ConnectOptions {
         None => options,
     };
     options
-        .max_reconnects(1)
+        .max_reconnects(if again.is_some() { 100 } else { 1 })
         .connection_timeout(PATIENCE)
         .event_callback(move |event| {
             let counter = match event {
