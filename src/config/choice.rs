@@ -115,6 +115,19 @@ pub enum TlsVersion {
 
 choice!(TlsVersion { "1.2" => Tls12, "1.3" => Tls13 });
 
+/// What two byte-identical messages are that come while both links of a planned move are
+/// subscribed (R41).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Identical {
+    /// One message, wherever one came on each link.
+    #[default]
+    Once,
+    /// Two: rather one too many than one too few.
+    Twice,
+}
+
+choice!(Identical { "once" => Once, "twice" => Twice });
+
 /// How the brokers of a bus know each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Topology {

@@ -30,7 +30,7 @@ mod walk;
 
 pub use address::{BrokerAddr, DEFAULT_PORT, ListenAddr};
 pub use choice::{
-    Admit, Choice, Delivery, Failback, LogFormat, LogLevel, OutagePublishes, Sharing, Signed,
+    Admit, Choice, Delivery, Failback, Identical, LogFormat, LogLevel, OutagePublishes, Sharing, Signed,
     TlsMode, TlsVersion, Topology,
 };
 pub use error::{BrokerFault, ConfigError, Fault, Location};

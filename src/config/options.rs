@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::address::{BrokerAddr, ListenAddr};
 use super::choice::{
-    Admit, Delivery, Failback, LogFormat, LogLevel, OutagePublishes, Sharing, Signed, TlsMode,
+    Admit, Delivery, Failback, Identical, LogFormat, LogLevel, OutagePublishes, Sharing, Signed, TlsMode,
     Topology,
 };
 use super::identity::IdentityConfig;
@@ -168,6 +168,9 @@ pub struct BusConfig {
     /// Whether publishes that wait for a broker are kept once `reveal_outage_after` has passed
     /// (R37). `drop` needs at-most-once. Default: keep. Changes on reload: yes.
     pub outage_publishes: OutagePublishes,
+    /// What two byte-identical messages are that come while both links of a planned move are
+    /// subscribed (R41). Default: `once`. Changes on reload: yes, for later moves.
+    pub move_identical: Identical,
     /// Deadlines and intervals. Changes on reload: yes, all of them.
     pub timings: Timings,
     /// Limits of each session and link. Changes on reload: yes, all of them;
@@ -198,6 +201,7 @@ impl BusConfig {
             lenient_connect: true,
             admit: Admit::default(),
             outage_publishes: OutagePublishes::default(),
+            move_identical: Identical::default(),
             timings: Timings::default(),
             limits: BusLimits::default(),
         }
@@ -340,6 +344,9 @@ pub struct Timings {
     /// How long publishes wait behind the last fence on an independent broker before they
     /// go to another, where both live (R30). Default: 100 ms, from 1 ms to 30 s.
     pub switch_settle: Duration,
+    /// How long both links of a planned move to another broker of a cluster are subscribed: longer
+    /// than a message takes from broker to broker (R41). Default: 50 ms, from 1 ms to 1 s.
+    pub move_overlap: Duration,
     /// How long a shared connection without sessions stays open; 0 keeps it.
     /// Default: 1 min, from 0 to 1 d.
     pub trunk_idle_timeout: Duration,
@@ -368,6 +375,7 @@ impl Default for Timings {
             refusal_window: Duration::from_secs(5),
             failback_delay: Duration::from_secs(10),
             switch_settle: Duration::from_millis(100),
+            move_overlap: Duration::from_millis(50),
             trunk_idle_timeout: Duration::from_secs(60),
             reveal_outage_after: Duration::ZERO,
         }

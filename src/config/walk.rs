@@ -108,7 +108,8 @@ pub(super) fn bus<V: Visitor>(v: &mut V, c: &mut BusConfig) -> Result<(), Config
     v.flag("allow_plain", &mut c.allow_plain)?;
     v.choice("admit", &mut c.admit)?;
     v.choice("signed", &mut c.signed)?;
-    v.choice("outage_publishes", &mut c.outage_publishes)
+    v.choice("outage_publishes", &mut c.outage_publishes)?;
+    v.choice("move_identical", &mut c.move_identical)
 }
 
 /// Keys of `[bus.timings]`.
@@ -145,6 +146,7 @@ pub(super) fn timings<V: Visitor>(v: &mut V, t: &mut Timings) -> Result<(), Conf
     )?;
     v.duration("failback_delay", &mut t.failback_delay, ms(10)..=HOUR)?;
     v.duration("switch_settle", &mut t.switch_settle, ms(1)..=secs(30))?;
+    v.duration("move_overlap", &mut t.move_overlap, ms(1)..=secs(1))?;
     v.duration("trunk_idle_timeout", &mut t.trunk_idle_timeout, ms(0)..=DAY)?;
     v.duration(
         "reveal_outage_after",

@@ -91,6 +91,12 @@ counters! {
     relayed_sessions,
     /// Links that said CONNECT with renewed credentials in place of one with older ones (R38).
     renewed_links,
+    /// Planned moves in which both links were subscribed for a while (R41).
+    gapless_moves,
+    /// Such moves that ended early, for the memory that they took.
+    moves_cut_short,
+    /// Messages that were byte-identical to another one while both links were subscribed.
+    moves_ambiguous,
     /// Faults of components against the protocol.
     protocol_errors,
     /// Messages read from components.

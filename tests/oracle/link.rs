@@ -1,7 +1,7 @@
 //! What is judged at brokers: the grammar of every link, what each fence proves, and what
 //! became of publishes when a link died.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Oracle;
 use super::frames::{Down, Publish, Splitter, Up, json_value};
@@ -71,6 +71,12 @@ pub struct Link {
     /// Subscriptions that must be in place before the first publish.
     must_replay: Vec<usize>,
     published: bool,
+    /// natsmux unsubscribes from it what components still want: it moves to another link.
+    is_left: bool,
+    /// Subscriptions that it was told of while the link that it replaces was there.
+    pub(super) moved: BTreeSet<usize>,
+    /// What it brought while the link that it replaces was there (R41).
+    held: Vec<(Vec<u8>, Publish)>,
     /// The broker said something behind which nothing counts.
     ended: bool,
     written: u64,
@@ -97,6 +103,9 @@ impl Link {
             settled: false,
             must_replay: Vec::new(),
             published: false,
+            is_left: false,
+            moved: BTreeSet::new(),
+            held: Vec::new(),
             ended: false,
             written: 0,
             up: Splitter::default(),
@@ -292,6 +301,13 @@ impl Oracle {
                 // A replay for a session that only has its last words to say.
                 return;
             }
+            let is_over = |sub: &super::session::Sub| {
+                sub.finished && sub.subject == subject && sub.upstream.as_ref() == Some(&sid)
+            };
+            if session.subs.iter().any(is_over) {
+                // What ended it stood behind the PONG that began the replay (R41).
+                return;
+            }
             // Under a sid of the link it is for a live sid of the component.
             let judged = session.unproven.iter().filter_map(|unproven| {
                 match (&unproven.kind, unproven.on.may_go_on(no)) {
@@ -341,6 +357,14 @@ impl Oracle {
             }
             return;
         };
+        let mut links = self.links.iter();
+        let is_move = links.any(|(other, link)| {
+            *other < no && link.session == session_no && !link.closed && link.settled
+        });
+        if is_move && self.links_each == 1 {
+            self.link(no).moved.insert(sub);
+        }
+        let session = &mut self.sessions[session_no];
         session.subs[sub].upstream = Some(sid.clone());
         for unproven in &mut session.unproven {
             if unproven.kind == Kind::Subscribe(sub) {
@@ -383,6 +407,15 @@ impl Oracle {
             // Of one that the link never had: either only a broker can answer it, or it comes
             // from ending everything at once. It does no harm.
             let verbose = link.verbose;
+            let mut unproven = session.unproven.iter_mut();
+            let limit = unproven.find(|unproven| {
+                let sub = unproven.kind.sub().filter(|_| unproven.kind.is_limit());
+                unproven.on.is_nowhere() && sub.is_some_and(|sub| link.moved.contains(&sub))
+            });
+            if let Some(limit) = limit {
+                // R41: natsmux counts by itself, and has the broker answer.
+                return limit.on.put(no, frame);
+            }
             let mut judges = session.unproven.iter_mut();
             let judge = judges.find(|unproven| {
                 verbose && matches!(unproven.kind, Kind::Judge(_)) && unproven.on.may_go_on(no)
@@ -402,11 +435,13 @@ impl Oracle {
         let session = &mut self.sessions[session_no];
         let base = session.subs[sub].delivered - received;
         let Some(max) = max else {
+            let is_wanted = session.subs[sub].state == SubState::Live;
             for unproven in &mut session.unproven {
                 if unproven.kind == Kind::Unsubscribe(sub) && unproven.on.may_go_on(no) {
                     unproven.on.put(no, frame);
                 }
             }
+            self.link(no).is_left |= is_wanted;
             return;
         };
         let total = base + max;
@@ -634,18 +669,89 @@ impl Oracle {
         let Some(on) = link.sids.get_mut(sid) else {
             return;
         };
-        let sub_no = on.sub;
+        let (session_no, sub_no) = (link.session, on.sub);
+        let counts = !publish.is_no_responders();
+        on.received += u64::from(counts);
+        let is_plain = self.sessions[session_no].subs[sub_no].group.is_none();
+        if !(self.links_each == 1 && counts && is_plain) {
+            return self.expect_message(no, sid, publish, behind_pong, false);
+        }
+        // R41: two links of a planned move.
+        let others = self.links.iter().filter(|(_, other)| {
+            other.session == session_no && !other.closed && !other.sids.is_empty()
+        });
+        let (mut has_older, mut has_newer) = (false, false);
+        others.for_each(|(other, link)| {
+            has_older |= *other < no;
+            has_newer |= *other > no && link.sids.contains_key(sid);
+        });
+        if has_older {
+            self.mark("move: a message is held");
+            return self.link(no).held.push((sid.to_vec(), publish));
+        }
+        if has_newer {
+            let copies = &mut self.sessions[session_no].copies;
+            copies.push((sid.to_vec(), publish.clone()));
+        } else if let Some(may_be_copy) = self.take_copy(session_no, sid, &publish) {
+            self.mark("move: a copy comes late");
+            if may_be_copy {
+                self.expect_message(no, sid, publish, behind_pong, true);
+            }
+            return;
+        }
+        self.expect_message(no, sid, publish, behind_pong, false);
+    }
+
+    /// Whether another link of a move has brought this message, and it must not come again:
+    /// `Some(true)` where it has no name, and may be another that looks the same.
+    fn take_copy(&mut self, session: usize, sid: &[u8], publish: &Publish) -> Option<bool> {
+        let copies = &mut self.sessions[session].copies;
+        let is_it = |(own, copy): &(Vec<u8>, Publish)| own == sid && copy == publish;
+        let at = copies.iter().position(is_it)?;
+        copies.remove(at);
+        Some(super::identity(publish).is_none())
+    }
+
+    /// The old link of a move has brought all: what the new one held counts, but for copies.
+    fn release_held(&mut self, old: u64) {
+        let session_no = self.links[&old].session;
+        let of_session = |(no, link): (&u64, &mut Link)| {
+            let is_meant = *no > old && link.session == session_no;
+            is_meant.then(|| (*no, std::mem::take(&mut link.held)))
+        };
+        let held: Vec<_> = self.links.iter_mut().filter_map(of_session).collect();
+        for (no, held) in held {
+            for (sid, publish) in held {
+                match self.take_copy(session_no, &sid, &publish) {
+                    Some(false) => self.mark("move: a copy"),
+                    may_be_copy => {
+                        self.mark("move: only the new link brought it");
+                        self.expect_message(no, &sid, publish, true, may_be_copy.is_some());
+                    }
+                }
+            }
+        }
+    }
+
+    /// The component is to get a message that a link brought, unless it `may_be_copy`.
+    fn expect_message(
+        &mut self,
+        no: u64,
+        sid: &[u8],
+        publish: Publish,
+        behind_pong: bool,
+        may_be_copy: bool,
+    ) {
+        let link = &self.links[&no];
+        let sub_no = link.sids[sid].sub;
         let session = &mut self.sessions[link.session];
         let sub = &mut session.subs[sub_no];
         let may_be_dropped = match sub.state {
-            SubState::Live => false,
+            SubState::Live => may_be_copy,
             SubState::Ended => true,
             SubState::Gone => return,
         };
-        if !publish.is_no_responders() {
-            sub.delivered += 1;
-            on.received += 1;
-        }
+        sub.delivered += u64::from(!publish.is_no_responders());
         let finished = sub.max > 0 && sub.delivered >= sub.max;
         let on = (no, sid.to_vec());
         let sid = sub.sid.clone();
@@ -802,6 +908,15 @@ impl Oracle {
         let session_no = link.session;
         let written = link.written;
         let too_large = link.too_large;
+        let stays = |other: (&u64, &Link)| {
+            *other.0 < no && other.1.session == session_no && !other.1.closed && !other.1.is_left
+        };
+        if self.links.iter().any(stays) {
+            // A move that is off.
+            self.link(no).held.clear();
+        }
+        self.release_held(no);
+        let link = self.link(no);
         let told = link
             .info
             .as_deref()

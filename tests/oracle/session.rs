@@ -156,6 +156,10 @@ pub struct JudgedSub {
 }
 
 impl Kind {
+    pub(super) fn is_limit(&self) -> bool {
+        matches!(self, Self::Limit(..))
+    }
+
     pub fn sub(&self) -> Option<usize> {
         match self {
             Self::Subscribe(sub) | Self::Unsubscribe(sub) | Self::Limit(sub, _) => Some(*sub),
@@ -192,6 +196,9 @@ pub struct Session {
     /// Operations that a verbose session has not heard of.
     pub verbose_ops: VecDeque<u64>,
     pub expected: VecDeque<Expected>,
+    /// What the old link of a planned move brought while the new one had the subscription, under
+    /// the sid there (R41).
+    pub copies: Vec<(Vec<u8>, Publish)>,
     /// Errors that brokers said and the component has not heard yet, and whether each is the
     /// answer to an operation of a verbose session.
     pub errors: Vec<(String, bool)>,
@@ -741,6 +748,11 @@ impl Oracle {
         let excused = |link: u64| self.suspect_links.contains(&link) || !self.links[&link].settled;
         let doubtful = |unproven: &Unproven| match unproven.kind.sub() {
             Some(sub) if session.subs[sub].may_be_over => true,
+            // R41: natsmux alone counts it for a while.
+            Some(sub) if unproven.kind.is_limit() && unproven.on.is_nowhere() => {
+                let mut links = self.links.values();
+                links.any(|link| link.session == no && link.moved.contains(&sub))
+            }
             None if unproven.on.is_nowhere() => true,
             // R27. What is over needs no second place.
             Some(sub) if session.subs[sub].state == SubState::Live => {

@@ -201,6 +201,7 @@ fn settings(rng: &mut Rng, at_least_once: bool, independent: Option<Placement>) 
             write_deadline: Duration::from_secs(2),
             failback_delay: failback,
             switch_settle: Duration::from_millis(20),
+            move_overlap: Duration::from_millis(3),
             ..Timings::default()
         },
         limits: BusLimits {

@@ -339,6 +339,40 @@ impl Subscriptions {
         }
     }
 
+    /// Behind a planned move, where the broker has counted since the replay on its link: what it
+    /// `has` of each subscription that was replayed, whose SUB the PING `told_from` covers at the
+    /// latest.
+    pub fn rebase_by(&mut self, told_from: u64, has: impl Fn(UpstreamSid) -> u64) {
+        for slot in 0..self.places.len() {
+            let upstream = self.places.upstream(slot);
+            if let Some(one) = self.places[slot].one_mut()
+                && one.state == State::Live
+                && one.covered_by <= told_from
+            {
+                one.base = one.delivered.saturating_sub(has(upstream));
+            }
+        }
+    }
+
+    /// Live subscriptions with a max whose SUB the PING `told_from` covers at the latest, each with
+    /// the count at which the broker of the present link ends it.
+    pub fn limited_before(&self, told_from: u64) -> impl Iterator<Item = (UpstreamSid, u64)> {
+        self.places.iter().filter_map(move |(slot, place)| {
+            let one = place.one().filter(|one| one.state == State::Live)?;
+            let is_meant = one.max > 0 && one.group == NO_GROUP && one.covered_by <= told_from;
+            let generation = place.generation();
+            is_meant.then(|| (UpstreamSid { slot, generation }, one.max - one.base))
+        })
+    }
+
+    /// Whether the PING `told_from` covers the SUB of a subscription.
+    pub fn is_from_before(&self, upstream: UpstreamSid, told_from: u64) -> bool {
+        let known = self.is_current(upstream);
+        let place = self.places.get(upstream.slot).filter(|_| known);
+        let one = place.and_then(Place::one);
+        one.is_some_and(|one| one.covered_by <= told_from)
+    }
+
     /// The upstream sids of all that brokers must know.
     pub fn live_sids(&self) -> impl Iterator<Item = UpstreamSid> {
         self.iter().map(|(upstream, _)| upstream)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::{
-    Admit, BusConfig, BusLimits, Delivery, OutagePublishes, Sharing, Signed, Timings, Topology,
+    Admit, BusConfig, BusLimits, Delivery, Identical, OutagePublishes, Sharing, Signed, Timings, Topology,
 };
 
 /// Fences per second, over all buses (R7).
@@ -24,6 +24,8 @@ pub struct Settings {
     pub delivery: Delivery,
     /// Whether publishes that wait survive an outage that components hear of (R37).
     pub outage_publishes: OutagePublishes,
+    /// What byte-identical messages are within a planned move (R41).
+    pub move_identical: Identical,
     /// The components that may start while no broker is alive (R16).
     pub admit: Admit,
     /// Whether operations ahead of CONNECT are kept (R21).
@@ -59,6 +61,7 @@ impl Settings {
             topology: bus.topology,
             delivery: bus.delivery,
             outage_publishes: bus.outage_publishes,
+            move_identical: bus.move_identical,
             admit: bus.admit,
             lenient_connect: bus.lenient_connect,
             signed: bus.signed,

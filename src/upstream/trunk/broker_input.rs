@@ -3,10 +3,11 @@
 use super::Trunk;
 use super::link::{LinkId, OkOwner, Phase};
 use super::no_responders::Status;
+use super::overlap::Arrival;
 use super::presence::PRESENCE_SID;
 use super::sessions::Message;
 use super::slot::Finishing;
-use crate::ledger::{Ping, SessionId, Spent, UpstreamSid};
+use crate::ledger::{Ping, Seen, SessionId, Spent, UpstreamSid};
 use crate::net::SHARED_LEAST;
 use crate::proto::encode;
 use crate::proto::info::ServerInfo;
@@ -131,17 +132,37 @@ impl Trunk {
             Status::Own if self.is_shared() => return,
             Status::Own | Status::Application => {}
         }
-        let independent = self.route.is_independent();
-        if independent && self.subscriptions.is_over(upstream) {
-            cx.bus.counters_mut().over_max_msgs += 1;
-            return;
-        }
         // No number that a broker writes sizes memory before the ledger knows it (R34).
-        if independent && counts && self.subscriptions.knows(upstream) {
+        if self.route.is_independent() && counts && self.subscriptions.knows(upstream) {
             let independent = self.links[id].independent.get_or_insert_default();
             independent.received.note(upstream);
         }
-        let seen = self.links[id].seen();
+        let arrival = if counts {
+            self.sort_arrival(id, upstream, msg, cx)
+        } else {
+            Arrival::Deliver
+        };
+        if arrival == Arrival::Deliver {
+            let seen = self.links[id].seen();
+            self.deliver_message(id, upstream, msg, (counts, seen), cx);
+        }
+    }
+
+    /// Gives a message that came on a link to whom it is for: whether it counts towards a max, and
+    /// how far the link was then.
+    pub(super) fn deliver_message(
+        &mut self,
+        id: LinkId,
+        upstream: UpstreamSid,
+        msg: &Msg<'_>,
+        (counts, seen): (bool, Seen),
+        cx: &mut Turn<'_>,
+    ) {
+        let counted_here = self.route.is_independent() || self.is_counted_alone(upstream);
+        if counted_here && self.subscriptions.is_over(upstream) {
+            cx.bus.counters_mut().over_max_msgs += 1;
+            return;
+        }
         let is_large = msg.after_sid.len() >= SHARED_LEAST;
         let is_once = is_large && self.subscriptions.is_shared(upstream);
         let message = Message {
@@ -163,7 +184,7 @@ impl Trunk {
         match spent {
             None => cx.bus.counters_mut().unknown_sid_msgs += 1,
             Some(Spent::Nothing) => {}
-            Some(Spent::One(upstream)) if !independent => {
+            Some(Spent::One(upstream)) if !counted_here => {
                 // Freed once a fence behind its UNSUB, which was sent before, is answered.
                 let covered_by = self.links.next_ping();
                 let link = &mut self.links[id];
@@ -214,6 +235,7 @@ impl Trunk {
                     self.resume(id, cx);
                 }
                 self.go_on_moving(cx);
+                self.go_on_overlapping(cx);
                 if let Some(several) = self.route.several_mut() {
                     several.handle_answer(self.links.answered(), cx);
                 }
@@ -231,7 +253,8 @@ impl Trunk {
             | Phase::Securing
             | Phase::Greeted
             | Phase::Authenticated
-            | Phase::Fenced => {}
+            | Phase::Fenced
+            | Phase::Overlapping => {}
         }
         // Also behind a move, whose last PONG comes on the old link or before the new is live.
         self.open_gates();
@@ -367,7 +390,9 @@ impl Trunk {
     /// Of independent brokers, whether this one's verdict on operations concerns nobody (R28).
     pub(super) fn is_bystander(&self, id: LinkId) -> bool {
         match self.links[id].phase {
-            Phase::Standby | Phase::Replaying | Phase::Fenced => self.operation_owner() != Some(id),
+            Phase::Standby | Phase::Replaying | Phase::Fenced | Phase::Overlapping => {
+                self.operation_owner() != Some(id)
+            }
             _ => false,
         }
     }

@@ -92,6 +92,7 @@ impl Trunk {
             link.operations.subscribe(*sid, covered_by);
             frame.clear();
             if let Some(left) = interest.left
+                && self.overlap.is_none()
                 && !cx.bus.presence().may_match(interest.subject)
             {
                 let max = link.received(*sid) + left;

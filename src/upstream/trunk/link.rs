@@ -58,6 +58,8 @@ pub(super) enum Phase {
     Replaying,
     /// The ledger is in place; waits for the neighbours (R14).
     Fenced,
+    /// It has the ledger beside the link that it replaces (R41).
+    Overlapping,
     /// Publishes go here.
     Live,
     /// It carries all but publishes, which go to another of independent brokers (R27).
@@ -419,7 +421,11 @@ impl Link {
 
     /// Whether SUBs and UNSUBs go to it.
     pub(super) fn takes_subscriptions(&self) -> bool {
-        self.phase.is_subscribed() || matches!(self.phase, Phase::Replaying | Phase::Fenced)
+        let is_told = matches!(
+            self.phase,
+            Phase::Replaying | Phase::Fenced | Phase::Overlapping
+        );
+        self.phase.is_subscribed() || is_told
     }
 
     /// Notes an answered PING.

@@ -33,6 +33,7 @@ impl Trunk {
             self.drop_link(id, cx.bus);
             return self.verify_all();
         }
+        self.release_before_loss(id, cx);
         let link = if failure == Failure::Silent {
             self.reset_link(id, cx.bus)
         } else {
@@ -51,8 +52,10 @@ impl Trunk {
             self.note_failed_dial(&link, failure, cx);
             self.actions
                 .push_back(Action::Report(Report::DialFailed { broker, failure }));
+            self.resume_old(cx);
         }
         self.check_refused(cx);
+        self.promote_new(cx);
         self.replay_if_free(cx);
         self.next_attempt(cx);
         self.choose_target(cx);
@@ -336,6 +339,7 @@ impl Trunk {
     pub(super) fn left(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let reason = self.route.moving.map(|planned| planned.reason);
         let cause = Cause::from(reason.unwrap_or(Departure::Removed));
+        self.release_before_loss(id, cx);
         let link = self.drop_link(id, cx.bus);
         let (broker, last_read) = (link.broker, link.last_read_at);
         self.route.lost = Some(Lost {
@@ -351,6 +355,7 @@ impl Trunk {
         }
         self.requeue(settled, cx.bus);
         self.route.moving = None;
+        self.promote_new(cx);
         self.replay_if_free(cx);
         self.next_attempt(cx);
     }
@@ -387,6 +392,7 @@ impl Trunk {
     fn take_link(&mut self, id: LinkId, bus: &mut Bus) -> Link {
         self.give_room(id, bus);
         let mut link = self.links.remove(id);
+        self.note_overlap_without(id, bus);
         if std::mem::take(&mut link.dialing) {
             bus.dial_ended(link.broker);
         }

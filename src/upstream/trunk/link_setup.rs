@@ -307,8 +307,10 @@ impl Trunk {
         if self.route.is_independent() {
             return self.replay(id, cx);
         }
-        self.leave_old_link(cx);
-        self.replay_if_free(cx);
+        if !self.begin_overlap(id, cx) {
+            self.leave_old_link(cx);
+            self.replay_if_free(cx);
+        }
     }
 
     /// Whether it is refused for its options, which no broker answers `+OK`.
@@ -342,7 +344,7 @@ impl Trunk {
     }
 
     /// Tells a broker everything that the ledger knows.
-    fn replay(&mut self, id: LinkId, cx: &mut Turn<'_>) {
+    pub(super) fn replay(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         // Of independent brokers each counts for itself, and the live one is what is proven.
         let is_first = !self.links.any_attached();
         if is_first {
@@ -357,7 +359,7 @@ impl Trunk {
             encode::sub(&mut self.scratch, subject, group, sid.as_bytes());
             count += 1;
             operations += 1;
-            let counted_here = cx.bus.presence().may_match(subject);
+            let counted_here = self.overlap.is_some() || cx.bus.presence().may_match(subject);
             if let Some(max) = interest.left.filter(|_| !counted_here) {
                 encode::unsub(&mut self.scratch, sid.as_bytes(), Some(max));
                 operations += 1;
@@ -416,6 +418,9 @@ impl Trunk {
     pub(super) fn pass_barrier(&mut self, cx: &mut Turn<'_>) {
         let is_fenced = |link: &Link| link.phase == Phase::Fenced;
         while let Some(id) = self.links.find(is_fenced) {
+            if self.both_have_ledger(id, cx) {
+                return;
+            }
             // Where another of independent brokers has the ledger, nobody waits for this one.
             let spare = self.route.is_independent() && self.links.any_attached();
             if !spare && let Some(opens_at) = cx.bus.barrier_opens_at(cx.now) {
@@ -451,8 +456,9 @@ impl Trunk {
         }
         self.count_anew();
         self.route.succeed(cx.now);
+        self.begin_straggling(id, cx);
+        self.ask_for_lacks(id, cx);
         if self.route.is_independent() {
-            self.ask_for_lacks(id, cx);
             self.send_limits(cx);
         }
         if lost.is_some_and(|lost| lost.broker != broker) {

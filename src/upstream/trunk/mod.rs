@@ -27,6 +27,8 @@ mod debts;
 mod flow;
 mod lacks;
 mod operations;
+mod overlap;
+mod planned_move;
 mod relay;
 mod renewal;
 mod resume;
@@ -73,6 +75,7 @@ use crate::upstream::brokers::liveness::TrunkId;
 use crate::upstream::brokers::roster::BrokerId;
 use crate::upstream::bus::Bus;
 use links::Links;
+use overlap::Overlap;
 use pressure::Intake;
 use relay::Relay;
 use route::Route;
@@ -116,6 +119,10 @@ pub struct Trunk {
     charged: bool,
     links: Links,
     route: Route,
+    /// A planned move, while two links have the ledger and for a while behind that (R41).
+    overlap: Option<Box<Overlap>>,
+    /// When a SUB was last sent.
+    subscribed_at: Option<Instant>,
     /// When links move to renewed credentials (R38).
     renew_at: Option<Instant>,
     /// The newest credentials that a broker has accepted.
@@ -153,6 +160,8 @@ impl Trunk {
             charged: false,
             links: Links::new(),
             route: Route::default(),
+            overlap: None,
+            subscribed_at: None,
             renew_at: None,
             vouched: None,
             timer: None,
@@ -270,9 +279,10 @@ impl Trunk {
     }
 
     /// The link that publishes may be written to now: live, not suspect (R8), and not about to
-    /// be left (R30).
+    /// be left (R30, R41).
     fn open(&self, bus: &Bus) -> Option<LinkId> {
-        let live = self.live().filter(|_| !self.route.is_switching());
+        let waits = self.route.is_switching() || self.holds_for_echo();
+        let live = self.live().filter(|_| !waits);
         live.filter(|&id| !self.links.is_suspect(id, bus))
     }
 

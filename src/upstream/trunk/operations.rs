@@ -89,6 +89,7 @@ impl Trunk {
             Some(_) => {
                 let sent = self.send_operation(session, &frame, cx.now);
                 if let Some(upstream) = new {
+                    self.subscribed_at = Some(cx.now);
                     self.note_subscribed(upstream, covered_by);
                 }
                 if again && let Some(id) = self.operation_owner() {
@@ -188,6 +189,10 @@ impl Trunk {
                     self.scratch = frame;
                     return self.send_limit(session, upstream, left, cx);
                 }
+                if self.is_counted_alone(upstream) {
+                    self.scratch = frame;
+                    return self.limit_beside_move(session, upstream, max, cx.now);
+                }
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
                 self.send_operation(session, &frame, cx.now);
             }
@@ -277,6 +282,7 @@ impl Trunk {
 
     /// Every link that takes UNSUBs may still deliver what ended.
     pub(super) fn retire_on_links(&mut self, upstream: UpstreamSid, covered_by: u64) {
+        self.note_ended(upstream);
         let mut holders = 0;
         for link in self.links.subscribed_mut() {
             link.retired.push_back((covered_by, upstream));

@@ -71,8 +71,9 @@ impl Trunk {
     /// publishes.
     pub(super) fn resume(&mut self, id: LinkId, cx: &mut Turn<'_>) -> u64 {
         let is_unproven = || self.links.is_suspect(id, cx.bus);
-        if self.route.is_switching() || (self.route.is_independent() && is_unproven()) {
-            // Publishes wait for the next link (R30), or until this one is proven (R8).
+        let waits = self.route.is_switching() || self.holds_for_echo();
+        if waits || (self.route.is_independent() && is_unproven()) {
+            // Publishes wait for the next link (R30, R41), or until this one is proven (R8).
             return 0;
         }
         self.release_late(cx.bus);

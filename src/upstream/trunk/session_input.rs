@@ -304,6 +304,9 @@ impl Trunk {
     /// Whether a SUB must wait for the broker's answer to what came before, since only the
     /// broker knows whether its sid is free. Then it comes again once the session is ready.
     pub fn must_await_answer(&mut self, session: SessionId, sid: &[u8], cx: &mut Turn<'_>) -> bool {
+        if self.waits_for_move(session) {
+            return true;
+        }
         let (answered, open) = (self.links.answered(), self.open(cx.bus));
         let Some(slot) = self.sessions.get_mut(session) else {
             return false;

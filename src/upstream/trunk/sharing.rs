@@ -187,6 +187,9 @@ impl Trunk {
     /// Whether a session's second CONNECT must wait: what came before is answered here first.
     /// Then the session goes on under the new options, on another trunk.
     pub fn must_depart(&mut self, session: SessionId, cx: &mut Turn<'_>) -> bool {
+        if self.waits_for_move(session) {
+            return true;
+        }
         let Some(slot) = self.sessions.get_mut(session) else {
             return false;
         };

@@ -165,6 +165,7 @@ impl Trunk {
         if self.done {
             return;
         }
+        self.forget_overlap(cx.bus);
         for link in self.links.remove_all() {
             if link.dialing {
                 cx.bus.dial_ended(link.broker);

@@ -1,0 +1,314 @@
+//! The time in which two links of a planned move both have the subscriptions (R41).
+//!
+//! A broker handles one message of a publisher after the other and puts each to all subscriptions
+//! that match. So what the old link brings of a publisher is a first part of its messages and what
+//! the new one brings a last part, and both have what came in between. What the old one brings is
+//! delivered at once and remembered by a keyed digest; what the new one brings is held until the
+//! old one has brought all, and is then delivered but for what both brought.
+
+use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+use super::link::LinkId;
+use crate::clock::Instant;
+use crate::config::Identical;
+use crate::ledger::{Seen, UpstreamSid};
+use crate::proto::server::Msg;
+
+/// The most that a move of one trunk keeps in memory, in bytes: beyond, the old link is left at once.
+pub(super) const OVERLAP_BYTES: usize = 4 * 1024 * 1024;
+/// What a digest costs there.
+const DIGEST_BYTES: usize = 32;
+/// The overlap of two links to one broker: it puts a message to both in one go, but for the
+/// scheduling of its threads.
+const SAME_BROKER: Duration = Duration::from_millis(5);
+/// How many overlaps long copies may still be on their way between brokers.
+const STRAGGLERS: u32 = 10;
+
+/// How far a planned move has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The old link proves what it was told last; by then the next stage begins.
+    Settling(Option<Instant>),
+    /// The new link has been told the ledger.
+    Joining,
+    /// Both links have it, until then.
+    Both(Instant),
+    /// The old link is unsubscribed, or gone: what it still brings comes before its last PONG.
+    Leaving,
+    /// The new link is live. Copies may come until a PING is answered that is sent then.
+    Behind(Straggling),
+}
+
+/// The wait for copies of what the old link has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Straggling {
+    /// The PING whose PONG says that what the old link brought before the new one had the ledger
+    /// doesn't come again.
+    pub(super) early_until: Option<u64>,
+    /// When to ask for the last one, and its number.
+    pub(super) ask_at: Instant,
+    pub(super) until: Option<u64>,
+}
+
+/// What is done with a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    Deliver,
+    Hold,
+    /// The old link has brought it.
+    Drop,
+}
+
+/// A planned move of one trunk.
+#[derive(Debug)]
+pub(super) struct Overlap {
+    pub(super) old: LinkId,
+    pub(super) new: LinkId,
+    pub(super) stage: Stage,
+    /// Of two brokers, how long both are subscribed.
+    lasts: Duration,
+    straggles: Duration,
+    identical: Identical,
+    key: RandomState,
+    /// How often the old link brought each message, before the new one had proven the ledger and
+    /// since then.
+    early: HashMap<u64, u32>,
+    late: HashMap<u64, u32>,
+    /// Messages that the old link brought more than once.
+    repeated: HashSet<u64>,
+    pub(super) is_proven: bool,
+    /// Frames that the new link brought, each with its length and how far that link was.
+    held: Vec<u8>,
+    frames: Vec<(usize, Seen)>,
+    /// Subscriptions that ended while the old link was subscribed: that one has brought all.
+    ended: HashSet<UpstreamSid>,
+    /// Bytes that the daemon's budget counts.
+    pub(super) charged: usize,
+    /// Byte-identical messages that came within it.
+    pub(super) ambiguous: u64,
+}
+
+impl Overlap {
+    pub(super) fn new(
+        (old, new): (LinkId, LinkId),
+        is_same_broker: bool,
+        between: Duration,
+        identical: Identical,
+    ) -> Self {
+        let lasts = if is_same_broker {
+            between.min(SAME_BROKER)
+        } else {
+            between
+        };
+        Self {
+            old,
+            new,
+            stage: Stage::Settling(None),
+            lasts,
+            straggles: if is_same_broker {
+                lasts
+            } else {
+                lasts * STRAGGLERS
+            },
+            identical,
+            key: RandomState::new(),
+            early: HashMap::new(),
+            late: HashMap::new(),
+            repeated: HashSet::new(),
+            is_proven: false,
+            held: Vec::new(),
+            frames: Vec::new(),
+            ended: HashSet::new(),
+            charged: 0,
+            ambiguous: 0,
+        }
+    }
+
+    /// How long both links are subscribed.
+    pub(super) fn lasts(&self) -> Duration {
+        self.lasts
+    }
+
+    /// How long copies may be on their way behind it.
+    pub(super) fn straggles(&self) -> Duration {
+        self.straggles
+    }
+
+    /// Whether SUBs wait: one that came now would begin on the two links at different messages.
+    pub(super) fn holds_subscriptions(&self) -> bool {
+        !matches!(self.stage, Stage::Behind(_))
+    }
+
+    /// Whether nothing may come twice any more, so far as is known.
+    pub(super) fn is_over(&self) -> bool {
+        self.early.is_empty() && self.late.is_empty()
+    }
+
+    /// Bytes that it keeps.
+    pub(super) fn bytes(&self) -> usize {
+        self.held.len() + (self.early.len() + self.late.len()) * DIGEST_BYTES
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes() >= OVERLAP_BYTES
+    }
+
+    /// Versions of brokers differ in the blanks of a line.
+    fn digest(&self, msg: &Msg<'_>) -> u64 {
+        let head = (msg.sid, msg.subject, msg.reply, msg.header_len);
+        self.key.hash_one((head, msg.payload))
+    }
+
+    /// The old link brought a message of a plain subscription.
+    pub(super) fn remember(&mut self, msg: &Msg<'_>) {
+        if matches!(self.stage, Stage::Settling(_)) {
+            return;
+        }
+        let digest = self.digest(msg);
+        let is_known = self.early.contains_key(&digest) || self.late.contains_key(&digest);
+        if is_known {
+            self.ambiguous += 1;
+            self.repeated.insert(digest);
+        }
+        let copies = if self.is_proven {
+            &mut self.late
+        } else {
+            &mut self.early
+        };
+        *copies.entry(digest).or_default() += 1;
+    }
+
+    /// The new link brought a message while the old one is there.
+    pub(super) fn hold(&mut self, msg: &Msg<'_>, seen: Seen) {
+        self.held.extend_from_slice(msg.frame);
+        self.frames.push((msg.frame.len(), seen));
+    }
+
+    /// A subscription ended while the old link was subscribed.
+    pub(super) fn end(&mut self, upstream: UpstreamSid) {
+        self.ended.insert(upstream);
+    }
+
+    /// Whether what the new link held of a subscription is nobody's.
+    pub(super) fn has_ended(&self, upstream: UpstreamSid) -> bool {
+        self.ended.contains(&upstream)
+    }
+
+    /// Whether the old link brought what the new one brings now: it is one copy less then.
+    pub(super) fn take_copy(&mut self, msg: &Msg<'_>) -> bool {
+        if self.is_over() {
+            return false;
+        }
+        let digest = self.digest(msg);
+        if self.identical == Identical::Twice && self.repeated.contains(&digest) {
+            return false;
+        }
+        take_one(&mut self.early, digest) || take_one(&mut self.late, digest)
+    }
+
+    /// What is held, in order.
+    pub(super) fn take_held(&mut self) -> (Vec<u8>, Vec<(usize, Seen)>) {
+        let (held, frames) = (&mut self.held, &mut self.frames);
+        (std::mem::take(held), std::mem::take(frames))
+    }
+
+    /// What the old link brought before the new one had the ledger, and this one hasn't, it never
+    /// will.
+    pub(super) fn forget_early(&mut self) {
+        self.early = HashMap::new();
+    }
+}
+
+fn take_one(copies: &mut HashMap<u64, u32>, digest: u64) -> bool {
+    let Some(count) = copies.get_mut(&digest) else {
+        return false;
+    };
+    *count -= 1;
+    if *count == 0 {
+        copies.remove(&digest);
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::server::{ServerLimits, ServerOp, ServerScan, scan};
+
+    fn overlap(identical: Identical) -> Overlap {
+        let links = (LinkId(0), LinkId(1));
+        let mut overlap = Overlap::new(links, false, Duration::from_millis(50), identical);
+        overlap.stage = Stage::Joining;
+        overlap
+    }
+
+    fn with<T>(frame: &[u8], work: impl FnOnce(&Msg<'_>) -> T) -> T {
+        match scan(frame, &ServerLimits::default()) {
+            ServerScan::Op {
+                op: ServerOp::Msg(msg),
+                ..
+            } => work(&msg),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_copy_is_taken_once() {
+        let mut overlap = overlap(Identical::Once);
+        let frame = b"MSG a 0 1\r\nx\r\n";
+        with(frame, |msg| {
+            overlap.remember(msg);
+            overlap.is_proven = true;
+            overlap.remember(msg);
+            assert_eq!(overlap.ambiguous, 1);
+            assert!(overlap.take_copy(msg) && overlap.take_copy(msg));
+            assert!(!overlap.take_copy(msg));
+        });
+        assert!(overlap.is_over());
+    }
+
+    #[test]
+    fn what_differs_in_one_byte_is_another_message() {
+        let mut overlap = overlap(Identical::Once);
+        with(b"MSG a 0 r 1\r\nx\r\n", |msg| overlap.remember(msg));
+        for other in [
+            &b"MSG a 0 r 1\r\ny\r\n"[..],
+            b"MSG b 0 r 1\r\nx\r\n",
+            b"MSG a 1 r 1\r\nx\r\n",
+            b"MSG a 0 s 1\r\nx\r\n",
+            b"MSG a 0 1\r\nx\r\n",
+        ] {
+            assert!(!with(other, |msg| overlap.take_copy(msg)));
+        }
+        assert!(with(b"MSG a 0 r 1\r\nx\r\n", |msg| overlap.take_copy(msg)));
+    }
+
+    #[test]
+    fn identical_messages_may_be_wanted_twice() {
+        let mut overlap = overlap(Identical::Twice);
+        with(b"MSG a 0 1\r\nx\r\n", |msg| {
+            overlap.remember(msg);
+            overlap.remember(msg);
+            assert!(!overlap.take_copy(msg));
+        });
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let mut overlap = overlap(Identical::Once);
+        let payload = vec![b'x'; 64 * 1024];
+        let frame = [b"MSG a 0 65536\r\n", &payload[..], b"\r\n"].concat();
+        let mut count = 0;
+        while !overlap.is_full() {
+            with(&frame, |msg| overlap.hold(msg, Seen(0)));
+            count += 1;
+        }
+        assert!((60..=64).contains(&count), "{count}");
+        let (held, frames) = overlap.take_held();
+        assert_eq!((held.len(), frames.len()), (count * frame.len(), count));
+        assert!(!overlap.is_full());
+    }
+}
