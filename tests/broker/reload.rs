@@ -77,6 +77,16 @@ fn there_is_no_core_dump() {
     assert_eq!(core, Some("0"), "{limits}");
 }
 
+/// The new link of a move gets the ledger, and then the old one is to be left.
+fn move_over(old: &mut BrokerLink, new: &mut BrokerLink, sid: &str) -> String {
+    new.accept();
+    let moved = new.sub("foo");
+    new.answer_ping();
+    old.until(|op| op.line == format!("UNSUB {sid}"));
+    moved
+}
+
+/// R41: what both links bring comes once, and what only one of them brings comes.
 #[test]
 fn sessions_on_a_removed_broker_move_without_noticing() {
     let brokers = Brokers::start(2);
@@ -90,28 +100,119 @@ fn sessions_on_a_removed_broker_move_without_noticing() {
     // Until the new one has accepted, the old one serves.
     round_trip(&mut client, &mut old);
     new.accept();
+    let moved = new.sub("foo");
+    new.expect("PING");
+    old.msg("foo", &sid, "one");
+    client.expect(&message("foo", "own", "one"));
+    new.msg("foo", &moved, "two");
+    new.send("PONG\r\n");
+    old.msg("foo", &sid, "two");
+    client.expect(&message("foo", "own", "two"));
     old.expect(&format!("UNSUB {sid}"));
     old.expect("PING");
-    old.msg("foo", &sid, "before the unsub");
-    client.expect(&message("foo", "own", "before the unsub"));
+    new.msg("foo", &moved, "three");
+    new.msg("foo", &moved, "four");
+    old.msg("foo", &sid, "three");
+    client.expect(&message("foo", "own", "three"));
     client.send("PUB a 1\r\nx\r\nPING\r\n");
     wait_count(&natsmux, "published", 1);
     new.expect_silence(MOMENT);
     old.send("PONG\r\n");
     assert!(old.until_closed().iter().all(|op| op.verb() != "PUB"));
-    let sid = new.sub("foo");
-    new.expect("PING");
-    new.msg("foo", &sid, "after the sub");
-    new.expect_silence(MOMENT);
-    new.send("PONG\r\n");
-    new.publish("PUB a 1", "x");
-    new.answer_ping();
-    new.answer_ping();
-    client.expect(&message("foo", "own", "after the sub"));
-    client.pong();
+    client.expect(&message("foo", "own", "four"));
+    new.until(|op| op.line == "PUB a 1");
+    new.answering(|| client.pong());
+    new.msg("foo", &moved, "five");
+    client.expect(&message("foo", "own", "five"));
     round_trip(&mut client, &mut new);
     let varz = assert_books_balance(&natsmux, 1);
     assert_eq!(count(&varz, "confirmed"), 1, "{varz}");
+    assert!(count(&varz, "gapless_moves") >= 1, "{varz}");
+}
+
+/// What the old link has brought may come late on the new one.
+#[test]
+fn copies_that_come_behind_a_move_are_dropped() {
+    let brokers = Brokers::start(2);
+    let setup = Setup::new(&brokers);
+    let (_natsmux, mut client, mut old, sid) = on_first(&setup, &brokers);
+    old.send(Flavour::v2_15().with("ldm", true).line());
+    let mut new = brokers.link();
+    let moved = move_over(&mut old, &mut new, &sid);
+    for text in ["one", "two"] {
+        old.msg("foo", &sid, text);
+    }
+    old.answer_ping();
+    old.until_closed();
+    for text in ["one", "two", "three"] {
+        new.msg("foo", &moved, text);
+    }
+    for text in ["one", "two", "three"] {
+        client.expect(&message("foo", "own", text));
+    }
+    // Once nothing can be on its way any more, what looks the same is another message.
+    new.answer_ping();
+    new.expect("PING");
+    new.send("PONG\r\n");
+    new.msg("foo", &moved, "two");
+    client.expect(&message("foo", "own", "two"));
+}
+
+/// A SUB, and a max, wait for the end of a move, or for natsmux to count.
+#[test]
+fn operations_within_a_move_are_carried_out_exactly() {
+    let brokers = Brokers::start(2);
+    let setup = Setup::new(&brokers);
+    let (_natsmux, mut client, mut old, sid) = on_first(&setup, &brokers);
+    old.send(Flavour::v2_15().with("ldm", true).line());
+    let mut new = brokers.link();
+    new.accept();
+    let moved = new.sub("foo");
+    client.send("UNSUB own 4\r\nSUB late 7\r\nPING\r\n");
+    old.until(|op| op.line == format!("UNSUB {sid} 4"));
+    old.msg("foo", &sid, "one");
+    new.answer_ping();
+    new.msg("foo", &moved, "one");
+    new.msg("foo", &moved, "two");
+    old.until(|op| op.line == format!("UNSUB {sid}"));
+    old.msg("foo", &sid, "two");
+    old.answer_ping();
+    old.until_closed();
+    client.expect(&message("foo", "own", "one"));
+    client.expect(&message("foo", "own", "two"));
+    let late = new.until(|op| op.verb() == "SUB");
+    assert!(late.last().is_some_and(|op| op.line.starts_with("SUB late ")));
+    new.answering(|| client.pong());
+    // Behind the move the broker has the rest: it has brought two, and two are wanted.
+    new.until(|op| op.line == format!("UNSUB {moved} 4"));
+    new.msg("foo", &moved, "three");
+    new.msg("foo", &moved, "four");
+    client.expect(&message("foo", "own", "three"));
+    client.expect(&message("foo", "own", "four"));
+    round_trip(&mut client, &mut new);
+}
+
+/// A new broker that dies within a move changes nothing; what it held comes from the old one.
+#[test]
+fn a_new_broker_that_dies_within_a_move_costs_nothing() {
+    let brokers = Brokers::start(2);
+    let setup = Setup::new(&brokers);
+    let (natsmux, mut client, mut old, sid) = on_first(&setup, &brokers);
+    old.send(Flavour::v2_15().with("ldm", true).line());
+    let mut new = brokers.link();
+    new.accept();
+    let moved = new.sub("foo");
+    new.expect("PING");
+    new.msg("foo", &moved, "one");
+    client.send("SUB late 7\r\nPING\r\n");
+    new.reset();
+    old.msg("foo", &sid, "one");
+    client.expect(&message("foo", "own", "one"));
+    let late = old.sub("late");
+    old.answering(|| client.pong());
+    old.msg("late", &late, "two");
+    client.expect(&message("late", "7", "two"));
+    assert_eq!(natsmux.counter("sessions_closed"), 0);
 }
 
 #[test]
@@ -124,12 +225,9 @@ fn publishes_under_way_on_a_removed_broker_are_proven_there_and_not_repeated() {
     let only_second = setup.brokers(&brokers.addresses()[1..]);
     reload(&mut natsmux, &only_second.text(), RELOADED);
     let mut new = brokers.link();
-    new.accept();
-    old.expect(&format!("UNSUB {sid}"));
+    move_over(&mut old, &mut new, &sid);
     old.answer_ping();
     old.until_closed();
-    new.sub("foo");
-    new.answer_ping();
     round_trip(&mut client, &mut new);
     let varz = assert_books_balance(&natsmux, 1);
     assert_eq!(count(&varz, "confirmed"), 1, "{varz}");
@@ -150,12 +248,9 @@ fn a_verbose_session_hears_no_ok_of_a_move() {
     let only_second = setup.brokers(&brokers.addresses()[1..]);
     reload(&mut natsmux, &only_second.text(), RELOADED);
     let mut new = brokers.link();
-    new.accept();
-    old.expect(&format!("UNSUB {sid}"));
+    move_over(&mut old, &mut new, &sid);
     old.send("+OK\r\n");
     old.answer_ping();
-    new.sub("foo");
-    new.answer_ping();
     client.send("PUB a 0\r\n\r\nPING\r\n");
     new.until(|op| op.verb() == "PUB");
     new.send("+OK\r\n");
@@ -171,14 +266,12 @@ fn a_broker_in_lame_duck_mode_is_left_the_same_way() {
     old.send(Flavour::v2_15().with("ldm", true).line());
     let mut new = brokers.link();
     assert_eq!(new.broker, 1);
-    new.accept();
-    old.expect(&format!("UNSUB {sid}"));
+    let moved = move_over(&mut old, &mut new, &sid);
     old.msg("foo", &sid, "last");
     old.answer_ping();
     old.until_closed();
-    let sid = new.sub("foo");
-    new.answer_ping();
-    new.msg("foo", &sid, "first");
+    new.msg("foo", &moved, "last");
+    new.msg("foo", &moved, "first");
     client.expect(&message("foo", "own", "last"));
     client.expect(&message("foo", "own", "first"));
     round_trip(&mut client, &mut new);
@@ -196,14 +289,17 @@ fn an_old_broker_that_dies_during_the_move_is_a_failover() {
     reload(&mut natsmux, &only_second.text(), RELOADED);
     let mut new = brokers.link();
     new.accept();
-    old.expect(&format!("UNSUB {sid}"));
+    let moved = new.sub("foo");
+    new.answer_ping();
+    while old.receive().line != format!("UNSUB {sid}") {}
+    for text in ["last", "and one more"] {
+        new.msg("foo", &moved, text);
+    }
     old.msg("foo", &sid, "last");
-    old.reset();
-    new.sub("foo");
-    new.answer_ping();
-    new.answer_ping();
     client.expect(&message("foo", "own", "last"));
-    client.pong();
+    old.reset();
+    client.expect(&message("foo", "own", "and one more"));
+    new.answering(|| client.pong());
     round_trip(&mut client, &mut new);
     let varz = assert_books_balance(&natsmux, 1);
     assert_eq!(count(&varz, "in_doubt"), 1, "{varz}");
@@ -223,11 +319,8 @@ fn sessions_stay_on_a_removed_broker_while_no_other_accepts_them() {
     brokers.get(1).up();
     let mut new = brokers.link();
     assert_eq!(new.broker, 1);
-    new.accept();
-    old.expect(&format!("UNSUB {sid}"));
+    move_over(&mut old, &mut new, &sid);
     old.answer_ping();
-    new.sub("foo");
-    new.answer_ping();
     round_trip(&mut client, &mut new);
 }
 

@@ -45,11 +45,11 @@ fn a_component_of_protocol_0_is_told_nothing_of_lame_duck_but_moved() {
     old.send(Flavour::v2_15().with("ldm", true).line());
     let mut new = brokers.link();
     new.accept();
+    let moved = new.sub("foo");
+    new.answer_ping();
     old.expect(&format!("UNSUB {sid}"));
     old.answer_ping();
-    let sid = new.sub("foo");
-    new.answer_ping();
-    new.msg("foo", &sid, "x");
+    new.msg("foo", &moved, "x");
     client.expect(&message("foo", "1", "x"));
 }
 

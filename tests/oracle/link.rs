@@ -478,7 +478,7 @@ impl Oracle {
         if base > 0 {
             self.mark("UNSUB remainder replayed");
         }
-        if !known {
+        if !known && !self.sessions[session_no].subs[sub].may_be_over {
             let session = &self.sessions[session_no];
             let shown = format!("{:?} {:?}", session.subs[sub], session.unproven);
             self.fail(
@@ -692,14 +692,12 @@ impl Oracle {
         if has_newer {
             let copies = &mut self.sessions[session_no].copies;
             copies.push((sid.to_vec(), publish.clone()));
-        } else if let Some(may_be_copy) = self.take_copy(session_no, sid, &publish) {
-            self.mark("move: a copy comes late");
-            if may_be_copy {
-                self.expect_message(no, sid, publish, behind_pong, true);
-            }
-            return;
+        } else if self.take_copy(session_no, sid, &publish) == Some(false) {
+            return self.mark("move: a copy comes late");
         }
-        self.expect_message(no, sid, publish, behind_pong, false);
+        let has_name = super::identity(&publish).is_some();
+        let may_be_copy = !has_name && self.links[&no].moved.contains(&sub_no);
+        self.expect_message(no, sid, publish, behind_pong, may_be_copy);
     }
 
     /// Whether another link of a move has brought this message, and it must not come again:
@@ -722,12 +720,13 @@ impl Oracle {
         let held: Vec<_> = self.links.iter_mut().filter_map(of_session).collect();
         for (no, held) in held {
             for (sid, publish) in held {
-                match self.take_copy(session_no, &sid, &publish) {
-                    Some(false) => self.mark("move: a copy"),
-                    may_be_copy => {
-                        self.mark("move: only the new link brought it");
-                        self.expect_message(no, &sid, publish, true, may_be_copy.is_some());
-                    }
+                if self.take_copy(session_no, &sid, &publish).is_some() {
+                    self.mark("move: a copy");
+                } else {
+                    self.mark("move: only the new link brought it");
+                    // One that has no name looks like another, from before the overlap.
+                    let may_be_copy = super::identity(&publish).is_none();
+                    self.expect_message(no, &sid, publish, true, may_be_copy);
                 }
             }
         }
@@ -751,7 +750,9 @@ impl Oracle {
             SubState::Ended => true,
             SubState::Gone => return,
         };
-        sub.delivered += u64::from(!publish.is_no_responders());
+        sub.delivered += u64::from(!publish.is_no_responders() && !may_be_copy);
+        // Whether it was counted isn't known.
+        sub.may_be_over |= may_be_copy;
         let finished = sub.max > 0 && sub.delivered >= sub.max;
         let on = (no, sid.to_vec());
         let sid = sub.sid.clone();

@@ -287,7 +287,14 @@ impl Oracle {
             },
             ..place
         };
-        let own = |place: &&InPlace| !place.subject.starts_with(PRESENCE);
+        // Of one whose messages can't be told apart, the count isn't known.
+        let doubtful = |place: &InPlace| {
+            session.live_subs().any(|sub| {
+                sub.may_be_over && sub.subject == place.subject && sub.group == place.group
+            })
+        };
+        let own =
+            |place: &&InPlace| !place.subject.starts_with(PRESENCE) && !doubtful(place);
         let table: Vec<InPlace> = table.iter().filter(own).cloned().map(normal).collect();
         let table = &table;
         let place = |sub: &session::Sub| normal(place(sub));

@@ -99,6 +99,11 @@ impl Broker {
         self.life != Life::Dead && !self.lame_duck
     }
 
+    /// Whether everybody who is connected would hear what it says to all.
+    pub fn is_heard_by_all(&self) -> bool {
+        self.clients.values().all(|client| client.connected)
+    }
+
     /// The subscriptions of a connection.
     pub fn table(&self, conn: ConnId) -> Option<Vec<InPlace>> {
         let client = self.clients.get(&conn)?;

@@ -104,7 +104,7 @@ impl World {
         broker.lame_duck = false;
         broker.starts += 1;
         broker.willing_since = (!broker.full && !broker.refuses).then_some(now);
-        if !self.calm && self.rng.percent(20) {
+        if !self.calm && !self.plan.is_flawless && self.rng.percent(20) {
             // Its configuration was changed meanwhile.
             self.plan.max_payload[no] = SMALL_PAYLOAD;
         }
@@ -145,6 +145,22 @@ impl World {
         }
     }
 
+    /// A broker with links is a lame duck, where another has been there for long enough to take
+    /// them.
+    pub fn duck_one(&mut self) {
+        let no = self.busy_broker();
+        let long = self.now.saturating_sub(100 * MS);
+        let takes = |broker: &super::broker::Broker| {
+            broker.willing_since.is_some_and(|since| since <= long)
+        };
+        let mut others = self.brokers.iter().enumerate();
+        let has_other = others.any(|(other, broker)| other != no && takes(broker));
+        if has_other && self.brokers[no].is_heard_by_all() {
+            self.oracle.mark("move: a lame duck and no fault");
+            self.duck(no);
+        }
+    }
+
     /// Lame duck: says so, takes no more connections, and ends after a while.
     fn duck(&mut self, no: usize) {
         if self.brokers[no].life != Life::Up || self.brokers[no].lame_duck {
@@ -157,7 +173,8 @@ impl World {
         self.broker_tell_all(no, &info);
         self.brokers[no].plan += 1;
         let plan = self.brokers[no].plan;
-        let grace = self.rng.range(50 * MS, 2 * SECOND);
+        let least = if self.plan.is_flawless { SECOND } else { 50 * MS };
+        let grace = self.rng.range(least, 2 * SECOND);
         self.after(grace, Event::Leave { broker: no, plan });
     }
 

@@ -41,6 +41,8 @@ pub struct Plan {
     /// No fault, and no bound that matters.
     pub is_flawless: bool,
     pub faults: u64,
+    /// Planned moves: brokers that announce that they leave (R41).
+    pub moves: u64,
     /// A component may have several equal subscriptions.
     pub twins: bool,
     /// When faults and new work stop.
@@ -88,6 +90,7 @@ impl Plan {
             hosts,
             at_least_once,
             components: *rng.pick(&[1, 1, 2, 3]) + hosts - 1,
+            moves: 0,
             faults: if twins { 0 } else { rng.range(1, 7) },
             twins,
             is_shared: false,
@@ -133,6 +136,10 @@ impl Plan {
         self.is_shared = true;
         if rng.percent(40) {
             self.be_flawless();
+            let is_cluster = self.independent.is_none() && self.flavours.len() > 1;
+            if is_cluster && rng.percent(60) {
+                self.moves = rng.range(1, 4);
+            }
         } else {
             self.faults = rng.range(1, 7);
         }

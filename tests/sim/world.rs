@@ -69,6 +69,8 @@ pub enum Event {
         component: usize,
     },
     Fault,
+    /// A broker announces that it leaves, and another is there.
+    Duck,
     /// Every broker dies.
     BlackOut,
     Restart {
@@ -183,6 +185,7 @@ impl World {
             let echoes = plan.flavours.contains(&Flavour::V0_4);
             let (latency, repeats) = (plan.weather.latency, plan.at_least_once);
             let mut witness = Witness::new(latency, repeats, echoes, plan.is_flawless);
+            witness.moves = plan.moves + plan.renewals > 0;
             witness.leaves_behind = plan.independent.is_some() && !plan.is_flawless;
             witness
         });
@@ -234,6 +237,10 @@ impl World {
         for _ in 0..self.plan.faults {
             let at = self.rng.below(self.plan.safety_end);
             self.at(at, Event::Fault);
+        }
+        for _ in 0..self.plan.moves {
+            let at = self.rng.below(self.plan.safety_end / 2);
+            self.at(at, Event::Duck);
         }
         if self.plan.reveals {
             let at = self.rng.below(self.plan.safety_end / 4);
@@ -424,6 +431,7 @@ impl World {
             Event::Component(no) => self.component_turn(no),
             Event::Catch { component } => self.component_catches_up(component),
             Event::Fault => self.fault(),
+            Event::Duck => self.duck_one(),
             Event::BlackOut => self.black_out(),
             Event::Restart { broker, plan } => self.restart(broker, plan),
             Event::Thaw { broker, plan } => self.thaw(broker, plan),

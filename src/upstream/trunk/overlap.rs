@@ -30,6 +30,9 @@ const STRAGGLERS: u32 = 10;
 /// How far a planned move has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// What the old link brings is remembered until then: it may be on its way to the new one's
+    /// broker, and arrive there once that has the ledger.
+    Recording(Instant),
     /// The old link proves what it was told last; by then the next stage begins.
     Settling(Option<Instant>),
     /// The new link has been told the ledger.
@@ -71,6 +74,7 @@ pub(super) struct Overlap {
     /// Of two brokers, how long both are subscribed.
     lasts: Duration,
     straggles: Duration,
+    is_same_broker: bool,
     identical: Identical,
     key: RandomState,
     /// How often the old link brought each message, before the new one had proven the ledger and
@@ -107,6 +111,7 @@ impl Overlap {
             old,
             new,
             stage: Stage::Settling(None),
+            is_same_broker,
             lasts,
             straggles: if is_same_broker {
                 lasts
@@ -139,7 +144,12 @@ impl Overlap {
 
     /// Whether SUBs wait: one that came now would begin on the two links at different messages.
     pub(super) fn holds_subscriptions(&self) -> bool {
-        !matches!(self.stage, Stage::Behind(_))
+        !matches!(self.stage, Stage::Recording(_) | Stage::Behind(_))
+    }
+
+    /// Whether the new link has been told nothing yet.
+    pub(super) fn is_to_begin(&self) -> bool {
+        matches!(self.stage, Stage::Recording(_) | Stage::Settling(_))
     }
 
     /// Whether nothing may come twice any more, so far as is known.
@@ -164,7 +174,7 @@ impl Overlap {
 
     /// The old link brought a message of a plain subscription.
     pub(super) fn remember(&mut self, msg: &Msg<'_>) {
-        if matches!(self.stage, Stage::Settling(_)) {
+        if self.is_same_broker && self.is_to_begin() {
             return;
         }
         let digest = self.digest(msg);

@@ -25,19 +25,31 @@ impl Trunk {
         self.end_overlap(cx);
         let is_same_broker = self.links[old].broker == self.links[new].broker;
         let settings = cx.bus.settings();
-        self.overlap = Some(Box::new(Overlap::new(
+        let mut overlap = Overlap::new(
             (old, new),
             is_same_broker,
             settings.timings.move_overlap,
             settings.move_identical,
-        )));
+        );
+        if !is_same_broker {
+            overlap.stage = Stage::Recording(cx.now + overlap.lasts());
+        }
+        self.overlap = Some(Box::new(overlap));
         let independent = self.links[new].independent.get_or_insert_default();
         independent.received = Default::default();
+        if is_same_broker {
+            self.settle_old(old, cx);
+        }
+        true
+    }
+
+    /// SUBs wait from now on, and the old link proves those that came.
+    fn settle_old(&mut self, old: LinkId, cx: &mut Turn<'_>) {
+        self.set_stage(Stage::Settling(None));
         if self.awaits_old(old) {
             self.links.fence(old, cx);
         }
         self.go_on_overlapping(cx);
-        true
     }
 
     /// Whether the old link has something to prove before the new one is told the ledger.
@@ -68,6 +80,7 @@ impl Trunk {
         };
         let (old, new, lasts) = (overlap.old, overlap.new, overlap.lasts());
         match overlap.stage {
+            Stage::Recording(until) if until <= cx.now => self.settle_old(old, cx),
             Stage::Settling(from) => {
                 if self.awaits_old(old) {
                     return;
@@ -91,7 +104,7 @@ impl Trunk {
                 self.leave_old_link(cx);
             }
             Stage::Behind(straggling) => self.await_stragglers(new, straggling, cx),
-            Stage::Joining | Stage::Both(_) | Stage::Leaving => {}
+            Stage::Recording(_) | Stage::Joining | Stage::Both(_) | Stage::Leaving => {}
         }
     }
 
@@ -106,7 +119,7 @@ impl Trunk {
         let overlap = self.overlap.as_ref()?;
         match overlap.stage {
             Stage::Settling(from) => from.filter(|_| !self.awaits_old(overlap.old)),
-            Stage::Both(until) => Some(until),
+            Stage::Recording(until) | Stage::Both(until) => Some(until),
             Stage::Behind(Straggling {
                 until: None,
                 ask_at,
@@ -328,8 +341,8 @@ impl Trunk {
         let is_over = if id == overlap.new {
             overlap.stage != Stage::Leaving || self.old_link().is_none()
         } else {
-            id == overlap.old
-                && (matches!(overlap.stage, Stage::Settling(_)) || !self.links.has(overlap.new))
+            let is_pointless = overlap.is_to_begin() || !self.links.has(overlap.new);
+            id == overlap.old && is_pointless
         };
         if is_over {
             self.forget_overlap(bus);
@@ -396,7 +409,7 @@ impl Trunk {
         let Some(overlap) = &self.overlap else {
             return false;
         };
-        if matches!(overlap.stage, Stage::Settling(_)) {
+        if overlap.is_to_begin() {
             return false;
         }
         let new = self.links.get(overlap.new);
