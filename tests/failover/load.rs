@@ -81,6 +81,11 @@ impl Load {
         states.map(|s| s.published.load(Ordering::Relaxed)).sum()
     }
 
+    /// Messages that one component has written whole.
+    pub(crate) fn published_by(&self, part: usize) -> u64 {
+        self.states[part].published.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn with_track<T>(&self, part: usize, look: impl FnOnce(&mut Track) -> T) -> T {
         let track = self.states[part].track.lock();
         look(&mut track.expect("no panic with this lock held"))

@@ -16,6 +16,7 @@ mod judge;
 mod kills;
 mod leaf;
 mod load;
+mod moves;
 mod namespace;
 mod network;
 mod outage;

@@ -210,8 +210,14 @@ impl Rig {
 
     /// Ends the load and sums up what came of it.
     pub(crate) fn outcome(&self) -> Outcome {
+        self.outcome_beside([])
+    }
+
+    /// The same where these components publish to a broker directly.
+    pub(crate) fn outcome_beside(&self, direct: impl IntoIterator<Item = usize>) -> Outcome {
         self.load.settle();
-        let published = self.load.published();
+        let direct = direct.into_iter().map(|part| self.load.published_by(part));
+        let published = self.load.published() - direct.sum::<u64>();
         let varz = self
             .natsmux
             .wait_varz("all publishes to be settled", PATIENCE, |varz| {

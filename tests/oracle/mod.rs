@@ -298,7 +298,7 @@ impl Oracle {
         let table: Vec<InPlace> = table.iter().filter(own).cloned().map(normal).collect();
         let table = &table;
         let place = |sub: &session::Sub| normal(place(sub));
-        let certain = session.live_subs().filter(|sub| !sub.may_be_over);
+        let certain = session.live_subs().filter(|sub| !doubtful(&place(sub)));
         let leaks = without(table, &session.live_subs().map(place).collect::<Vec<_>>());
         let gaps = without(&certain.map(place).collect::<Vec<_>>(), table);
         if !leaks.is_empty() || !gaps.is_empty() {
