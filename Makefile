@@ -32,8 +32,10 @@ check: ## formatting and lints
 	cargo clippy --all-targets -- -D warnings
 
 test: test-deps check ## everything: dependencies, formatting, lints, all tests
-	cargo test
-	TEST_SHARING=identity cargo test --test broker --test clients --test cloudfoundry --test corpus --test failover
+	RUST_TEST_THREADS=3 cargo test
+	export TEST_SHARING=identity RUST_TEST_THREADS=3; \
+	cargo test --test broker --test clients --test cloudfoundry --test corpus && \
+	cargo test --test failover -- --skip network --skip leaf --skip judge
 
 sim: ## the machines under a seeded simulation (SEEDS=10000, or SEED=x for a trace)
 	cargo test --release --test sim

@@ -30,8 +30,8 @@ mod walk;
 
 pub use address::{BrokerAddr, DEFAULT_PORT, ListenAddr};
 pub use choice::{
-    Admit, Choice, Delivery, Failback, Identical, LogFormat, LogLevel, OutagePublishes, Sharing, Signed,
-    TlsMode, TlsVersion, Topology,
+    Admit, Choice, Delivery, Failback, Identical, LogFormat, LogLevel, OutagePublishes, Sharing,
+    Signed, TlsMode, TlsVersion, Topology,
 };
 pub use error::{BrokerFault, ConfigError, Fault, Location};
 pub use identity::{CredentialSource, CredentialsConfig, IdentityConfig, MatchConfig};

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::address::{BrokerAddr, ListenAddr};
 use super::choice::{
-    Admit, Delivery, Failback, Identical, LogFormat, LogLevel, OutagePublishes, Sharing, Signed, TlsMode,
-    Topology,
+    Admit, Delivery, Failback, Identical, LogFormat, LogLevel, OutagePublishes, Sharing, Signed,
+    TlsMode, Topology,
 };
 use super::identity::IdentityConfig;
 use super::tls::{ListenTlsConfig, TlsConfig, TlsFiles};

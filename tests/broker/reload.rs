@@ -181,7 +181,10 @@ fn operations_within_a_move_are_carried_out_exactly() {
     client.expect(&message("foo", "own", "one"));
     client.expect(&message("foo", "own", "two"));
     let late = new.until(|op| op.verb() == "SUB");
-    assert!(late.last().is_some_and(|op| op.line.starts_with("SUB late ")));
+    assert!(
+        late.last()
+            .is_some_and(|op| op.line.starts_with("SUB late "))
+    );
     new.answering(|| client.pong());
     // Behind the move the broker has the rest: it has brought two, and two are wanted.
     new.until(|op| op.line == format!("UNSUB {moved} 4"));

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::load::Load;
+use crate::moves::wait_moved;
 use crate::part::{Part, Publishes};
-use crate::rig::{Delivery, KNOWN, Rig, config, natsmux, pause};
+use crate::rig::{Delivery, KNOWN, Rig, SAFE, config, natsmux, pause};
 use crate::size::{Dice, figures, number, percentile, spread, turn};
 use crate::support::{Cluster, Version};
 
@@ -54,6 +55,52 @@ fn a_kill_silences_nobody_for_long() {
     outcome.check_sum();
     outcome.check_order();
     assert!(percentile(&mut gaps, 99) < GAP_MOST_US, "p99 of the gap");
+}
+
+/// Those that another connection feeds hear of a planned move nothing at all; what goes through
+/// natsmux waits until the old broker's messages are everywhere.
+#[test]
+fn a_planned_move_silences_nobody() {
+    let _turn = turn();
+    let moves = number("gap_moves", [6, 50, 50]);
+    for is_direct in [true, false] {
+        let cluster = Cluster::start(Version::V215, KNOWN + 1);
+        let urls = cluster.urls();
+        let text = |only: usize| config(&urls[only..=only], Delivery::AtMostOnce, "", "");
+        let natsmux = natsmux(text(0));
+        let mut parts = one_to_many(&natsmux.address(), 10);
+        if is_direct {
+            parts[0].address = cluster.brokers()[SAFE].address();
+        }
+        let mut rig = Rig::with(cluster, natsmux, parts);
+        rig.load.publish(true);
+        rig.load.wait_flow("at the start");
+        let mut gaps = Vec::new();
+        for round in 1..=moves {
+            let from = rig.load.now();
+            rig.natsmux
+                .rewrite_config(&text(usize::from(round % 2 == 1)));
+            rig.natsmux.sighup();
+            wait_moved(&rig.natsmux, round);
+            pause(100);
+            let to = rig.load.now();
+            gaps.extend((1..=SUBSCRIBERS).map(|part| longest_gap(&rig.load, part, from, to)));
+        }
+        let outcome = rig.outcome_beside(is_direct.then_some(0));
+        figures(&format!(
+            "gap at {moves} moves, fed every {FED_EVERY:?} {}: {}; {outcome}",
+            if is_direct {
+                "directly"
+            } else {
+                "through natsmux"
+            },
+            spread(&mut gaps)
+        ));
+        outcome.check_sum();
+        outcome.check_order();
+        assert_eq!(outcome.subscribers.missing, 0);
+        assert!(percentile(&mut gaps, 99) < GAP_MOST_US, "p99 of the gap");
+    }
 }
 
 /// A publisher, those it feeds, and some that get nothing.

@@ -27,7 +27,7 @@ fn started(cluster: Cluster, text: String) -> Rig {
 }
 
 /// Waits until every trunk has moved once more.
-fn wait_moved(natsmux: &Natsmux, round: u64) {
+pub(crate) fn wait_moved(natsmux: &Natsmux, round: u64) {
     natsmux.wait_varz("every trunk to have moved", PATIENCE, |varz| {
         let count = |name: &str| varz[name].as_u64().unwrap_or_default();
         count("gapless_moves") >= round * count("trunks")

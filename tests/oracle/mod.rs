@@ -293,8 +293,7 @@ impl Oracle {
                 sub.may_be_over && sub.subject == place.subject && sub.group == place.group
             })
         };
-        let own =
-            |place: &&InPlace| !place.subject.starts_with(PRESENCE) && !doubtful(place);
+        let own = |place: &&InPlace| !place.subject.starts_with(PRESENCE) && !doubtful(place);
         let table: Vec<InPlace> = table.iter().filter(own).cloned().map(normal).collect();
         let table = &table;
         let place = |sub: &session::Sub| normal(place(sub));

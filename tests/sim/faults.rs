@@ -173,7 +173,11 @@ impl World {
         self.broker_tell_all(no, &info);
         self.brokers[no].plan += 1;
         let plan = self.brokers[no].plan;
-        let least = if self.plan.is_flawless { SECOND } else { 50 * MS };
+        let least = if self.plan.is_flawless {
+            SECOND
+        } else {
+            50 * MS
+        };
         let grace = self.rng.range(least, 2 * SECOND);
         self.after(grace, Event::Leave { broker: no, plan });
     }

@@ -36,11 +36,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use world::World;
 
 /// Seeds of a batch, where nothing says otherwise.
-const SEEDS: u64 = if cfg!(debug_assertions) {
-    1_000
-} else {
-    10_000
-};
+const SEEDS: u64 = if cfg!(debug_assertions) { 200 } else { 10_000 };
 /// Every this many seeds, one is run twice.
 const REPEAT_EVERY: u64 = 50;
 /// Below this many seeds, a mark may be missed by chance.
@@ -68,6 +64,7 @@ const MARKS: &[&str] = &[
     "garbage from a component",
     "half-close",
     "identity: ran out before it was renewed",
+    "identity: removed at one broker",
     "identity: renewed",
     "independent: a lame duck left",
     "independent: another broker took over",
@@ -76,6 +73,9 @@ const MARKS: &[&str] = &[
     "link cut",
     "link not read for want of room",
     "maximum connections exceeded",
+    "move: a copy",
+    "move: a lame duck and no fault",
+    "move: a message is held",
     "natsmux paused",
     "no broker alive",
     "no responders",

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::config::{
-    Admit, BusConfig, BusLimits, Delivery, Identical, OutagePublishes, Sharing, Signed, Timings, Topology,
+    Admit, BusConfig, BusLimits, Delivery, Identical, OutagePublishes, Sharing, Signed, Timings,
+    Topology,
 };
 
 /// Fences per second, over all buses (R7).

@@ -48,6 +48,8 @@ pub(super) enum Stage {
 /// The wait for copies of what the old link has brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Straggling {
+    /// Until when publishes wait: what went to the old broker comes first everywhere.
+    pub(super) publish_at: Option<Instant>,
     /// The PING whose PONG says that what the old link brought before the new one had the ledger
     /// doesn't come again.
     pub(super) early_until: Option<u64>,
@@ -135,6 +137,22 @@ impl Overlap {
     /// How long both links are subscribed.
     pub(super) fn lasts(&self) -> Duration {
         self.lasts
+    }
+
+    /// How long publishes wait behind it.
+    pub(super) fn settles(&self) -> Option<Duration> {
+        (!self.is_same_broker).then_some(self.lasts / 2)
+    }
+
+    /// Whether publishes wait although the new link is live.
+    pub(super) fn holds_publishes(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Behind(Straggling {
+                publish_at: Some(_),
+                ..
+            })
+        )
     }
 
     /// How long copies may be on their way behind it.

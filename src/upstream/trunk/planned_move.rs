@@ -60,11 +60,14 @@ impl Trunk {
         !link.has_proven_operations() || may_echo
     }
 
-    /// Whether publishes wait: a component that asked for no echo would hear itself on a link that
-    /// isn't the one that it publishes on.
-    pub(super) fn holds_for_echo(&self) -> bool {
-        let overlap = self.overlap.as_ref();
-        !self.connect.echo && overlap.is_some_and(|overlap| overlap.holds_subscriptions())
+    /// Whether publishes wait: for what went to the old broker to be everywhere, or since a
+    /// component that asked for no echo would hear itself on a link that isn't the one that it
+    /// publishes on.
+    pub(super) fn holds_publishes(&self) -> bool {
+        self.overlap.as_deref().is_some_and(|overlap| {
+            let may_echo = !self.connect.echo && overlap.holds_subscriptions();
+            may_echo || overlap.holds_publishes()
+        })
     }
 
     /// The link that a move leaves, while it is there.
@@ -120,12 +123,11 @@ impl Trunk {
         match overlap.stage {
             Stage::Settling(from) => from.filter(|_| !self.awaits_old(overlap.old)),
             Stage::Recording(until) | Stage::Both(until) => Some(until),
-            Stage::Behind(Straggling {
-                until: None,
-                ask_at,
-                ..
-            }) => Some(ask_at),
-            Stage::Behind(_) | Stage::Joining | Stage::Leaving => None,
+            Stage::Behind(straggling) => {
+                let ask_at = straggling.until.is_none().then_some(straggling.ask_at);
+                straggling.publish_at.into_iter().chain(ask_at).min()
+            }
+            Stage::Joining | Stage::Leaving => None,
         }
     }
 
@@ -188,7 +190,10 @@ impl Trunk {
             };
         }
         let bytes = overlap.bytes();
-        cx.bus.budgets().pending.take(bytes - overlap.charged.min(bytes));
+        cx.bus
+            .budgets()
+            .pending
+            .take(bytes - overlap.charged.min(bytes));
         overlap.charged = overlap.charged.max(bytes);
         let is_full = overlap.is_full();
         if is_full {
@@ -255,6 +260,7 @@ impl Trunk {
         let early_until = Some(self.links.fence(id, cx));
         if let Some(overlap) = &mut self.overlap {
             overlap.stage = Stage::Behind(Straggling {
+                publish_at: overlap.settles().map(|settles| cx.now + settles),
                 early_until,
                 ask_at: cx.now + overlap.straggles(),
                 until: None,
@@ -271,6 +277,10 @@ impl Trunk {
         {
             overlap.forget_early();
         }
+        if straggling.publish_at.take_if(|at| *at <= cx.now).is_some() {
+            self.set_stage(Stage::Behind(straggling));
+            self.resume(new, cx);
+        }
         if straggling.until.take_if(is_answered).is_some() {
             return self.end_overlap(cx);
         }
@@ -285,7 +295,7 @@ impl Trunk {
         let Some(overlap) = self.overlap.as_ref() else {
             return;
         };
-        let new = overlap.new;
+        let (new, held) = (overlap.new, overlap.holds_publishes());
         self.forget_overlap(cx.bus);
         let Some(link) = self.links.get_mut(new) else {
             return;
@@ -293,9 +303,13 @@ impl Trunk {
         let independent = link.independent.as_mut();
         let received = independent.map(|own| std::mem::take(&mut own.received));
         let received = received.unwrap_or_default();
-        self.subscriptions.rebase_by(link.told_from, |upstream| received.of(upstream));
+        self.subscriptions
+            .rebase_by(link.told_from, |upstream| received.of(upstream));
         if self.any_limited {
             self.tell_limits(new, cx);
+        }
+        if held {
+            self.resume(new, cx);
         }
     }
 

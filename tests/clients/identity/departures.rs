@@ -130,11 +130,13 @@ fn permissions_that_a_reload_takes_are_missed_by_the_component_that_has_them() {
         )
     };
     let says = |user: &str, file: &str| format!("user = \"{user}\"\npassword_file = {file:?}");
-    let token = |text: &str| format!("token_file = {:?}", {
-        let path = folder.path().join(format!("token-{text}"));
-        write_secret(&path, text);
-        path.display().to_string()
-    });
+    let token = |text: &str| {
+        format!("token_file = {:?}", {
+            let path = folder.path().join(format!("token-{text}"));
+            write_secret(&path, text);
+            path.display().to_string()
+        })
+    };
     for version in Version::ALL {
         let mut broker = broker(version, users(""));
         let more = identity("one", &token("one"), &says("a", pa))
@@ -160,7 +162,10 @@ fn permissions_that_a_reload_takes_are_missed_by_the_component_that_has_them() {
             );
             client.send("PUB other 1\r\nx\r\nPING\r\n");
             let text = client.line();
-            assert_eq!(text, "-ERR 'Permissions Violation for Publish to \"other\"'");
+            assert_eq!(
+                text,
+                "-ERR 'Permissions Violation for Publish to \"other\"'"
+            );
             client.pong();
         }
         two.send("PUB secret 2\r\nhi\r\nPUB open 2\r\nho\r\nPING\r\n");
