@@ -35,6 +35,11 @@ impl Admission {
         }
     }
 
+    /// What digests of this bus are made with, that nobody else knows.
+    pub fn salt(&self) -> RandomState {
+        self.salt.clone()
+    }
+
     /// A broker accepted these credentials.
     pub fn remember(&mut self, connect: &ConnectInfo, now: Instant) {
         let digest = self.digest(connect);

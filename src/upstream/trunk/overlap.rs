@@ -6,9 +6,8 @@
 //! delivered at once and remembered by a keyed digest; what the new one brings is held until the
 //! old one has brought all, and is then delivered but for what both brought.
 
-use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet};
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use super::link::LinkId;
@@ -103,6 +102,7 @@ impl Overlap {
         is_same_broker: bool,
         between: Duration,
         identical: Identical,
+        key: RandomState,
     ) -> Self {
         let lasts = if is_same_broker {
             between.min(SAME_BROKER)
@@ -121,7 +121,7 @@ impl Overlap {
                 lasts * STRAGGLERS
             },
             identical,
-            key: RandomState::new(),
+            key,
             early: HashMap::new(),
             late: HashMap::new(),
             repeated: HashSet::new(),
@@ -139,9 +139,10 @@ impl Overlap {
         self.lasts
     }
 
-    /// How long publishes wait behind it.
+    /// How long publishes wait behind it: most of the time that a message takes from broker to
+    /// broker is over by the old link's PONG.
     pub(super) fn settles(&self) -> Option<Duration> {
-        (!self.is_same_broker).then_some(self.lasts / 2)
+        (!self.is_same_broker).then_some(self.lasts * 2 / 5)
     }
 
     /// Whether publishes wait although the new link is live.
@@ -268,7 +269,8 @@ mod tests {
 
     fn overlap(identical: Identical) -> Overlap {
         let links = (LinkId(0), LinkId(1));
-        let mut overlap = Overlap::new(links, false, Duration::from_millis(50), identical);
+        let (between, key) = (Duration::from_millis(50), RandomState::new());
+        let mut overlap = Overlap::new(links, false, between, identical, key);
         overlap.stage = Stage::Joining;
         overlap
     }

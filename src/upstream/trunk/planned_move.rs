@@ -30,6 +30,7 @@ impl Trunk {
             is_same_broker,
             settings.timings.move_overlap,
             settings.move_identical,
+            cx.bus.admission().salt(),
         );
         if !is_same_broker {
             overlap.stage = Stage::Recording(cx.now + overlap.lasts());
