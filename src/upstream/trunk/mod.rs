@@ -12,11 +12,11 @@
 //!   [`link_out`](Trunk::link_out);
 //! - questions: [`wants_read`](Trunk::wants_read), [`gauges`](Trunk::gauges), …
 //!
-//! Files: `sessions` holds the inputs from sessions, `link_setup` the way of a link from
-//! dial to live, `broker_input` what brokers send, `link_end` the end of links, `independent` what is
-//! different with independent brokers, `sharing` what is where sessions share the trunk,
-//! `attribution` whose an error is then, `timers` the clock. Every method takes the [`Bus`] that the
-//! trunk belongs to.
+//! Files: `session_input` and `operations` hold the inputs from sessions, `link_setup` the way of a
+//! link from dial to live, `broker_input` what brokers send, `link_end` the end of links,
+//! `planned_move` how one link takes over from another, `route` and `target` which brokers there are
+//! links to, `sharing` what is where sessions share the trunk, `attribution` whose an error is then,
+//! `timers` the clock. Every method takes the [`Bus`] that the trunk belongs to.
 
 mod action;
 mod allowance;
