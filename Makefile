@@ -32,8 +32,8 @@ check: ## formatting and lints
 	cargo clippy --all-targets -- -D warnings
 
 test: test-deps check ## everything: dependencies, formatting, lints, all tests
-	RUST_TEST_THREADS=4 cargo test
-	export TEST_SHARING=identity RUST_TEST_THREADS=4; \
+	RUST_TEST_THREADS=3 cargo test
+	export TEST_SHARING=identity RUST_TEST_THREADS=3; \
 	cargo test --test broker --test clients --test cloudfoundry --test corpus && \
 	cargo test --test failover -- --skip network --skip leaf --skip judge
 

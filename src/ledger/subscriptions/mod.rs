@@ -365,6 +365,18 @@ impl Subscriptions {
         })
     }
 
+    /// Whether every subscriber of its subject gets a message of it, and not one member of a queue
+    /// group; `None`: there is no such subscription, live or retired.
+    pub fn is_plain(&self, upstream: UpstreamSid) -> Option<bool> {
+        match self.places.get(upstream.slot)? {
+            Place::One(one) if one.generation == upstream.generation => {
+                Some(one.queue_group().is_none())
+            }
+            Place::Group(group) if group.generation == upstream.generation => Some(true),
+            _ => None,
+        }
+    }
+
     /// Whether the PING `told_from` covers the SUB of a subscription.
     pub fn is_from_before(&self, upstream: UpstreamSid, told_from: u64) -> bool {
         let known = self.is_current(upstream);

@@ -257,6 +257,8 @@ impl Trunk {
             self.ask_for(session);
         }
         let stood_by = link.phase == Phase::Standby;
+        // The new link of a move was told as well, and answers for itself.
+        let is_told_elsewhere = self.overlap.is_some() && self.links.any(Link::takes_subscriptions);
         for slot in self.sessions.iter_mut() {
             slot.debts.oks += oks;
             slot.debts.unasked += unasked;
@@ -264,11 +266,11 @@ impl Trunk {
                 continue;
             }
             slot.publishes_covered_by = 0;
-            if slot.subs_covered_by > self.links.answered() {
+            if slot.subs_covered_by > self.links.answered() && !is_told_elsewhere {
                 slot.subs_covered_by = u64::MAX;
             }
         }
-        if self.links.any_attached() {
+        if is_told_elsewhere || self.links.any_attached() {
             for (_, upstream) in retired {
                 self.subscriptions.forget(upstream);
             }
@@ -309,7 +311,9 @@ impl Trunk {
 
     /// Plans to leave the live link for another broker (R19).
     pub(super) fn start_move(&mut self, reason: Departure, cx: &mut Turn<'_>) {
-        if self.live().is_some() && self.route.plan_move(reason, cx) {
+        // One that isn't over is followed by the next one.
+        let is_free = self.overlap.is_none() && self.live().is_some();
+        if is_free && self.route.plan_move(reason, cx) {
             self.next_attempt(cx);
         }
     }

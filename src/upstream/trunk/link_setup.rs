@@ -359,7 +359,8 @@ impl Trunk {
             encode::sub(&mut self.scratch, subject, group, sid.as_bytes());
             count += 1;
             operations += 1;
-            let counted_here = self.overlap.is_some() || cx.bus.presence().may_match(subject);
+            let comes_twice = self.overlap.is_some() && group.is_none();
+            let counted_here = comes_twice || cx.bus.presence().may_match(subject);
             if let Some(max) = interest.left.filter(|_| !counted_here) {
                 encode::unsub(&mut self.scratch, sid.as_bytes(), Some(max));
                 operations += 1;

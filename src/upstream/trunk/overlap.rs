@@ -18,6 +18,8 @@ use crate::proto::server::Msg;
 
 /// The most that a move of one trunk keeps in memory, in bytes: beyond, the old link is left at once.
 pub(super) const OVERLAP_BYTES: usize = 4 * 1024 * 1024;
+/// The most that the new link may bring ahead of the PONG that says that it has the ledger.
+const FLOOD_BYTES: usize = 4 * OVERLAP_BYTES;
 /// What a digest costs there.
 const DIGEST_BYTES: usize = 32;
 /// The overlap of two links to one broker: it puts a message to both in one go, but for the
@@ -32,10 +34,11 @@ pub(super) enum Stage {
     /// What the old link brings is remembered until then: it may be on its way to the new one's
     /// broker, and arrive there once that has the ledger.
     Recording(Instant),
-    /// The old link proves what it was told last; by then the next stage begins.
-    Settling(Option<Instant>),
-    /// The new link has been told the ledger.
-    Joining,
+    /// The old link proves what it was told last: the PING with this number. By then the next stage
+    /// begins.
+    Settling(u64, Option<Instant>),
+    /// The new link has been told the ledger, and says so until then.
+    Joining(Instant),
     /// Both links have it, until then.
     Both(Instant),
     /// The old link is unsubscribed, or gone: what it still brings comes before its last PONG.
@@ -49,12 +52,30 @@ pub(super) enum Stage {
 pub(super) struct Straggling {
     /// Until when publishes wait: what went to the old broker comes first everywhere.
     pub(super) publish_at: Option<Instant>,
-    /// The PING whose PONG says that what the old link brought before the new one had the ledger
-    /// doesn't come again.
-    pub(super) early_until: Option<u64>,
-    /// When to ask for the last one, and its number.
-    pub(super) ask_at: Instant,
-    pub(super) until: Option<u64>,
+    /// The wait for what the old link brought before the new one had the ledger.
+    pub(super) early: Ask,
+    /// And for the rest.
+    pub(super) late: Ask,
+}
+
+/// A PING that tells that a broker has brought all that it had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// It is to be sent then.
+    At(Instant),
+    /// It has this number.
+    Asked(u64),
+    Answered,
+}
+
+impl Ask {
+    /// When it is to be sent, if it isn't.
+    pub(super) fn due(self) -> Option<Instant> {
+        match self {
+            Self::At(at) => Some(at),
+            Self::Asked(_) | Self::Answered => None,
+        }
+    }
 }
 
 /// What is done with a message.
@@ -84,7 +105,8 @@ pub(super) struct Overlap {
     late: HashMap<u64, u32>,
     /// Messages that the old link brought more than once.
     repeated: HashSet<u64>,
-    pub(super) is_proven: bool,
+    /// Since when the new one has the ledger.
+    pub(super) proven_at: Option<Instant>,
     /// Frames that the new link brought, each with its length and how far that link was.
     held: Vec<u8>,
     frames: Vec<(usize, Seen)>,
@@ -112,7 +134,7 @@ impl Overlap {
         Self {
             old,
             new,
-            stage: Stage::Settling(None),
+            stage: Stage::Settling(0, None),
             is_same_broker,
             lasts,
             straggles: if is_same_broker {
@@ -125,7 +147,7 @@ impl Overlap {
             early: HashMap::new(),
             late: HashMap::new(),
             repeated: HashSet::new(),
-            is_proven: false,
+            proven_at: None,
             held: Vec::new(),
             frames: Vec::new(),
             ended: HashSet::new(),
@@ -168,7 +190,7 @@ impl Overlap {
 
     /// Whether the new link has been told nothing yet.
     pub(super) fn is_to_begin(&self) -> bool {
-        matches!(self.stage, Stage::Recording(_) | Stage::Settling(_))
+        matches!(self.stage, Stage::Recording(_) | Stage::Settling(..))
     }
 
     /// Whether nothing may come twice any more, so far as is known.
@@ -185,6 +207,17 @@ impl Overlap {
         self.bytes() >= OVERLAP_BYTES
     }
 
+    /// Whether the new link brings so much before it says that it has the ledger that the move is
+    /// given up.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.proven_at.is_none() && self.bytes() >= FLOOD_BYTES
+    }
+
+    /// Whether the new link isn't read until the old one has brought all.
+    pub(super) fn holds_back(&self) -> bool {
+        self.is_full() && matches!(self.stage, Stage::Both(_) | Stage::Leaving)
+    }
+
     /// Versions of brokers differ in the blanks of a line.
     fn digest(&self, msg: &Msg<'_>) -> u64 {
         let head = (msg.sid, msg.subject, msg.reply, msg.header_len);
@@ -193,7 +226,7 @@ impl Overlap {
 
     /// The old link brought a message of a plain subscription.
     pub(super) fn remember(&mut self, msg: &Msg<'_>) {
-        if self.is_same_broker && self.is_to_begin() {
+        if self.is_same_broker && self.is_to_begin() || self.is_full() {
             return;
         }
         let digest = self.digest(msg);
@@ -202,10 +235,9 @@ impl Overlap {
             self.ambiguous += 1;
             self.repeated.insert(digest);
         }
-        let copies = if self.is_proven {
-            &mut self.late
-        } else {
-            &mut self.early
+        let copies = match self.proven_at {
+            Some(_) => &mut self.late,
+            None => &mut self.early,
         };
         *copies.entry(digest).or_default() += 1;
     }
@@ -235,7 +267,8 @@ impl Overlap {
         if self.identical == Identical::Twice && self.repeated.contains(&digest) {
             return false;
         }
-        take_one(&mut self.early, digest) || take_one(&mut self.late, digest)
+        // Of identical ones, those stay that the new link may never have had.
+        take_one(&mut self.late, digest) || take_one(&mut self.early, digest)
     }
 
     /// What is held, in order.
@@ -271,7 +304,7 @@ mod tests {
         let links = (LinkId(0), LinkId(1));
         let (between, key) = (Duration::from_millis(50), RandomState::new());
         let mut overlap = Overlap::new(links, false, between, identical, key);
-        overlap.stage = Stage::Joining;
+        overlap.stage = Stage::Joining(Instant::now());
         overlap
     }
 
@@ -291,7 +324,7 @@ mod tests {
         let frame = b"MSG a 0 1\r\nx\r\n";
         with(frame, |msg| {
             overlap.remember(msg);
-            overlap.is_proven = true;
+            overlap.proven_at = Some(Instant::now());
             overlap.remember(msg);
             assert_eq!(overlap.ambiguous, 1);
             assert!(overlap.take_copy(msg) && overlap.take_copy(msg));

@@ -7,15 +7,25 @@
 use super::Trunk;
 use super::link::{LinkId, OkOwner, Phase};
 use super::operations::NO_SID;
-use super::overlap::{Arrival, Overlap, Stage, Straggling};
+use super::overlap::{Arrival, Ask, Overlap, Stage, Straggling};
 use super::slot::Gate;
 use crate::clock::Instant;
 use crate::ledger::{SessionId, UpstreamSid};
 use crate::proto::encode;
 use crate::proto::server::{Msg, ServerLimits, ServerOp, ServerScan, scan};
+use crate::upstream::brokers::roster::Failure;
 use crate::upstream::bus::{Bus, Turn};
 
+/// How many times the time for a link's silence its broker has to take the ledger.
+const JOINING_TIMEOUTS: u32 = 2;
+
 impl Trunk {
+    /// Whether SUBs wait for the end of a move: a session that brings some goes elsewhere.
+    pub fn is_moving(&self) -> bool {
+        let overlap = self.overlap.as_deref();
+        overlap.is_some_and(Overlap::holds_subscriptions)
+    }
+
     /// A broker accepted the link that a planned move asked for. Returns whether both links are to
     /// be subscribed for a while.
     pub(super) fn begin_overlap(&mut self, new: LinkId, cx: &mut Turn<'_>) -> bool {
@@ -46,19 +56,16 @@ impl Trunk {
 
     /// SUBs wait from now on, and the old link proves those that came.
     fn settle_old(&mut self, old: LinkId, cx: &mut Turn<'_>) {
-        self.set_stage(Stage::Settling(None));
-        if self.awaits_old(old) {
-            self.links.fence(old, cx);
-        }
-        self.go_on_overlapping(cx);
-    }
-
-    /// Whether the old link has something to prove before the new one is told the ledger.
-    fn awaits_old(&self, old: LinkId) -> bool {
         let link = &self.links[old];
         // What the component publishes must not come back to it on the other link.
         let may_echo = !self.connect.echo && link.account.unsettled() > 0;
-        !link.has_proven_operations() || may_echo
+        let seq = if may_echo || !link.has_proven_operations() {
+            self.links.fence(old, cx)
+        } else {
+            0
+        };
+        self.set_stage(Stage::Settling(seq, None));
+        self.go_on_overlapping(cx);
     }
 
     /// Whether publishes wait: for what went to the old broker to be everywhere, or since a
@@ -85,8 +92,8 @@ impl Trunk {
         let (old, new, lasts) = (overlap.old, overlap.new, overlap.lasts());
         match overlap.stage {
             Stage::Recording(until) if until <= cx.now => self.settle_old(old, cx),
-            Stage::Settling(from) => {
-                if self.awaits_old(old) {
+            Stage::Settling(seq, from) => {
+                if self.links[old].answered < seq {
                     return;
                 }
                 // A broker that has a SUB has told the others soon.
@@ -94,11 +101,16 @@ impl Trunk {
                 let echo = (!self.connect.echo).then(|| cx.now + lasts);
                 let from = from.or(last.into_iter().chain(echo).max());
                 if from.is_some_and(|from| from > cx.now) {
-                    self.set_stage(Stage::Settling(from));
+                    self.set_stage(Stage::Settling(seq, from));
                     return;
                 }
-                self.set_stage(Stage::Joining);
+                let patience = JOINING_TIMEOUTS * cx.bus.settings().timings.link_timeout;
+                self.set_stage(Stage::Joining(cx.now + patience));
                 self.replay(new, cx);
+            }
+            // Its broker says other things, or its output is so much: the old link stays.
+            Stage::Joining(until) if until <= cx.now || overlap.is_flooded() => {
+                self.fail(new, Failure::Silent, cx);
             }
             Stage::Both(until) if until <= cx.now || overlap.is_full() => {
                 if until > cx.now {
@@ -108,7 +120,7 @@ impl Trunk {
                 self.leave_old_link(cx);
             }
             Stage::Behind(straggling) => self.await_stragglers(new, straggling, cx),
-            Stage::Recording(_) | Stage::Joining | Stage::Both(_) | Stage::Leaving => {}
+            Stage::Recording(_) | Stage::Joining(_) | Stage::Both(_) | Stage::Leaving => {}
         }
     }
 
@@ -122,13 +134,14 @@ impl Trunk {
     pub(super) fn overlap_due(&self) -> Option<Instant> {
         let overlap = self.overlap.as_ref()?;
         match overlap.stage {
-            Stage::Settling(from) => from.filter(|_| !self.awaits_old(overlap.old)),
-            Stage::Recording(until) | Stage::Both(until) => Some(until),
+            Stage::Settling(seq, from) => from.filter(|_| self.links[overlap.old].answered >= seq),
+            Stage::Recording(until) | Stage::Joining(until) | Stage::Both(until) => Some(until),
             Stage::Behind(straggling) => {
-                let ask_at = straggling.until.is_none().then_some(straggling.ask_at);
-                straggling.publish_at.into_iter().chain(ask_at).min()
+                let asks = [straggling.early.due(), straggling.late.due()];
+                let asks = asks.into_iter().flatten();
+                straggling.publish_at.into_iter().chain(asks).min()
             }
-            Stage::Joining | Stage::Leaving => None,
+            Stage::Leaving => None,
         }
     }
 
@@ -140,10 +153,11 @@ impl Trunk {
         let Some(overlap) = &mut self.overlap else {
             return false;
         };
-        if overlap.new != id || overlap.stage != Stage::Joining || !is_old_there {
+        let is_joining = matches!(overlap.stage, Stage::Joining(_));
+        if overlap.new != id || !is_joining || !is_old_there {
             return false;
         }
-        overlap.is_proven = true;
+        overlap.proven_at = Some(cx.now);
         let lasts = if has_any {
             overlap.lasts()
         } else {
@@ -173,9 +187,7 @@ impl Trunk {
             independent.received.note(upstream);
         }
         // Each message of a queue group goes to one of the two.
-        let interest = self.subscriptions.interest_of(upstream);
-        let is_plain = interest.is_none_or(|interest| interest.queue_group.is_none());
-        if !is_plain || !self.subscriptions.knows(upstream) {
+        if self.subscriptions.is_plain(upstream) != Some(true) {
             return Arrival::Deliver;
         }
         if Some(id) == old {
@@ -196,8 +208,7 @@ impl Trunk {
             .pending
             .take(bytes - overlap.charged.min(bytes));
         overlap.charged = overlap.charged.max(bytes);
-        let is_full = overlap.is_full();
-        if is_full {
+        if overlap.is_full() {
             self.go_on_overlapping(cx);
         }
         if Some(id) == old {
@@ -210,7 +221,7 @@ impl Trunk {
     /// Whether a link isn't read: much is held until the old one has brought all.
     pub(super) fn is_held_back(&self, id: LinkId) -> bool {
         let overlap = self.overlap.as_ref();
-        let holds = overlap.is_some_and(|overlap| overlap.new == id && overlap.is_full());
+        let holds = overlap.is_some_and(|overlap| overlap.new == id && overlap.holds_back());
         holds && self.old_link().is_some()
     }
 
@@ -258,37 +269,50 @@ impl Trunk {
         }
         self.release_held(cx);
         cx.bus.counters_mut().gapless_moves += 1;
-        let early_until = Some(self.links.fence(id, cx));
         if let Some(overlap) = &mut self.overlap {
+            let proven_at = overlap.proven_at.unwrap_or(cx.now);
             overlap.stage = Stage::Behind(Straggling {
                 publish_at: overlap.settles().map(|settles| cx.now + settles),
-                early_until,
-                ask_at: cx.now + overlap.straggles(),
-                until: None,
+                early: Ask::At(cx.now.max(proven_at + overlap.lasts())),
+                late: Ask::At(cx.now + overlap.straggles()),
             });
         }
         self.open_move_gates();
+        self.go_on_overlapping(cx);
     }
 
     fn await_stragglers(&mut self, new: LinkId, mut straggling: Straggling, cx: &mut Turn<'_>) {
-        let answered = self.links[new].answered;
-        let is_answered = |seq: &mut u64| *seq <= answered;
-        if straggling.early_until.take_if(is_answered).is_some()
+        if straggling.publish_at.take_if(|at| *at <= cx.now).is_some() {
+            self.set_stage(Stage::Behind(straggling));
+            self.resume_open(cx);
+        }
+        self.go_on_asking(new, &mut straggling.early, cx);
+        if straggling.early == Ask::Answered
             && let Some(overlap) = &mut self.overlap
         {
             overlap.forget_early();
         }
-        if straggling.publish_at.take_if(|at| *at <= cx.now).is_some() {
-            self.set_stage(Stage::Behind(straggling));
-            self.resume(new, cx);
-        }
-        if straggling.until.take_if(is_answered).is_some() {
-            return self.end_overlap(cx);
-        }
-        if straggling.until.is_none() && straggling.ask_at <= cx.now {
-            straggling.until = Some(self.links.fence(new, cx));
-        }
+        self.go_on_asking(new, &mut straggling.late, cx);
         self.set_stage(Stage::Behind(straggling));
+        if straggling.late == Ask::Answered {
+            self.end_overlap(cx);
+            self.leave_where_due(cx);
+        }
+    }
+
+    fn go_on_asking(&mut self, new: LinkId, ask: &mut Ask, cx: &mut Turn<'_>) {
+        match *ask {
+            Ask::At(at) if at <= cx.now => *ask = Ask::Asked(self.links.fence(new, cx)),
+            Ask::Asked(seq) if seq <= self.links[new].answered => *ask = Ask::Answered,
+            _ => {}
+        }
+    }
+
+    /// What waited goes on, where publishes may be written now.
+    fn resume_open(&mut self, cx: &mut Turn<'_>) {
+        if let Some(id) = self.open(cx.bus) {
+            self.resume(id, cx);
+        }
     }
 
     /// Nothing comes twice any more: the new link's broker counts for itself from now on.
@@ -310,7 +334,7 @@ impl Trunk {
             self.tell_limits(new, cx);
         }
         if held {
-            self.resume(new, cx);
+            self.resume_open(cx);
         }
     }
 
@@ -389,18 +413,14 @@ impl Trunk {
 
     /// A move is off, and what waited for it goes on.
     pub(super) fn resume_old(&mut self, cx: &mut Turn<'_>) {
-        if !self.connect.echo
-            && self.overlap.is_none()
-            && let Some(id) = self.open(cx.bus)
-        {
-            self.resume(id, cx);
+        if !self.connect.echo && self.overlap.is_none() {
+            self.resume_open(cx);
         }
     }
 
     /// Whether a SUB, or a second CONNECT, waits for the end of a move.
     pub(super) fn waits_for_move(&mut self, session: SessionId) -> bool {
-        let overlap = self.overlap.as_ref();
-        let holds = overlap.is_some_and(|overlap| overlap.holds_subscriptions());
+        let holds = self.is_moving();
         if holds && let Some(slot) = self.sessions.get_mut(session) {
             slot.gate = Gate::Shut(u64::MAX);
             self.sessions.await_pong(session);
@@ -441,12 +461,18 @@ impl Trunk {
         now: Instant,
     ) {
         let old = self.old_link();
+        let left = self.subscriptions.left(upstream);
+        // Each message of a queue group comes once.
+        let is_member = self.subscriptions.is_plain(upstream) == Some(false);
         let owner = self.note_operation(session);
         let covered_by = self.links.next_ping();
         let mut frame = std::mem::take(&mut self.scratch);
         for link in self.links.subscribed_mut() {
             let is_owner = Some(link.id) == owner;
             if Some(link.id) == old {
+                encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
+            } else if is_member && let Some(left) = left {
+                let max = link.received(upstream) + left;
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
             } else if is_owner {
                 encode::unsub(&mut frame, NO_SID, None);

@@ -171,11 +171,11 @@ impl Trunk {
     /// Whether a link may be read now: not while much waits for the only session that it serves.
     /// Asked before each read; no clock of R7-R9 runs while the answer is no.
     pub fn wants_link_read(&mut self, link: LinkId, cx: &mut Turn<'_>) -> bool {
+        let waits = self.waits_for_room(link, cx);
+        self.look_at_pressure(cx);
         if self.is_held_back(link) {
             return false;
         }
-        let waits = self.waits_for_room(link, cx);
-        self.look_at_pressure(cx);
         if !self.intake.stalled {
             return true;
         }

@@ -200,13 +200,15 @@ fn renewed_credentials_are_noticed_by_no_client() {
         let mut clients =
             Kind::ALL.map(|kind| Client::start(kind, &url, &format!("{kind:?}"), Mode::Steady));
         wait_for_flow(&mut clients, "at the start");
+        // However long they took to start.
+        operator.issue(&user, Some(LIFE));
         for round in 1..=RENEWALS {
             thread::sleep(LIFE / 2);
             operator.issue(&user, Some(LIFE));
             natsmux.wait_varz("links with the new ones", PATIENCE, |varz| {
-                varz["renewed_links"].as_u64() >= Some(round * clients.len() as u64)
+                varz["renewed_links"].as_u64() >= Some((round + 1) * clients.len() as u64)
                     || varz["trunks"].as_u64().is_some_and(|trunks| {
-                        varz["renewed_links"].as_u64() >= Some(round * trunks)
+                        varz["renewed_links"].as_u64() >= Some((round + 1) * trunks)
                     })
             });
             wait_for_flow(&mut clients, &format!("behind renewal {round}"));

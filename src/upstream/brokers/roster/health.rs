@@ -88,7 +88,7 @@ impl Roster {
     }
 
     /// A broker sent its INFO, to a dial or to a probe.
-    pub fn handle_info(&mut self, id: BrokerId, info: ServerInfo, now: Instant) {
+    pub fn handle_info(&mut self, id: BrokerId, mut info: ServerInfo, now: Instant) {
         if let Some(failure) = self.unfit(id, &info) {
             return self.handle_failure(id, failure, now);
         }
@@ -96,7 +96,10 @@ impl Roster {
             return;
         }
         let known = self.broker(id).info.as_ref();
-        if known.is_some_and(|known| known.server_id != info.server_id) {
+        let same = known.filter(|known| known.server_id == info.server_id);
+        // A lame duck never recovers: what it had said before came late, on another connection.
+        info.ldm |= same.is_some_and(|known| known.ldm);
+        if known.is_some() && same.is_none() {
             // Another process: what the last one said doesn't hold for it.
             self.troubles.forget(id);
             self.broker_mut(id).line_learned = None;
@@ -133,7 +136,14 @@ impl Roster {
     pub fn handle_answer(&mut self, id: BrokerId, now: Instant) {
         let broker = self.broker_mut(id);
         if broker.health == Health::Down {
-            broker.revive(Health::Up, now);
+            // A lame duck takes no dials, and answers those that it has.
+            let is_duck = broker.info.as_ref().is_some_and(|info| info.ldm);
+            let health = if is_duck {
+                Health::LameDuck
+            } else {
+                Health::Up
+            };
+            broker.revive(health, now);
             broker.failures = 0;
             self.changed = true;
             self.reconsider(now);
@@ -143,6 +153,9 @@ impl Roster {
     /// A broker announced that it will go away.
     pub fn handle_lame_duck(&mut self, id: BrokerId, now: Instant) {
         let broker = self.broker_mut(id);
+        if let Some(info) = &mut broker.info {
+            info.ldm = true;
+        }
         if broker.health != Health::LameDuck {
             broker.health = Health::LameDuck;
             broker.since = now;

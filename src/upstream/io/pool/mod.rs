@@ -205,7 +205,9 @@ impl Pool {
         let sessions = |id| {
             let cell = known(id).filter(|cell| !cell.has_failed())?;
             let trunk = cell.machine.borrow();
-            trunk.takes_sessions().then(|| trunk.session_count())
+            // One that brings subscriptions along isn't to wait for a move.
+            let takes = trunk.takes_sessions() && !(not.is_some() && trunk.is_moving());
+            takes.then(|| trunk.session_count())
         };
         let chosen = self
             .shared_trunks
