@@ -159,7 +159,7 @@ impl Trunk {
         cx: &mut Turn<'_>,
     ) {
         let counted_here = self.route.is_independent() || self.is_counted_alone(upstream);
-        let may_be_over = counted_here || (counts && self.any_limited);
+        let may_be_over = counted_here || (counts && self.waits_for_limits(id));
         if may_be_over && self.subscriptions.is_over(upstream) {
             cx.bus.counters_mut().over_max_msgs += 1;
             return;

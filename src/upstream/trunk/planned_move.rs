@@ -331,11 +331,18 @@ impl Trunk {
         self.subscriptions
             .rebase_by(link.told_from, |upstream| received.of(upstream));
         if self.any_limited {
+            self.limits_covered_by = self.links.next_ping();
             self.tell_limits(new, cx);
         }
         if held {
             self.resume_open(cx);
         }
+    }
+
+    /// Whether a link's broker may not know yet how many more of a subscription are wanted.
+    pub(super) fn waits_for_limits(&self, id: LinkId) -> bool {
+        let link = self.links.get(id);
+        link.is_some_and(|link| link.answered < self.limits_covered_by)
     }
 
     /// Tells the only link's broker how many more of a subscription are wanted.
