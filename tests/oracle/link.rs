@@ -433,7 +433,9 @@ impl Oracle {
         let on = &self.links[&no].sids[sid];
         let (sub, received) = (on.sub, on.received);
         let session = &mut self.sessions[session_no];
-        let base = session.subs[sub].delivered - received;
+        // On the new link of a move there may be more than was given yet.
+        let delivered = session.subs[sub].delivered;
+        let base = delivered.wrapping_sub(received);
         let Some(max) = max else {
             let is_wanted = session.subs[sub].state == SubState::Live;
             for unproven in &mut session.unproven {
@@ -444,7 +446,7 @@ impl Oracle {
             self.link(no).is_left |= is_wanted;
             return;
         };
-        let total = base + max;
+        let total = base.wrapping_add(max);
         let latest = session.subs[sub].max == total;
         let mut known = latest;
         for unproven in &mut session.unproven {
@@ -475,7 +477,7 @@ impl Oracle {
                 known = true;
             }
         }
-        if base > 0 {
+        if delivered > received {
             self.mark("UNSUB remainder replayed");
         }
         if !known && !self.sessions[session_no].subs[sub].may_be_over {
@@ -503,7 +505,8 @@ impl Oracle {
         let fits = |on: &OnLink| match max {
             None => asked(Kind::Unsubscribe(on.sub)),
             Some(max) => {
-                let total = session.subs[on.sub].delivered - on.received + max;
+                let delivered = session.subs[on.sub].delivered;
+                let total = delivered.wrapping_sub(on.received).wrapping_add(max);
                 session.subs[on.sub].max == total || asked(Kind::Limit(on.sub, total))
             }
         };
@@ -520,8 +523,9 @@ impl Oracle {
         let link = self.links.get_mut(&no).expect("the harness opened it");
         let session = &mut self.sessions[link.session];
         let own = link.sids[sid].clone();
-        let total = |base: u64| base + max;
-        let own_base = session.subs[own.sub].delivered - own.received;
+        let total = |base: u64| base.wrapping_add(max);
+        let delivered = session.subs[own.sub].delivered;
+        let own_base = delivered.wrapping_sub(own.received);
         if !own.is_guess || session.subs[own.sub].max == total(own_base) {
             return;
         }
@@ -587,7 +591,7 @@ impl Oracle {
         (first.frame, second.frame) = frames;
         for (on, count) in [(&mut first, counts.0), (&mut second, counts.1)] {
             let delivered = &mut session.subs[on.sub].delivered;
-            *delivered = *delivered - on.received + count;
+            *delivered = delivered.wrapping_sub(on.received).wrapping_add(count);
             on.received = count;
         }
         for no in [first.sub, second.sub] {
