@@ -137,7 +137,7 @@ impl Trunk {
             let independent = self.links[id].independent.get_or_insert_default();
             independent.received.note(upstream);
         }
-        let arrival = if counts {
+        let arrival = if counts && self.overlap.is_some() {
             self.sort_arrival(id, upstream, msg, cx)
         } else {
             Arrival::Deliver
@@ -150,6 +150,7 @@ impl Trunk {
 
     /// Gives a message that came on a link to whom it is for: whether it counts towards a max, and
     /// how far the link was then.
+    #[inline]
     pub(super) fn deliver_message(
         &mut self,
         id: LinkId,
@@ -158,8 +159,11 @@ impl Trunk {
         (counts, seen): (bool, Seen),
         cx: &mut Turn<'_>,
     ) {
-        let counted_here = self.route.is_independent() || self.is_counted_alone(upstream);
-        let may_be_over = counted_here || (counts && self.waits_for_limits(id));
+        let is_moving = self.overlap.is_some();
+        let counted_here =
+            self.route.is_independent() || is_moving && self.is_counted_alone(upstream);
+        let awaits_limits = self.limits_covered_by > 0 && self.waits_for_limits(id);
+        let may_be_over = counted_here || (counts && awaits_limits);
         if may_be_over && self.subscriptions.is_over(upstream) {
             cx.bus.counters_mut().over_max_msgs += 1;
             return;

@@ -97,8 +97,9 @@ impl Roster {
         }
         let known = self.broker(id).info.as_ref();
         let same = known.filter(|known| known.server_id == info.server_id);
-        // A lame duck never recovers: what it had said before came late, on another connection.
-        info.ldm |= same.is_some_and(|known| known.ldm);
+        // A lame duck with links never recovers: what it had said before came late, on another
+        // connection.
+        info.ldm |= same.is_some_and(|known| known.ldm) && self.broker(id).links() > 0;
         if known.is_some() && same.is_none() {
             // Another process: what the last one said doesn't hold for it.
             self.troubles.forget(id);
