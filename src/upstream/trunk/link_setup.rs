@@ -353,15 +353,18 @@ impl Trunk {
         self.links[id].told_from = self.links.next_ping() - 1;
         let (mut count, mut operations) = (0, 0);
         let (mut covered_by, mut unfenced) = (self.links.next_ping(), 0);
+        let is_move = self.overlap.is_some();
         for (upstream, interest) in self.subscriptions.iter() {
             let sid = upstream.text();
             let (subject, group) = (interest.subject, interest.queue_group);
             encode::sub(&mut self.scratch, subject, group, sid.as_bytes());
             count += 1;
             operations += 1;
-            let comes_twice = self.overlap.is_some() && group.is_none();
-            let counted_here = comes_twice || cx.bus.presence().may_match(subject);
-            if let Some(max) = interest.left.filter(|_| !counted_here) {
+            let is_counted_here = || {
+                let comes_twice = is_move && group.is_none();
+                comes_twice || cx.bus.presence().may_match(subject)
+            };
+            if let Some(max) = interest.left.filter(|_| !is_counted_here()) {
                 encode::unsub(&mut self.scratch, sid.as_bytes(), Some(max));
                 operations += 1;
             }
