@@ -150,7 +150,7 @@ impl Trunk {
 
     /// Gives a message that came on a link to whom it is for: whether it counts towards a max, and
     /// how far the link was then.
-    #[inline]
+    #[inline(always)]
     pub(super) fn deliver_message(
         &mut self,
         id: LinkId,
@@ -159,12 +159,12 @@ impl Trunk {
         (counts, seen): (bool, Seen),
         cx: &mut Turn<'_>,
     ) {
-        let is_moving = self.overlap.is_some();
-        let counted_here =
-            self.route.is_independent() || is_moving && self.is_counted_alone(upstream);
-        let awaits_limits = self.limits_covered_by > 0 && self.waits_for_limits(id);
-        let may_be_over = counted_here || (counts && awaits_limits);
-        if may_be_over && self.subscriptions.is_over(upstream) {
+        let independent = self.route.is_independent();
+        let has_moved = self.overlap.is_some() || self.limits_covered_by > 0;
+        if (independent || has_moved)
+            && (self.is_ended_here(upstream) || counts && self.waits_for_limits(id))
+            && self.subscriptions.is_over(upstream)
+        {
             cx.bus.counters_mut().over_max_msgs += 1;
             return;
         }
@@ -189,7 +189,7 @@ impl Trunk {
         match spent {
             None => cx.bus.counters_mut().unknown_sid_msgs += 1,
             Some(Spent::Nothing) => {}
-            Some(Spent::One(upstream)) if !counted_here => {
+            Some(Spent::One(upstream)) if !self.is_ended_here(upstream) => {
                 // Freed once a fence behind its UNSUB, which was sent before, is answered.
                 let covered_by = self.links.next_ping();
                 let link = &mut self.links[id];

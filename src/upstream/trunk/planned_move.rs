@@ -459,6 +459,11 @@ impl Trunk {
         self.subscriptions.is_from_before(upstream, told_from)
     }
 
+    /// Whether natsmux ends a subscription by itself: its broker doesn't know how much came.
+    pub(super) fn is_ended_here(&self, upstream: UpstreamSid) -> bool {
+        self.route.is_independent() || self.is_counted_alone(upstream)
+    }
+
     /// A max for a subscription of two links: the old one's broker is told, which counts as it did.
     pub(super) fn limit_beside_move(
         &mut self,
