@@ -115,7 +115,7 @@ pub enum TlsVersion {
 
 choice!(TlsVersion { "1.2" => Tls12, "1.3" => Tls13 });
 
-/// What two byte-identical messages are that come while both links of a planned move are
+/// The meaning of two byte-identical messages that come while both links of a planned move are
 /// subscribed (R41).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Identical {

@@ -168,7 +168,7 @@ pub struct BusConfig {
     /// Whether publishes that wait for a broker are kept once `reveal_outage_after` has passed
     /// (R37). `drop` needs at-most-once. Default: keep. Changes on reload: yes.
     pub outage_publishes: OutagePublishes,
-    /// What two byte-identical messages are that come while both links of a planned move are
+    /// The meaning of two byte-identical messages that come while both links of a planned move are
     /// subscribed (R41). Default: `once`. Changes on reload: yes, for later moves.
     pub move_identical: Identical,
     /// Deadlines and intervals. Changes on reload: yes, all of them.

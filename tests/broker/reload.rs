@@ -188,11 +188,100 @@ fn operations_within_a_move_are_carried_out_exactly() {
     new.answering(|| client.pong());
     // Behind the move the broker has the rest: it has brought two, and two are wanted.
     new.until(|op| op.line == format!("UNSUB {moved} 4"));
+    new.answer_ping();
     new.msg("foo", &moved, "three");
     new.msg("foo", &moved, "four");
     client.expect(&message("foo", "own", "three"));
     client.expect(&message("foo", "own", "four"));
     round_trip(&mut client, &mut new);
+}
+
+/// A new broker that speaks and never says that it has the ledger: SUBs wait for it only so long.
+#[test]
+fn a_new_broker_that_proves_nothing_is_given_up() {
+    let brokers = Brokers::start(2);
+    let setup = Setup::new(&brokers).timing("link_timeout", "300ms");
+    let (natsmux, mut client, mut old, _) = on_first(&setup, &brokers);
+    old.send(Flavour::v2_15().with("ldm", true).line());
+    let mut new = brokers.link();
+    new.accept();
+    let moved = new.sub("foo");
+    new.expect("PING");
+    client.send("SUB late 7\r\n");
+    let begun = Instant::now();
+    // It is heard all the time, so that silence takes three times that (R9).
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while begun.elapsed() < Duration::from_millis(800) {
+                new.try_send(message("foo", &moved, "x"));
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        old.until(|op| op.line.starts_with("SUB late "));
+    });
+    let took = begun.elapsed();
+    let expected = Duration::from_millis(500)..Duration::from_millis(890);
+    assert!(expected.contains(&took), "{took:?}");
+    assert_eq!(natsmux.counter("sessions_closed"), 0);
+}
+
+/// More than 4 MiB end the overlap early, and nothing of it is lost.
+#[test]
+fn a_move_that_would_keep_too_much_is_cut_short() {
+    const COUNT: usize = 100;
+    let brokers = Brokers::start(2);
+    let setup = Setup::new(&brokers).timing("move_overlap", "1s");
+    let (natsmux, mut client, mut old, sid) = on_first(&setup, &brokers);
+    old.send(Flavour::v2_15().with("ldm", true).line());
+    let mut new = brokers.link();
+    new.accept();
+    let moved = new.sub("foo");
+    new.answer_ping();
+    let begun = Instant::now();
+    let text = |at: usize| format!("{at:0>60000}");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for at in 0..COUNT {
+                new.msg("foo", &moved, &text(at));
+            }
+        });
+        old.until(|op| op.line == format!("UNSUB {sid}"));
+        assert!(
+            begun.elapsed() < Duration::from_millis(900),
+            "{:?}",
+            begun.elapsed()
+        );
+        old.answer_ping();
+        for at in 0..COUNT {
+            client.expect(&message("foo", "own", &text(at)));
+        }
+    });
+    wait_count(&natsmux, "moves_cut_short", 1);
+}
+
+/// With `move_identical = "twice"` rather one message too many than one too few.
+#[test]
+fn identical_messages_may_be_asked_for_twice() {
+    for (choice, times) in [("once", 2), ("twice", 4)] {
+        let brokers = Brokers::start(2);
+        let setup = Setup::new(&brokers).bus("move_identical", &format!("\"{choice}\""));
+        let (natsmux, mut client, mut old, sid) = on_first(&setup, &brokers);
+        old.send(Flavour::v2_15().with("ldm", true).line());
+        let mut new = brokers.link();
+        new.accept();
+        let moved = new.sub("foo");
+        new.expect("PING");
+        for _ in 0..2 {
+            old.msg("foo", &sid, "beat");
+            new.msg("foo", &moved, "beat");
+        }
+        client.expect(&message("foo", "own", "beat").repeat(2));
+        new.send("PONG\r\n");
+        old.until(|op| op.line == format!("UNSUB {sid}"));
+        old.answer_ping();
+        client.expect(&message("foo", "own", "beat").repeat(times - 2));
+        new.answering(|| wait_count(&natsmux, "moves_ambiguous", 1));
+    }
 }
 
 /// A new broker that dies within a move changes nothing; what it held comes from the old one.

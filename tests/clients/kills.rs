@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::client::{Client, Kind, Mode};
-use crate::support::{Cluster, KeyKind, Natsmux, PATIENCE, Version, wait_for};
+use crate::support::{Broker, Cluster, KeyKind, Natsmux, PATIENCE, Version, wait_for};
 use crate::tls::Secured;
 
 const KILLS: u64 = 20;
@@ -67,11 +67,7 @@ pub(crate) fn kill_in_turn(
     natsmux: &Natsmux,
     url: &str,
 ) {
-    let mut clients = Kind::ALL.map(|kind| {
-        let prefix = format!("{kind:?}");
-        Client::start(kind, url, &prefix, Mode::Steady)
-    });
-    wait_for_flow(&mut clients, "at the start");
+    let mut clients = start_all(url);
     let mut longest = Duration::ZERO;
     for round in 1..=kills {
         longest = longest.max(kill_active(&mut cluster, natsmux, &mut clients, round));
@@ -90,21 +86,48 @@ fn kill_active(
     clients: &mut [Client],
     round: u64,
 ) -> Duration {
-    let current = natsmux.current_broker();
-    let victim = current.as_deref().and_then(|c| cluster.index_of(c));
-    let victim = victim.unwrap_or_else(|| panic!("round {round}: no broker is {current:?}"));
-    cluster.broker(victim).kill();
     let killed = Instant::now();
-    wait_for_other_broker(natsmux, current.as_deref(), round);
-    wait_for_flow(clients, &format!("after kill {round}"));
+    let victim = lose_active(
+        cluster,
+        natsmux,
+        clients,
+        &format!("kill {round}"),
+        Broker::kill,
+    );
     let silence = killed.elapsed();
     cluster.restart(victim);
     wait_for_flow(clients, &format!("after return {round}"));
     silence
 }
 
+/// A client of each kind, all of whose messages flow.
+pub(crate) fn start_all(url: &str) -> [Client; 4] {
+    let start = |kind| Client::start(kind, url, &format!("{kind:?}"), Mode::Steady);
+    let mut clients = Kind::ALL.map(start);
+    wait_for_flow(&mut clients, "at the start");
+    clients
+}
+
+/// Has something happen to the broker in use, and waits until another serves and every client's
+/// messages flow again. Returns which it was.
+pub(crate) fn lose_active(
+    cluster: &mut Cluster,
+    natsmux: &Natsmux,
+    clients: &mut [Client],
+    what: &str,
+    happen: impl FnOnce(&mut Broker),
+) -> usize {
+    let current = natsmux.current_broker();
+    let active = current.as_deref().and_then(|c| cluster.index_of(c));
+    let active = active.unwrap_or_else(|| panic!("{what}: no broker is {current:?}"));
+    happen(cluster.broker(active));
+    wait_for_other_broker(natsmux, current.as_deref(), what);
+    wait_for_flow(clients, &format!("after {what}"));
+    active
+}
+
 /// Waits until natsmux uses another broker than before.
-pub(crate) fn wait_for_other_broker(natsmux: &Natsmux, before: Option<&str>, round: u64) {
+fn wait_for_other_broker(natsmux: &Natsmux, before: Option<&str>, what: &str) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let (now, health) = (natsmux.current_broker(), natsmux.get("/healthz"));
@@ -114,7 +137,7 @@ pub(crate) fn wait_for_other_broker(natsmux: &Natsmux, before: Option<&str>, rou
         }
         assert!(
             Instant::now() < deadline,
-            "kill {round}: {before:?} is dead, natsmux uses {now:?}; {health:?}"
+            "{what}: {before:?} was in use, natsmux uses {now:?}; {health:?}"
         );
         thread::sleep(Duration::from_millis(5));
     }

@@ -26,6 +26,16 @@ fn started(cluster: Cluster, text: String) -> Rig {
     rig
 }
 
+/// Changes one thing for the other and back, and waits each time until every trunk has moved.
+fn move_in_turn(rig: &mut Rig, rounds: u64, mut change: impl FnMut(&Natsmux, usize)) {
+    for round in 1..=rounds {
+        change(&rig.natsmux, usize::from(round % 2 == 1));
+        rig.natsmux.sighup();
+        wait_moved(&rig.natsmux, round);
+        pause(100);
+    }
+}
+
 /// Waits until every trunk has moved once more.
 pub(crate) fn wait_moved(natsmux: &Natsmux, round: u64) {
     natsmux.wait_varz("every trunk to have moved", PATIENCE, |varz| {
@@ -57,13 +67,8 @@ fn between_brokers(version: Version) {
     let urls = cluster.urls();
     let text = |only: usize| config(&urls[only..=only], Delivery::AtMostOnce, "", "");
     let mut rig = started(cluster, text(0));
-    for round in 1..=rounds {
-        let only = usize::from(round % 2 == 1);
-        rig.natsmux.rewrite_config(&text(only));
-        rig.natsmux.sighup();
-        wait_moved(&rig.natsmux, round);
-        pause(100);
-    }
+    let change = |natsmux: &Natsmux, at| natsmux.rewrite_config(&text(at));
+    move_in_turn(&mut rig, rounds, change);
     check(&rig, &format!("another broker of {version:?}"), rounds);
 }
 
@@ -103,12 +108,7 @@ fn within_one_broker(version: Version) {
         file.path()
     );
     let mut rig = started(cluster, text + &identity);
-    for round in 1..=rounds {
-        write(&pairs[usize::from(round % 2 == 1)]);
-        rig.natsmux.sighup();
-        wait_moved(&rig.natsmux, round);
-        pause(50);
-    }
+    move_in_turn(&mut rig, rounds, |_, at| write(&pairs[at]));
     check(&rig, &format!("other credentials at {version:?}"), rounds);
 }
 

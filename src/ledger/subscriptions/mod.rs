@@ -339,30 +339,17 @@ impl Subscriptions {
         }
     }
 
-    /// Behind a planned move, where the broker has counted since the replay on its link: what it
-    /// `has` of each subscription that was replayed, whose SUB the PING `told_from` covers at the
-    /// latest.
-    pub fn rebase_by(&mut self, told_from: u64, has: impl Fn(UpstreamSid) -> u64) {
+    /// Behind a planned move: what the broker of the present link `has` counted of each
+    /// subscription.
+    pub fn rebase_by(&mut self, has: impl Fn(UpstreamSid) -> u64) {
         for slot in 0..self.places.len() {
             let upstream = self.places.upstream(slot);
             if let Some(one) = self.places[slot].one_mut()
                 && one.state == State::Live
-                && one.covered_by <= told_from
             {
                 one.base = one.delivered.saturating_sub(has(upstream));
             }
         }
-    }
-
-    /// Live subscriptions with a max whose SUB the PING `told_from` covers at the latest, each with
-    /// the count at which the broker of the present link ends it.
-    pub fn limited_before(&self, told_from: u64) -> impl Iterator<Item = (UpstreamSid, u64)> {
-        self.places.iter().filter_map(move |(slot, place)| {
-            let one = place.one().filter(|one| one.state == State::Live)?;
-            let is_meant = one.max > 0 && one.group == NO_GROUP && one.covered_by <= told_from;
-            let generation = place.generation();
-            is_meant.then(|| (UpstreamSid { slot, generation }, one.max - one.base))
-        })
     }
 
     /// Whether every subscriber of its subject gets a message of it, and not one member of a queue

@@ -35,7 +35,7 @@ impl Admission {
         }
     }
 
-    /// What digests of this bus are made with, that nobody else knows.
+    /// The secret of this bus's digests.
     pub fn salt(&self) -> RandomState {
         self.salt.clone()
     }

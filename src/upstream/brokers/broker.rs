@@ -252,6 +252,15 @@ impl Broker {
         }
     }
 
+    /// The health of one that answers. A lame duck takes no dials, and answers on the links that it
+    /// has.
+    pub(super) fn health_of_living(&self) -> Health {
+        match &self.info {
+            Some(info) if info.ldm => Health::LameDuck,
+            _ => Health::Up,
+        }
+    }
+
     /// Notes that it is up, or about to leave.
     pub(super) fn revive(&mut self, health: Health, now: Instant) {
         if self.health == Health::Down {

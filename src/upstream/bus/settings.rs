@@ -25,7 +25,7 @@ pub struct Settings {
     pub delivery: Delivery,
     /// Whether publishes that wait survive an outage that components hear of (R37).
     pub outage_publishes: OutagePublishes,
-    /// What byte-identical messages are within a planned move (R41).
+    /// The meaning of byte-identical messages within a planned move (R41).
     pub move_identical: Identical,
     /// The components that may start while no broker is alive (R16).
     pub admit: Admit,

@@ -3,7 +3,6 @@
 use super::Trunk;
 use super::link::{LinkId, OkOwner, Phase};
 use super::no_responders::Status;
-use super::overlap::Arrival;
 use super::presence::PRESENCE_SID;
 use super::sessions::Message;
 use super::slot::Finishing;
@@ -137,12 +136,8 @@ impl Trunk {
             let independent = self.links[id].independent.get_or_insert_default();
             independent.received.note(upstream);
         }
-        let arrival = if counts && self.overlap.is_some() {
-            self.sort_arrival(id, upstream, msg, cx)
-        } else {
-            Arrival::Deliver
-        };
-        if arrival == Arrival::Deliver {
+        let is_in_move = counts && self.overlap.is_some();
+        if !is_in_move || self.goes_out_now(id, upstream, msg, cx) {
             let seen = self.links[id].seen();
             self.deliver_message(id, upstream, msg, (counts, seen), cx);
         }
@@ -159,10 +154,8 @@ impl Trunk {
         (counts, seen): (bool, Seen),
         cx: &mut Turn<'_>,
     ) {
-        let independent = self.route.is_independent();
-        let has_moved = self.overlap.is_some() || self.limits_covered_by > 0;
-        if (independent || has_moved)
-            && (self.is_ended_here(upstream) || counts && self.waits_for_limits(id))
+        if (self.route.is_independent() || self.overlap.is_some())
+            && self.is_ended_here(upstream)
             && self.subscriptions.is_over(upstream)
         {
             cx.bus.counters_mut().over_max_msgs += 1;

@@ -158,7 +158,7 @@ pub(super) struct Progress {
     pub(super) at: Option<Instant>,
 }
 
-/// Further state of a link to one of independent brokers.
+/// Further state of a link to one of independent brokers, or of the new one of a planned move.
 #[derive(Debug, Default)]
 pub(super) struct Independent {
     /// The `server_id` in this one's INFO.

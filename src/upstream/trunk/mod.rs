@@ -121,8 +121,6 @@ pub struct Trunk {
     route: Route,
     /// A planned move, while two links have the ledger and for a while behind that (R41).
     overlap: Option<Box<Overlap>>,
-    /// The PING behind the limits that a broker was told after such a move.
-    limits_covered_by: u64,
     /// When a SUB was last sent.
     subscribed_at: Option<Instant>,
     /// When links move to renewed credentials (R38).
@@ -163,7 +161,6 @@ impl Trunk {
             links: Links::new(),
             route: Route::default(),
             overlap: None,
-            limits_covered_by: 0,
             subscribed_at: None,
             renew_at: None,
             vouched: None,

@@ -15,12 +15,13 @@ use crate::clock::Instant;
 use crate::config::Identical;
 use crate::ledger::{Seen, UpstreamSid};
 use crate::proto::server::Msg;
+use crate::upstream::bus::Settings;
 
 /// The most that a move of one trunk keeps in memory, in bytes: beyond, the old link is left at once.
 pub(super) const OVERLAP_BYTES: usize = 4 * 1024 * 1024;
 /// The most that the new link may bring ahead of the PONG that says that it has the ledger.
 const FLOOD_BYTES: usize = 4 * OVERLAP_BYTES;
-/// What a digest costs there.
+/// The cost of a digest there.
 const DIGEST_BYTES: usize = 32;
 /// The overlap of two links to one broker: it puts a message to both in one go, but for the
 /// scheduling of its threads.
@@ -31,8 +32,8 @@ const STRAGGLERS: u32 = 10;
 /// How far a planned move has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// What the old link brings is remembered until then: it may be on its way to the new one's
-    /// broker, and arrive there once that has the ledger.
+    /// Messages of the old link are remembered until then: they may be on their way to the new
+    /// one's broker, and arrive there once that has the ledger.
     Recording(Instant),
     /// The old link proves what it was told last: the PING with this number. By then the next stage
     /// begins.
@@ -45,6 +46,9 @@ pub(super) enum Stage {
     Leaving,
     /// The new link is live. Copies may come until a PING is answered that is sent then.
     Behind(Straggling),
+    /// No copy comes any more. The new link's broker was told what is left of each max, and proves
+    /// it: the PING with this number.
+    Limiting(u64),
 }
 
 /// The wait for copies of what the old link has brought.
@@ -78,15 +82,6 @@ impl Ask {
     }
 }
 
-/// What is done with a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arrival {
-    Deliver,
-    Hold,
-    /// The old link has brought it.
-    Drop,
-}
-
 /// A planned move of one trunk.
 #[derive(Debug)]
 pub(super) struct Overlap {
@@ -95,7 +90,6 @@ pub(super) struct Overlap {
     pub(super) stage: Stage,
     /// Of two brokers, how long both are subscribed.
     lasts: Duration,
-    straggles: Duration,
     is_same_broker: bool,
     identical: Identical,
     key: RandomState,
@@ -122,27 +116,23 @@ impl Overlap {
     pub(super) fn new(
         (old, new): (LinkId, LinkId),
         is_same_broker: bool,
-        between: Duration,
-        identical: Identical,
+        settings: &Settings,
         key: RandomState,
+        now: Instant,
     ) -> Self {
-        let lasts = if is_same_broker {
-            between.min(SAME_BROKER)
+        let between = settings.timings.move_overlap;
+        let (lasts, ahead) = if is_same_broker {
+            (between.min(SAME_BROKER), Duration::ZERO)
         } else {
-            between
+            (between, between)
         };
         Self {
             old,
             new,
-            stage: Stage::Settling(0, None),
+            stage: Stage::Recording(now + ahead),
             is_same_broker,
             lasts,
-            straggles: if is_same_broker {
-                lasts
-            } else {
-                lasts * STRAGGLERS
-            },
-            identical,
+            identical: settings.move_identical,
             key,
             early: HashMap::new(),
             late: HashMap::new(),
@@ -180,12 +170,24 @@ impl Overlap {
 
     /// How long copies may be on their way behind it.
     pub(super) fn straggles(&self) -> Duration {
-        self.straggles
+        if self.is_same_broker {
+            self.lasts
+        } else {
+            self.lasts * STRAGGLERS
+        }
     }
 
     /// Whether SUBs wait: one that came now would begin on the two links at different messages.
     pub(super) fn holds_subscriptions(&self) -> bool {
-        !matches!(self.stage, Stage::Recording(_) | Stage::Behind(_))
+        !matches!(
+            self.stage,
+            Stage::Recording(_) | Stage::Behind(_) | Stage::Limiting(_)
+        )
+    }
+
+    /// Whether the new link's broker has been told what is left of each max.
+    pub(super) fn has_told_limits(&self) -> bool {
+        matches!(self.stage, Stage::Limiting(_))
     }
 
     /// Whether the new link has been told nothing yet.
@@ -277,10 +279,16 @@ impl Overlap {
         (std::mem::take(held), std::mem::take(frames))
     }
 
-    /// What the old link brought before the new one had the ledger, and this one hasn't, it never
-    /// will.
+    /// The new link never brings what the old one brought before it had the ledger, if it hasn't
+    /// by now.
     pub(super) fn forget_early(&mut self) {
         self.early = HashMap::new();
+    }
+
+    /// Nothing that the old link brought comes any more.
+    pub(super) fn forget_copies(&mut self) {
+        self.forget_early();
+        self.late = HashMap::new();
     }
 }
 
@@ -302,8 +310,12 @@ mod tests {
 
     fn overlap(identical: Identical) -> Overlap {
         let links = (LinkId(0), LinkId(1));
-        let (between, key) = (Duration::from_millis(50), RandomState::new());
-        let mut overlap = Overlap::new(links, false, between, identical, key);
+        let settings = Settings {
+            move_identical: identical,
+            ..Settings::default()
+        };
+        let (key, now) = (RandomState::new(), Instant::now());
+        let mut overlap = Overlap::new(links, false, &settings, key, now);
         overlap.stage = Stage::Joining(Instant::now());
         overlap
     }

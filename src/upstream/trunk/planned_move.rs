@@ -2,16 +2,14 @@
 //!
 //! The old link proves what it was told; the new one is told the ledger; both have it for a while;
 //! the old one is unsubscribed and asked; behind its PONG the new one is live. SUBs and second
-//! CONNECTs wait meanwhile. What [`overlap`](super::overlap) keeps says what is a copy.
+//! CONNECTs wait meanwhile. [`overlap`](super::overlap) tells copies.
 
 use super::Trunk;
-use super::link::{LinkId, OkOwner, Phase};
-use super::operations::NO_SID;
-use super::overlap::{Arrival, Ask, Overlap, Stage, Straggling};
+use super::link::{LinkId, Phase};
+use super::overlap::{Ask, Overlap, Stage, Straggling};
 use super::slot::Gate;
 use crate::clock::Instant;
 use crate::ledger::{SessionId, UpstreamSid};
-use crate::proto::encode;
 use crate::proto::server::{Msg, ServerLimits, ServerOp, ServerScan, scan};
 use crate::upstream::brokers::roster::Failure;
 use crate::upstream::bus::{Bus, Turn};
@@ -32,25 +30,19 @@ impl Trunk {
         let Some(old) = self.live().filter(|_| self.route.moving.is_some()) else {
             return false;
         };
-        self.end_overlap(cx);
         let is_same_broker = self.links[old].broker == self.links[new].broker;
         let settings = cx.bus.settings();
-        let mut overlap = Overlap::new(
+        let overlap = Overlap::new(
             (old, new),
             is_same_broker,
-            settings.timings.move_overlap,
-            settings.move_identical,
+            settings,
             cx.bus.admission().salt(),
+            cx.now,
         );
-        if !is_same_broker {
-            overlap.stage = Stage::Recording(cx.now + overlap.lasts());
-        }
         self.overlap = Some(Box::new(overlap));
         let independent = self.links[new].independent.get_or_insert_default();
         independent.received = Default::default();
-        if is_same_broker {
-            self.settle_old(old, cx);
-        }
+        self.go_on_overlapping(cx);
         true
     }
 
@@ -79,7 +71,7 @@ impl Trunk {
     }
 
     /// The link that a move leaves, while it is there.
-    fn old_link(&self) -> Option<LinkId> {
+    pub(super) fn old_link(&self) -> Option<LinkId> {
         let overlap = self.overlap.as_ref()?;
         self.links.has(overlap.old).then_some(overlap.old)
     }
@@ -120,7 +112,12 @@ impl Trunk {
                 self.leave_old_link(cx);
             }
             Stage::Behind(straggling) => self.await_stragglers(new, straggling, cx),
-            Stage::Recording(_) | Stage::Joining(_) | Stage::Both(_) | Stage::Leaving => {}
+            Stage::Limiting(seq) if self.links[new].answered >= seq => self.end_overlap(new, cx),
+            Stage::Limiting(_)
+            | Stage::Recording(_)
+            | Stage::Joining(_)
+            | Stage::Both(_)
+            | Stage::Leaving => {}
         }
     }
 
@@ -141,7 +138,7 @@ impl Trunk {
                 let asks = asks.into_iter().flatten();
                 straggling.publish_at.into_iter().chain(asks).min()
             }
-            Stage::Leaving => None,
+            Stage::Leaving | Stage::Limiting(_) => None,
         }
     }
 
@@ -170,52 +167,44 @@ impl Trunk {
         true
     }
 
-    /// What becomes of a message that a broker sent.
-    pub(super) fn sort_arrival(
+    /// Whether a message that a broker sent goes to components now: it is neither held until the
+    /// old link has brought all, nor a copy.
+    pub(super) fn goes_out_now(
         &mut self,
         id: LinkId,
         upstream: UpstreamSid,
         msg: &Msg<'_>,
         cx: &mut Turn<'_>,
-    ) -> Arrival {
+    ) -> bool {
         let old = self.old_link();
+        let is_plain = self.subscriptions.is_plain(upstream);
         let Some(overlap) = &mut self.overlap else {
-            return Arrival::Deliver;
+            return true;
         };
-        if id == overlap.new && self.subscriptions.knows(upstream) {
+        let is_new = id == overlap.new;
+        if is_new && is_plain.is_some() {
             let independent = self.links[id].independent.get_or_insert_default();
             independent.received.note(upstream);
         }
         // Each message of a queue group goes to one of the two.
-        if self.subscriptions.is_plain(upstream) != Some(true) {
-            return Arrival::Deliver;
+        if is_plain != Some(true) {
+            return true;
         }
-        if Some(id) == old {
+        let is_old = Some(id) == old;
+        if is_old {
             overlap.remember(msg);
-        } else if id == overlap.new && old.is_some() {
+        } else if is_new && old.is_some() {
             overlap.hold(msg, self.links[id].seen());
         } else {
-            let is_copy = id == overlap.new && overlap.take_copy(msg);
-            return if is_copy {
-                Arrival::Drop
-            } else {
-                Arrival::Deliver
-            };
+            return !(is_new && overlap.take_copy(msg));
         }
-        let bytes = overlap.bytes();
-        cx.bus
-            .budgets()
-            .pending
-            .take(bytes - overlap.charged.min(bytes));
-        overlap.charged = overlap.charged.max(bytes);
+        let more = overlap.bytes().saturating_sub(overlap.charged);
+        overlap.charged += more;
+        cx.bus.budgets().pending.take(more);
         if overlap.is_full() {
             self.go_on_overlapping(cx);
         }
-        if Some(id) == old {
-            Arrival::Deliver
-        } else {
-            Arrival::Hold
-        }
+        is_old
     }
 
     /// Whether a link isn't read: much is held until the old one has brought all.
@@ -225,14 +214,13 @@ impl Trunk {
         holds && self.old_link().is_some()
     }
 
-    /// The old link has brought all: what the new one held is delivered, but for copies.
-    pub(super) fn release_held(&mut self, cx: &mut Turn<'_>) {
+    /// Delivers what the new link held, but for copies.
+    fn release_held(&mut self, cx: &mut Turn<'_>) {
         let Some(overlap) = &mut self.overlap else {
             return;
         };
         let (held, frames) = overlap.take_held();
         let new = overlap.new;
-        // What left a shared subscription meanwhile has had all from the old link.
         let mut rest = &held[..];
         for (len, seen) in frames {
             let (frame, behind) = rest.split_at(len);
@@ -267,7 +255,6 @@ impl Trunk {
         if !self.overlap.as_deref().is_some_and(is_new) {
             return;
         }
-        self.release_held(cx);
         cx.bus.counters_mut().gapless_moves += 1;
         if let Some(overlap) = &mut self.overlap {
             let proven_at = overlap.proven_at.unwrap_or(cx.now);
@@ -287,17 +274,26 @@ impl Trunk {
             self.resume_open(cx);
         }
         self.go_on_asking(new, &mut straggling.early, cx);
-        if straggling.early == Ask::Answered
-            && let Some(overlap) = &mut self.overlap
-        {
+        self.go_on_asking(new, &mut straggling.late, cx);
+        let Some(overlap) = &mut self.overlap else {
+            return;
+        };
+        if straggling.early == Ask::Answered {
             overlap.forget_early();
         }
-        self.go_on_asking(new, &mut straggling.late, cx);
-        self.set_stage(Stage::Behind(straggling));
-        if straggling.late == Ask::Answered {
-            self.end_overlap(cx);
-            self.leave_where_due(cx);
+        overlap.stage = Stage::Behind(straggling);
+        if straggling.late != Ask::Answered {
+            return;
         }
+        overlap.forget_copies();
+        let seq = if self.any_limited {
+            self.send_limits(cx);
+            self.links.fence(new, cx)
+        } else {
+            0
+        };
+        self.set_stage(Stage::Limiting(seq));
+        self.go_on_overlapping(cx);
     }
 
     fn go_on_asking(&mut self, new: LinkId, ask: &mut Ask, cx: &mut Turn<'_>) {
@@ -315,50 +311,18 @@ impl Trunk {
         }
     }
 
-    /// Nothing comes twice any more: the new link's broker counts for itself from now on.
-    pub(super) fn end_overlap(&mut self, cx: &mut Turn<'_>) {
-        let Some(overlap) = self.overlap.as_ref() else {
-            return;
-        };
-        let (new, held) = (overlap.new, overlap.holds_publishes());
+    /// Nothing comes twice any more, and the new link's broker knows what is left of each max: it
+    /// counts for itself from now on.
+    fn end_overlap(&mut self, new: LinkId, cx: &mut Turn<'_>) {
         self.forget_overlap(cx.bus);
-        let Some(link) = self.links.get_mut(new) else {
-            return;
-        };
-        let independent = link.independent.as_mut();
-        let received = independent.map(|own| std::mem::take(&mut own.received));
-        let received = received.unwrap_or_default();
+        let independent = &mut self.links[new].independent;
+        let received = independent.as_mut().map(|own| &mut own.received);
+        let received = received.map(std::mem::take).unwrap_or_default();
+        // Nothing else is kept there for long, but for what its broker refused.
+        independent.take_if(|own| own.lacks.is_empty());
         self.subscriptions
-            .rebase_by(link.told_from, |upstream| received.of(upstream));
-        if self.any_limited {
-            self.limits_covered_by = self.links.next_ping();
-            self.tell_limits(new, cx);
-        }
-        if held {
-            self.resume_open(cx);
-        }
-    }
-
-    /// Whether a link's broker may not know yet how many more of a subscription are wanted.
-    pub(super) fn waits_for_limits(&self, id: LinkId) -> bool {
-        let link = self.links.get(id);
-        link.is_some_and(|link| link.answered < self.limits_covered_by)
-    }
-
-    /// Tells the only link's broker how many more of a subscription are wanted.
-    fn tell_limits(&mut self, id: LinkId, cx: &Turn<'_>) {
-        let covered_by = self.links.next_ping();
-        let limited: Vec<_> = self
-            .subscriptions
-            .limited_before(self.links[id].told_from)
-            .collect();
-        let mut frame = std::mem::take(&mut self.scratch);
-        for (upstream, max) in limited {
-            encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
-            self.links[id].push_operation(&frame, OkOwner::Nobody, covered_by, cx.now);
-            frame.clear();
-        }
-        self.scratch = frame;
+            .rebase_by(|upstream| received.of(upstream));
+        self.leave_where_due(cx);
     }
 
     /// A move is over, or off: nothing waits for it, and what it kept is given back.
@@ -429,7 +393,7 @@ impl Trunk {
     pub(super) fn waits_for_move(&mut self, session: SessionId) -> bool {
         let holds = self.is_moving();
         if holds && let Some(slot) = self.sessions.get_mut(session) {
-            slot.gate = Gate::Shut(u64::MAX);
+            slot.gate = Gate::UNTIL_MOVED;
             self.sessions.await_pong(session);
         }
         holds
@@ -438,63 +402,11 @@ impl Trunk {
     fn open_move_gates(&mut self) {
         for session in self.sessions.ids() {
             let slot = &mut self.sessions[session];
-            if slot.gate == Gate::Shut(u64::MAX) {
+            if slot.gate == Gate::UNTIL_MOVED {
                 slot.gate = Gate::Open;
                 self.sessions.release(session);
             }
         }
-    }
-
-    /// Whether natsmux alone counts a subscription's messages towards its max: two brokers have it,
-    /// or the one that has it counts copies.
-    pub(super) fn is_counted_alone(&self, upstream: UpstreamSid) -> bool {
-        let Some(overlap) = &self.overlap else {
-            return false;
-        };
-        if overlap.is_to_begin() {
-            return false;
-        }
-        let new = self.links.get(overlap.new);
-        let told_from = new.map_or(u64::MAX, |new| new.told_from);
-        self.subscriptions.is_from_before(upstream, told_from)
-    }
-
-    /// Whether natsmux ends a subscription by itself: its broker doesn't know how much came.
-    pub(super) fn is_ended_here(&self, upstream: UpstreamSid) -> bool {
-        self.route.is_independent() || self.is_counted_alone(upstream)
-    }
-
-    /// A max for a subscription of two links: the old one's broker is told, which counts as it did.
-    pub(super) fn limit_beside_move(
-        &mut self,
-        session: SessionId,
-        upstream: UpstreamSid,
-        max: u64,
-        now: Instant,
-    ) {
-        let old = self.old_link();
-        let left = self.subscriptions.left(upstream);
-        // Each message of a queue group comes once.
-        let is_member = self.subscriptions.is_plain(upstream) == Some(false);
-        let owner = self.note_operation(session);
-        let covered_by = self.links.next_ping();
-        let mut frame = std::mem::take(&mut self.scratch);
-        for link in self.links.subscribed_mut() {
-            let is_owner = Some(link.id) == owner;
-            if Some(link.id) == old {
-                encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
-            } else if is_member && let Some(left) = left {
-                let max = link.received(upstream) + left;
-                encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
-            } else if is_owner {
-                encode::unsub(&mut frame, NO_SID, None);
-            } else {
-                continue;
-            }
-            link.push_operation(&frame, OkOwner::of_operation(is_owner), covered_by, now);
-            frame.clear();
-        }
-        self.scratch = frame;
     }
 
     /// Subscriptions ended: the old link, where it is still subscribed, brings all there is.

@@ -152,6 +152,9 @@ pub(super) enum Gate {
 }
 
 impl Gate {
+    /// It waits for the end of a planned move (R41): no PING has this number.
+    pub(super) const UNTIL_MOVED: Self = Self::Shut(u64::MAX);
+
     pub(super) fn is_shut(self) -> bool {
         matches!(self, Self::Shut(_))
     }

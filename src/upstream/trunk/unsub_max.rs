@@ -1,4 +1,5 @@
-//! UNSUB max over several brokers, each of which counts for itself (R31).
+//! UNSUB max over several brokers, each of which counts for itself (R31), and over the two links of
+//! a planned move (R41).
 
 use super::Trunk;
 use super::link::{Link, LinkId, OkOwner};
@@ -82,6 +83,65 @@ impl Trunk {
         }
         self.subscriptions.hold(upstream, holders);
         frame.clear();
+        self.scratch = frame;
+    }
+
+    /// Whether natsmux alone counts a subscription's messages towards its max: two brokers have it,
+    /// or the one that has it counts copies.
+    pub(super) fn is_counted_alone(&self, upstream: UpstreamSid) -> bool {
+        let Some(overlap) = &self.overlap else {
+            return false;
+        };
+        if overlap.is_to_begin() {
+            return false;
+        }
+        let new = self.links.get(overlap.new);
+        let told_from = new.map_or(u64::MAX, |new| new.told_from);
+        self.subscriptions.is_from_before(upstream, told_from)
+    }
+
+    /// Whether natsmux ends a subscription by itself: its broker doesn't know how much came.
+    pub(super) fn is_ended_here(&self, upstream: UpstreamSid) -> bool {
+        self.route.is_independent() || self.is_counted_alone(upstream)
+    }
+
+    /// A max for a subscription of two links: the old one's broker is told, which counts as it did.
+    pub(super) fn limit_beside_move(
+        &mut self,
+        session: SessionId,
+        upstream: UpstreamSid,
+        max: u64,
+        now: Instant,
+    ) {
+        let old = self.old_link();
+        let left = self.subscriptions.left(upstream);
+        // Its broker has been told the others by now.
+        let is_late = self
+            .overlap
+            .as_ref()
+            .is_some_and(|overlap| overlap.has_told_limits());
+        // Each message of a queue group comes once.
+        let is_member = self.subscriptions.is_plain(upstream) == Some(false);
+        let owner = self.note_operation(session);
+        let covered_by = self.links.next_ping();
+        let mut frame = std::mem::take(&mut self.scratch);
+        for link in self.links.subscribed_mut() {
+            let is_owner = Some(link.id) == owner;
+            if Some(link.id) == old {
+                encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
+            } else if (is_member || is_late)
+                && let Some(left) = left
+            {
+                let max = link.received(upstream) + left;
+                encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
+            } else if is_owner {
+                encode::unsub(&mut frame, NO_SID, None);
+            } else {
+                continue;
+            }
+            link.push_operation(&frame, OkOwner::of_operation(is_owner), covered_by, now);
+            frame.clear();
+        }
         self.scratch = frame;
     }
 }

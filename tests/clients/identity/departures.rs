@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::{answer, broker, creds, identity, launch, signed};
-use crate::client::{Client, Kind, Mode};
-use crate::kills::{totals, wait_for_flow, wait_for_other_broker};
+use crate::client::Kind;
+use crate::kills::{lose_active, start_all, totals};
 use crate::support::{
     Authority, Broker, BrokerOptions, Cluster, KeyKind, Operator, PATIENCE, RawClient, Version,
     write_secret,
@@ -42,26 +42,18 @@ fn freezes_and_lame_ducks(version: Version) {
     let more = identity("orders", "same_key = true", &creds(&user));
     let natsmux = launch(&cluster.urls(), &more).wait_healthy();
     let url = format!("{}#creds={}", natsmux.url(), user.path().display());
-    let mut clients =
-        Kind::ALL.map(|kind| Client::start(kind, &url, &format!("{kind:?}"), Mode::Steady));
-    wait_for_flow(&mut clients, "at the start");
+    let mut clients = start_all(&url);
     for round in 1..=ROUNDS {
-        let current = natsmux.current_broker();
-        let frozen = current.as_deref().and_then(|at| cluster.index_of(at));
-        let frozen = frozen.expect("a broker of the cluster");
-        cluster.broker(frozen).signal(Signal::STOP);
-        wait_for_other_broker(&natsmux, current.as_deref(), round);
-        wait_for_flow(&mut clients, &format!("after freeze {round}"));
+        let what = format!("freeze {round}");
+        let freeze = |broker: &mut Broker| broker.signal(Signal::STOP);
+        let frozen = lose_active(&mut cluster, &natsmux, &mut clients, &what, freeze);
         cluster.broker(frozen).signal(Signal::CONT);
         cluster.wait_routed();
         // What waited for it between the brokers is older than a move remembers.
         thread::sleep(Duration::from_secs(1));
-        let current = natsmux.current_broker();
-        let duck = current.as_deref().and_then(|at| cluster.index_of(at));
-        let duck = duck.expect("a broker of the cluster");
-        cluster.broker(duck).signal(Signal::USR2);
-        wait_for_other_broker(&natsmux, current.as_deref(), round);
-        wait_for_flow(&mut clients, &format!("after lame duck {round}"));
+        let what = format!("lame duck {round}");
+        let leave = |broker: &mut Broker| broker.signal(Signal::USR2);
+        let duck = lose_active(&mut cluster, &natsmux, &mut clients, &what, leave);
         cluster.restart(duck);
     }
     let totals = totals(clients);
@@ -88,16 +80,10 @@ fn clients_that_are_relayed_reconnect_once_for_each_kill() {
         let mut cluster = super::cluster_of(version, &operator);
         let natsmux = launch(&cluster.urls(), "").wait_healthy();
         let url = format!("{}#again={}", natsmux.url(), user.path().display());
-        let mut clients =
-            Kind::ALL.map(|kind| Client::start(kind, &url, &format!("{kind:?}"), Mode::Steady));
-        wait_for_flow(&mut clients, "at the start");
+        let mut clients = start_all(&url);
         for round in 1..=KILLS {
-            let current = natsmux.current_broker();
-            let victim = current.as_deref().and_then(|at| cluster.index_of(at));
-            let victim = victim.expect("a broker of the cluster");
-            cluster.broker(victim).kill();
-            wait_for_other_broker(&natsmux, current.as_deref(), round);
-            wait_for_flow(&mut clients, &format!("after kill {round}"));
+            let what = format!("kill {round}");
+            let victim = lose_active(&mut cluster, &natsmux, &mut clients, &what, Broker::kill);
             cluster.restart(victim);
             // Without any broker, who comes back is let go again.
             natsmux.wait_varz("both brokers to be up", PATIENCE, |varz| {

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::client::{Client, Kind, Mode};
-use crate::kills::{kill_in_turn, totals, wait_for_flow};
+use crate::kills::{kill_in_turn, start_all, totals, wait_for_flow};
 use crate::support::{
     BrokerOptions, Cluster, Natsmux, Operator, PATIENCE, RawClient, User, Version, wait_for,
     write_secret,
@@ -197,9 +196,7 @@ fn renewed_credentials_are_noticed_by_no_client() {
         let user = operator.user("orders");
         operator.issue(&user, Some(LIFE));
         let (_cluster, natsmux, url) = signing(version, &operator, &user);
-        let mut clients =
-            Kind::ALL.map(|kind| Client::start(kind, &url, &format!("{kind:?}"), Mode::Steady));
-        wait_for_flow(&mut clients, "at the start");
+        let mut clients = start_all(&url);
         // However long they took to start.
         operator.issue(&user, Some(LIFE));
         for round in 1..=RENEWALS {

@@ -99,7 +99,7 @@ impl Roster {
         let same = known.filter(|known| known.server_id == info.server_id);
         // A lame duck with links never recovers: what it had said before came late, on another
         // connection.
-        info.ldm |= same.is_some_and(|known| known.ldm) && self.broker(id).links() > 0;
+        info.ldm |= same.is_some_and(|known| known.ldm) && self.broker(id).has_links();
         if known.is_some() && same.is_none() {
             // Another process: what the last one said doesn't hold for it.
             self.troubles.forget(id);
@@ -113,12 +113,8 @@ impl Roster {
         broker.probing = false;
         broker.failures = 0;
         broker.probe_at = now + interval;
-        let health = if info.ldm {
-            Health::LameDuck
-        } else {
-            Health::Up
-        };
         broker.info = Some(Box::new(info));
+        let health = broker.health_of_living();
         let stays = broker.health == health;
         self.note_infos();
         if !stays {
@@ -137,14 +133,7 @@ impl Roster {
     pub fn handle_answer(&mut self, id: BrokerId, now: Instant) {
         let broker = self.broker_mut(id);
         if broker.health == Health::Down {
-            // A lame duck takes no dials, and answers those that it has.
-            let is_duck = broker.info.as_ref().is_some_and(|info| info.ldm);
-            let health = if is_duck {
-                Health::LameDuck
-            } else {
-                Health::Up
-            };
-            broker.revive(health, now);
+            broker.revive(broker.health_of_living(), now);
             broker.failures = 0;
             self.changed = true;
             self.reconsider(now);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::proto::info::ServerInfo;
+use crate::upstream::brokers::liveness::TrunkId;
 use crate::upstream::brokers::trouble::IdentityDigest;
 
 const ID: IdentityDigest = 7;
@@ -92,6 +93,25 @@ fn the_choice_moves_on_when_the_probe_finds_the_broker_dead() {
     // Its trunks may have left it already, and will not ask again.
     roster.handle_failure(A, Failure::ConnectionRefused, now);
     assert_eq!(roster.current(), B);
+}
+
+#[test]
+fn a_lame_duck_with_links_stays_one_whatever_comes_late() {
+    let now = Instant::now();
+    let mut roster = roster(now);
+    roster.handle_info(A, info(), now);
+    roster.broker_mut(A).liveness.attach(TrunkId(1));
+    roster.handle_lame_duck(A, now);
+    roster.handle_info(A, info(), now);
+    assert_eq!(roster.broker(A).health(), Health::LameDuck);
+    // It takes no dials, and answers on the links that it has.
+    roster.handle_trunk_failure(A, Failure::ConnectionRefused, now);
+    assert_eq!(roster.broker(A).health(), Health::Down);
+    roster.handle_answer(A, now);
+    assert_eq!(roster.broker(A).health(), Health::LameDuck);
+    roster.broker_mut(A).liveness.detach(TrunkId(1));
+    roster.handle_info(A, info(), now);
+    assert_eq!(roster.broker(A).health(), Health::Up);
 }
 
 #[test]
