@@ -238,7 +238,10 @@ impl ScriptedBroker {
         if self.running.is_some() {
             return;
         }
-        let listener = self.bind().expect("the reserved port can be listened on");
+        // A process that another test has just forked has the last listener until it executes.
+        let listener = wait_for("the reserved port to be free", PATIENCE, || {
+            self.bind().ok()
+        });
         let stop = Arc::new(AtomicBool::new(false));
         let desk = Desk {
             index: self.index,
