@@ -169,6 +169,8 @@ impl Trunk {
 
     /// Whether a message that a broker sent goes to components now: it is neither held until the
     /// old link has brought all, nor a copy.
+    #[cold]
+    #[inline(never)]
     pub(super) fn goes_out_now(
         &mut self,
         id: LinkId,
