@@ -143,6 +143,10 @@ pub struct BusConfig {
     /// Whether publishes go back to an independent broker that returned (R30).
     /// Default: auto. Changes on reload: yes.
     pub failback: Failback,
+    /// Whether the sessions of a host go back to its own broker of a cluster, the first of its
+    /// order (R13), once that has been well for `failback_delay`. Default: false. Changes on
+    /// reload: yes.
+    pub rebalance: bool,
     /// The subjects below which the natsmux of all hosts tell each other, through independent
     /// brokers, where they are (R29): 1 to 64 letters, digits, `_`, `-` and dots between tokens.
     /// Empty where it is `"off"`. Default: `_NATSMUX.presence`. Changes on reload: no.
@@ -193,6 +197,7 @@ impl BusConfig {
             allow_plain: false,
             topology: Topology::default(),
             failback: Failback::default(),
+            rebalance: false,
             presence: PRESENCE.to_owned(),
             presence_key_file: None,
             sharing: Sharing::default(),
@@ -339,7 +344,8 @@ pub struct Timings {
     /// to 10 min.
     pub refusal_window: Duration,
     /// How long an independent broker that returned only gets subscriptions, before
-    /// publishes go back to it (R30). Default: 10 s, from 10 ms to 1 h.
+    /// publishes go back to it (R30); and how long a host's own broker of a cluster must be well,
+    /// with `rebalance` (R13). Default: 10 s, from 10 ms to 1 h.
     pub failback_delay: Duration,
     /// How long publishes wait behind the last fence on an independent broker before they
     /// go to another, where both live (R30). Default: 100 ms, from 1 ms to 30 s.

@@ -99,6 +99,7 @@ pub(super) fn limits<V: Visitor>(v: &mut V, c: &mut DaemonLimits) -> Result<(), 
 pub(super) fn bus<V: Visitor>(v: &mut V, c: &mut BusConfig) -> Result<(), ConfigError> {
     v.choice("topology", &mut c.topology)?;
     v.choice("failback", &mut c.failback)?;
+    v.flag("rebalance", &mut c.rebalance)?;
     v.choice("sharing", &mut c.sharing)?;
     v.count("trunks_per_identity", &mut c.trunks_per_identity, 1..=64)?;
     let mut delivery = c.delivery;

@@ -20,7 +20,7 @@ use natsmux::proto::connect::{ConnectInfo, Secret};
 use natsmux::proto::info::{FirstInfo, ServerInfo, first_info};
 use natsmux::upstream::brokers::admission::Admission;
 use natsmux::upstream::brokers::presence::Presence;
-use natsmux::upstream::brokers::roster::{Cause, Departure, Failure, Placement};
+use natsmux::upstream::brokers::roster::{Cause, Departure, Failure};
 use natsmux::upstream::io::shared_trunks::{SharedTrunks, sharing_key};
 use natsmux::upstream::trunk::{Action, LinkId, MoveReason, Report};
 use natsmux::upstream::{BrokerId, Budgets, Bus, CloseReason, Roster, Trunk, TrunkId, Turn};
@@ -130,7 +130,7 @@ impl Daemon {
             .collect();
         let mut roster = Roster::new(
             &addrs,
-            plan.independent.unwrap_or(Placement::Spread(0)),
+            plan.placement(),
             plan.settings.timings.probe_interval,
             7,
             now,
@@ -744,6 +744,13 @@ impl World {
                     Cause::Left(Departure::LameDuck) => self.oracle.mark("lame-duck move"),
                     Cause::Left(Departure::Failback) => self.oracle.mark("independent: failback"),
                     Cause::Left(Departure::NewConnect) => {}
+                    Cause::Left(Departure::Drained) => {
+                        self.oracle.mark("operator: left a drained broker");
+                    }
+                    Cause::Left(Departure::Moved) => self.oracle.mark("operator: moved by command"),
+                    Cause::Left(Departure::Rebalanced) => {
+                        self.oracle.mark("operator: rebalanced");
+                    }
                     _ if independent => self.oracle.mark("independent: another broker took over"),
                     _ => {}
                 }
@@ -1455,6 +1462,7 @@ impl World {
 
     /// What must be true of natsmux itself once all is healed.
     pub fn judge_daemon(&mut self) {
+        self.judge_choice();
         let budgets = &self.daemon.bus.budgets();
         let used = [&budgets.held, &budgets.input, &budgets.pending].map(|budget| budget.used());
         let mut here = self

@@ -20,6 +20,7 @@ mod faults;
 mod handshake;
 mod identity;
 mod net;
+mod operator;
 mod outage;
 mod plan;
 mod rng;
@@ -81,6 +82,13 @@ const MARKS: &[&str] = &[
     "no responders",
     "one direction lost",
     "operations before CONNECT",
+    "operator: drained",
+    "operator: left a drained broker",
+    "operator: moved",
+    "operator: moved by command",
+    "operator: paused",
+    "operator: rebalanced",
+    "operator: undrained",
     "outage: revealed",
     "outage: turned away",
     "owed PONG over a failover",

@@ -97,7 +97,7 @@ impl World {
         if opened > self.daemon.served.0 {
             self.daemon.served = (opened, self.now);
         }
-        self.daemon.bus.review_outage(now);
+        self.daemon.bus.review(now);
         let is_revealed = self.daemon.bus.take_outage_news();
         if is_revealed {
             self.trace(|| "components hear of an outage".into());

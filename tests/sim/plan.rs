@@ -43,6 +43,10 @@ pub struct Plan {
     pub faults: u64,
     /// Planned moves: brokers that announce that they leave (R41).
     pub moves: u64,
+    /// Commands of an operator (R42).
+    pub orders: u64,
+    /// Hosts go back to their own broker after so long (R13).
+    pub rebalances: Option<Duration>,
     /// A component may have several equal subscriptions.
     pub twins: bool,
     /// When faults and new work stop.
@@ -91,6 +95,8 @@ impl Plan {
             at_least_once,
             components: *rng.pick(&[1, 1, 2, 3]) + hosts - 1,
             moves: 0,
+            orders: 0,
+            rebalances: None,
             faults: if twins { 0 } else { rng.range(1, 7) },
             twins,
             is_shared: false,

@@ -31,6 +31,9 @@ const TLS_PERCENT: u64 = 25;
 /// And in which natsmux holds the credentials.
 const IDENTITY_PERCENT: u64 = 20;
 const IDENTITY: u64 = 0x1d_0024;
+/// And in which an operator is at work.
+const OPERATOR_PERCENT: u64 = 20;
+const OPERATOR: u64 = 0x42_0025;
 const REVEAL_PERCENT: u64 = 10;
 const REVEAL: u64 = 0x37_0023;
 const TLS: u64 = 0x715_0023;
@@ -94,6 +97,8 @@ pub enum Event {
         host: usize,
     },
     Renew,
+    /// An operator's command.
+    Order,
     Expire {
         generation: u8,
     },
@@ -111,6 +116,8 @@ pub struct Host {
 pub struct World {
     pub plan: Plan,
     pub rng: Rng,
+    /// What the operator leaves to chance.
+    pub operator: Rng,
     pub now: Time,
     pub base: Instant,
     /// Of the host at which something happens now.
@@ -170,6 +177,10 @@ impl World {
         if choice.percent(IDENTITY_PERCENT) {
             plan.identify(&mut choice);
         }
+        let mut choice = Rng::new(seed ^ OPERATOR);
+        if choice.percent(OPERATOR_PERCENT) {
+            plan.operate(&mut choice);
+        }
         let brokers = plan.flavours.iter().copied().map(Broker::new).collect();
         let host = |no| {
             let each = plan.independent.map_or(1, |_| plan.flavours.len());
@@ -185,7 +196,7 @@ impl World {
             let echoes = plan.flavours.contains(&Flavour::V0_4);
             let (latency, repeats) = (plan.weather.latency, plan.at_least_once);
             let mut witness = Witness::new(latency, repeats, echoes, plan.is_flawless);
-            witness.moves = plan.moves + plan.renewals > 0;
+            witness.moves = plan.moves + plan.renewals + plan.orders > 0;
             witness.leaves_behind = plan.independent.is_some() && !plan.is_flawless;
             witness
         });
@@ -199,6 +210,7 @@ impl World {
             hosts,
             plan,
             rng,
+            operator: choice,
             now: 0,
             base,
             brokers,
@@ -247,6 +259,7 @@ impl World {
             self.at(at, Event::BlackOut);
         }
         self.schedule_renewals();
+        self.schedule_orders();
         for host in 0..self.plan.hosts {
             self.at(0, Event::Tick { host });
         }
@@ -443,6 +456,7 @@ impl World {
                 self.touch(host);
             }
             Event::Renew => self.renew(),
+            Event::Order => self.order(),
             Event::Expire { generation } => self.expire(generation),
             Event::Calm => self.calm_down(),
             Event::Judge => self.judge(),

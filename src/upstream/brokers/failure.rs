@@ -82,6 +82,12 @@ pub enum Departure {
     NewConnect,
     /// natsmux has newer credentials for its identity (R38).
     Renewed,
+    /// An operator drains the broker (R42).
+    Drained,
+    /// An operator moves the bus to another broker (R42).
+    Moved,
+    /// The host's own broker has returned (R13).
+    Rebalanced,
 }
 
 /// Why a link that was live isn't any more.
@@ -142,6 +148,9 @@ impl Departure {
             Self::Removed => "removed",
             Self::NewConnect => "new_connect",
             Self::Renewed => "renewed",
+            Self::Drained => "drained",
+            Self::Moved => "moved",
+            Self::Rebalanced => "rebalanced",
         }
     }
 }

@@ -205,6 +205,11 @@ impl Liveness {
         self.attached.len()
     }
 
+    /// The trunks with a live link to this broker.
+    pub fn trunks(&self) -> impl Iterator<Item = TrunkId> {
+        self.attached.iter().copied()
+    }
+
     /// Whether a trunk has a live link to this broker.
     pub fn is_attached(&self, trunk: TrunkId) -> bool {
         self.attached.contains(&trunk)

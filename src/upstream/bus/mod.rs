@@ -13,7 +13,9 @@ mod dial_queue;
 pub mod failover_report;
 mod fence_rate;
 pub mod lags;
+mod move_queue;
 mod outage;
+mod pause;
 pub(crate) mod room;
 mod settings;
 mod tracked;
@@ -48,6 +50,8 @@ use dial_queue::DialQueue;
 use failover_report::{Failover, Failovers, LostLink, TOGETHER};
 use fence_rate::FenceRate;
 use lags::Lags;
+pub(super) use move_queue::MovePlace;
+use move_queue::MoveQueue;
 use outage::Outage;
 use room::{RoomPlace, RoomQueue};
 use tracked::Tracked;
@@ -62,6 +66,8 @@ pub struct Bus {
     observed: Observed,
     budgets: Budgets,
     identities: Identities,
+    /// Publishes wait until then (R42).
+    paused_until: Option<Instant>,
 }
 
 /// Facts about the brokers, whichever worker's trunks ask.
@@ -94,6 +100,7 @@ struct Trunks {
     at_barrier: BTreeSet<TrunkId>,
     carriers: Carriers,
     dial_queue: DialQueue,
+    moves: MoveQueue,
     rooms: RoomQueue,
     /// They are to look again.
     woken: Vec<TrunkId>,
@@ -125,6 +132,7 @@ impl Bus {
             observed: Observed::default(),
             budgets,
             identities: Identities::default(),
+            paused_until: None,
         }
     }
 
@@ -278,6 +286,12 @@ impl Bus {
         if self.brokers.roster.take_renewed() && self.brokers.presence.doubt_routes() {
             self.brokers.roster.note_change();
         }
+        if self.brokers.roster.take_steered() {
+            self.trunks
+                .woken
+                .extend(self.brokers.roster.leaving_trunks());
+        }
+        self.wake_movers();
         if self.brokers.roster.take_changed() {
             self.trunks
                 .woken
@@ -292,6 +306,7 @@ impl Bus {
             || !self.trunks.woken.is_empty()
             || self.brokers.failovers.is_open()
             || self.has_outage_news()
+            || self.has_free_moves()
             || self.settings.is_independent()
     }
 

@@ -79,8 +79,10 @@ impl Outage {
 }
 
 impl Bus {
-    /// Looks at whether any broker serves, and whether components are to know that none does.
-    pub fn review_outage(&mut self, now: Instant) {
+    /// Ends a pause that is over, and looks at whether any broker serves, and whether components
+    /// are to know that none does.
+    pub fn review(&mut self, now: Instant) {
+        self.end_due_pause(now);
         // Whoever is served stays, though no broker takes anybody else.
         let roster = &self.brokers.roster;
         let serves = roster.is_alive() || roster.has_links();
@@ -136,7 +138,11 @@ impl Bus {
             let next_look = outage.looked_at? + LOOK_EVERY;
             (!outage.is_revealed).then_some(due.min(next_look))
         });
-        let due = [self.brokers.roster.poll_timeout(), revealed_at];
+        let due = [
+            self.brokers.roster.poll_timeout(),
+            revealed_at,
+            self.paused_until(),
+        ];
         due.into_iter().flatten().min()
     }
 }

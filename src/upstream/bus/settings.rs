@@ -9,6 +9,8 @@ use crate::config::{
 
 /// Fences per second, over all buses (R7).
 const FENCES_PER_SECOND: u32 = 5_000;
+/// Trunks of a bus that move by plan at once: a second link each.
+const MOVES_AT_ONCE: usize = 256;
 /// How long a broker's acceptance of credentials is believed of a session that joins others.
 const BELIEVED_FOR: Duration = Duration::from_secs(60);
 
@@ -42,6 +44,8 @@ pub struct Settings {
     pub trunks_per_identity: usize,
     /// How long a broker's acceptance of credentials is believed of a session that joins others.
     pub believed_for: Duration,
+    /// Trunks that move by plan at once (R42).
+    pub moves_at_once: usize,
     /// Fences that this bus sends per second at most, apart from the components' PINGs (R7).
     pub fences_per_second: u32,
 }
@@ -70,6 +74,7 @@ impl Settings {
             sharing: bus.sharing,
             trunks_per_identity: bus.trunks_per_identity,
             believed_for: BELIEVED_FOR,
+            moves_at_once: MOVES_AT_ONCE,
             fences_per_second: FENCES_PER_SECOND / buses.max(1) as u32,
         }
     }

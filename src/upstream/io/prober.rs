@@ -39,7 +39,7 @@ impl Pool {
             let next = {
                 let mut bus = self.bus.borrow_mut();
                 bus.presence_mut().set_wall(now, SystemTime::now());
-                bus.review_outage(now);
+                bus.review(now);
                 bus.poll_timeout()
             };
             self.probe_at.set(next);

@@ -8,7 +8,7 @@ use super::{CloseReason, Trunk};
 use crate::config::Delivery;
 use crate::ledger::{Held, Settled, settle};
 use crate::proto::encode;
-use crate::upstream::brokers::roster::{BrokerId, Cause, Departure, Failure, Health};
+use crate::upstream::brokers::roster::{BrokerId, Cause, Departure, Failure};
 use crate::upstream::bus::{Bus, Turn};
 
 /// The text that a component hears whose identity's certificate a broker refuses.
@@ -299,21 +299,16 @@ impl Trunk {
         }
     }
 
-    /// The configuration or a lame duck makes a broker one to leave.
+    /// The configuration, a lame duck or an operator makes a broker one to leave.
     pub(super) fn must_leave(broker: BrokerId, bus: &Bus) -> Option<Departure> {
-        let broker = bus.roster().broker(broker);
-        match broker.health() {
-            _ if broker.is_removed() => Some(Departure::Removed),
-            Health::LameDuck => Some(Departure::LameDuck),
-            _ => None,
-        }
+        bus.roster().must_leave(broker)
     }
 
     /// Plans to leave the live link for another broker (R19).
     pub(super) fn start_move(&mut self, reason: Departure, cx: &mut Turn<'_>) {
         // One that isn't over is followed by the next one.
         let is_free = self.overlap.is_none() && self.live().is_some();
-        if is_free && self.route.plan_move(reason, cx) {
+        if is_free && self.route.plan_move(self.id, reason, cx) {
             self.next_attempt(cx);
         }
     }
@@ -341,7 +336,7 @@ impl Trunk {
 
     /// Everything that the old link owed has come: close it and replay on the new one.
     pub(super) fn left(&mut self, id: LinkId, cx: &mut Turn<'_>) {
-        let reason = self.route.moving.map(|planned| planned.reason);
+        let reason = self.route.moving.as_ref().map(|planned| planned.reason);
         let cause = Cause::from(reason.unwrap_or(Departure::Removed));
         self.release_before_loss(id, cx);
         let link = self.drop_link(id, cx.bus);

@@ -35,7 +35,7 @@ impl Trunk {
         if self.done || !self.may_dial() {
             return;
         }
-        if let Some(planned) = self.route.moving
+        if let Some(planned) = &self.route.moving
             && self.route.is_independent()
         {
             if planned.after.is_some() {

@@ -281,7 +281,7 @@ impl Trunk {
     /// The link that publishes may be written to now: live, not suspect (R8), and not about to
     /// be left (R30, R41).
     fn open(&self, bus: &Bus) -> Option<LinkId> {
-        let waits = self.route.is_switching() || self.holds_publishes();
+        let waits = self.route.is_switching() || self.holds_publishes(bus);
         let live = self.live().filter(|_| !waits);
         live.filter(|&id| !self.links.is_suspect(id, bus))
     }

@@ -60,14 +60,15 @@ impl Trunk {
         self.go_on_overlapping(cx);
     }
 
-    /// Whether publishes wait: for what went to the old broker to be everywhere, or since a
+    /// Whether publishes wait: for an operator (R42), for what went to the old broker to be everywhere, or since a
     /// component that asked for no echo would hear itself on a link that isn't the one that it
     /// publishes on.
-    pub(super) fn holds_publishes(&self) -> bool {
-        self.overlap.as_deref().is_some_and(|overlap| {
-            let may_echo = !self.connect.echo && overlap.holds_subscriptions();
-            may_echo || overlap.holds_publishes()
-        })
+    pub(super) fn holds_publishes(&self, bus: &Bus) -> bool {
+        bus.is_paused()
+            || self.overlap.as_deref().is_some_and(|overlap| {
+                let may_echo = !self.connect.echo && overlap.holds_subscriptions();
+                may_echo || overlap.holds_publishes()
+            })
     }
 
     /// The link that a move leaves, while it is there.

@@ -14,6 +14,7 @@ use crate::net::Outbox;
 use crate::proto::connect::ConnectInfo;
 use crate::proto::info::ServerInfo;
 use crate::upstream::brokers::liveness::TrunkId;
+use crate::upstream::brokers::roster::Departure;
 use crate::upstream::bus::{Bus, Turn};
 
 /// How far a relay has come.
@@ -142,6 +143,8 @@ impl Trunk {
     /// Of independent brokers, others publish to the one that the bus has chosen.
     fn is_to_be_left(link: &Link, bus: &Bus) -> bool {
         let is_aside = bus.settings().is_independent() && bus.roster().current() != link.broker;
-        is_aside || Self::must_leave(link.broker, bus).is_some()
+        // Its component would notice: it stays, unless the broker goes.
+        let goes = |reason| !matches!(reason, Departure::Moved | Departure::Rebalanced);
+        is_aside || Self::must_leave(link.broker, bus).is_some_and(goes)
     }
 }

@@ -71,7 +71,7 @@ impl Trunk {
     /// publishes.
     pub(super) fn resume(&mut self, id: LinkId, cx: &mut Turn<'_>) -> u64 {
         let is_unproven = || self.links.is_suspect(id, cx.bus);
-        let waits = self.route.is_switching() || self.holds_publishes();
+        let waits = self.route.is_switching() || self.holds_publishes(cx.bus);
         if waits || (self.route.is_independent() && is_unproven()) {
             // Publishes wait for the next link (R30, R41), or until this one is proven (R8).
             return 0;

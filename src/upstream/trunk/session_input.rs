@@ -211,6 +211,7 @@ impl Trunk {
             self.route.moving = Some(Move {
                 reason: Departure::NewConnect,
                 after,
+                _place: None,
             });
         }
         self.next_attempt(cx);

@@ -50,7 +50,16 @@ impl Bench {
             port: 4222,
             tls: false,
         });
-        let roster = Roster::new(&addrs, Placement::Spread(0), Duration::from_secs(3), 1, now);
+        let roster = Roster::new(
+            &addrs,
+            Placement::Spread {
+                rotation: 0,
+                back: None,
+            },
+            Duration::from_secs(3),
+            1,
+            now,
+        );
         let budgets = Budgets::new(1 << 20, 1 << 20, 1 << 20);
         let admission = Admission::new(RandomState::new());
         let mut bus = Bus::new(settings, roster, admission, budgets, now);
@@ -1465,12 +1474,12 @@ fn no_outage_is_revealed_while_a_link_lives() {
     assert!(!bench.bus.roster().is_alive());
     let start = bench.now;
     for second in 0..=70 {
-        bench.bus.review_outage(start + Duration::from_secs(second));
+        bench.bus.review(start + Duration::from_secs(second));
         assert!(!bench.bus.reveals_outage(), "after {second} s");
     }
     bench.lose();
     for second in 70..=131 {
-        bench.bus.review_outage(start + Duration::from_secs(second));
+        bench.bus.review(start + Duration::from_secs(second));
     }
     assert!(bench.bus.reveals_outage());
 }

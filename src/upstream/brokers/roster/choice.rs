@@ -27,9 +27,14 @@ pub enum Pick {
 /// Which of several live brokers a host uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// Hosts spread: the order is rotated by this number, a hash of the instance's name, and
-    /// there is no way back before the next failover (R13).
-    Spread(u64),
+    /// Hosts spread: the order is rotated by a hash of the instance's name (R13).
+    Spread {
+        /// That hash.
+        rotation: u64,
+        /// The host goes back to the first of its order once that has been well for so long;
+        /// `None`: not before the next failover.
+        back: Option<Duration>,
+    },
     /// All hosts use the first in configured order; one that has returned counts again after
     /// this time, or with `None` not before the next failover (R30).
     First(Option<Duration>),
@@ -42,7 +47,10 @@ impl Placement {
             (Topology::Cluster, _) => {
                 let mut rotation = DefaultHasher::new();
                 name.hash(&mut rotation);
-                Self::Spread(rotation.finish())
+                Self::Spread {
+                    rotation: rotation.finish(),
+                    back: bus.rebalance.then_some(bus.timings.failback_delay),
+                }
             }
             (Topology::Independent, Failback::Auto) => {
                 Self::First(Some(bus.timings.failback_delay))
@@ -73,7 +81,11 @@ impl Roster {
         };
         let worth = |&id: &BrokerId| {
             let has_trouble = self.troubles.of(id, identity).next().is_some();
-            (has_trouble, self.broker(id).is_suspect())
+            (
+                self.is_drained(id),
+                has_trouble,
+                self.broker(id).is_suspect(),
+            )
         };
         let choice = self.in_order().filter(possible).min_by_key(worth);
         match choice {
@@ -112,12 +124,16 @@ impl Roster {
     /// Moves this host's choice on where its broker can't be used. Where none can, what is
     /// known of the others may be old: they are asked again at once.
     pub(super) fn reconsider(&mut self, now: Instant) {
+        let before = self.current;
         let accepts = |&id: &BrokerId| self.broker(id).accepts_dials();
         let usable = match self.placement {
-            Placement::Spread(_) => self.in_order().find(|&id| self.is_usable(id, now)),
+            Placement::Spread { .. } => self.in_order().find(|&id| self.is_welcome(id, now)),
             Placement::First(failback) => self.first_usable(failback, now),
         };
-        let next = usable.or_else(|| self.in_order().find(accepts));
+        let is_open = |id: &BrokerId| accepts(id) && !self.is_drained(*id);
+        let next = usable
+            .or_else(|| self.in_order().find(is_open))
+            .or_else(|| self.in_order().find(accepts));
         match next {
             Some(next) => {
                 self.changed |= next != self.current;
@@ -147,16 +163,17 @@ impl Roster {
             }
             None => {}
         }
+        self.review_steering(before, now);
     }
 
     /// R29, R30: the first usable one in configured order, of those that most hosts reach, that
     /// has not just returned. While none is better, the present one stays.
     fn first_usable(&self, failback: Option<Duration>, now: Instant) -> Option<BrokerId> {
-        let usable = |id: &BrokerId| self.is_usable(*id, now);
+        let usable = |id: &BrokerId| self.is_welcome(*id, now);
         let best = self.order.iter().copied().filter(usable);
         let best = best.min_by_key(|&id| self.worth(id, now))?;
         let current = self.current;
-        if !self.order.contains(&current) || !self.is_usable(current, now) {
+        if !self.order.contains(&current) || !self.is_welcome(current, now) {
             return Some(best);
         }
         let (missing, place) = (self.broker(current).missing, self.worth(current, now).2);
@@ -200,7 +217,7 @@ impl Roster {
     /// Whether a broker has not just returned.
     fn has_stayed(&self, id: BrokerId, now: Instant) -> bool {
         match (self.broker(id).returned_at, self.placement) {
-            (None, _) | (_, Placement::Spread(_)) => true,
+            (None, _) | (_, Placement::Spread { .. }) => true,
             (Some(at), Placement::First(Some(delay))) => at + delay <= now,
             (Some(_), Placement::First(None)) => false,
         }
@@ -220,7 +237,8 @@ impl Roster {
                 .map_or(settled, |until| until.max(settled));
             // Where fewer hosts are, it isn't better before that changes.
             let counts = broker.missing <= self.broker(self.current).missing;
-            (counts && broker.accepts_dials() && !self.is_mute(id)).then_some(usable)
+            let is_fit = broker.accepts_dials() && !self.is_mute(id) && !self.is_drained(id);
+            (counts && is_fit).then_some(usable)
         });
         returned.min()
     }
@@ -230,6 +248,11 @@ impl Roster {
         broker.accepts_dials()
             && !self.is_mute(id)
             && broker.held_until.is_none_or(|until| until <= now)
+    }
+
+    /// Whether a broker is one to use: nobody drains it.
+    fn is_welcome(&self, id: BrokerId, now: Instant) -> bool {
+        self.is_usable(id, now) && !self.is_drained(id)
     }
 
     /// This host's order, from its broker on and round to the one before it.

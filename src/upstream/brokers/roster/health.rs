@@ -236,7 +236,8 @@ impl Roster {
         if self.lines_due().is_some_and(|at| at <= now) {
             self.forget_lines(now);
         }
-        if self.failback_due().is_some_and(|at| at <= now) {
+        let looks = [self.failback_due(), self.steering_due()];
+        if looks.into_iter().flatten().any(|at| at <= now) {
             self.reconsider(now);
         }
         let due = self
@@ -251,7 +252,12 @@ impl Roster {
     /// When [`Roster::poll_probe`] will have something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let probes = self.brokers().filter_map(|(_, broker)| broker.probe_due());
-        let others = [self.failback_due(), self.troubles.due(), self.lines_due()];
+        let others = [
+            self.failback_due(),
+            self.steering_due(),
+            self.troubles.due(),
+            self.lines_due(),
+        ];
         probes.chain(others.into_iter().flatten()).min()
     }
 

@@ -8,9 +8,11 @@
 mod choice;
 mod health;
 mod offer;
+mod steering;
 
 pub use choice::{Pick, Placement};
 pub use offer::Offer;
+pub use steering::SteeringError;
 
 use core::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -18,6 +20,7 @@ use std::time::{Duration, SystemTime};
 use smallvec::SmallVec;
 
 use choice::Outage;
+use steering::Steering;
 
 pub use super::broker::{Broker, BrokerId, Health};
 pub use super::failure::{Cause, Departure, Failure};
@@ -53,6 +56,8 @@ pub struct Roster {
     max_control_line: usize,
     /// Whether the offer has changed since it was asked for.
     offer_changed: bool,
+    /// An operator's word on the choice.
+    steering: Steering,
     /// No broker can be dialled, and all were asked again because of that.
     stranded: bool,
     /// Since when, where no link was opened since.
@@ -90,6 +95,7 @@ impl Roster {
             offer: Offer::default(),
             max_control_line: usize::MAX,
             offer_changed: false,
+            steering: Steering::default(),
             stranded: false,
             outage: None,
             troubles: Troubles::default(),
@@ -164,6 +170,7 @@ impl Roster {
         for broker in &mut self.brokers {
             broker.removed |= !addrs.contains(&broker.addr);
         }
+        self.forget_drained();
         self.reorder()
     }
 
@@ -180,7 +187,7 @@ impl Roster {
             ids
         };
         let mut order: Vec<BrokerId> = self.addrs.iter().flat_map(ids).collect();
-        if let Placement::Spread(rotation) = self.placement {
+        if let Placement::Spread { rotation, .. } = self.placement {
             let turns = (rotation % order.len().max(1) as u64) as usize;
             order.rotate_left(turns);
         }

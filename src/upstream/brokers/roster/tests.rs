@@ -13,7 +13,16 @@ fn roster(now: Instant) -> Roster {
         port: 4222,
         tls: false,
     });
-    Roster::new(&addrs, Placement::Spread(0), Duration::from_secs(3), 1, now)
+    Roster::new(
+        &addrs,
+        Placement::Spread {
+            rotation: 0,
+            back: None,
+        },
+        Duration::from_secs(3),
+        1,
+        now,
+    )
 }
 
 fn info() -> ServerInfo {
@@ -33,7 +42,13 @@ fn two_names_of_one_independent_broker_are_one() {
     let now = Instant::now();
     let second = Duration::from_secs(1);
     for (placement, doubled) in [
-        (Placement::Spread(0), false),
+        (
+            Placement::Spread {
+                rotation: 0,
+                back: None,
+            },
+            false,
+        ),
         (Placement::First(Some(second)), true),
     ] {
         let mut roster = roster(now);
@@ -76,7 +91,15 @@ fn a_reload_that_changes_the_offer_is_news() {
     let mut reload = |addrs: &[BrokerAddr]| {
         roster.take_offer_changed();
         let interval = Duration::from_secs(3);
-        roster.configure(addrs, Placement::Spread(0), interval, now);
+        roster.configure(
+            addrs,
+            Placement::Spread {
+                rotation: 0,
+                back: None,
+            },
+            interval,
+            now,
+        );
         (roster.take_offer_changed(), roster.offer().max_payload)
     };
     assert_eq!(reload(&addrs), (false, 65_536));
@@ -209,7 +232,10 @@ fn hosts_spread_over_brokers_by_name() {
     let first = |rotation| {
         Roster::new(
             &addrs,
-            Placement::Spread(rotation),
+            Placement::Spread {
+                rotation,
+                back: None,
+            },
             Duration::from_secs(3),
             1,
             now,
@@ -225,7 +251,15 @@ fn a_removed_broker_is_named_and_never_picked() {
     let mut roster = roster(now);
     let only_b = [roster.broker(B).addr().clone()];
     assert_eq!(
-        roster.configure(&only_b, Placement::Spread(0), Duration::from_secs(3), now),
+        roster.configure(
+            &only_b,
+            Placement::Spread {
+                rotation: 0,
+                back: None
+            },
+            Duration::from_secs(3),
+            now
+        ),
         [A]
     );
     assert_eq!(roster.pick(ID, &[], now), Pick::Dial(B));
@@ -401,7 +435,10 @@ fn each_address_of_a_name_is_a_broker() {
         port: 4222,
         tls: false,
     };
-    let spread = Placement::Spread(0);
+    let spread = Placement::Spread {
+        rotation: 0,
+        back: None,
+    };
     let mut roster = Roster::new(
         std::slice::from_ref(&addr),
         spread,

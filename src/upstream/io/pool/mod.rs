@@ -329,7 +329,7 @@ impl Pool {
                 return;
             }
             let news = bus.roster_mut().take_offer_changed();
-            bus.review_outage(now);
+            bus.review(now);
             let outage = bus.take_outage_news();
             let woken = bus.take_woken();
             bus.mark_seen();

@@ -18,7 +18,7 @@ impl Route {
         cx: &mut Turn<'_>,
     ) -> Steps {
         let attached = links.any_attached();
-        let waits = self.moving.is_some_and(|planned| planned.after.is_some());
+        let waits = (self.moving.as_ref()).is_some_and(|planned| planned.after.is_some());
         let has_enough = attached && (self.moving.is_none() || waits);
         if has_enough || links.any(Link::is_joining) {
             return Steps::new();
@@ -26,7 +26,7 @@ impl Route {
         if !attached {
             self.needed_since.get_or_insert(cx.now);
         }
-        let avoided = self.avoided(links);
+        let avoided = self.avoided(links, cx);
         let identity = cx.bus.admission().digest(connect);
         match cx.bus.pick(trunk, identity, &avoided, cx.now) {
             Pick::Dial(broker) => {
@@ -49,28 +49,43 @@ impl Route {
         }
     }
 
-    fn avoided(&self, links: &Links) -> Vec<BrokerId> {
+    fn avoided(&self, links: &Links, cx: &Turn<'_>) -> Vec<BrokerId> {
         let leaves = |planned: &Move| !planned.reason.is_own();
         let leaving = self.moving.as_ref().filter(|planned| leaves(planned));
         let left = leaving.and_then(|_| links.live());
         let left = left.map(|id| links[id].broker);
-        self.attempts.avoided().chain(left).collect()
+        let roster = cx.bus.roster();
+        // What has its reason in another broker goes there or nowhere.
+        let is_shunned = |id: BrokerId| match leaving.map(|planned| planned.reason) {
+            Some(Departure::Drained) => roster.is_drained(id),
+            Some(Departure::Moved | Departure::Rebalanced) => roster.wanted() != Some(id),
+            _ => false,
+        };
+        let all = roster.brokers().map(|(id, _)| id);
+        let shunned = all.filter(|id| is_shunned(*id));
+        self.attempts.avoided().chain(left).chain(shunned).collect()
     }
 
-    /// Plans to leave the live link for another broker (R19). Returns whether that is new.
+    /// Plans to leave the live link for another broker (R19), where not too many trunks move
+    /// (R42). Returns whether that is new.
     pub(in crate::upstream::trunk) fn plan_move(
         &mut self,
+        trunk: TrunkId,
         reason: Departure,
-        cx: &Turn<'_>,
+        cx: &mut Turn<'_>,
     ) -> bool {
         let is_free = self.moving.is_none() && self.attempts.retry_at().is_none();
         if !is_free || self.is_independent() {
             return false;
         }
+        let Some(place) = cx.bus.take_move_place(trunk) else {
+            return false;
+        };
         self.attempts.begin(cx.now);
         self.moving = Some(Move {
             reason,
             after: None,
+            _place: Some(place),
         });
         true
     }

@@ -8,7 +8,7 @@ use super::{Step, Steps};
 use crate::clock::Instant;
 use crate::proto::connect::ConnectInfo;
 use crate::upstream::brokers::liveness::TrunkId;
-use crate::upstream::brokers::roster::{BrokerId, Health};
+use crate::upstream::brokers::roster::BrokerId;
 use crate::upstream::bus::{Bus, Turn};
 use crate::upstream::trunk::link::{Link, LinkId, Phase};
 use crate::upstream::trunk::links::Links;
@@ -273,8 +273,7 @@ impl Several {
 /// The lower, the better: suspect, about to leave, not the bus's choice, its place.
 fn rank(link: &Link, cx: &Turn<'_>) -> (bool, bool, bool, usize) {
     let suspect = cx.bus.watch(link.broker).suspect_since().is_some();
-    let broker = cx.bus.roster().broker(link.broker);
-    let leaving = broker.is_removed() || broker.health() == Health::LameDuck || link.is_stale;
+    let leaving = cx.bus.roster().must_leave(link.broker).is_some() || link.is_stale;
     let chosen = cx.bus.roster().current() == link.broker;
     let place = cx.bus.roster().place(link.broker, cx.now);
     (suspect, leaving, !chosen, place)

@@ -19,7 +19,7 @@ use crate::clock::Instant;
 use crate::proto::connect::ConnectInfo;
 use crate::upstream::brokers::liveness::TrunkId;
 use crate::upstream::brokers::roster::{BrokerId, Cause, Departure};
-use crate::upstream::bus::Turn;
+use crate::upstream::bus::{MovePlace, Turn};
 
 /// A step of a trunk on its way to brokers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +38,13 @@ pub(super) enum Step {
 pub(super) type Steps = SmallVec<[Step; 2]>;
 
 /// A planned change of link (R19).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Move {
     pub(super) reason: Departure,
     /// The PING on the old link that must be answered before the new one is dialled.
     pub(super) after: Option<u64>,
+    /// Its place among the trunks that move, where a component hasn't asked for it (R42).
+    pub(super) _place: Option<MovePlace>,
 }
 
 /// The end of the last live link.
@@ -114,7 +116,7 @@ impl Route {
     /// Whether the old link can't do any more: it has other options than the component asked
     /// for last.
     pub(super) fn must_move(&self) -> bool {
-        let reason = self.moving.map(|planned| planned.reason);
+        let reason = self.moving.as_ref().map(|planned| planned.reason);
         reason == Some(Departure::NewConnect)
     }
 
