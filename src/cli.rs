@@ -35,6 +35,22 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Show the state repeatedly, with rates
     Top(TopArgs),
+    /// Move a bus to another broker of its cluster
+    Move(MoveArgs),
+    /// Leave a broker and don't come back: before it is upgraded
+    Drain(DrainArgs),
+    /// Use a broker again that was drained
+    Undrain(UndrainArgs),
+    /// Let publishes wait; deliveries go on
+    Pause(PauseArgs),
+    /// Let publishes go on
+    Resume(ResumeArgs),
+    /// List the connections of components
+    Sessions(SessionsArgs),
+    /// Close the connection of a component
+    Kill(KillArgs),
+    /// Read the configuration again, and say what changed
+    Reload(ReloadArgs),
 }
 
 /// Flags of `natsmux run`.
@@ -51,6 +67,10 @@ pub(crate) struct RunArgs {
     /// Address of health and metrics, or "off" [default: 127.0.0.1:8222]
     #[arg(long, value_name = "ADDRESS")]
     http: Option<String>,
+
+    /// Unix socket for an operator's commands, or "off" [default: off]
+    #[arg(long, value_name = "PATH")]
+    control: Option<String>,
 
     /// Broker URL (nats://host:port); several with commas, or repeated
     #[arg(long = "broker", value_name = "URL")]
@@ -123,6 +143,140 @@ pub(crate) struct TopArgs {
     pub(crate) rounds: Option<u64>,
 }
 
+/// Flags about the control socket.
+#[derive(Debug, Args)]
+pub(crate) struct ControlArgs {
+    /// Its control socket
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/natsmux/control.sock",
+        conflicts_with = "file"
+    )]
+    socket: PathBuf,
+
+    /// Its configuration file, which says where the control socket is
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// Print the answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl ControlArgs {
+    /// The path of the control socket.
+    pub(crate) fn into_socket(self) -> Result<PathBuf, InputError> {
+        let Some(file) = self.file else {
+            return Ok(self.socket);
+        };
+        let control = Config::load(&file)?.control;
+        control.ok_or(InputError::NoControl(file))
+    }
+}
+
+/// Flags of `natsmux move`.
+#[derive(Debug, Args)]
+pub(crate) struct MoveArgs {
+    /// The bus
+    pub(crate) bus: String,
+
+    /// The broker (host:port) [default: the next that is up]
+    #[arg(long, value_name = "BROKER")]
+    pub(crate) to: Option<String>,
+
+    /// How long to wait for it, up to 10m
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    pub(crate) within: String,
+
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+}
+
+/// Flags of `natsmux drain`.
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// The broker (host:port)
+    pub(crate) broker: String,
+
+    /// Of this bus only [default: all buses that have it]
+    #[arg(long)]
+    pub(crate) bus: Option<String>,
+
+    /// How long to wait for it, up to 10m
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    pub(crate) within: String,
+
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+}
+
+/// Flags of `natsmux undrain`.
+#[derive(Debug, Args)]
+pub(crate) struct UndrainArgs {
+    /// The broker (host:port)
+    pub(crate) broker: String,
+
+    /// Of this bus only [default: all buses that have it]
+    #[arg(long)]
+    pub(crate) bus: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+}
+
+/// Flags of `natsmux pause`.
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    /// The bus
+    pub(crate) bus: String,
+
+    /// For how long at most, up to 10m
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub(crate) r#for: String,
+
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+}
+
+/// Flags of `natsmux resume`.
+#[derive(Debug, Args)]
+pub(crate) struct ResumeArgs {
+    /// The bus
+    pub(crate) bus: String,
+
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+}
+
+/// Flags of `natsmux sessions`.
+#[derive(Debug, Args)]
+pub(crate) struct SessionsArgs {
+    /// Of this bus only
+    #[arg(long)]
+    pub(crate) bus: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+}
+
+/// Flags of `natsmux kill`.
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// The number of the connection, as `natsmux sessions` shows it
+    pub(crate) cid: u64,
+
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+}
+
+/// Flags of `natsmux reload`.
+#[derive(Debug, Args)]
+pub(crate) struct ReloadArgs {
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+}
+
 /// Flags about TLS of the HTTP listener.
 #[derive(Debug, Args)]
 pub(crate) struct HttpTlsArgs {
@@ -164,6 +318,9 @@ pub(crate) enum InputError {
     /// A wrong value.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// There is no control socket.
+    #[error("{}: no [control] socket there", .0.display())]
+    NoControl(PathBuf),
     /// A certificate, or its key.
     #[error(transparent)]
     Tls(#[from] TlsFileError),
@@ -175,6 +332,7 @@ impl RunArgs {
         let flags = Flags {
             listen: self.listen,
             http: self.http,
+            control: self.control,
             brokers: self.brokers,
             topology: self.topology,
             sharing: self.sharing,

@@ -17,12 +17,14 @@
 //! | 2 | [`upstream`] | towards brokers: bus, roster, trunk, links |
 //! | 3 | [`downstream`] | towards components: sessions |
 //! | 4 | [`admin`] | HTTP |
+//! | 4 | [`control`] | an operator's commands |
 //! | 5 | [`daemon`] | builds, runs, reloads, drains |
 
 pub mod admin;
 pub mod catch_panic;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod downstream;
 pub mod identity;

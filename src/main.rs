@@ -1,6 +1,7 @@
 //! natsmux, the program: the life of the process.
 
 mod cli;
+mod operate;
 mod status;
 
 use std::env;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
             Command::Top(args) => look(args.http, &args.tls, |natsmux| {
                 status::top(natsmux, Duration::from_secs(args.every), args.rounds)
             }),
+            command => operate(command),
         },
         Err(refusal) => show(&refusal),
     }
@@ -84,6 +86,24 @@ fn look(
     match show(&Target { addr, tls }) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
+        Err(error) => fail(FAILED, &error),
+    }
+}
+
+/// A command for a running natsmux: 0 once it is carried out as a whole.
+fn operate(command: Command) -> ExitCode {
+    let Some((request, control)) = operate::request(command) else {
+        return ExitCode::from(WRONG_INPUT);
+    };
+    let json = control.json;
+    let socket = match control.into_socket() {
+        Ok(socket) => socket,
+        Err(error) => return fail(WRONG_INPUT, &error),
+    };
+    match operate::operate(&socket, &request, json) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error) if error.is_wrong_input() => fail(WRONG_INPUT, &error),
         Err(error) => fail(FAILED, &error),
     }
 }

@@ -27,7 +27,7 @@ const STATES: [&str; 5] = ["unknown", "up", "suspect", "lame duck", "down"];
 /// A number of a bus that goes up and down.
 type BusGauge = (&'static str, &'static str, fn(&BusSnapshot) -> u64);
 
-const BUS_GAUGES: [BusGauge; 9] = [
+const BUS_GAUGES: [BusGauge; 11] = [
     ("sessions", "Components connected now", |bus| bus.sessions),
     ("trunks", "Trunks now", |bus| bus.trunks),
     (
@@ -55,6 +55,16 @@ const BUS_GAUGES: [BusGauge; 9] = [
         "outage_revealed",
         "1 while components are disconnected because no broker has served for long",
         |bus| u64::from(bus.outage_revealed),
+    ),
+    (
+        "paused",
+        "1 while publishes wait because an operator paused the bus",
+        |bus| u64::from(bus.paused.is_some()),
+    ),
+    (
+        "moving",
+        "Trunks that move to another connection by plan, or wait for their turn to",
+        |bus| bus.moving,
     ),
     ("healthy", "1 while the bus has a live broker", |bus| {
         u64::from(bus.healthy)
@@ -272,6 +282,9 @@ impl Picture {
             "1 for the broker in use",
             used,
         )?;
+        let drained = brokers().map(|(bus, broker)| (labels(bus, broker), broker.drained.into()));
+        let help = "1 for a broker that an operator drains";
+        gauges(encoder, "natsmux_broker_drained", help, drained)?;
         let ends = brokers().filter_map(|(bus, broker)| {
             Some((labels(bus, broker), unix_seconds(broker.certificate_ends?)))
         });

@@ -138,6 +138,8 @@ fn bus(name: &str, healthy: bool) -> BusSnapshot {
         healthy,
         outage: None,
         outage_revealed: false,
+        paused: None,
+        moving: 0,
         wrong_topology: false,
         reason: (!healthy).then(|| "10.0.0.1:4222: connection refused".to_owned()),
         sessions: 2,
@@ -150,6 +152,7 @@ fn bus(name: &str, healthy: bool) -> BusSnapshot {
         brokers: vec![BrokerSnapshot {
             addr: "10.0.0.1:4222".to_owned(),
             state: "live",
+            drained: false,
             since: Duration::from_millis(1500),
             last_error: None,
             version: Some("2.15.1".to_owned()),

@@ -116,6 +116,11 @@ fn bus(bus: &BusSnapshot) -> Value {
             json!(bus.outage.map(|outage| outage.as_secs_f64())),
         ),
         ("outage_revealed", json!(bus.outage_revealed)),
+        (
+            "paused_seconds",
+            json!(bus.paused.map(|left| left.as_secs_f64())),
+        ),
+        ("moving", json!(bus.moving)),
         ("reason", json!(bus.reason)),
         ("sessions", json!(bus.sessions)),
         ("trunks", json!(bus.trunks)),
@@ -143,6 +148,7 @@ fn broker(broker: &BrokerSnapshot) -> Value {
     json!({
         "addr": broker.addr,
         "state": broker.state,
+        "drained": broker.drained,
         "since_seconds": broker.since.as_secs_f64(),
         "last_error": broker.last_error,
         "version": broker.version,

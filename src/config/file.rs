@@ -22,6 +22,8 @@ const A_PRESENCE: &str =
     "\"off\" or a subject of 1 to 64 letters, digits, _ and -, with dots between";
 const A_LISTEN: &str = "an IP address and a port, such as \"127.0.0.1:4222\" or \"[::1]:4222\"";
 const AN_HTTP: &str = "\"off\", or an IP address and a port, such as \"127.0.0.1:8222\"";
+const A_SOCKET: &str =
+    "\"off\", or the path of a file that is to be made, such as \"/run/natsmux/control.sock\"";
 const LISTENS: &str = "a list of 1 to 16 addresses, such as [\"127.0.0.1:4222\"]";
 const BROKERS: &str = "a list of 1 to 64 brokers, such as [\"nats://10.0.0.1:4222\"]";
 const BUSES: &str = "1 to 64 buses, each under [[bus]]";
@@ -31,6 +33,8 @@ const ORIGINS: &str =
 
 /// The most origins that may read what is served over HTTP.
 const MAX_ORIGINS: usize = 16;
+/// The longest path of a Unix socket, in bytes.
+const SOCKET_PATH_MOST: usize = 107;
 /// The most buses in one daemon.
 const MAX_BUSES: usize = 64;
 /// The most listeners of one bus.
@@ -83,6 +87,11 @@ impl Config {
         }
         config.http_tls = read_http_tls(&mut http)?;
         http.finish()?;
+        let mut control = root.section("control")?;
+        if let Some((text, location)) = control.text("socket", A_SOCKET)? {
+            config.control = control_socket(text, location)?;
+        }
+        control.finish()?;
         let mut log = root.section("log")?;
         walk::log(&mut log, &mut config.log)?;
         log.finish()?;
@@ -212,6 +221,21 @@ pub(super) fn http_listen(
     }
     let parsed = text.parse().map(Some);
     parsed.map_err(|_| ConfigError::wrong(location.clone(), Fault::Expected(AN_HTTP)))
+}
+
+/// `"off"` or a path: no other directory is meant where natsmux starts elsewhere.
+pub(super) fn control_socket(
+    text: &str,
+    location: Location,
+) -> Result<Option<PathBuf>, ConfigError> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let path = PathBuf::from(text);
+    if !path.is_absolute() || path.as_os_str().len() > SOCKET_PATH_MOST {
+        return Err(ConfigError::wrong(location, Fault::Expected(A_SOCKET)));
+    }
+    Ok(Some(path))
 }
 
 /// An origin as browsers write it: `http://host` or `https://host:port`, nothing behind it.

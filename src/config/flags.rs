@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::check::{self, BusLocations, Locations};
 use super::error::{ConfigError, Fault, Location};
-use super::file::{broker_list, http_listen, instance_name, listen_list};
+use super::file::{broker_list, control_socket, http_listen, instance_name, listen_list};
 use super::options::{BusConfig, Config, Flags};
 
 impl Flags {
@@ -64,6 +64,9 @@ impl Config {
         }
         if let Some(http) = &flags.http {
             self.http = http_listen(http, &Location::flag("--http"))?;
+        }
+        if let Some(control) = &flags.control {
+            self.control = control_socket(control, Location::flag("--control"))?;
         }
         self.log.format = flags.log.unwrap_or(self.log.format);
         self.log.level = flags.log_level.unwrap_or(self.log.level);

@@ -37,6 +37,9 @@ impl Display for Description<'_> {
         for origin in &config.cors_origins {
             writeln!(f, "          read by pages of {origin}")?;
         }
+        if let Some(path) = &config.control {
+            writeln!(f, "control   {}", path.display())?;
+        }
         let (format, level) = (config.log.format.word(), config.log.level.word());
         writeln!(f, "log       {format}, {level}")?;
         let default = Config::default();

@@ -40,3 +40,4 @@ pub use options::{
 };
 pub use reload::NeedsRestart;
 pub use tls::{ListenTlsConfig, TlsConfig, TlsFiles};
+pub(crate) use units::parse_duration;

@@ -35,6 +35,9 @@ pub struct Config {
     /// dashboard's `https://dash.example:8443`; at most 16. Default: none.
     /// Changes on reload: no.
     pub cors_origins: Vec<String>,
+    /// The Unix socket on which an operator's commands come in, for natsmux's own user and root
+    /// alone (R42); `None` is `"off"`. Default: off. Changes on reload: no.
+    pub control: Option<PathBuf>,
     /// The log: level and format.
     pub log: LogConfig,
     /// How long SIGTERM waits for what is on its way before closing.
@@ -58,6 +61,7 @@ impl Default for Config {
             http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8222))),
             http_tls: None,
             cors_origins: Vec::new(),
+            control: None,
             log: LogConfig::default(),
             drain_timeout: Duration::from_secs(2),
             limits: DaemonLimits::default(),
@@ -263,6 +267,8 @@ pub struct Flags {
     pub listen: Vec<String>,
     /// `--http`, an address or `off`.
     pub http: Option<String>,
+    /// `--control`, a path or `off`.
+    pub control: Option<String>,
     /// `--broker`, each one broker or several with commas.
     pub brokers: Vec<String>,
     /// `--topology`.

@@ -34,6 +34,7 @@ impl Config {
                 "http.tls, but for its files,",
             ),
             (self.cors_origins != new.cors_origins, "http.cors_origins"),
+            (self.control != new.control, "control.socket"),
             (self.log.format != new.log.format, "log.format"),
         ];
         if let Some((_, option)) = daemon.into_iter().find(|(differs, _)| *differs) {

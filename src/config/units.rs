@@ -14,7 +14,7 @@ const UNITS: [(&str, u64); 4] = [
 ];
 
 /// Reads a duration, or `None` where it is none.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     // No duration is longer, and humantime adds parts without looking whether they fit.
     (text.len() <= LONGEST_DURATION).then_some(())?;
     humantime::parse_duration(text).ok()

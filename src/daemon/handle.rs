@@ -6,7 +6,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::files::Files;
+use super::orders::{Done, Order};
 use crate::config::Config;
+use crate::control::Refusal;
 use crate::net::socket::Bound;
 use crate::telemetry::{SessionSnapshot, Snapshot, SubscriptionSnapshot};
 
@@ -38,6 +40,7 @@ pub(super) enum WorkerCommand {
     Reload(Box<Start>, oneshot::Sender<()>),
     /// The files of identities have changed.
     Renew(Box<Files>),
+    Order(Order, oneshot::Sender<Result<Vec<Done>, Refusal>>),
     Drain(oneshot::Sender<()>),
 }
 
@@ -119,6 +122,14 @@ impl Handle {
         let command = WorkerCommand::Renew(Box::new(files));
         // Whoever is gone needs none.
         let _ = self.commands.send(command).await;
+    }
+
+    /// Carries an operator's order out; `None` where the worker is gone.
+    pub(super) async fn order(&self, order: Order) -> Option<Result<Vec<Done>, Refusal>> {
+        let (reply, answer) = oneshot::channel();
+        let command = WorkerCommand::Order(order, reply);
+        self.commands.send(command).await.ok()?;
+        answer.await.ok()
     }
 
     /// Ready once every session is closed.

@@ -9,6 +9,8 @@ mod credential_watch;
 mod files;
 mod handle;
 mod limits;
+mod operator;
+mod orders;
 #[cfg(feature = "turmoil")]
 pub mod simulated;
 mod snapshot;
@@ -31,6 +33,7 @@ use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::config::{BusConfig, Config, ConfigError, ListenAddr, LogFormat};
+use crate::control::{self, Socket, SocketError};
 use crate::identity::load::Fingerprint;
 use crate::net::tls::ServerTls;
 use crate::net::{self, socket};
@@ -38,6 +41,7 @@ use crate::telemetry::{self, LineFormat, LogError, LogGuard};
 use credential_watch::CredentialWatch;
 pub use files::{FileError, Files, read_files};
 use handle::{Handle, Listeners, Start};
+use operator::WorkerOperator;
 use source::WorkerSource;
 
 /// Why the daemon couldn't start, or ended.
@@ -56,6 +60,9 @@ pub enum DaemonError {
     /// A runtime, a thread or a signal handler can't be had: the operating system's fault.
     #[error("can't start: {0}")]
     System(#[from] io::Error),
+    /// The control socket can't be made.
+    #[error("control.socket: {0}")]
+    Control(#[from] SocketError),
     /// A file that holds a secret can't be used.
     #[error("can't start: {0}")]
     File(#[from] FileError),
@@ -98,6 +105,7 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         listeners.insert(bus.name.clone(), bind_bus(bus)?);
     }
     let http = config.http.map(bind_http).transpose()?;
+    let commands = config.control.as_deref().map(Socket::bind).transpose()?;
     if let Some(exposed) = exposed_listener(&config) {
         warn!("{exposed}");
     }
@@ -113,6 +121,7 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         max_connections,
         seed,
     };
+    let described = describe(&config, &start.files);
     let http_tls = start.files.http_tls.clone().map(watch::Sender::new);
     info!(
         name = config.name,
@@ -136,8 +145,9 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), DaemonError> {
         seed,
         http_tls,
         watch,
+        described,
     };
-    let result = runtime.block_on(control.run(http));
+    let result = runtime.block_on(control.run(http, commands));
     // A configuration file that hangs must not keep the process.
     runtime.shutdown_background();
     drop(control);
@@ -158,6 +168,8 @@ struct Control {
     /// TLS of the HTTP listener, as of now.
     http_tls: Option<watch::Sender<ServerTls>>,
     watch: CredentialWatch,
+    /// The configuration and what its files hold, in words.
+    described: Vec<String>,
 }
 
 struct Signals {
@@ -190,7 +202,11 @@ impl Signals {
 }
 
 impl Control {
-    async fn run(&mut self, http: Option<std::net::TcpListener>) -> Result<(), DaemonError> {
+    async fn run(
+        &mut self,
+        http: Option<std::net::TcpListener>,
+        mut commands: Option<Socket>,
+    ) -> Result<(), DaemonError> {
         let mut signals = Signals::new()?;
         let stop = CancellationToken::new();
         let server = http
@@ -210,6 +226,13 @@ impl Control {
                     stop.clone(),
                 ))
             });
+        let source = WorkerSource::new(self.handle.clone(), self.log.events(), None);
+        let (operator, mut reloads) = WorkerOperator::new(self.handle.clone(), source);
+        let operator = Arc::new(operator);
+        if let Some(listener) = commands.as_mut().and_then(Socket::take_listener) {
+            let operator = Arc::clone(&operator);
+            tokio::spawn(control::serve(listener, operator, stop.clone()));
+        }
         let mut look = tokio::time::interval(credential_watch::EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -235,10 +258,17 @@ impl Control {
                         () = signals.stop() => break,
                         reloaded = self.reload() => reloaded,
                     };
-                    match reloaded {
-                        Ok(()) => info!("configuration reloaded"),
-                        Err(refused) => error!(%refused, "reload refused, nothing changed"),
-                    }
+                    note_reload(&reloaded);
+                }
+                Some(reply) = reloads.recv() => {
+                    let reloaded = tokio::select! {
+                        biased;
+                        () = signals.stop() => break,
+                        reloaded = self.reload() => reloaded,
+                    };
+                    note_reload(&reloaded);
+                    // Whoever asked may have gone.
+                    let _ = reply.send(reloaded.map_err(|refused| refused.to_string()));
                 }
             }
         }
@@ -317,7 +347,8 @@ impl Control {
         }
     }
 
-    async fn reload(&mut self) -> Result<(), ReloadError> {
+    /// Takes over the configuration as it is written now. Returns what that changes.
+    async fn reload(&mut self) -> Result<Vec<String>, ReloadError> {
         let (new, files, state) = self.read_again().await?;
         if let Some(fixed) = self.config.needs_restart(&new) {
             return Err(ReloadError::Refused(fixed.to_string()));
@@ -331,6 +362,7 @@ impl Control {
         if let (Some(tls), Some(new)) = (&self.http_tls, &files.http_tls) {
             tls.send_replace(new.clone());
         }
+        let described = describe(&new, &files);
         self.watch.note(state, &files);
         self.log.set_level(new.log.level.into());
         let start = Start {
@@ -342,8 +374,57 @@ impl Control {
         };
         self.handle.reload(start).await;
         self.config = new;
-        Ok(())
+        let before = std::mem::replace(&mut self.described, described);
+        Ok(changes(&before, &self.described))
     }
+}
+
+/// What a reload came to, in the log.
+fn note_reload(reloaded: &Result<Vec<String>, ReloadError>) {
+    match reloaded {
+        Ok(changed) => {
+            info!(changes = changed.len(), "configuration reloaded");
+            changed.iter().for_each(|line| info!("{line}"));
+        }
+        Err(refused) => error!(%refused, "reload refused, nothing changed"),
+    }
+}
+
+/// The configuration and what its files hold, a line for each fact, with the bus that it is of.
+fn describe(config: &Config, files: &Files) -> Vec<String> {
+    let text = format!("{}{}", config.describe(), files.describe());
+    let (mut bus, mut label) = (String::new(), String::new());
+    let mut facts = Vec::new();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        match line.strip_prefix("bus ") {
+            Some(name) if !name.contains(' ') => bus = format!("bus {name}: "),
+            _ => {
+                // A list has its label once.
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let is_more = line.starts_with("            ");
+                if !is_more {
+                    label = words.first().copied().unwrap_or_default().to_owned();
+                }
+                let text = words.join(" ");
+                let text = if is_more {
+                    format!("{label} {text}")
+                } else {
+                    text
+                };
+                let of = if line.starts_with(' ') { &bus[..] } else { "" };
+                facts.push(format!("{of}{text}"));
+            }
+        }
+    }
+    facts
+}
+
+/// The facts that were and aren't, and those that weren't and are.
+fn changes(before: &[String], after: &[String]) -> Vec<String> {
+    let gone = before.iter().filter(|line| !after.contains(line));
+    let new = after.iter().filter(|line| !before.contains(line));
+    let gone = gone.map(|line| format!("- {line}"));
+    gone.chain(new.map(|line| format!("+ {line}"))).collect()
 }
 
 /// A warning of the first listener to which other hosts may speak in plain text, though nobody has

@@ -137,6 +137,7 @@ pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
         .map(|(id, broker)| BrokerSnapshot {
             addr: broker.label(),
             state: state(bus, id).0,
+            drained: roster.is_drained(id),
             since: now.saturating_duration_since(state(bus, id).1),
             last_error: broker
                 .last_failure()
@@ -164,6 +165,10 @@ pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
         healthy,
         outage: bus.outage_lasts(now),
         outage_revealed: bus.reveals_outage(),
+        paused: bus
+            .paused_until()
+            .map(|until| until.saturating_duration_since(now)),
+        moving: bus.movers() as u64,
         wrong_topology: bus.has_wrong_topology(),
         reason: (!healthy).then(|| states.collect::<Vec<_>>().join(", ")),
         sessions: gauges.sessions,

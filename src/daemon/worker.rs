@@ -99,7 +99,7 @@ struct Running {
     removed: Cell<bool>,
 }
 
-struct Worker {
+pub(super) struct Worker {
     identity: Rc<Identity>,
     buses: RefCell<Vec<Running>>,
     buffer: ReadBuffer,
@@ -166,6 +166,9 @@ impl Worker {
                     let _ = reply.send(());
                 }
                 WorkerCommand::Renew(files) => self.renew(*files),
+                WorkerCommand::Order(order, reply) => {
+                    let _ = reply.send(self.obey(order));
+                }
                 WorkerCommand::Drain(reply) => {
                     spawn_local(drain(self.drain_all(), reply));
                 }
@@ -330,15 +333,22 @@ impl Worker {
     }
 
     fn drain_all(&self) -> Vec<Rc<Frontend>> {
-        let buses = self.buses.borrow();
-        for running in buses.iter() {
-            running.frontend.drain();
-            running.frontend.tasks.close();
+        let frontends = self.frontends();
+        for frontend in &frontends {
+            // What waits for an operator goes out first.
+            frontend.pool.bus.borrow_mut().unpause();
+            frontend.pool.wake_freed(now());
+            frontend.drain();
+            frontend.tasks.close();
         }
-        buses
-            .iter()
-            .map(|running| Rc::clone(&running.frontend))
-            .collect()
+        frontends
+    }
+
+    /// The buses.
+    pub(super) fn frontends(&self) -> Vec<Rc<Frontend>> {
+        let buses = self.buses.borrow();
+        let frontends = buses.iter().map(|running| Rc::clone(&running.frontend));
+        frontends.collect()
     }
 
     fn snapshot(&self) -> Snapshot {

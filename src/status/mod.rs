@@ -1,7 +1,7 @@
 //! `natsmux status` and `natsmux top`: what a running natsmux says of itself, in a terminal.
 
 mod fetch;
-mod table;
+pub(crate) mod table;
 
 use std::io::{self, IsTerminal, Write};
 use std::thread;
@@ -68,7 +68,7 @@ pub(crate) fn top(
 
 /// JSON leaves the controls from U+007F to U+009F as they are, and a terminal may obey them. They
 /// stand in texts alone, where they may be escaped.
-fn escape_controls(json: &str) -> String {
+pub(crate) fn escape_controls(json: &str) -> String {
     let escaped = json.chars().map(|c| match c {
         '\u{7f}'..='\u{9f}' => format!("\\u{:04x}", u32::from(c)),
         c => c.to_string(),

@@ -37,10 +37,9 @@ pub(super) fn page(varz: &Value, since: Option<(Duration, &Value)>) -> String {
                 .find(|earlier| earlier["name"] == bus["name"])?;
             Some((age, same))
         });
-        let healthy = bus["healthy"] == true;
         table.row(&[
             text(&bus["name"]),
-            if healthy { "ok" } else { "NO BROKER" }.to_owned(),
+            health(bus),
             number(&bus["sessions"]),
             number(&bus["subscriptions"]),
             rate(&bus["in_msgs"], earlier, "in_msgs"),
@@ -71,7 +70,7 @@ pub(super) fn page(varz: &Value, since: Option<(Duration, &Value)>) -> String {
             table.row(&[
                 text(&bus["name"]),
                 text(&broker["addr"]) + mark,
-                text(&broker["state"]),
+                state(broker),
                 age(broker["since_seconds"].as_f64().unwrap_or_default()),
                 text(&broker["version"]),
                 number(&broker["links"]),
@@ -83,20 +82,48 @@ pub(super) fn page(varz: &Value, since: Option<(Duration, &Value)>) -> String {
     page + &table.draw()
 }
 
-fn list(value: &Value) -> &[Value] {
+pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
 /// A text without anything that a terminal would obey; `-` for none.
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     let turns = |c: &char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let obeyed = |c: &char| c.is_control() || turns(c);
     let clean = |text: &str| text.chars().filter(|c| !obeyed(c)).collect();
     value.as_str().map_or_else(|| "-".to_owned(), clean)
 }
 
-fn number(value: &Value) -> String {
+pub(crate) fn number(value: &Value) -> String {
     value.as_u64().unwrap_or_default().to_string()
+}
+
+/// `ok`, and what an operator has asked for.
+fn health(bus: &Value) -> String {
+    let mut words = vec![
+        if bus["healthy"] == true {
+            "ok"
+        } else {
+            "NO BROKER"
+        }
+        .to_owned(),
+    ];
+    if let Some(left) = bus["paused_seconds"].as_f64() {
+        words.push(format!("paused {}", age(left)));
+    }
+    if let Some(moving) = bus["moving"].as_u64().filter(|moving| *moving > 0) {
+        words.push(format!("{moving} moving"));
+    }
+    words.join(", ")
+}
+
+fn state(broker: &Value) -> String {
+    let drained = if broker["drained"] == true {
+        ", drained"
+    } else {
+        ""
+    };
+    text(&broker["state"]) + drained
 }
 
 fn rate(now: &Value, earlier: Option<(Duration, &Value)>, key: &str) -> String {
@@ -110,7 +137,7 @@ fn rate(now: &Value, earlier: Option<(Duration, &Value)>, key: &str) -> String {
 }
 
 /// Seconds as an operator reads them: `850ms`, `5s`, `4m5s`, `3h4m`, `2d3h`.
-fn age(seconds: f64) -> String {
+pub(crate) fn age(seconds: f64) -> String {
     if seconds < 1.0 {
         return format!("{:.0}ms", seconds.max(0.0) * 1000.0);
     }
@@ -124,22 +151,22 @@ fn age(seconds: f64) -> String {
     }
 }
 
-struct Table {
+pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn new(heads: &[&str]) -> Self {
+    pub(crate) fn new(heads: &[&str]) -> Self {
         let heads = heads.iter().map(|head| (*head).to_owned()).collect();
         Self { rows: vec![heads] }
     }
 
-    fn row(&mut self, cells: &[String]) {
+    pub(crate) fn row(&mut self, cells: &[String]) {
         self.rows.push(cells.to_vec());
     }
 
     /// Columns as wide as their widest cell.
-    fn draw(&self) -> String {
+    pub(crate) fn draw(&self) -> String {
         let columns = self.rows[0].len();
         let width = |column: usize| {
             let cells = self.rows.iter().map(|row| row[column].chars().count());
@@ -199,6 +226,19 @@ control  10.0.0.1:4222    down   1m15s  -        0      9         connection[31m
 control  10.0.0.2:4222 *  up     250ms  2.15.1   12     0         -
 "
         );
+    }
+
+    #[test]
+    fn a_pause_a_move_and_a_drained_broker_are_shown() {
+        let mut varz = varz(10);
+        let bus = &mut varz["natsmux"]["buses"][0];
+        bus["healthy"] = json!(true);
+        bus["paused_seconds"] = json!(12.5);
+        bus["moving"] = json!(3);
+        bus["brokers"][1]["drained"] = json!(true);
+        let page = page(&varz, None);
+        assert!(page.contains("ok, paused 12s, 3 moving"), "{page}");
+        assert!(page.contains("up, drained"), "{page}");
     }
 
     #[test]

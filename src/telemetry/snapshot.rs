@@ -56,6 +56,10 @@ pub struct BusSnapshot {
     pub outage: Option<Duration>,
     /// Whether components are disconnected because of that (R37).
     pub outage_revealed: bool,
+    /// How long publishes still wait for an operator, if they do (R42).
+    pub paused: Option<Duration>,
+    /// Trunks that move by plan, or wait for their turn to.
+    pub moving: u64,
     /// Its brokers don't know each other as its configuration says (R26).
     pub wrong_topology: bool,
     /// Why it isn't healthy: what is shown behind `no live broker: `, such as
@@ -107,6 +111,8 @@ pub struct BrokerSnapshot {
     pub addr: String,
     /// `unknown`, `up`, `suspect`, `lame duck` or `down`.
     pub state: &'static str,
+    /// Whether an operator drains it (R42).
+    pub drained: bool,
     /// How long it has been in this state.
     pub since: Duration,
     /// The last error of a dial or a link. Never a credential.

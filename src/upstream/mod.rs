@@ -11,6 +11,6 @@ pub mod io;
 pub mod trunk;
 
 pub use brokers::liveness::TrunkId;
-pub use brokers::roster::{BrokerId, Roster};
+pub use brokers::roster::{BrokerId, Roster, SteeringError};
 pub use bus::{Budget, Budgets, Bus, Settings, Turn};
 pub use trunk::{CloseReason, Trunk};

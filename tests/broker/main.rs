@@ -4,6 +4,7 @@
 //! stay silent, refuse on a replay, violate the protocol.
 
 mod before_connect;
+mod control;
 mod errors;
 mod faults;
 mod first_info;

@@ -78,7 +78,7 @@ fn there_is_no_core_dump() {
 }
 
 /// The new link of a move gets the ledger, and then the old one is to be left.
-fn move_over(old: &mut BrokerLink, new: &mut BrokerLink, sid: &str) -> String {
+pub(crate) fn move_over(old: &mut BrokerLink, new: &mut BrokerLink, sid: &str) -> String {
     new.accept();
     let moved = new.sub("foo");
     new.answer_ping();

@@ -11,7 +11,7 @@ use crate::support::{BrokerOptions, Cluster, Natsmux, PATIENCE, Version, write_s
 const DIRECT_EACH: usize = 5;
 
 /// Components that publish, each to the next.
-fn started(cluster: Cluster, text: String) -> Rig {
+pub(crate) fn started(cluster: Cluster, text: String) -> Rig {
     let rate = number("rate", [1_000, 5_000, 5_000]);
     let sessions = number("sessions", [20, 100, 100]);
     let natsmux = natsmux(text);
@@ -45,7 +45,7 @@ pub(crate) fn wait_moved(natsmux: &Natsmux, round: u64) {
 }
 
 /// What holds for moves of whatever kind.
-fn check(rig: &Rig, what: &str, rounds: u64) {
+pub(crate) fn check(rig: &Rig, what: &str, rounds: u64) {
     let outcome = rig.outcome_beside((0..rig.observer).step_by(DIRECT_EACH));
     let moves = outcome.count("gapless_moves");
     figures(&format!("{rounds} times {what}, {moves} moves: {outcome}"));

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::{Cluster, HttpAnswer, PATIENCE, Port, Process, RawClient, http_get, wait_for};
 
 const CONFIG_FILE: &str = "natsmux.toml";
+const SOCKET: &str = "control.sock";
 
 /// The variable that says how the sessions of all tests share trunks, where they don't say so
 /// themselves: a word of `--sharing`.
@@ -87,6 +88,7 @@ impl Natsmux {
                 }
             }
         }
+        command.arg("--control").arg(folder.path().join(SOCKET));
         command.args(&options.args);
         let process = Process::start("natsmux", &mut command, &folder.path().join("natsmux.log"));
         Self {
@@ -123,6 +125,20 @@ impl Natsmux {
             self.is_healthy().then_some(())
         });
         self
+    }
+
+    /// Carries out a command of an operator: `natsmux drain …`. Returns how it ended, and its JSON
+    /// or the error.
+    pub fn order(&self, args: &[&str]) -> (ExitStatus, Value) {
+        let mut command = program(None);
+        let socket = self.folder.path().join(SOCKET);
+        command.args(args).arg("--json").arg("--socket").arg(socket);
+        let output = command.output().expect("natsmux runs");
+        let said = match &output.stdout[..] {
+            [] => Value::from(String::from_utf8_lossy(&output.stderr).into_owned()),
+            json => serde_json::from_slice(json).expect("JSON"),
+        };
+        (output.status, said)
     }
 
     /// True while `/healthz` answers 200.

@@ -162,6 +162,18 @@ impl Trunk {
         }
     }
 
+    /// Whether publishes go to a broker that is to be left, and the link can move.
+    pub fn is_leaving(&self, bus: &Bus) -> bool {
+        let Some(id) = self.live().or(self.old_link()) else {
+            return false;
+        };
+        let link = &self.links[id];
+        if self.is_relay() {
+            return Self::is_to_be_left(link, bus);
+        }
+        Self::must_leave(link.broker, bus).is_some()
+    }
+
     pub(super) fn dial(&mut self, broker: BrokerId, cx: &mut Turn<'_>) -> LinkId {
         let deadline = cx.now + cx.bus.settings().timings.connect_timeout;
         // Only those that were live before hold others up: they have subscriptions that

@@ -141,7 +141,7 @@ impl Trunk {
     }
 
     /// Of independent brokers, others publish to the one that the bus has chosen.
-    fn is_to_be_left(link: &Link, bus: &Bus) -> bool {
+    pub(super) fn is_to_be_left(link: &Link, bus: &Bus) -> bool {
         let is_aside = bus.settings().is_independent() && bus.roster().current() != link.broker;
         // Its component would notice: it stays, unless the broker goes.
         let goes = |reason| !matches!(reason, Departure::Moved | Departure::Rebalanced);

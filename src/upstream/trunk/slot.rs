@@ -40,6 +40,8 @@ pub enum CloseReason {
     Outage,
     /// The link is gone whose nonce its component signed (R40).
     RelayEnded,
+    /// An operator closed it (R42).
+    Killed,
     /// natsmux is shutting down.
     Drained,
     /// natsmux has a fault.
@@ -62,6 +64,7 @@ impl CloseReason {
             | Self::SlowConsumer
             | Self::Outage
             | Self::RelayEnded
+            | Self::Killed
             | Self::Drained
             | Self::Internal => None,
         }
@@ -82,6 +85,7 @@ impl CloseReason {
             Self::Signed => "signed",
             Self::Outage => "outage",
             Self::RelayEnded => "relay_ended",
+            Self::Killed => "killed",
             Self::Drained => "drained",
             Self::Internal => "internal_error",
         }

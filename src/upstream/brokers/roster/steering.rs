@@ -272,9 +272,8 @@ impl Roster {
         self.steering.wanted.take_if(is_over);
         if !self.steering.drained.is_empty() {
             // A drained one that was the last resort may be left now.
-            let accepts = |(id, broker): (BrokerId, &Broker)| {
-                broker.accepts_dials() && !self.is_drained(id)
-            };
+            let accepts =
+                |(id, broker): (BrokerId, &Broker)| broker.accepts_dials() && !self.is_drained(id);
             let has_refuge = self.brokers().any(accepts);
             let had_refuge = std::mem::replace(&mut self.steering.had_refuge, has_refuge);
             self.steering.is_news |= has_refuge && !had_refuge;

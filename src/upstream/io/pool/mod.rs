@@ -27,7 +27,7 @@ use crate::net::{Outbox, Port, Timer, now, yield_after_io};
 use crate::proto::connect::ConnectInfo;
 use crate::upstream::brokers::liveness::TrunkId;
 use crate::upstream::bus::{Bus, Turn};
-use crate::upstream::trunk::{Gauges, MoveReason, Trunk};
+use crate::upstream::trunk::{CloseReason, Gauges, MoveReason, Trunk};
 
 /// A session's trunk, and its number there.
 pub type Attachment = (Rc<TrunkCell>, SessionId);
@@ -379,6 +379,23 @@ impl Pool {
         self.wake_prober();
     }
 
+    /// The broker in use, and the trunks that are still to move to it or away from another.
+    pub fn moves(&self) -> (String, usize) {
+        let bus = self.bus.borrow();
+        let current = bus.roster().broker(bus.roster().current()).label();
+        let trunks = self.trunks.borrow();
+        let leaving = |cell: &&Rc<TrunkCell>| cell.machine.borrow().is_leaving(&bus);
+        (current, trunks.values().filter(leaving).count())
+    }
+
+    /// Closes a session, as an operator asks for it.
+    pub fn kill(&self, cell: &TrunkCell, session: SessionId) {
+        let mut trunk = cell.machine.borrow_mut();
+        trunk.close_session(session, CloseReason::Killed);
+        drop(trunk);
+        cell.wake();
+    }
+
     /// Sums of all trunks, and their number.
     pub fn gauges(&self) -> (u64, Gauges) {
         let trunks = self.trunks.borrow();
@@ -429,7 +446,8 @@ impl Pool {
         *self.probe_waker.borrow_mut() = Some(cx.waker().clone());
     }
 
-    pub(super) fn wake_prober(&self) {
+    /// Has the prober look at when it is needed next.
+    pub fn wake_prober(&self) {
         if let Some(waker) = self.probe_waker.borrow().as_ref() {
             waker.wake_by_ref();
         }

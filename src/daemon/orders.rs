@@ -1,0 +1,194 @@
+//! An operator's commands as the worker carries them out (R42).
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tracing::info;
+
+use super::worker::Worker;
+use crate::control::Refusal;
+use crate::net::now;
+use crate::upstream::SteeringError;
+use crate::upstream::io::pool::Pool;
+
+/// A step of a command.
+#[derive(Clone, Debug)]
+pub(super) enum Order {
+    /// Move a bus to another broker.
+    Move { bus: String, to: Option<String> },
+    /// Leave a broker of all buses that have it, or of one.
+    Drain { broker: String, bus: Option<String> },
+    /// Use it again.
+    Undrain { broker: String, bus: Option<String> },
+    /// Let a bus's publishes wait for so long at most.
+    Pause { bus: String, lasts: Duration },
+    /// Let them go on.
+    Resume { bus: String },
+    /// Close a component's connection.
+    Kill { cid: u64 },
+    /// Nothing: is there such a bus?
+    Find { bus: String },
+    /// Nothing: say how far these buses are.
+    Look { buses: Vec<String> },
+}
+
+/// What came of an order at one bus.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Done {
+    pub(super) bus: String,
+    /// The broker that is in use from now on.
+    pub(super) to: String,
+    /// Connections to brokers that are still to move.
+    pub(super) left: usize,
+    /// Whether the order has changed anything.
+    #[serde(skip)]
+    pub(super) is_new: bool,
+}
+
+impl From<SteeringError> for Refusal {
+    fn from(error: SteeringError) -> Self {
+        let text = error.to_string();
+        match error {
+            SteeringError::Unknown(..) => Self::Unknown(text),
+            SteeringError::Unusable(..) | SteeringError::Alone(_) | SteeringError::Ordered => {
+                Self::Conflict(text)
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// Carries an order out; nothing of it, where it is refused.
+    pub(super) fn obey(&self, order: Order) -> Result<Vec<Done>, Refusal> {
+        match order {
+            Order::Move { bus, to } => {
+                let pool = self.pool(&bus)?;
+                let moved = pool
+                    .bus
+                    .borrow_mut()
+                    .roster_mut()
+                    .steer(to.as_deref(), now());
+                moved.map_err(|error| at(&bus, error))?;
+                Ok(vec![settle(&pool, true)])
+            }
+            Order::Drain { broker, bus } => self.drain_broker(&broker, bus.as_deref()),
+            Order::Undrain { broker, bus } => {
+                let mut done = Vec::new();
+                for pool in self.pools_with(&broker, bus.as_deref())? {
+                    let undrained = pool.bus.borrow_mut().roster_mut().undrain(&broker, now());
+                    done.push(settle(&pool, undrained.unwrap_or_default()));
+                }
+                Ok(done)
+            }
+            Order::Pause { bus, lasts } => {
+                let pool = self.pool(&bus)?;
+                pool.bus.borrow_mut().pause(now() + lasts);
+                pool.wake_prober();
+                Ok(vec![settle(&pool, true)])
+            }
+            Order::Resume { bus } => {
+                let pool = self.pool(&bus)?;
+                let was_paused = pool.bus.borrow_mut().unpause();
+                Ok(vec![settle(&pool, was_paused)])
+            }
+            Order::Find { bus } => self.pool(&bus).map(|_| Vec::new()),
+            Order::Kill { cid } => self.kill(cid).map(|()| Vec::new()),
+            Order::Look { buses } => {
+                // One that a reload has removed meanwhile has nothing to move.
+                let pools = buses.iter().filter_map(|bus| self.pool(bus).ok());
+                Ok(pools.map(|pool| settle(&pool, false)).collect())
+            }
+        }
+    }
+
+    fn drain_broker(&self, broker: &str, bus: Option<&str>) -> Result<Vec<Done>, Refusal> {
+        let mut drained: Vec<Rc<Pool>> = Vec::new();
+        for pool in self.pools_with(broker, bus)? {
+            let result = pool.bus.borrow_mut().roster_mut().drain(broker, now());
+            if let Err(error) = result {
+                for other in &drained {
+                    // It was there a moment ago.
+                    let _ = other.bus.borrow_mut().roster_mut().undrain(broker, now());
+                    settle(other, false);
+                }
+                return Err(at(&pool.bus.name, error));
+            }
+            drained.push(pool);
+        }
+        Ok(drained.iter().map(|pool| settle(pool, true)).collect())
+    }
+
+    fn kill(&self, cid: u64) -> Result<(), Refusal> {
+        let pools = self.frontends();
+        let found = pools.iter().find_map(|frontend| {
+            let info = frontend.connections.get(cid)?;
+            Some((frontend, info))
+        });
+        let Some((frontend, info)) = found else {
+            return Err(Refusal::Unknown(format!("no connection {cid}")));
+        };
+        let attachment = info.attachment.borrow().clone();
+        let Some((cell, session)) = attachment else {
+            let text = format!("connection {cid} hasn't got as far as a session");
+            return Err(Refusal::Conflict(text));
+        };
+        info!(bus = frontend.pool.bus.name, cid, peer = %info.peer, "connection closed by command");
+        frontend.pool.kill(&cell, session);
+        Ok(())
+    }
+
+    fn pool(&self, bus: &str) -> Result<Rc<Pool>, Refusal> {
+        let frontends = self.frontends();
+        let mut found = frontends.iter().filter(|one| one.pool.bus.name == bus);
+        found.next().map(|one| Rc::clone(&one.pool)).ok_or_else(|| {
+            let names = frontends.iter().map(|one| &*one.pool.bus.name);
+            let names = names.collect::<Vec<_>>().join(", ");
+            Refusal::Unknown(format!("no bus {bus}; the buses are {names}"))
+        })
+    }
+
+    /// The buses that have a broker: of all, or of one.
+    fn pools_with(&self, broker: &str, bus: Option<&str>) -> Result<Vec<Rc<Pool>>, Refusal> {
+        let pools: Vec<Rc<Pool>> = match bus {
+            Some(bus) => vec![self.pool(bus)?],
+            None => {
+                let frontends = self.frontends();
+                frontends.iter().map(|one| Rc::clone(&one.pool)).collect()
+            }
+        };
+        let mut unknown = None;
+        let mut found = Vec::new();
+        for pool in pools {
+            let has_it = pool.bus.borrow().roster().find(broker).map(|_| ());
+            match has_it {
+                Ok(()) => found.push(pool),
+                Err(error) => unknown = Some(at(&pool.bus.name, error)),
+            }
+        }
+        match unknown {
+            Some(refusal) if found.is_empty() => Err(refusal),
+            _ => Ok(found),
+        }
+    }
+}
+
+fn at(bus: &str, error: SteeringError) -> Refusal {
+    match Refusal::from(error) {
+        Refusal::Conflict(text) => Refusal::Conflict(format!("bus {bus}: {text}")),
+        Refusal::Unknown(text) => Refusal::Unknown(format!("bus {bus}: {text}")),
+        other => other,
+    }
+}
+
+/// Wakes whom an order concerns, and says how far the bus is.
+fn settle(pool: &Pool, is_new: bool) -> Done {
+    pool.wake_freed(now());
+    let (to, left) = pool.moves();
+    Done {
+        bus: pool.bus.name.clone(),
+        to,
+        left,
+        is_new,
+    }
+}

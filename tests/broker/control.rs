@@ -1,0 +1,146 @@
+//! The control socket's commands (R42), at scripted brokers.
+
+use std::thread;
+
+use serde_json::json;
+
+use crate::reload::move_over;
+use crate::setup::{MOMENT, SOON, Setup, component, round_trip, subscribe};
+use crate::support::{Brokers, Natsmux, message, wait_for};
+
+#[test]
+fn what_cannot_be_done_is_refused_and_changes_nothing() {
+    let brokers = Brokers::start(1);
+    let natsmux = Setup::new(&brokers).start();
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    let addr = brokers.addresses()[0].clone();
+    for (args, code, word) in [
+        (&["move", "default"][..], 1, "no other broker is up"),
+        (&["move", "other"][..], 2, "the buses are default"),
+        (&["move", "default", "--to", "10.0.0.9"][..], 2, &addr),
+        (&["move", "default", "--within", "1h"][..], 2, "within"),
+        (&["drain", &addr][..], 1, "stays in use"),
+        (&["drain", "10.0.0.9:4222"][..], 2, &addr),
+        (&["pause", "default", "--for", "soon"][..], 2, "for"),
+        (&["kill", "4000000000"][..], 2, "no connection"),
+        (
+            &["sessions", "--bus", "other"][..],
+            2,
+            "the buses are default",
+        ),
+    ] {
+        let (status, said) = natsmux.order(args);
+        assert_eq!(status.code(), Some(code), "{args:?}: {said}");
+        assert!(said.to_string().contains(word), "{args:?}: {said}");
+    }
+    round_trip(&mut client, &mut link);
+}
+
+#[test]
+fn a_connection_is_closed_by_command_and_no_other() {
+    let brokers = Brokers::start(1);
+    let natsmux = Setup::new(&brokers).start_unwatched();
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    let (mut doomed, _doomed_link) = component(&natsmux, &brokers);
+    let (status, said) = natsmux.order(&["sessions", "--bus", "default"]);
+    assert!(status.success(), "{said}");
+    let sessions = said["sessions"].as_array().expect("a list");
+    assert_eq!(sessions.len(), 2, "{said}");
+    let cid = sessions.iter().filter_map(|one| one["cid"].as_u64()).max();
+    let cid = cid.expect("numbers").to_string();
+    let (status, said) = natsmux.order(&["kill", &cid]);
+    assert!(status.success(), "{said}");
+    assert_eq!(doomed.until_closed(), b"", "it hears nothing");
+    round_trip(&mut client, &mut link);
+    wait_for("the reason in the metrics", SOON, || {
+        let metrics = natsmux.get("/metrics")?.body;
+        metrics.contains("reason=\"killed\"} 1").then_some(())
+    });
+}
+
+/// R3 holds in a pause: what waits is proven once it went out.
+#[test]
+fn publishes_wait_in_a_pause_and_deliveries_go_on() {
+    let brokers = Brokers::start(1);
+    let natsmux = Setup::new(&brokers).start();
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    let sid = subscribe(&mut client, &mut link, "foo", "own");
+    let (status, said) = natsmux.order(&["pause", "default", "--for", "1m"]);
+    assert!(status.success(), "{said}");
+    client.send("PUB bar 2\r\nhi\r\n");
+    link.msg("foo", &sid, "deliveries go on");
+    client.expect(&message("foo", "own", "deliveries go on"));
+    link.expect_silence(MOMENT);
+    let (status, said) = natsmux.order(&["resume", "default"]);
+    assert!(status.success() && said["was_paused"] == true, "{said}");
+    link.publish("PUB bar 2", "hi");
+    round_trip(&mut client, &mut link);
+    let (_, said) = natsmux.order(&["resume", "default"]);
+    assert_eq!(said["was_paused"], false);
+}
+
+#[test]
+fn a_drained_broker_is_left_and_serves_where_no_other_can() {
+    let mut brokers = Brokers::start(2);
+    let natsmux = Setup::new(&brokers).start_unwatched();
+    let (mut client, mut old) = component(&natsmux, &brokers);
+    assert_eq!(old.broker, 0);
+    let sid = subscribe(&mut client, &mut old, "foo", "own");
+    let addr = brokers.addresses()[0].clone();
+    let mut new = thread::scope(|scope| {
+        let drain = scope.spawn(|| natsmux.order(&["drain", &addr]));
+        let mut new = brokers.link();
+        move_over(&mut old, &mut new, &sid);
+        old.answer_ping();
+        old.until_closed();
+        let (status, said) = drain.join().expect("it runs");
+        assert!(status.success(), "{said}");
+        let bus = &said["buses"][0];
+        assert_eq!(
+            (&bus["moved"], &bus["left"]),
+            (&1.into(), &0.into()),
+            "{said}"
+        );
+        new
+    });
+    assert_eq!(new.broker, 1);
+    new.answering(|| client.flush());
+    let drained = |natsmux: &Natsmux| {
+        let varz = natsmux.varz();
+        varz["buses"][0]["brokers"][0]["drained"].clone()
+    };
+    assert_eq!(drained(&natsmux), true);
+    brokers.get(1).down();
+    new.reset();
+    let mut last = brokers.link();
+    assert_eq!(last.broker, 0);
+    last.accept_replay(&["foo"]);
+    round_trip(&mut client, &mut last);
+    let (status, said) = natsmux.order(&["undrain", &addr]);
+    assert!(status.success(), "{said}");
+    assert_eq!(drained(&natsmux), false);
+}
+
+#[test]
+fn a_reload_by_command_says_what_it_changes_or_why_it_does_not() {
+    let brokers = Brokers::start(2);
+    let setup = Setup::new(&brokers);
+    let natsmux = setup.start();
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    let (status, said) = natsmux.order(&["reload"]);
+    assert!(status.success() && said["changed"] == json!([]), "{said}");
+    let text = setup.text() + "\n";
+    natsmux.rewrite_config(&text.replace("[[bus]]", "[[bus]]\nrebalance = true"));
+    let (status, said) = natsmux.order(&["reload"]);
+    assert!(status.success(), "{said}");
+    let changed = json!([
+        "- bus default: rebalance = false",
+        "+ bus default: rebalance = true",
+    ]);
+    assert_eq!(said["changed"], changed);
+    natsmux.rewrite_config(&text.replace("[[bus]]", "[[bus]]\nrebalance = 7"));
+    let (status, said) = natsmux.order(&["reload"]);
+    assert_eq!(status.code(), Some(1));
+    assert!(said.to_string().contains("rebalance"), "{said}");
+    round_trip(&mut client, &mut link);
+}

@@ -1,0 +1,118 @@
+//! What an operator orders under load: nothing missing, nothing double, nothing late (R42).
+
+use std::time::Duration;
+
+use crate::moves::{check, started};
+use crate::rig::{Delivery, KNOWN, Rig, config, pause};
+use crate::size::{figures, number, turn};
+use crate::support::{Cluster, Version};
+
+/// Load through natsmux over brokers of one cluster.
+fn over_a_cluster(version: Version) -> Rig {
+    let cluster = Cluster::start(version, KNOWN + 1);
+    let text = config(&cluster.urls()[..KNOWN], Delivery::AtMostOnce, "", "");
+    started(cluster, text)
+}
+
+/// Carries a command out that moves the bus, and returns the broker in use from then on.
+fn order(rig: &Rig, args: &[&str]) -> usize {
+    let (status, said) = rig.natsmux.order(args);
+    assert!(status.success(), "{args:?}: {said}");
+    let bus = &said["buses"][0];
+    assert_eq!(bus["left"], 0, "{args:?}: {said}");
+    let to = bus["to"].as_str().expect("a broker");
+    rig.cluster.index_of(to).expect("one of the cluster")
+}
+
+fn moves_by_command(version: Version) {
+    let _turn = turn();
+    let rounds = number("moves", [6, 20, 200]);
+    let rig = over_a_cluster(version);
+    let mut used = rig
+        .cluster
+        .index_of(&rig.natsmux.current_broker().expect("one"));
+    for _ in 0..rounds {
+        let to = order(&rig, &["move", "default"]);
+        assert_ne!(Some(to), used);
+        used = Some(to);
+        pause(100);
+    }
+    check(&rig, &format!("a move by command at {version:?}"), rounds);
+}
+
+#[test]
+fn moves_by_command_at_2_15_are_noticed_by_nobody() {
+    moves_by_command(Version::V215);
+}
+
+#[test]
+fn moves_by_command_at_2_9_are_noticed_by_nobody() {
+    moves_by_command(Version::V29);
+}
+
+/// Each broker that natsmux knows is drained, restarted and used again, one after the other.
+fn restarts_of_drained_brokers(version: Version) {
+    let _turn = turn();
+    let rounds = number("drains", [2, 10, 100]);
+    let mut rig = over_a_cluster(version);
+    for round in 0..rounds {
+        let drained = usize::try_from(round).expect("few") % KNOWN;
+        let addr = rig.cluster.brokers()[drained].address();
+        let to = order(&rig, &["drain", &addr]);
+        assert_ne!(to, drained);
+        assert_ne!(rig.natsmux.current_broker(), Some(addr.clone()));
+        rig.cluster.broker(drained).terminate();
+        rig.cluster.restart(drained);
+        let (status, said) = rig.natsmux.order(&["undrain", &addr]);
+        assert!(status.success(), "{said}");
+        assert_eq!(said["undrained"][0], "default");
+        let bus = |varz: &serde_json::Value| varz["buses"][0]["brokers"].clone();
+        rig.natsmux
+            .wait_varz("it to be up", Duration::from_secs(20), |varz| {
+                let brokers = bus(varz);
+                let mut all = brokers.as_array().into_iter().flatten();
+                all.any(|broker| broker["addr"] == addr.as_str() && broker["state"] == "up")
+            });
+    }
+    check(
+        &rig,
+        &format!("drain, restart, undrain at {version:?}"),
+        rounds,
+    );
+}
+
+#[test]
+fn restarts_of_drained_2_15_brokers_are_noticed_by_nobody() {
+    restarts_of_drained_brokers(Version::V215);
+}
+
+#[test]
+fn restarts_of_drained_2_9_brokers_are_noticed_by_nobody() {
+    restarts_of_drained_brokers(Version::V29);
+}
+
+/// Publishes that wait arrive, in order; and a pause ends by itself.
+#[test]
+fn a_pause_loses_nothing() {
+    let _turn = turn();
+    let rig = over_a_cluster(Version::V215);
+    for args in [
+        &["pause", "default", "--for", "300ms"][..],
+        &["pause", "default", "--for", "10m"][..],
+    ] {
+        let (status, said) = rig.natsmux.order(args);
+        assert!(status.success(), "{said}");
+        let varz = rig.natsmux.varz();
+        assert!(varz["buses"][0]["paused_seconds"].is_number());
+        pause(400);
+    }
+    let waiting = rig.natsmux.counter("waiting");
+    assert!(waiting > 0, "nothing waits in a pause");
+    let (status, said) = rig.natsmux.order(&["resume", "default"]);
+    assert!(status.success() && said["was_paused"] == true, "{said}");
+    figures(&format!(
+        "{waiting} publishes waited for the end of a pause"
+    ));
+    rig.load.wait_flow("behind a pause");
+    check(&rig, "a pause", 2);
+}
