@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::files::Files;
-use super::orders::{Done, Order};
+use super::order::{Done, Order};
 use crate::config::Config;
 use crate::control::Refusal;
 use crate::net::socket::Bound;

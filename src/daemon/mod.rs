@@ -9,8 +9,9 @@ mod credential_watch;
 mod files;
 mod handle;
 mod limits;
+mod obey;
 mod operator;
-mod orders;
+mod order;
 #[cfg(feature = "turmoil")]
 pub mod simulated;
 mod snapshot;

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
 use super::handle::Handle;
-use super::orders::{Done, Order};
+use super::order::{Done, Order};
 use crate::admin::Source;
 use crate::control::{Command, Operator, Refusal};
 use crate::telemetry::SessionSnapshot;

@@ -53,6 +53,43 @@ fn jetstream_keeps_its_promises_over_kills_and_freezes() {
     assert!(content, "{report}");
 }
 
+/// The brokers become 2.15 one after the other, each drained before it ends.
+#[test]
+fn jetstream_goes_on_over_a_rolling_upgrade() {
+    let mut options = BrokerOptions::new(Version::V29);
+    options.jetstream = true;
+    let mut cluster = Cluster::with(&options, BROKERS);
+    wait_leader(&cluster);
+    let natsmux = Natsmux::start(&cluster);
+    let mut client = Client::jetstream(&natsmux.url(), "js");
+    wait_flow(&mut client, "at the start");
+    for index in 0..BROKERS {
+        let addr = cluster.brokers()[index].address();
+        let (status, said) = natsmux.order(&["drain", &addr]);
+        assert!(status.success(), "{said}");
+        cluster.broker(index).terminate();
+        cluster.upgrade(index, Version::V215);
+        wait_caught_up(&cluster);
+        let (status, said) = natsmux.order(&["undrain", &addr]);
+        assert!(status.success(), "{said}");
+        wait_flow(&mut client, &format!("after upgrade {}", index + 1));
+    }
+    client.stop();
+    let (events, content) = client.finish();
+    let report = events.last().expect("a report");
+    let (moves, doubt) = (
+        natsmux.counter("gapless_moves"),
+        natsmux.counter("in_doubt"),
+    );
+    let _ = writeln!(
+        io::stdout(),
+        "jetstream: upgraded, {moves} moves, {doubt} in doubt: {report}"
+    );
+    assert_eq!(report["event"], "report", "{events:?}");
+    assert!(content, "{report}");
+    assert_eq!((doubt, natsmux.counter("link_failures")), (0, 0));
+}
+
 /// As `tests/failover` has it: short by default, more with `FAILOVER=full`.
 fn rounds() -> u32 {
     match env::var("FAILOVER").as_deref() {

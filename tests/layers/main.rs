@@ -52,6 +52,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("admin", &["config", "net", "telemetry"]),
+    ("control", &["config"]),
     (
         "daemon",
         &[
@@ -65,6 +66,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "upstream",
             "downstream",
             "admin",
+            "control",
         ],
     ),
 ];

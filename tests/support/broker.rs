@@ -162,6 +162,11 @@ impl Broker {
         self.options.version
     }
 
+    /// Is another program from its next start on.
+    pub(super) fn set_version(&mut self, version: Version) {
+        self.options.version = version;
+    }
+
     /// `127.0.0.1:PORT` for clients.
     pub fn address(&self) -> String {
         self.client.address()

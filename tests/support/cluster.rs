@@ -62,6 +62,12 @@ impl Cluster {
         self.wait_routed();
     }
 
+    /// Starts a broker that has ended again, as another version on its own data.
+    pub fn upgrade(&mut self, index: usize, version: Version) {
+        self.brokers[index].set_version(version);
+        self.restart(index);
+    }
+
     /// Waits until every running broker has all routes to every other running one.
     pub fn wait_routed(&mut self) {
         let running: Vec<_> = (0..self.brokers.len())
@@ -96,9 +102,9 @@ fn membership(routes: &[Port], own: usize) -> String {
 /// messages pass only when its own one is up. A server's id is new at every start, so that a
 /// route to the peer's former life doesn't count.
 fn is_routed(broker: &Broker, peer: &Broker) -> Option<bool> {
-    let wanted = match broker.version() {
-        Version::V29 => 1,
-        Version::V215 => 4,
+    let wanted = match (broker.version(), peer.version()) {
+        (Version::V215, Version::V215) => 4,
+        _ => 1,
     };
     let (routez, peer) = (broker.monitoring("/routez")?, peer.monitoring("/routez")?);
     let routes = routez["routes"].as_array()?.iter();

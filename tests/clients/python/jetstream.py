@@ -44,10 +44,13 @@ async def stubborn(what, call):
 class Numbers:
     """The numbers that came to one consumer."""
 
-    def __init__(self):
+    def __init__(self, acknowledged):
         self.seen, self.last, self.double, self.late = set(), 0, 0, 0
+        self.acknowledged, self.lag = acknowledged, 0.0
 
     def take(self, number):
+        now = asyncio.get_running_loop().time()
+        self.lag = max(self.lag, now - self.acknowledged.get(number, now))
         if number in self.seen:
             self.double += 1
         elif number < self.last:
@@ -57,13 +60,18 @@ class Numbers:
 
     def report(self, published):
         missing = published - len(self.seen)
-        return {"missing": missing, "double": self.double, "late": self.late}
+        lag = round(self.lag, 2)
+        return {"missing": missing, "double": self.double, "late": self.late, "lag": lag}
 
 
 class Scene:
     def __init__(self, nc, name):
         self.nc, self.name, self.js = nc, name, nc.jetstream(timeout=TRY)
-        self.pull, self.push, self.ordered, self.watched = (Numbers() for _ in range(4))
+        # When each number was acknowledged: what comes long behind that shows a silent consumer.
+        self.acknowledged, self.puts = {}, {}
+        self.pull, self.push, self.ordered = (Numbers(self.acknowledged) for _ in range(3))
+        self.watched = Numbers(self.puts)
+        self.slowest = 0.0
         self.published = 0
         self.over = False
 
@@ -116,10 +124,15 @@ class Scene:
         # The broker drops a second copy of an id: the first one's answer may have died.
         headers = {"Nats-Msg-Id": str(number)}
         body = str(number).encode()
+        clock = asyncio.get_running_loop().time
+        began = clock()
         await stubborn("publish", lambda: self.js.publish(f"{self.name}.n", body, headers=headers))
+        self.acknowledged[number] = clock()
+        self.slowest = max(self.slowest, clock() - began)
         self.published = number
         if number % 10 == 0:
             await stubborn("put", lambda: self.kv.put("key", body))
+            self.puts[number] = clock()
 
     async def keep_object(self, number):
         data = os.urandom(OBJECT)
@@ -171,7 +184,8 @@ async def main(url, name):
     newest = number // 10 * 10
     last_put, last_seen = int(entry.value), scene.watched.last
     emit("report", published=number, **consumers, puts=newest, last_put=last_put, last_watched=last_seen,
-         watch_late=scene.watched.late, objects=objects, objects_good=objects_good, **counts)
+         watch_late=scene.watched.late, watch_lag=round(scene.watched.lag, 2),
+         slowest=round(scene.slowest, 2), objects=objects, objects_good=objects_good, **counts)
     missing = sum(c["missing"] for c in consumers.values())
     ordered = consumers["ordered"]
     good = (missing == 0 and ordered["double"] == 0 and ordered["late"] == 0

@@ -553,3 +553,113 @@ fn after_a_renewal_each_broker_is_another_one() {
     assert!(!ids.contains(&BrokerId(0)), "{ids:?}");
     assert_eq!(roster.broker(ids[0]).addr(), &addrs[0]);
 }
+
+/// A roster whose brokers are up.
+fn roster_up(now: Instant) -> Roster {
+    let mut roster = roster(now);
+    roster.handle_info(A, info_of(A), now);
+    roster.handle_info(B, info_of(B), now);
+    roster
+}
+
+const NAME_A: &str = "10.0.0.1:4222";
+const NAME_B: &str = "10.0.0.2:4222";
+
+#[test]
+fn a_drained_broker_is_left_and_used_where_no_other_can_be() {
+    let now = Instant::now();
+    let mut roster = roster_up(now);
+    roster.drain(NAME_A, now).expect("B is up");
+    assert_eq!(
+        (roster.current(), roster.must_leave(A)),
+        (B, Some(Departure::Drained))
+    );
+    assert_eq!(roster.pick(ID, &[], now), Pick::Dial(B));
+    assert_eq!(
+        roster.drain(NAME_B, now),
+        Err(SteeringError::Alone(NAME_B.to_owned()))
+    );
+    roster.handle_trunk_failure(B, Failure::ConnectionRefused, now);
+    assert_eq!((roster.current(), roster.must_leave(A)), (A, None));
+    assert_eq!(roster.pick(ID, &[], now), Pick::Dial(A));
+    assert!(roster.take_steered());
+    roster.handle_info(B, info_of(B), now);
+    assert!(roster.take_steered(), "it may be left again");
+    assert_eq!(roster.must_leave(A), Some(Departure::Drained));
+    assert_eq!(roster.undrain(NAME_A, now), Ok(true));
+    assert_eq!(roster.undrain(NAME_A, now), Ok(false));
+    assert_eq!(roster.must_leave(A), None);
+}
+
+#[test]
+fn a_broker_stays_drained_over_a_reload_that_keeps_it() {
+    let now = Instant::now();
+    let mut roster = roster_up(now);
+    roster.drain(NAME_A, now).expect("B is up");
+    let interval = Duration::from_secs(3);
+    let placement = roster.placement;
+    let both = roster.addrs.clone();
+    // As with other certificates: all brokers are others then.
+    roster.renew();
+    roster.configure(&both, placement, interval, now);
+    let drained = |roster: &Roster| {
+        let brokers = roster.brokers().map(|(id, broker)| (broker.label(), id));
+        let mut brokers = brokers.filter(|(label, _)| label == NAME_A);
+        brokers.any(|(_, id)| roster.is_drained(id))
+    };
+    assert!(drained(&roster));
+    roster.configure(&both[1..], placement, interval, now);
+    roster.configure(&both, placement, interval, now);
+    assert!(!drained(&roster), "it is another one");
+}
+
+#[test]
+fn a_move_ends_with_its_broker_or_after_a_while() {
+    let now = Instant::now();
+    let mut roster = roster_up(now);
+    assert!(matches!(
+        roster.steer(Some("10.0.0.9:4222"), now),
+        Err(SteeringError::Unknown(..))
+    ));
+    assert_eq!(roster.steer(None, now), Ok(B));
+    assert_eq!((roster.current(), roster.wanted()), (B, Some(B)));
+    assert_eq!(roster.must_leave(A), Some(Departure::Moved));
+    let due = roster.steering_due().expect("an end");
+    roster.poll_probe(due);
+    assert_eq!((roster.current(), roster.must_leave(A)), (B, None));
+    roster.steer(Some(NAME_A), now).expect("up");
+    roster.handle_trunk_failure(A, Failure::ConnectionRefused, now);
+    assert_eq!((roster.current(), roster.must_leave(B)), (B, None));
+    let down = roster.steer(Some(NAME_A), now).expect_err("down");
+    assert_eq!(
+        down.to_string(),
+        format!("{NAME_A} is down (connection_refused)")
+    );
+}
+
+#[test]
+fn a_host_goes_back_to_its_own_broker_unless_it_was_moved() {
+    let mut now = Instant::now();
+    let delay = Duration::from_secs(10);
+    let mut roster = roster_up(now);
+    roster.placement = Placement::Spread {
+        rotation: 0,
+        back: Some(delay),
+    };
+    now += Duration::from_secs(60);
+    roster.handle_trunk_failure(A, Failure::ConnectionRefused, now);
+    roster.handle_info(A, info_of(A), now);
+    assert_eq!(roster.current(), B);
+    let due = roster.steering_due().expect("well by then");
+    assert!(due >= now + delay && due <= now + delay.mul_f64(1.2));
+    roster.poll_probe(due - Duration::from_millis(1));
+    assert_eq!(roster.current(), B);
+    roster.poll_probe(due);
+    assert_eq!(
+        (roster.current(), roster.must_leave(B)),
+        (A, Some(Departure::Rebalanced))
+    );
+    roster.steer(Some(NAME_B), due).expect("up");
+    roster.poll_probe(due + 10 * delay);
+    assert_eq!(roster.current(), B, "an operator has said so");
+}

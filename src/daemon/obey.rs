@@ -1,50 +1,15 @@
 //! An operator's commands as the worker carries them out (R42).
 
 use std::rc::Rc;
-use std::time::Duration;
 
-use serde::Serialize;
 use tracing::info;
 
+use super::order::{Done, Order};
 use super::worker::Worker;
 use crate::control::Refusal;
 use crate::net::now;
 use crate::upstream::SteeringError;
 use crate::upstream::io::pool::Pool;
-
-/// A step of a command.
-#[derive(Clone, Debug)]
-pub(super) enum Order {
-    /// Move a bus to another broker.
-    Move { bus: String, to: Option<String> },
-    /// Leave a broker of all buses that have it, or of one.
-    Drain { broker: String, bus: Option<String> },
-    /// Use it again.
-    Undrain { broker: String, bus: Option<String> },
-    /// Let a bus's publishes wait for so long at most.
-    Pause { bus: String, lasts: Duration },
-    /// Let them go on.
-    Resume { bus: String },
-    /// Close a component's connection.
-    Kill { cid: u64 },
-    /// Nothing: is there such a bus?
-    Find { bus: String },
-    /// Nothing: say how far these buses are.
-    Look { buses: Vec<String> },
-}
-
-/// What came of an order at one bus.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Done {
-    pub(super) bus: String,
-    /// The broker that is in use from now on.
-    pub(super) to: String,
-    /// Connections to brokers that are still to move.
-    pub(super) left: usize,
-    /// Whether the order has changed anything.
-    #[serde(skip)]
-    pub(super) is_new: bool,
-}
 
 impl From<SteeringError> for Refusal {
     fn from(error: SteeringError) -> Self {
