@@ -3,14 +3,18 @@
 use std::env;
 use std::io::{self, Write};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::support::{BrokerOptions, Cluster, Natsmux, PATIENCE, Version, wait_for};
+use crate::support::{BrokerOptions, Cluster, Natsmux, PATIENCE, RawClient, Version, wait_for};
 
 const BROKERS: usize = 3;
 /// A broker of a cluster of three needs a while until it has caught up with its peers.
 const CAUGHT_UP: Duration = Duration::from_secs(45);
+/// An open pull is answered at once.
+const SOON: Duration = Duration::from_secs(1);
 /// Brokers elect their JetStream leaders one after the other, and clients ask again.
 const FLOWS_WITHIN: Duration = Duration::from_secs(30);
 
@@ -67,7 +71,7 @@ fn jetstream_goes_on_over_a_rolling_upgrade() {
         let addr = cluster.brokers()[index].address();
         let (status, said) = natsmux.order(&["drain", &addr]);
         assert!(status.success(), "{said}");
-        cluster.broker(index).terminate();
+        cluster.broker(index).retire();
         cluster.upgrade(index, Version::V215);
         wait_caught_up(&cluster);
         let (status, said) = natsmux.order(&["undrain", &addr]);
@@ -88,6 +92,73 @@ fn jetstream_goes_on_over_a_rolling_upgrade() {
     assert_eq!(report["event"], "report", "{events:?}");
     assert!(content, "{report}");
     assert_eq!((doubt, natsmux.counter("link_failures")), (0, 0));
+}
+
+/// Asks JetStream something, and returns its answer.
+fn api(client: &mut RawClient, subject: &str, request: &Value) -> Value {
+    let body = request.to_string();
+    let len = body.len();
+    client.send(format!(
+        "SUB _INBOX.api api\r\nUNSUB api 1\r\nPUB {subject} _INBOX.api {len}\r\n{body}\r\n"
+    ));
+    serde_json::from_slice(&client.message()).expect("JSON")
+}
+
+/// The interest in an open pull's reply never ends, so the consumer keeps the pull.
+fn an_open_pull_survives(version: Version) {
+    let mut options = BrokerOptions::new(version);
+    options.jetstream = true;
+    let cluster = Cluster::with(&options, BROKERS);
+    wait_leader(&cluster);
+    let natsmux = Natsmux::start(&cluster);
+    let mut client = natsmux.client();
+    let stream = json!({ "name": "S", "subjects": ["s"], "num_replicas": BROKERS });
+    wait_for("a stream", CAUGHT_UP, || {
+        let made = api(&mut client, "$JS.API.STREAM.CREATE.S", &stream);
+        made["config"].is_object().then_some(())
+    });
+    let config = json!({ "durable_name": "C", "ack_policy": "explicit" });
+    let consumer = json!({ "stream_name": "S", "config": config });
+    let made = api(
+        &mut client,
+        "$JS.API.CONSUMER.DURABLE.CREATE.S.C",
+        &consumer,
+    );
+    assert_eq!(made["name"], "C", "{made}");
+    let pull = json!({ "batch": 8, "expires": 60_000_000_000_u64 }).to_string();
+    client.send(format!(
+        "SUB _INBOX.pull pull\r\nPUB $JS.API.CONSUMER.MSG.NEXT.S.C _INBOX.pull {}\r\n{pull}\r\n",
+        pull.len()
+    ));
+    client.flush();
+    let mut longest = Duration::ZERO;
+    for round in 1..=4 {
+        let (status, said) = natsmux.order(&["move", "default"]);
+        assert!(status.success(), "{said}");
+        // The consumer looks for interest when it has a message, and when it is asked.
+        let info = api(&mut client, "$JS.API.CONSUMER.INFO.S.C", &json!({}));
+        assert_eq!(info["num_waiting"], 1, "{info}");
+        let (body, began) = (format!("{round}"), Instant::now());
+        client.send(format!("PUB s {}\r\n{body}\r\n", body.len()));
+        assert_eq!(client.message(), body.as_bytes());
+        longest = longest.max(began.elapsed());
+    }
+    let _ = writeln!(
+        io::stdout(),
+        "jetstream: {version:?}, an open pull over 4 moves: {longest:?}"
+    );
+    assert!(longest < SOON, "{longest:?}");
+    assert!(natsmux.counter("gapless_moves") >= 4);
+}
+
+#[test]
+fn an_open_pull_survives_moves_at_2_15() {
+    an_open_pull_survives(Version::V215);
+}
+
+#[test]
+fn an_open_pull_survives_moves_at_2_9() {
+    an_open_pull_survives(Version::V29);
 }
 
 /// As `tests/failover` has it: short by default, more with `FAILOVER=full`.

@@ -251,6 +251,15 @@ impl Broker {
         }
     }
 
+    /// Lame duck mode, and waits for the end: at once where no client is left. JetStream's leaders
+    /// move to other brokers first.
+    pub fn retire(&mut self) {
+        self.signal(Signal::USR2);
+        if let Some(process) = &mut self.process {
+            process.wait();
+        }
+    }
+
     /// SIGSTOP: connections stay open and nothing is answered.
     pub fn freeze(&mut self) {
         self.signal(Signal::STOP);
