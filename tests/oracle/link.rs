@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Oracle;
 use super::frames::{Down, Publish, Splitter, Up, json_value};
-use super::session::{Expected, Kind, SubState};
+use super::session::{Expected, Kind, SubState, Unproven};
 
 /// R36: final for a session on whose live link it is said.
 const EXPIRED: &str = "User Authentication Expired";
@@ -48,6 +48,7 @@ pub struct OnWire {
 #[derive(Debug)]
 pub struct Link {
     pub session: usize,
+    broker: usize,
     pub closed: bool,
     pub sids: BTreeMap<Vec<u8>, OnLink>,
     pub publishes: VecDeque<OnWire>,
@@ -85,9 +86,10 @@ pub struct Link {
 }
 
 impl Link {
-    pub(super) fn new(session: usize) -> Self {
+    pub(super) fn new(session: usize, broker: usize) -> Self {
         Self {
             session,
+            broker,
             closed: false,
             sids: BTreeMap::new(),
             publishes: VecDeque::new(),
@@ -359,9 +361,9 @@ impl Oracle {
         };
         let mut links = self.links.iter();
         let is_move = links.any(|(other, link)| {
-            *other < no && link.session == session_no && !link.closed && link.settled
+            *other < no && self.may_move(*other, no) && !link.closed && link.settled
         });
-        if is_move && self.links_each == 1 {
+        if is_move {
             self.link(no).moved.insert(sub);
         }
         let session = &mut self.sessions[session_no];
@@ -407,21 +409,18 @@ impl Oracle {
             // Of one that the link never had: either only a broker can answer it, or it comes
             // from ending everything at once. It does no harm.
             let verbose = link.verbose;
-            let mut unproven = session.unproven.iter_mut();
-            let limit = unproven.find(|unproven| {
+            // R41: natsmux counts by itself, and has the broker answer.
+            let is_limit = |unproven: &Unproven| {
                 let sub = unproven.kind.sub().filter(|_| unproven.kind.is_limit());
                 unproven.on.is_nowhere() && sub.is_some_and(|sub| link.moved.contains(&sub))
-            });
-            if let Some(limit) = limit {
-                // R41: natsmux counts by itself, and has the broker answer.
-                return limit.on.put(no, frame);
-            }
-            let mut judges = session.unproven.iter_mut();
-            let judge = judges.find(|unproven| {
+            };
+            let is_judge = |unproven: &Unproven| {
                 verbose && matches!(unproven.kind, Kind::Judge(_)) && unproven.on.may_go_on(no)
-            });
-            if let Some(judge) = judge {
-                judge.on.put(no, frame);
+            };
+            let mut unproven = session.unproven.iter_mut();
+            let first = unproven.find(|unproven| is_limit(unproven) || is_judge(unproven));
+            if let Some(first) = first {
+                first.on.put(no, frame);
             }
             return;
         }
@@ -673,17 +672,19 @@ impl Oracle {
         let Some(on) = link.sids.get_mut(sid) else {
             return;
         };
-        let (session_no, sub_no) = (link.session, on.sub);
+        let (session_no, sub_no, broker) = (link.session, on.sub, link.broker);
         let counts = !publish.is_no_responders();
         on.received += u64::from(counts);
         let is_plain = self.sessions[session_no].subs[sub_no].group.is_none();
-        if !(self.links_each == 1 && counts && is_plain) {
+        if !(counts && is_plain) {
             return self.expect_message(no, sid, publish, behind_pong, false);
         }
         // R41: two links of a planned move.
-        let others = self.links.iter().filter(|(_, other)| {
-            other.session == session_no && !other.closed && !other.sids.is_empty()
-        });
+        let others = self
+            .links
+            .iter()
+            .filter(|(_, other)| !other.closed && !other.sids.is_empty());
+        let others = others.filter(|(other, _)| self.may_move(**other, no));
         let (mut has_older, mut has_newer) = (false, false);
         others.for_each(|(other, link)| {
             has_older |= *other < no;
@@ -695,8 +696,8 @@ impl Oracle {
         }
         if has_newer {
             let copies = &mut self.sessions[session_no].copies;
-            copies.push((sid.to_vec(), publish.clone()));
-        } else if self.take_copy(session_no, sid, &publish) == Some(false) {
+            copies.push((broker, sid.to_vec(), publish.clone()));
+        } else if self.take_copy(no, sid, &publish) == Some(false) {
             return self.mark("move: a copy comes late");
         }
         let has_name = super::identity(&publish).is_some();
@@ -704,11 +705,28 @@ impl Oracle {
         self.expect_message(no, sid, publish, behind_pong, may_be_copy);
     }
 
+    /// Whether a link has the ledger, and the one that it replaces still serves (R41).
+    pub(super) fn is_to_take_over(&self, no: u64) -> bool {
+        let mut older = self.links.iter().filter(|(other, _)| **other < no);
+        older.any(|(other, link)| !link.closed && self.may_move(*other, no))
+    }
+
+    /// Whether one link of a session may take over from the other: of independent brokers, at one of
+    /// them.
+    fn may_move(&self, old: u64, new: u64) -> bool {
+        let (old, new) = (&self.links[&old], &self.links[&new]);
+        old.session == new.session && (self.links_each == 1 || old.broker == new.broker)
+    }
+
     /// Whether another link of a move has brought this message, and it must not come again:
     /// `Some(true)` where it has no name, and may be another that looks the same.
-    fn take_copy(&mut self, session: usize, sid: &[u8], publish: &Publish) -> Option<bool> {
-        let copies = &mut self.sessions[session].copies;
-        let is_it = |(own, copy): &(Vec<u8>, Publish)| own == sid && copy == publish;
+    fn take_copy(&mut self, no: u64, sid: &[u8], publish: &Publish) -> Option<bool> {
+        let link = &self.links[&no];
+        let any_broker = self.links_each == 1;
+        let copies = &mut self.sessions[link.session].copies;
+        let is_it = |(broker, own, copy): &(usize, Vec<u8>, Publish)| {
+            (any_broker || *broker == link.broker) && own == sid && copy == publish
+        };
         let at = copies.iter().position(is_it)?;
         copies.remove(at);
         Some(super::identity(publish).is_none())
@@ -716,15 +734,11 @@ impl Oracle {
 
     /// The old link of a move has brought all: what the new one held counts, but for copies.
     fn release_held(&mut self, old: u64) {
-        let session_no = self.links[&old].session;
-        let of_session = |(no, link): (&u64, &mut Link)| {
-            let is_meant = *no > old && link.session == session_no;
-            is_meant.then(|| (*no, std::mem::take(&mut link.held)))
-        };
-        let held: Vec<_> = self.links.iter_mut().filter_map(of_session).collect();
-        for (no, held) in held {
-            for (sid, publish) in held {
-                if self.take_copy(session_no, &sid, &publish).is_some() {
+        let newer = self.links.keys().copied().filter(|no| *no > old);
+        let newer: Vec<u64> = newer.filter(|no| self.may_move(old, *no)).collect();
+        for no in newer {
+            for (sid, publish) in std::mem::take(&mut self.link(no).held) {
+                if self.take_copy(no, &sid, &publish).is_some() {
                     self.mark("move: a copy");
                 } else {
                     self.mark("move: only the new link brought it");
@@ -750,7 +764,8 @@ impl Oracle {
         let session = &mut self.sessions[link.session];
         let sub = &mut session.subs[sub_no];
         let may_be_dropped = match sub.state {
-            SubState::Live => may_be_copy,
+            // One without a name may have been its last.
+            SubState::Live => may_be_copy || (sub.may_be_over && sub.max > 0),
             SubState::Ended => true,
             SubState::Gone => return,
         };
@@ -914,7 +929,8 @@ impl Oracle {
         let written = link.written;
         let too_large = link.too_large;
         let stays = |other: (&u64, &Link)| {
-            *other.0 < no && other.1.session == session_no && !other.1.closed && !other.1.is_left
+            let is_older = *other.0 < no && self.may_move(*other.0, no);
+            is_older && !other.1.closed && !other.1.is_left
         };
         if self.links.iter().any(stays) {
             // A move that is off.

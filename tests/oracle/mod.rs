@@ -109,11 +109,11 @@ impl Oracle {
     }
 
     /// natsmux opened a connection to a broker for a session.
-    pub fn link_opened(&mut self, link: u64, session: usize) {
+    pub fn link_opened(&mut self, link: u64, session: usize, broker: usize) {
         if self.is_blind {
             return;
         }
-        self.links.insert(link, Link::new(session));
+        self.links.insert(link, Link::new(session, broker));
     }
 
     /// A broker has processed a publish. `refused`: it answered `-ERR` instead.

@@ -196,9 +196,9 @@ pub struct Session {
     /// Operations that a verbose session has not heard of.
     pub verbose_ops: VecDeque<u64>,
     pub expected: VecDeque<Expected>,
-    /// What the old link of a planned move brought while the new one had the subscription, under
-    /// the sid there (R41).
-    pub copies: Vec<(Vec<u8>, Publish)>,
+    /// What the old link of a planned move brought while the new one had the subscription: its
+    /// broker, and under the sid there (R41).
+    pub copies: Vec<(usize, Vec<u8>, Publish)>,
     /// Errors that brokers said and the component has not heard yet, and whether each is the
     /// answer to an operation of a verbose session.
     pub errors: Vec<(String, bool)>,
@@ -745,7 +745,10 @@ impl Oracle {
         let session = &self.sessions[no];
         let answered = session.verbose_ops.front().is_none_or(|op| *op >= ping);
         // What a broker may have ended, and what was for natsmux to answer, needs no place.
-        let excused = |link: u64| self.suspect_links.contains(&link) || !self.links[&link].settled;
+        let excused = |link: u64| {
+            let is_settled = self.links[&link].settled && !self.is_to_take_over(link);
+            self.suspect_links.contains(&link) || !is_settled
+        };
         let doubtful = |unproven: &Unproven| match unproven.kind.sub() {
             Some(sub) if session.subs[sub].may_be_over => true,
             // R41: natsmux alone counts it for a while.

@@ -681,7 +681,7 @@ impl World {
             conn,
             Conn::new(ends, self.host, self.plan.windows.0, usize::MAX / 2),
         );
-        self.oracle.link_opened(no, session);
+        self.oracle.link_opened(no, session, broker);
         self.trace(|| format!("link {no} of session {session} is open to broker {broker}"));
         self.with_trunk(trunk, |machine, cx| machine.handle_connected(link, cx));
         self.broker_accept(broker, conn);

@@ -30,10 +30,7 @@ impl Plan {
             return;
         }
         self.identities = true;
-        // A link to one of independent brokers is deaf while it is renewed.
-        if !self.is_flawless || self.independent.is_none() {
-            self.renewals = rng.below(4);
-        }
+        self.renewals = rng.below(4);
     }
 }
 

@@ -223,7 +223,10 @@ impl Trunk {
                 }
                 self.replayed(id, cx);
             }
-            Phase::Standby => self.release_late(cx.bus),
+            Phase::Standby => {
+                self.release_late(cx.bus);
+                self.go_on_overlapping(cx);
+            }
             Phase::Live => {
                 self.links.note_answered(ping.seq);
                 self.answer(ping, cx.bus);
@@ -240,9 +243,12 @@ impl Trunk {
                 self.check_done(cx);
             }
             Phase::Leaving(seq) => {
-                self.links.note_answered(ping.seq);
-                self.answer(ping, cx.bus);
-                if ping.seq >= seq {
+                let proven = ping.seq;
+                if !self.is_leaving_standby(id) {
+                    self.links.note_answered(proven);
+                    self.answer(ping, cx.bus);
+                }
+                if proven >= seq {
                     self.left(id, cx);
                 }
             }
@@ -391,6 +397,7 @@ impl Trunk {
             Phase::Standby | Phase::Replaying | Phase::Fenced | Phase::Overlapping => {
                 self.operation_owner() != Some(id)
             }
+            Phase::Leaving(_) => self.is_leaving_standby(id),
             _ => false,
         }
     }

@@ -34,7 +34,8 @@ impl Trunk {
             return self.verify_all();
         }
         self.release_before_loss(id, cx);
-        let link = if failure == Failure::Silent {
+        let stood_by = self.links[id].phase == Phase::Standby || self.is_leaving_standby(id);
+        let mut link = if failure == Failure::Silent {
             self.reset_link(id, cx.bus)
         } else {
             self.drop_link(id, cx.bus)
@@ -44,7 +45,8 @@ impl Trunk {
             // Its component took its time: no fault of the broker's.
             return self.close_relay(cx);
         }
-        if link.phase == Phase::Standby {
+        if stood_by {
+            link.phase = Phase::Standby;
             self.lose_standby(link, failure, cx);
         } else if link.is_attached() {
             self.lose(link, failure, cx);
@@ -258,7 +260,11 @@ impl Trunk {
         }
         let stood_by = link.phase == Phase::Standby;
         // The new link of a move was told as well, and answers for itself.
-        let is_told_elsewhere = self.overlap.is_some() && self.links.any(Link::takes_subscriptions);
+        let moves = self
+            .overlap
+            .as_ref()
+            .is_some_and(|overlap| overlap.old == link.id);
+        let is_told_elsewhere = moves && self.links.any(Link::takes_subscriptions);
         for slot in self.sessions.iter_mut() {
             slot.debts.oks += oks;
             slot.debts.unasked += unasked;
@@ -315,11 +321,15 @@ impl Trunk {
 
     /// The new link is accepted: unsubscribe everything on the old one and fence it.
     pub(super) fn leave_old_link(&mut self, cx: &mut Turn<'_>) {
-        let old = self.links.find(|link| link.phase == Phase::Live);
+        let moving = self.old_link();
+        let old = moving.or_else(|| self.links.live());
         let Some(id) = old else {
             return;
         };
         let link = &mut self.links[id];
+        if let Some(overlap) = &mut self.overlap {
+            overlap.stood_by = link.phase == Phase::Standby;
+        }
         for upstream in self.subscriptions.live_sids() {
             encode::unsub(&mut self.scratch, upstream.text().as_bytes(), None);
             if link.verbose {
@@ -337,10 +347,19 @@ impl Trunk {
     /// Everything that the old link owed has come: close it and replay on the new one.
     pub(super) fn left(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let reason = self.route.moving.as_ref().map(|planned| planned.reason);
-        let cause = Cause::from(reason.unwrap_or(Departure::Removed));
+        let is_renewed = self.links[id].is_stale.then_some(Departure::Renewed);
+        let reason = reason.or(is_renewed).unwrap_or(Departure::Removed);
+        let cause = Cause::from(reason);
         self.release_before_loss(id, cx);
-        let link = self.drop_link(id, cx.bus);
+        let stood_by = self.is_leaving_standby(id);
+        let mut link = self.drop_link(id, cx.bus);
         let (broker, last_read) = (link.broker, link.last_read_at);
+        if stood_by {
+            link.phase = Phase::Standby;
+            cx.bus.detached(self.id, broker, cx.now);
+            self.end_standby(link, cause, cx);
+            return self.promote_new(cx);
+        }
         self.route.lost = Some(Lost {
             broker,
             cause,
@@ -357,6 +376,7 @@ impl Trunk {
         self.promote_new(cx);
         self.replay_if_free(cx);
         self.next_attempt(cx);
+        self.choose_target(cx);
     }
 
     /// Gives up a link that isn't live yet.

@@ -48,6 +48,12 @@ impl Trunk {
                 Step::Dial(broker) => {
                     self.dial(broker, cx);
                 }
+                // One after the other: what the last one moved may still come twice.
+                Step::Redial(_) if self.overlap.is_some() => {}
+                Step::Redial(broker) => {
+                    cx.bus.roster_mut().begin_dial(broker);
+                    self.dial(broker, cx);
+                }
                 Step::Leave(link) => self.leave(link, cx),
                 Step::Fail(link) => self.fail(link, Failure::Silent, cx),
                 Step::Wait if self.is_relay() => {}
@@ -316,10 +322,12 @@ impl Trunk {
         let link = &mut self.links[id];
         link.deadline = None;
         link.phase = Phase::Authenticated;
-        if self.route.is_independent() {
-            return self.replay(id, cx);
+        if self.begin_overlap(id, cx) {
+            return;
         }
-        if !self.begin_overlap(id, cx) {
+        if self.route.is_independent() {
+            self.replay(id, cx);
+        } else {
             self.leave_old_link(cx);
             self.replay_if_free(cx);
         }
@@ -347,10 +355,17 @@ impl Trunk {
 
     /// Replays on the link that waits for it, once no other is being left.
     pub(super) fn replay_if_free(&mut self, cx: &mut Turn<'_>) {
-        let busy = self.links.any_attached();
+        let independent = self.route.is_independent();
+        let busy = if independent {
+            self.overlap.is_some()
+        } else {
+            self.links.any_attached()
+        };
         let waiting = self.links.find(|link| link.phase == Phase::Authenticated);
         if let (false, Some(id)) = (busy, waiting) {
-            self.subscriptions.forget_retired();
+            if !independent {
+                self.subscriptions.forget_retired();
+            }
             self.replay(id, cx);
         }
     }
@@ -448,7 +463,7 @@ impl Trunk {
             cx.bus
                 .attached(self.id, identity, self.links[id].broker, cx.now);
             if self.route.is_independent() {
-                self.stand_by(id);
+                self.stand_by(id, cx);
             } else {
                 self.go_live(id, cx);
             }

@@ -88,6 +88,8 @@ pub(super) struct Overlap {
     pub(super) old: LinkId,
     pub(super) new: LinkId,
     pub(super) stage: Stage,
+    /// Whether the old link stood by when it was left: publishes go to another broker.
+    pub(super) stood_by: bool,
     /// Of two brokers, how long both are subscribed.
     lasts: Duration,
     is_same_broker: bool,
@@ -130,6 +132,7 @@ impl Overlap {
             old,
             new,
             stage: Stage::Recording(now + ahead),
+            stood_by: false,
             is_same_broker,
             lasts,
             identical: settings.move_identical,
@@ -188,6 +191,11 @@ impl Overlap {
     /// Whether the new link's broker has been told what is left of each max.
     pub(super) fn has_told_limits(&self) -> bool {
         matches!(self.stage, Stage::Limiting(_))
+    }
+
+    /// Whether the new link is live, or stands by.
+    pub(super) fn has_moved(&self) -> bool {
+        matches!(self.stage, Stage::Behind(_) | Stage::Limiting(_))
     }
 
     /// Whether the new link has been told nothing yet.

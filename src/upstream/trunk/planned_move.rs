@@ -5,7 +5,7 @@
 //! CONNECTs wait meanwhile. [`overlap`](super::overlap) tells copies.
 
 use super::Trunk;
-use super::link::{LinkId, Phase};
+use super::link::{Link, LinkId, Phase};
 use super::overlap::{Ask, Overlap, Stage, Straggling};
 use super::slot::Gate;
 use crate::clock::Instant;
@@ -27,7 +27,14 @@ impl Trunk {
     /// A broker accepted the link that a planned move asked for. Returns whether both links are to
     /// be subscribed for a while.
     pub(super) fn begin_overlap(&mut self, new: LinkId, cx: &mut Turn<'_>) -> bool {
-        let Some(old) = self.live().filter(|_| self.route.moving.is_some()) else {
+        let old = if self.route.is_independent() {
+            let broker = self.links[new].broker;
+            let is_it = |link: &Link| link.broker == broker && link.phase.is_subscribed();
+            self.links.find(is_it)
+        } else {
+            self.live().filter(|_| self.route.moving.is_some())
+        };
+        let Some(old) = old else {
             return false;
         };
         let is_same_broker = self.links[old].broker == self.links[new].broker;
@@ -75,6 +82,20 @@ impl Trunk {
     pub(super) fn old_link(&self) -> Option<LinkId> {
         let overlap = self.overlap.as_ref()?;
         self.links.has(overlap.old).then_some(overlap.old)
+    }
+
+    /// Whether a link is left that stood by: publishes go to another broker.
+    pub(super) fn is_leaving_standby(&self, id: LinkId) -> bool {
+        let overlap = self.overlap.as_deref();
+        let is_it = overlap.is_some_and(|overlap| overlap.old == id && overlap.stood_by);
+        is_it && matches!(self.links[id].phase, Phase::Leaving(_))
+    }
+
+    /// Whether the link is left that publishes went to: the next one has to wait for its PONG.
+    pub(super) fn is_leaving_live(&self) -> bool {
+        let leaving = |link: &Link| matches!(link.phase, Phase::Leaving(_));
+        let left = self.links.find(leaving);
+        left.is_some_and(|id| !self.is_leaving_standby(id))
     }
 
     /// Takes the next steps of a planned move.
@@ -185,7 +206,8 @@ impl Trunk {
             return true;
         };
         let is_new = id == overlap.new;
-        if is_new && is_plain.is_some() {
+        // Of independent brokers' links, each counts by itself.
+        if is_new && is_plain.is_some() && !self.route.is_independent() {
             let independent = self.links[id].independent.get_or_insert_default();
             independent.received.note(upstream);
         }
@@ -255,7 +277,8 @@ impl Trunk {
     /// The new link is live: copies of what the old one brought may still come.
     pub(super) fn begin_straggling(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let is_new = |overlap: &Overlap| overlap.new == id;
-        if !self.overlap.as_deref().is_some_and(is_new) {
+        let overlap = self.overlap.as_deref().filter(|overlap| is_new(overlap));
+        if overlap.is_none_or(Overlap::has_moved) {
             return;
         }
         cx.bus.counters_mut().gapless_moves += 1;
@@ -289,13 +312,12 @@ impl Trunk {
             return;
         }
         overlap.forget_copies();
-        let seq = if self.any_limited {
+        overlap.stage = Stage::Limiting(0);
+        if self.any_limited {
             self.send_limits(cx);
-            self.links.fence(new, cx)
-        } else {
-            0
-        };
-        self.set_stage(Stage::Limiting(seq));
+            let seq = self.links.fence(new, cx);
+            self.set_stage(Stage::Limiting(seq));
+        }
         self.go_on_overlapping(cx);
     }
 
@@ -318,6 +340,10 @@ impl Trunk {
     /// counts for itself from now on.
     fn end_overlap(&mut self, new: LinkId, cx: &mut Turn<'_>) {
         self.forget_overlap(cx.bus);
+        if self.route.is_independent() {
+            // The next one with old credentials, if there is any.
+            return self.next_attempt(cx);
+        }
         let independent = &mut self.links[new].independent;
         let received = independent.as_mut().map(|own| &mut own.received);
         let received = received.map(std::mem::take).unwrap_or_default();
@@ -414,9 +440,9 @@ impl Trunk {
 
     /// Subscriptions ended: the old link, where it is still subscribed, brings all there is.
     pub(super) fn note_ended(&mut self, upstream: UpstreamSid) {
-        let live = self.links.live();
         if let Some(overlap) = &mut self.overlap
-            && live == Some(overlap.old)
+            && let Some(old) = self.links.get(overlap.old)
+            && old.phase.is_subscribed()
         {
             overlap.end(upstream);
         }

@@ -87,17 +87,10 @@ impl Trunk {
         if !may_give_way {
             return self.check_credentials(cx);
         }
-        let Some(live) = self.live().filter(|id| self.links[*id].is_stale) else {
-            return self.next_attempt(cx);
-        };
-        if !self.route.is_independent() {
+        let is_live_stale = self.live().is_some_and(|id| self.links[id].is_stale);
+        if is_live_stale && !self.route.is_independent() {
             self.start_move(Departure::Renewed, cx);
-        } else if self.links.any(|link| link.id != live) {
-            self.next_attempt(cx);
-            self.choose_target(cx);
         } else {
-            // There is no other to publish to meanwhile.
-            self.renew_links(Departure::Renewed, cx);
             self.next_attempt(cx);
         }
     }

@@ -13,7 +13,7 @@ impl Trunk {
     /// Lets the best link that there is become the live one: at once where there is none, and
     /// in order where another lives (R30).
     pub(super) fn choose_target(&mut self, cx: &mut Turn<'_>) {
-        if self.done || self.route.moving.is_some() {
+        if self.done || self.route.moving.is_some() || self.is_leaving_live() {
             return;
         }
         let was_live = self.route.lost.is_some();
@@ -99,12 +99,8 @@ impl Trunk {
         // (R20).
         let oks = link.oks.owed(OkOwner::Operation);
         link.oks.disown();
-        let default = if link.is_stale {
-            Departure::Renewed
-        } else {
-            Departure::Failback
-        };
-        let cause = Cause::from(Self::must_leave(from, cx.bus).unwrap_or(default));
+        let reason = Self::must_leave(from, cx.bus).unwrap_or(Departure::Failback);
+        let cause = Cause::from(reason);
         self.route.lost = Some(Lost {
             broker: from,
             cause,
@@ -124,13 +120,14 @@ impl Trunk {
     }
 
     /// A link's ledger is in place.
-    pub(super) fn stand_by(&mut self, id: LinkId) {
+    pub(super) fn stand_by(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let link = &mut self.links[id];
         link.phase = Phase::Standby;
         link.deadline = None;
         if let Some(several) = self.route.several_mut() {
             several.end_pause(link.broker);
         }
+        self.begin_straggling(id, cx);
     }
 
     /// Gives up a link that publishes don't go to.
@@ -156,7 +153,7 @@ impl Trunk {
     }
 
     /// A link that stood by is gone.
-    fn end_standby(&mut self, link: Link, cause: Cause, cx: &mut Turn<'_>) {
+    pub(super) fn end_standby(&mut self, link: Link, cause: Cause, cx: &mut Turn<'_>) {
         let (id, broker) = (link.id, link.broker);
         let (settled, _) = self.settle(link, cx.bus);
         self.requeue(settled, cx.bus);
@@ -171,6 +168,7 @@ impl Trunk {
             self.resume_live(cx);
         }
         self.release_late(cx.bus);
+        self.replay_if_free(cx);
     }
 
     /// All links are opened anew: under other options (R20), or with other credentials.

@@ -28,9 +28,10 @@ impl Trunk {
         let owner = self.note_operation(session);
         let covered_by = self.links.next_ping();
         let mut frame = std::mem::take(&mut self.scratch);
+        let awaits = self.awaits_limits(upstream);
         for link in self.links.subscribed_mut() {
             let max = link.received(upstream) + left;
-            if counted_here {
+            if counted_here || awaits == Some(link.id) {
                 encode::unsub(&mut frame, NO_SID, None);
             } else {
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
@@ -53,7 +54,9 @@ impl Trunk {
             .collect();
         for (upstream, left) in limited {
             let mut frame = std::mem::take(&mut self.scratch);
-            for link in self.links.subscribed_mut() {
+            let awaits = self.awaits_limits(upstream);
+            let told = |link: &&mut Link| awaits != Some(link.id);
+            for link in self.links.subscribed_mut().filter(told) {
                 let max = link.received(upstream) + left;
                 encode::unsub(&mut frame, upstream.text().as_bytes(), Some(max));
                 link.push_operation(&frame, OkOwner::Nobody, covered_by, cx.now);
@@ -61,6 +64,15 @@ impl Trunk {
             }
             self.scratch = frame;
         }
+    }
+
+    /// The link whose broker isn't told a max of this subscription yet: copies of what the old link
+    /// has brought would count.
+    fn awaits_limits(&self, upstream: UpstreamSid) -> Option<LinkId> {
+        let overlap = self.overlap.as_deref()?;
+        let is_plain = self.subscriptions.is_plain(upstream) == Some(true);
+        let comes_twice = is_plain && self.is_counted_alone(upstream);
+        (comes_twice && !overlap.has_told_limits()).then_some(overlap.new)
     }
 
     /// Ends a subscription on all links but one whose broker has ended it already.

@@ -58,6 +58,72 @@ fn links_to_independent_brokers_are_renewed_one_after_the_other() {
     assert_eq!(varz["sessions_closed"], 0, "{varz}");
 }
 
+/// What others publish at a broker while natsmux's link there gives way to another arrives once.
+#[test]
+fn what_others_publish_while_links_are_renewed_arrives_once() {
+    const ROUNDS: usize = 8;
+    const EACH: usize = 600;
+    let operator = Operator::new();
+    let user = operator.user("orders");
+    let brokers = Version::ALL.map(|version| {
+        Broker::with(BrokerOptions {
+            extra: operator.broker_config(),
+            ..BrokerOptions::new(version)
+        })
+    });
+    let urls: Vec<String> = brokers.iter().map(Broker::url).collect();
+    let more = "topology = \"independent\"\n".to_owned()
+        + &identity("orders", "same_key = true", &super::creds(&user));
+    let natsmux = Natsmux::launch(&NatsmuxOptions {
+        config: Some(config(&urls, &more)),
+        ..NatsmuxOptions::default()
+    })
+    .wait_healthy();
+    let connect = |address: &str| {
+        let mut client = RawClient::connect(address);
+        let members = signed(&user, &client.info());
+        assert_eq!(answer(&mut client, &members), "PONG");
+        client
+    };
+    let mut subscriber = connect(&natsmux.address());
+    subscriber.send("SUB b.* 1\r\nPING\r\n");
+    subscriber.pong();
+    natsmux.wait_varz("a link to each", PATIENCE, |varz| varz["links"] == 2);
+    let mut others: Vec<_> = brokers
+        .iter()
+        .map(|broker| connect(&broker.address()))
+        .collect();
+    let mut seen = [0; 2];
+    for round in 0..ROUNDS {
+        operator.issue(&user, None);
+        for at in round * EACH..(round + 1) * EACH {
+            for (broker, other) in others.iter_mut().enumerate() {
+                other.send(format!("PUB b.{broker} 4\r\n{at:04}\r\n"));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(3));
+        }
+        while seen.iter().any(|seen| *seen < (round + 1) * EACH) {
+            let frame = subscriber.frame();
+            let Some(broker) = frame.line.strip_prefix("MSG b.") else {
+                continue;
+            };
+            let broker = usize::from(broker.starts_with('1'));
+            let expected = format!("{:04}", seen[broker]);
+            assert_eq!(
+                String::from_utf8_lossy(&frame.payload),
+                expected,
+                "at {broker}"
+            );
+            seen[broker] += 1;
+        }
+    }
+    let varz = natsmux.wait_varz("both links to be renewed each time", PATIENCE, |varz| {
+        varz["renewed_links"].as_u64() >= Some(2 * ROUNDS as u64) && varz["links"] == 2
+    });
+    assert_eq!(varz["sessions_closed"], 0, "{varz}");
+    assert_eq!(varz["link_failures"], 0, "{varz}");
+}
+
 /// Credentials that no broker takes yet change nothing on the links that live; once one takes them,
 /// they are renewed.
 #[test]

@@ -79,8 +79,8 @@ impl Several {
     ) -> Steps {
         let removed = Self::removed(links, cx.bus);
         let mut steps: Steps = removed.map(Step::Leave).collect();
-        if let Some(stale) = Self::stale(links) {
-            steps.push(Step::Leave(stale));
+        if let Some(stale) = self.stale(links) {
+            steps.push(Step::Redial(stale));
         }
         let frozen = |link: &Link| {
             let stays = !steps.contains(&Step::Leave(link.id));
@@ -128,12 +128,15 @@ impl Several {
         links.iter().filter(is_removed).map(|link| link.id)
     }
 
-    /// A link with old credentials where publishes don't go, and that is to be opened anew: one at a
-    /// time (R38).
-    fn stale(links: &Links) -> Option<LinkId> {
-        let is_busy = links.any(|link| !link.is_attached());
-        let stale = links.find(|link| link.phase == Phase::Standby && link.is_stale);
-        stale.filter(|_| !is_busy)
+    /// The broker of a link with old credentials, which is to be opened anew: one at a time (R38).
+    fn stale(&self, links: &Links) -> Option<BrokerId> {
+        let is_busy = links.any(|link| !link.phase.is_subscribed());
+        let rests = |broker| {
+            let mut pauses = self.pauses.iter();
+            pauses.any(|pause| pause.broker == broker && pause.until.is_some())
+        };
+        let stale = links.find(|link| link.is_stale && !rests(link.broker));
+        stale.filter(|_| !is_busy).map(|id| links[id].broker)
     }
 
     /// A broker turned the trunk away, or hung up at once.
@@ -273,7 +276,7 @@ impl Several {
 /// The lower, the better: suspect, about to leave, not the bus's choice, its place.
 fn rank(link: &Link, cx: &Turn<'_>) -> (bool, bool, bool, usize) {
     let suspect = cx.bus.watch(link.broker).suspect_since().is_some();
-    let leaving = cx.bus.roster().must_leave(link.broker).is_some() || link.is_stale;
+    let leaving = cx.bus.roster().must_leave(link.broker).is_some();
     let chosen = cx.bus.roster().current() == link.broker;
     let place = cx.bus.roster().place(link.broker, cx.now);
     (suspect, leaving, !chosen, place)
