@@ -58,6 +58,13 @@ impl<S: Source> WorkerOperator<S> {
             let buses = buses.clone();
             now = self.obey(Order::Look { buses }).await?;
         }
+        for (begun, end) in begun.iter().zip(&now) {
+            if begun.bus == end.bus && begun.to != end.to {
+                let (bus, wanted, to) = (&begun.bus, &begun.to, &end.to);
+                let text = format!("bus {bus}: {wanted} can't be used any more, {to} is in use");
+                return Err(Refusal::Conflict(text));
+            }
+        }
         let buses = begun.iter().map(|begun| {
             let end = now.iter().find(|done| done.bus == begun.bus);
             let left = end.map_or(0, |done| done.left);

@@ -14,6 +14,11 @@ const DIRECT_EACH: usize = 5;
 pub(crate) fn started(cluster: Cluster, text: String) -> Rig {
     let rate = number("rate", [1_000, 5_000, 5_000]);
     let sessions = number("sessions", [20, 100, 100]);
+    started_with(cluster, text, sessions, rate)
+}
+
+/// So many of them, that publish so many messages a second in all.
+pub(crate) fn started_with(cluster: Cluster, text: String, sessions: u64, rate: u64) -> Rig {
     let natsmux = natsmux(text);
     let mut parts = ring(&natsmux.address(), sessions, rate, 100);
     let safe = cluster.brokers()[SAFE].address();

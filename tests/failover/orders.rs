@@ -1,8 +1,11 @@
 //! What an operator orders under load: nothing missing, nothing double, nothing late (R42).
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::moves::{check, started};
+use crate::moves::{check, started, started_with};
+use crate::process::open_files;
 use crate::rig::{Delivery, KNOWN, Rig, config, pause};
 use crate::size::{figures, number, turn};
 use crate::support::{Cluster, Version};
@@ -89,6 +92,45 @@ fn restarts_of_drained_2_15_brokers_are_noticed_by_nobody() {
 #[test]
 fn restarts_of_drained_2_9_brokers_are_noticed_by_nobody() {
     restarts_of_drained_brokers(Version::V29);
+}
+
+/// Few at once have a second link: descriptors of natsmux and connections of brokers suffice.
+#[test]
+fn a_crowd_moves_in_turns() {
+    const AT_ONCE: usize = 256;
+    let _turn = turn();
+    let sessions = number("crowd", [600, 3_000, 9_000]);
+    let cluster = Cluster::start(Version::V215, KNOWN + 1);
+    let text = config(&cluster.urls()[..KNOWN], Delivery::AtMostOnce, "", "");
+    let rig = started_with(cluster, text, sessions, 2_000);
+    let pid = rig.natsmux.pid();
+    let before = open_files(pid);
+    let is_over = AtomicBool::new(false);
+    let begun = Instant::now();
+    let most = thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut most = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                most = most.max(open_files(pid));
+                thread::sleep(Duration::from_millis(5));
+            }
+            most
+        });
+        order(&rig, &["move", "default"]);
+        is_over.store(true, Ordering::Relaxed);
+        watch.join().expect("it counts")
+    });
+    figures(&format!(
+        "{sessions} sessions moved in {} ms, with {} descriptors more",
+        begun.elapsed().as_millis(),
+        most - before
+    ));
+    // The command's own connection, and HTTP.
+    assert!(
+        most <= before + AT_ONCE + 8,
+        "{before} descriptors became {most}"
+    );
+    check(&rig, "a move of a crowd", 1);
 }
 
 /// Publishes that wait arrive, in order; and a pause ends by itself.

@@ -131,7 +131,10 @@ impl Roster {
             Placement::First(failback) => self.first_usable(failback, now),
         };
         let is_open = |id: &BrokerId| accepts(id) && !self.is_drained(*id);
-        let next = usable
+        // What it refuses for a while stays where it is.
+        let wanted = self.wanted().filter(is_open);
+        let next = wanted
+            .or(usable)
             .or_else(|| self.in_order().find(is_open))
             .or_else(|| self.in_order().find(accepts));
         match next {

@@ -663,3 +663,16 @@ fn a_host_goes_back_to_its_own_broker_unless_it_was_moved() {
     roster.poll_probe(due + 10 * delay);
     assert_eq!(roster.current(), B, "an operator has said so");
 }
+
+#[test]
+fn a_broker_that_refuses_some_stays_the_one_that_all_move_to() {
+    let now = Instant::now();
+    let mut roster = roster_up(now);
+    roster.steer(Some(NAME_B), now).expect("up");
+    roster.turn_away(B, None, Failure::Full, b"maximum connections exceeded", now);
+    assert_eq!((roster.current(), roster.wanted()), (B, Some(B)));
+    assert_eq!(roster.must_leave(A), Some(Departure::Moved));
+    let due = now + Duration::from_secs(60);
+    roster.poll_probe(due);
+    assert_eq!(roster.wanted(), None);
+}
