@@ -113,12 +113,12 @@ class Broker:
 class Natsmux:
     """The daemon, and what its HTTP says."""
 
-    def __init__(self, binary, port, http, brokers, log_path):
+    def __init__(self, binary, port, http, brokers, log_path, control):
         self.port, self.http, self.log_path = port, http, log_path
         self._log = open(log_path, "wb")
         urls = ",".join(f"nats://{broker.address()}" for broker in brokers)
         command = [str(binary), "run", "--listen", f"127.0.0.1:{port}", "--broker", urls]
-        command += ["--http", f"127.0.0.1:{http}"]
+        command += ["--http", f"127.0.0.1:{http}", "--control", str(control)]
         self.process = spawn(command, self._log)
 
     def is_healthy(self):

@@ -116,9 +116,12 @@ class Demo:
         logs = ps.target_dir() / "demo"
         logs.mkdir(parents=True, exist_ok=True)
         port, http = self.ports["PORT"], self.ports["HTTP"]
-        self.natsmux = ps.Natsmux(mux, port, http, self.brokers, logs / f"natsmux-{port}.log")
+        control = pathlib.Path(self.folder) / "control.sock"
+        log = logs / f"natsmux-{port}.log"
+        self.natsmux = ps.Natsmux(mux, port, http, self.brokers, log, control)
         say(f"natsmux listens on 127.0.0.1:{port}, http://127.0.0.1:{http}/varz "
             f"pid={self.natsmux.process.pid} log={self.natsmux.log_path}")
+        say(f"commands: {mux} move default --socket {control}")
         self.wait(self.natsmux.is_healthy, "natsmux does not become healthy")
 
     def start_peers(self):
