@@ -317,6 +317,7 @@ impl Control {
         match tokio::time::timeout(READ_WITHIN, read).await {
             Ok(Ok(Ok(files))) => {
                 self.watch.note(state, &files);
+                self.described = describe(&self.config, &files);
                 self.handle.renew(files).await;
             }
             // It may be half written, or another file is wrong: they are read again soon.

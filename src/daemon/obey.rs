@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use tracing::info;
 
-use super::order::{Done, Order};
+use super::order::{Done, Goal, Order};
 use super::worker::Worker;
 use crate::control::Refusal;
 use crate::net::now;
@@ -35,19 +35,32 @@ impl Worker {
                     .roster_mut()
                     .steer(to.as_deref(), now());
                 moved.map_err(|error| at(&bus, error))?;
-                Ok(vec![settle(&pool, true)])
+                let to = pool.in_use();
+                Ok(vec![look(&pool, &Goal::At(to))])
             }
             Order::Drain { broker, bus } => self.drain_broker(&broker, bus.as_deref()),
             Order::Undrain { broker, bus } => {
-                let mut done = Vec::new();
-                for pool in self.pools_with(&broker, bus.as_deref())? {
-                    let undrained = pool.bus.borrow_mut().roster_mut().undrain(&broker, now());
-                    done.push(settle(&pool, undrained.unwrap_or_default()));
+                let undrain = |pool: &Pool| {
+                    let mut bus = pool.bus.borrow_mut();
+                    bus.roster_mut().undrain(&broker, now())
+                };
+                let (mut done, mut unknown) = (Vec::new(), None);
+                for pool in self.pools(bus.as_deref())? {
+                    match undrain(&pool) {
+                        Ok(any) => done.push(settle(&pool, any)),
+                        Err(error) => unknown = Some(at(&pool.bus.name, error)),
+                    }
                 }
-                Ok(done)
+                match unknown {
+                    Some(refusal) if done.is_empty() => Err(refusal),
+                    _ => Ok(done),
+                }
             }
             Order::Pause { bus, lasts } => {
                 let pool = self.pool(&bus)?;
+                if self.is_draining() {
+                    return Err(Refusal::Conflict("natsmux is about to end".to_owned()));
+                }
                 pool.bus.borrow_mut().pause(now() + lasts);
                 pool.wake_prober();
                 Ok(vec![settle(&pool, true)])
@@ -59,10 +72,12 @@ impl Worker {
             }
             Order::Find { bus } => self.pool(&bus).map(|_| Vec::new()),
             Order::Kill { cid } => self.kill(cid).map(|()| Vec::new()),
-            Order::Look { buses } => {
+            Order::Look { goals } => {
                 // One that a reload has removed meanwhile has nothing to move.
-                let pools = buses.iter().filter_map(|bus| self.pool(bus).ok());
-                Ok(pools.map(|pool| settle(&pool, false)).collect())
+                let pools = goals
+                    .iter()
+                    .filter_map(|(bus, goal)| Some((self.pool(bus).ok()?, goal)));
+                Ok(pools.map(|(pool, goal)| look(&pool, goal)).collect())
             }
         }
     }
@@ -81,7 +96,8 @@ impl Worker {
             }
             drained.push(pool);
         }
-        Ok(drained.iter().map(|pool| settle(pool, true)).collect())
+        let goal = Goal::Off(broker.to_owned());
+        Ok(drained.iter().map(|pool| look(pool, &goal)).collect())
     }
 
     fn kill(&self, cid: u64) -> Result<(), Refusal> {
@@ -113,18 +129,20 @@ impl Worker {
         })
     }
 
+    /// All buses, or one.
+    fn pools(&self, bus: Option<&str>) -> Result<Vec<Rc<Pool>>, Refusal> {
+        if let Some(bus) = bus {
+            return Ok(vec![self.pool(bus)?]);
+        }
+        let frontends = self.frontends();
+        Ok(frontends.iter().map(|one| Rc::clone(&one.pool)).collect())
+    }
+
     /// The buses that have a broker: of all, or of one.
     fn pools_with(&self, broker: &str, bus: Option<&str>) -> Result<Vec<Rc<Pool>>, Refusal> {
-        let pools: Vec<Rc<Pool>> = match bus {
-            Some(bus) => vec![self.pool(bus)?],
-            None => {
-                let frontends = self.frontends();
-                frontends.iter().map(|one| Rc::clone(&one.pool)).collect()
-            }
-        };
         let mut unknown = None;
         let mut found = Vec::new();
-        for pool in pools {
+        for pool in self.pools(bus)? {
             let has_it = pool.bus.borrow().roster().find(broker).map(|_| ());
             match has_it {
                 Ok(()) => found.push(pool),
@@ -146,14 +164,33 @@ fn at(bus: &str, error: SteeringError) -> Refusal {
     }
 }
 
-/// Wakes whom an order concerns, and says how far the bus is.
+/// Wakes whom an order concerns.
 fn settle(pool: &Pool, is_new: bool) -> Done {
     pool.wake_freed(now());
-    let (to, left) = pool.moves();
     Done {
         bus: pool.bus.name.clone(),
+        to: pool.in_use(),
+        left: 0,
+        is_off: false,
+        is_new,
+    }
+}
+
+/// Says how far a bus is.
+fn look(pool: &Pool, goal: &Goal) -> Done {
+    let done = settle(pool, true);
+    let (left, is_off) = match goal {
+        Goal::At(broker) => (pool.elsewhere(broker), done.to != *broker),
+        Goal::Off(broker) => pool.at(broker),
+    };
+    let to = match goal {
+        Goal::At(broker) => broker.clone(),
+        Goal::Off(_) => done.to.clone(),
+    };
+    Done {
         to,
         left,
-        is_new,
+        is_off,
+        ..done
     }
 }

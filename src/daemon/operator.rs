@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
 use super::handle::Handle;
-use super::order::{Done, Order};
+use super::order::{Done, Goal, Order};
 use crate::admin::Source;
 use crate::control::{Command, Operator, Refusal};
 use crate::telemetry::SessionSnapshot;
@@ -15,6 +15,8 @@ use crate::telemetry::SessionSnapshot;
 /// The first and the longest pause between two looks at how far a move is.
 const LOOK_FIRST: Duration = Duration::from_millis(10);
 const LOOK_LONGEST: Duration = Duration::from_millis(200);
+/// Commands that wait for a move at once: others have room beside them.
+const WAITS: usize = 8;
 
 /// A reload's result: what has changed, or why nothing did.
 pub(super) type Reloaded = Result<Vec<String>, String>;
@@ -27,6 +29,7 @@ pub(super) struct WorkerOperator<S> {
     handle: Handle,
     source: S,
     reloads: mpsc::Sender<oneshot::Sender<Reloaded>>,
+    waits: Semaphore,
 }
 
 impl<S: Source> WorkerOperator<S> {
@@ -36,6 +39,7 @@ impl<S: Source> WorkerOperator<S> {
             handle,
             source,
             reloads,
+            waits: Semaphore::new(WAITS),
         };
         (operator, asked)
     }
@@ -47,23 +51,32 @@ impl<S: Source> WorkerOperator<S> {
 
     /// Carries a move out, and waits until all links have moved, or for as long as was said.
     async fn obey_and_wait(&self, order: Order, within: Duration) -> Result<Value, Refusal> {
+        let Ok(_place) = self.waits.try_acquire() else {
+            let text = format!("{WAITS} moves are waited for already");
+            return Err(Refusal::Unavailable(text));
+        };
         let began = Instant::now();
+        let drained = match &order {
+            Order::Drain { broker, .. } => Some(broker.clone()),
+            _ => None,
+        };
         let begun = self.obey(order).await?;
-        let buses: Vec<String> = begun.iter().map(|done| done.bus.clone()).collect();
+        let goal = |done: &Done| match &drained {
+            Some(broker) => Goal::Off(broker.clone()),
+            None => Goal::At(done.to.clone()),
+        };
+        let goals: Vec<_> = begun
+            .iter()
+            .map(|done| (done.bus.clone(), goal(done)))
+            .collect();
         let mut now = begun.clone();
         let mut pause = LOOK_FIRST;
-        while now.iter().any(|done| done.left > 0) && began.elapsed() < within {
+        let waits = |done: &Done| done.left > 0 && !done.is_off;
+        while now.iter().any(waits) && began.elapsed() < within {
             sleep(pause).await;
             pause = (2 * pause).min(LOOK_LONGEST);
-            let buses = buses.clone();
-            now = self.obey(Order::Look { buses }).await?;
-        }
-        for (begun, end) in begun.iter().zip(&now) {
-            if begun.bus == end.bus && begun.to != end.to {
-                let (bus, wanted, to) = (&begun.bus, &begun.to, &end.to);
-                let text = format!("bus {bus}: {wanted} can't be used any more, {to} is in use");
-                return Err(Refusal::Conflict(text));
-            }
+            let goals = goals.clone();
+            now = self.obey(Order::Look { goals }).await?;
         }
         let buses = begun.iter().map(|begun| {
             let end = now.iter().find(|done| done.bus == begun.bus);

@@ -19,8 +19,17 @@ pub(super) enum Order {
     Kill { cid: u64 },
     /// Nothing: is there such a bus?
     Find { bus: String },
-    /// Nothing: say how far these buses are.
-    Look { buses: Vec<String> },
+    /// Nothing: say how far these buses are on their way.
+    Look { goals: Vec<(String, Goal)> },
+}
+
+/// Where connections to brokers are to be.
+#[derive(Clone, Debug)]
+pub(super) enum Goal {
+    /// At this broker.
+    At(String),
+    /// Not at this one.
+    Off(String),
 }
 
 /// What came of an order at one bus.
@@ -29,8 +38,10 @@ pub(super) struct Done {
     pub(super) bus: String,
     /// The broker that is in use from now on.
     pub(super) to: String,
-    /// Connections to brokers that are still to move.
+    /// Connections that aren't where they are to be.
     pub(super) left: usize,
+    /// Something else has been decided meanwhile: they won't move any more.
+    pub(super) is_off: bool,
     /// Whether the order has changed anything.
     pub(super) is_new: bool,
 }

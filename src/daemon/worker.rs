@@ -107,6 +107,7 @@ pub(super) struct Worker {
     started: (Instant, SystemTime),
     busy: BusyMeter,
     seed: u64,
+    draining: Cell<bool>,
 }
 
 impl Worker {
@@ -132,6 +133,7 @@ impl Worker {
             started: (now(), SystemTime::now()),
             busy: BusyMeter::new(now()),
             seed,
+            draining: Cell::new(false),
         }
     }
 
@@ -272,6 +274,8 @@ impl Worker {
             let Some(bus) = config.buses.iter().find(|bus| bus.name == pool.bus.name) else {
                 if !running.removed.replace(true) {
                     info!(bus = pool.bus.name, "bus removed, draining");
+                    pool.bus.borrow_mut().unpause();
+                    pool.wake_freed(now);
                     running.frontend.drain();
                     pool.close_idle();
                 }
@@ -333,6 +337,7 @@ impl Worker {
     }
 
     fn drain_all(&self) -> Vec<Rc<Frontend>> {
+        self.draining.set(true);
         let frontends = self.frontends();
         for frontend in &frontends {
             // What waits for an operator goes out first.
@@ -342,6 +347,11 @@ impl Worker {
             frontend.tasks.close();
         }
         frontends
+    }
+
+    /// Whether natsmux is about to end.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.get()
     }
 
     /// The buses.

@@ -50,7 +50,7 @@ pub(super) fn in_words(path: &str, answer: &Value) -> String {
         "/reload" => {
             let changed = list(&answer["changed"]);
             if changed.is_empty() {
-                return "the configuration was read again: nothing has changed\n".to_owned();
+                return "no option has changed; keys and certificates were read again\n".to_owned();
             }
             changed.iter().map(|line| text(line) + "\n").collect()
         }

@@ -38,10 +38,7 @@ pub(crate) enum CommandError {
 impl CommandError {
     /// Whether the command was written wrong.
     pub(crate) fn is_wrong_input(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused(StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, _)
-        )
+        matches!(self, Self::Refused(StatusCode::BAD_REQUEST, _))
     }
 }
 
@@ -59,7 +56,7 @@ pub(super) fn ask(socket: &Path, request: &Request) -> Result<Value, CommandErro
         let strange = |error: String| CommandError::Strange(name.clone(), error);
         let (status, body) = exchanged
             .map_err(|_| unreachable(io::ErrorKind::TimedOut.into()))?
-            .map_err(strange)?;
+            .map_err(|error| unreachable(io::Error::other(error)))?;
         let answer: Value =
             serde_json::from_slice(&body).map_err(|error| strange(error.to_string()))?;
         match answer["error"].as_str() {

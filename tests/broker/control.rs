@@ -16,16 +16,16 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
     let addr = brokers.addresses()[0].clone();
     for (args, code, word) in [
         (&["move", "default"][..], 1, "no other broker is up"),
-        (&["move", "other"][..], 2, "the buses are default"),
-        (&["move", "default", "--to", "10.0.0.9"][..], 2, &addr),
+        (&["move", "other"][..], 1, "the buses are default"),
+        (&["move", "default", "--to", "10.0.0.9"][..], 1, &addr),
         (&["move", "default", "--within", "1h"][..], 2, "within"),
         (&["drain", &addr][..], 1, "stays in use"),
-        (&["drain", "10.0.0.9:4222"][..], 2, &addr),
+        (&["drain", "10.0.0.9:4222"][..], 1, &addr),
         (&["pause", "default", "--for", "soon"][..], 2, "for"),
-        (&["kill", "4000000000"][..], 2, "no connection"),
+        (&["kill", "4000000000"][..], 1, "no connection"),
         (
             &["sessions", "--bus", "other"][..],
-            2,
+            1,
             "the buses are default",
         ),
     ] {
@@ -119,6 +119,35 @@ fn a_drained_broker_is_left_and_serves_where_no_other_can() {
     let (status, said) = natsmux.order(&["undrain", &addr]);
     assert!(status.success(), "{said}");
     assert_eq!(drained(&natsmux), false);
+}
+
+#[test]
+fn what_a_broker_refuses_in_a_move_stays_where_it_is() {
+    let brokers = Brokers::start(2);
+    let natsmux = Setup::new(&brokers).start_unwatched();
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    assert_eq!(link.broker, 0);
+    thread::scope(|scope| {
+        let order = scope.spawn(|| natsmux.order(&["move", "default", "--within", "1s"]));
+        let mut refused = 0;
+        while !order.is_finished() {
+            if let Some(mut new) = brokers.link_within(MOMENT) {
+                assert_eq!(new.broker, 1);
+                new.connecting();
+                new.send("-ERR 'maximum connections exceeded'\r\n");
+                new.reset();
+                refused += 1;
+            }
+        }
+        assert!(refused > 0);
+        let (status, said) = order.join().expect("it runs");
+        assert_eq!(status.code(), Some(1));
+        let bus = &said["buses"][0];
+        let counted = (&bus["moved"], &bus["left"]);
+        assert_eq!(counted, (&0.into(), &1.into()), "{said}");
+        assert_eq!(bus["to"], brokers.addresses()[1].as_str());
+    });
+    round_trip(&mut client, &mut link);
 }
 
 #[test]

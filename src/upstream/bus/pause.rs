@@ -2,7 +2,6 @@
 
 use super::Bus;
 use crate::clock::Instant;
-use crate::upstream::brokers::roster::BrokerId;
 
 impl Bus {
     /// Publishes wait from now on, until then at most; deliveries go on.
@@ -14,11 +13,8 @@ impl Bus {
     pub fn unpause(&mut self) -> bool {
         let was_paused = self.paused_until.take().is_some();
         if was_paused {
-            let ids: Vec<BrokerId> = self.roster().brokers().map(|(id, _)| id).collect();
-            for id in ids {
-                let trunks = self.brokers.roster.broker(id).liveness().trunks();
-                self.trunks.woken.extend(trunks);
-            }
+            let trunks = self.brokers.roster.linked_trunks();
+            self.trunks.woken.extend(trunks);
         }
         was_paused
     }

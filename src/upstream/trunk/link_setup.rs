@@ -168,16 +168,15 @@ impl Trunk {
         }
     }
 
-    /// Whether publishes go to a broker that is to be left, and the link can move.
-    pub fn is_leaving(&self, bus: &Bus) -> bool {
-        let Some(id) = self.live().or(self.old_link()) else {
-            return false;
+    /// Whether it has a link, or one on its way, to such a broker: of independent ones, the link
+    /// that publishes go to.
+    pub fn uses(&self, is_it: impl Fn(BrokerId) -> bool) -> bool {
+        let stands_aside = |link: &Link| {
+            let is_standby = link.phase == Phase::Standby || self.is_leaving_standby(link.id);
+            self.route.is_independent() && (is_standby || !link.is_attached())
         };
-        let link = &self.links[id];
-        if self.is_relay() {
-            return Self::is_to_be_left(link, bus);
-        }
-        Self::must_leave(link.broker, bus).is_some()
+        let mut links = self.links.iter();
+        links.any(|link| !link.is_check && !stands_aside(link) && is_it(link.broker))
     }
 
     pub(super) fn dial(&mut self, broker: BrokerId, cx: &mut Turn<'_>) -> LinkId {

@@ -66,9 +66,24 @@ pub enum SteeringError {
 }
 
 impl Drained {
+    /// Whether an operator means it.
+    fn is_called(&self, text: &str) -> bool {
+        let label = match self.ip {
+            Some(ip) => format!("{} ({ip})", self.addr),
+            None => self.addr.to_string(),
+        };
+        label == text || is_address(text, &self.addr)
+    }
+
     fn is(&self, broker: &Broker) -> bool {
         broker.addr == self.addr && self.ip.is_none_or(|ip| broker.ips.contains(&ip))
     }
+}
+
+/// Whether a text is a broker's address, however it is spoken to.
+fn is_address(text: &str, addr: &BrokerAddr) -> bool {
+    let written: Option<BrokerAddr> = text.parse().ok();
+    written.is_some_and(|written| written.host == addr.host && written.port == addr.port)
 }
 
 impl Roster {
@@ -78,12 +93,7 @@ impl Roster {
     /// # Errors
     /// [`SteeringError::Unknown`] names all there are.
     pub fn find(&self, text: &str) -> Result<Vec<BrokerId>, SteeringError> {
-        let addr: Option<BrokerAddr> = text.parse().ok();
-        let is_it = |broker: &Broker| {
-            let same =
-                |addr: &BrokerAddr| addr.host == broker.addr.host && addr.port == broker.addr.port;
-            broker.label() == text || addr.as_ref().is_some_and(same)
-        };
+        let is_it = |broker: &Broker| broker.label() == text || is_address(text, &broker.addr);
         let found = self.brokers().filter(|(_, broker)| is_it(broker));
         let found: Vec<BrokerId> = found.map(|(id, _)| id).collect();
         if found.is_empty() {
@@ -102,14 +112,14 @@ impl Roster {
         let found = self.find(text)?;
         let is_spare = |(id, broker): (BrokerId, &Broker)| {
             let is_up = broker.health == Health::Up && broker.accepts_dials();
-            is_up && !found.contains(&id) && !self.is_drained(id)
+            is_up && !found.contains(&id) && !self.is_drained(id) && !self.is_mute(id)
         };
         if !self.brokers().any(is_spare) {
             return Err(SteeringError::Alone(text.to_owned()));
         }
         for id in found {
             if !self.is_drained(id) {
-                let drained = self.drained(id);
+                let drained = self.drained(id, text);
                 self.steering.drained.push(drained);
             }
         }
@@ -122,18 +132,24 @@ impl Roster {
     /// # Errors
     /// [`SteeringError::Unknown`], where the bus hasn't that broker.
     pub fn undrain(&mut self, text: &str, now: Instant) -> Result<bool, SteeringError> {
-        let mut any = false;
-        for id in self.find(text)? {
-            if self.is_drained(id) {
-                let broker = &self.brokers[usize::from(id.0)];
-                self.steering.drained.retain(|drained| !drained.is(broker));
+        // Its address may be another by now.
+        let is_meant = |drained: &Drained| drained.is_called(text);
+        let any = self.steering.drained.iter().any(is_meant);
+        if !any {
+            return self.find(text).map(|_| false);
+        }
+        let drained: Vec<BrokerId> = self.brokers().map(|(id, _)| id).collect();
+        let drained = drained.into_iter().filter(|id| self.is_drained(*id));
+        let drained: Vec<BrokerId> = drained.collect();
+        self.steering.drained.retain(|drained| !is_meant(drained));
+        for id in drained {
+            if !self.is_drained(id) {
                 // Whoever drained it has done something with it.
                 self.broker_mut(id).returned_at = Some(now);
-                any = true;
             }
         }
         self.note_steering(now);
-        Ok(any)
+        Ok(true)
     }
 
     /// Moves all links to one broker: the one that is named, or else the host's own or the next in
@@ -194,15 +210,14 @@ impl Roster {
         drained.any(|drained| drained.is(broker))
     }
 
-    fn drained(&self, id: BrokerId) -> Drained {
+    /// One address of a name, where that is meant, or else all that it has and will have.
+    fn drained(&self, id: BrokerId, text: &str) -> Drained {
         let broker = self.broker(id);
+        let is_one = broker.is_one_of_several && broker.label() == text;
+        let ip = broker.ips.first().copied();
         Drained {
             addr: broker.addr.clone(),
-            ip: broker
-                .ips
-                .first()
-                .copied()
-                .filter(|_| broker.is_one_of_several),
+            ip: ip.filter(|_| is_one),
         }
     }
 
@@ -245,6 +260,14 @@ impl Roster {
         let ids = (0..self.brokers.len() as u16).map(BrokerId);
         let left = ids.filter(|id| self.must_leave(*id).is_some());
         left.flat_map(|id| self.broker(id).liveness.trunks())
+            .collect()
+    }
+
+    /// The trunks with links, be it to brokers that aren't configured any more.
+    pub fn linked_trunks(&self) -> Vec<TrunkId> {
+        let brokers = self.brokers.iter();
+        brokers
+            .flat_map(|broker| broker.liveness.trunks())
             .collect()
     }
 

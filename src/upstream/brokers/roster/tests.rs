@@ -676,3 +676,42 @@ fn a_broker_that_refuses_some_stays_the_one_that_all_move_to() {
     roster.poll_probe(due);
     assert_eq!(roster.wanted(), None);
 }
+
+#[test]
+fn a_drained_address_of_a_name_is_undrained_though_it_is_gone() {
+    let now = Instant::now();
+    let name = |host: &str| BrokerAddr {
+        host: host.to_owned(),
+        port: 4222,
+        tls: false,
+    };
+    let mut roster = roster_up(now);
+    let addrs = [name("nats"), name("10.0.0.2")];
+    let placement = roster.placement;
+    roster.configure(&addrs, placement, Duration::from_secs(3), now);
+    let ips = |last: &[u8]| -> Vec<IpAddr> {
+        last.iter()
+            .map(|last| IpAddr::from([10, 0, 1, *last]))
+            .collect()
+    };
+    roster.set_addresses(&addrs[0], &ips(&[1, 2]), now);
+    let drained = |roster: &Roster| -> Vec<String> {
+        let brokers = roster.brokers();
+        let drained = brokers.filter(|(id, _)| roster.is_drained(*id));
+        drained.map(|(_, broker)| broker.label()).collect()
+    };
+    let one = "nats:4222 (10.0.1.1)";
+    roster.drain(one, now).expect("another one is up");
+    assert_eq!(drained(&roster), [one]);
+    for _ in 0..4 {
+        roster.set_addresses(&addrs[0], &ips(&[2, 3]), now);
+    }
+    assert!(drained(&roster).is_empty());
+    assert_eq!(roster.undrain(one, now), Ok(true));
+    roster.drain("nats:4222", now).expect("another one is up");
+    roster.set_addresses(&addrs[0], &ips(&[2, 3, 4]), now);
+    assert_eq!(drained(&roster).len(), 3, "later addresses too");
+    assert_eq!(roster.undrain("nats:4222", now), Ok(true));
+    assert!(drained(&roster).is_empty());
+    assert!(roster.undrain("other:4222", now).is_err());
+}

@@ -379,13 +379,34 @@ impl Pool {
         self.wake_prober();
     }
 
-    /// The broker in use, and the trunks that are still to move to it or away from another.
-    pub fn moves(&self) -> (String, usize) {
+    /// The broker in use.
+    pub fn in_use(&self) -> String {
         let bus = self.bus.borrow();
-        let current = bus.roster().broker(bus.roster().current()).label();
+        bus.roster().broker(bus.roster().current()).label()
+    }
+
+    /// The trunks with a link to another broker than this one, but for relays.
+    pub fn elsewhere(&self, broker: &str) -> usize {
+        let there = self.bus.borrow().roster().find(broker).unwrap_or_default();
         let trunks = self.trunks.borrow();
-        let leaving = |cell: &&Rc<TrunkCell>| cell.machine.borrow().is_leaving(&bus);
-        (current, trunks.values().filter(leaving).count())
+        let is_elsewhere = |cell: &&Rc<TrunkCell>| {
+            let trunk = cell.machine.borrow();
+            !trunk.is_relay() && trunk.uses(|broker| !there.contains(&broker))
+        };
+        trunks.values().filter(is_elsewhere).count()
+    }
+
+    /// The trunks that use a broker that is drained, and whether it isn't any more.
+    pub fn at(&self, broker: &str) -> (usize, bool) {
+        let bus = self.bus.borrow();
+        let there = bus.roster().find(broker).unwrap_or_default();
+        let is_off = !there.iter().any(|id| bus.roster().is_drained(*id));
+        let trunks = self.trunks.borrow();
+        let is_there = |cell: &&Rc<TrunkCell>| {
+            let trunk = cell.machine.borrow();
+            trunk.uses(|broker| there.contains(&broker))
+        };
+        (trunks.values().filter(is_there).count(), is_off)
     }
 
     /// Closes a session, as an operator asks for it.
