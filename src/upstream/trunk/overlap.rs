@@ -29,6 +29,11 @@ const SAME_BROKER: Duration = Duration::from_millis(5);
 /// How many overlaps long copies may still be on their way between brokers.
 const STRAGGLERS: u32 = 10;
 
+/// A broker tells the others of SUBs within so many times of what it took to answer them, and that
+/// makes an overlap longer by this factor at most.
+const SLOWER: u32 = 3;
+const SLOWER_MOST: u32 = 5;
+
 /// How far a planned move has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -146,6 +151,15 @@ impl Overlap {
             ended: HashSet::new(),
             charged: 0,
             ambiguous: 0,
+        }
+    }
+
+    /// The new link's broker took so long to take the ledger: one that is busy tells the others as
+    /// late.
+    pub(super) fn note_pace(&mut self, took: Duration) {
+        if !self.is_same_broker {
+            let most = self.lasts * SLOWER_MOST;
+            self.lasts = self.lasts.max((took * SLOWER).min(most));
         }
     }
 
@@ -335,6 +349,16 @@ mod tests {
                 ..
             } => work(&msg),
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_broker_that_is_busy_makes_an_overlap_longer_within_a_bound() {
+        let ms = Duration::from_millis;
+        for (took, lasts) in [(ms(5), ms(50)), (ms(40), ms(120)), (ms(2_000), ms(250))] {
+            let mut overlap = overlap(Identical::Once);
+            overlap.note_pace(took);
+            assert_eq!(overlap.lasts(), lasts);
         }
     }
 

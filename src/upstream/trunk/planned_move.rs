@@ -177,6 +177,8 @@ impl Trunk {
             return false;
         }
         overlap.proven_at = Some(cx.now);
+        let asked = self.links[id].last_ping_at;
+        overlap.note_pace(cx.now.saturating_duration_since(asked));
         let lasts = if has_any {
             overlap.lasts()
         } else {
