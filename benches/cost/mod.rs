@@ -209,16 +209,7 @@ impl Site {
             port: 4222,
             tls: false,
         }];
-        let roster = Roster::new(
-            &addrs,
-            Placement::Spread {
-                rotation: 0,
-                back: None,
-            },
-            Duration::from_secs(3),
-            1,
-            now,
-        );
+        let roster = Roster::new(&addrs, Placement::default(), Duration::from_secs(3), 1, now);
         let budgets = Budgets::new(1 << 30, 1 << 30, 1 << 30);
         let mut bus = Bus::new(
             settings,

@@ -6,6 +6,7 @@
 
 mod busy;
 mod credential_watch;
+mod facts;
 mod files;
 mod handle;
 mod limits;
@@ -40,6 +41,7 @@ use crate::net::tls::ServerTls;
 use crate::net::{self, socket};
 use crate::telemetry::{self, LineFormat, LogError, LogGuard};
 use credential_watch::CredentialWatch;
+use facts::{changes, describe};
 pub use files::{FileError, Files, read_files};
 use handle::{Handle, Listeners, Start};
 use operator::WorkerOperator;
@@ -381,7 +383,7 @@ impl Control {
     }
 }
 
-/// What a reload came to, in the log.
+/// Tells the log how a reload ended.
 fn note_reload(reloaded: &Result<Vec<String>, ReloadError>) {
     match reloaded {
         Ok(changed) => {
@@ -390,43 +392,6 @@ fn note_reload(reloaded: &Result<Vec<String>, ReloadError>) {
         }
         Err(refused) => error!(%refused, "reload refused, nothing changed"),
     }
-}
-
-/// The configuration and what its files hold, a line for each fact, with the bus that it is of.
-fn describe(config: &Config, files: &Files) -> Vec<String> {
-    let text = format!("{}{}", config.describe(), files.describe());
-    let (mut bus, mut label) = (String::new(), String::new());
-    let mut facts = Vec::new();
-    for line in text.lines().filter(|line| !line.is_empty()) {
-        match line.strip_prefix("bus ") {
-            Some(name) if !name.contains(' ') => bus = format!("bus {name}: "),
-            _ => {
-                // A list has its label once.
-                let words: Vec<&str> = line.split_whitespace().collect();
-                let is_more = line.starts_with("            ");
-                if !is_more {
-                    label = words.first().copied().unwrap_or_default().to_owned();
-                }
-                let text = words.join(" ");
-                let text = if is_more {
-                    format!("{label} {text}")
-                } else {
-                    text
-                };
-                let of = if line.starts_with(' ') { &bus[..] } else { "" };
-                facts.push(format!("{of}{text}"));
-            }
-        }
-    }
-    facts
-}
-
-/// The facts that were and aren't, and those that weren't and are.
-fn changes(before: &[String], after: &[String]) -> Vec<String> {
-    let gone = before.iter().filter(|line| !after.contains(line));
-    let new = after.iter().filter(|line| !before.contains(line));
-    let gone = gone.map(|line| format!("- {line}"));
-    gone.chain(new.map(|line| format!("+ {line}"))).collect()
 }
 
 /// A warning of the first listener to which other hosts may speak in plain text, though nobody has

@@ -8,20 +8,8 @@ use super::order::{Done, Goal, Order};
 use super::worker::Worker;
 use crate::control::Refusal;
 use crate::net::now;
-use crate::upstream::SteeringError;
 use crate::upstream::io::pool::Pool;
-
-impl From<SteeringError> for Refusal {
-    fn from(error: SteeringError) -> Self {
-        let text = error.to_string();
-        match error {
-            SteeringError::Unknown(..) => Self::Unknown(text),
-            SteeringError::Unusable(..) | SteeringError::Alone(_) | SteeringError::Ordered => {
-                Self::Conflict(text)
-            }
-        }
-    }
-}
+use crate::upstream::{BrokerId, Roster, SteeringError};
 
 impl Worker {
     /// Carries an order out; nothing of it, where it is refused.
@@ -34,27 +22,16 @@ impl Worker {
                     .borrow_mut()
                     .roster_mut()
                     .steer(to.as_deref(), now());
-                moved.map_err(|error| at(&bus, error))?;
+                moved.map_err(|error| refusal(&bus, &error))?;
                 let to = pool.in_use();
                 Ok(vec![look(&pool, &Goal::At(to))])
             }
             Order::Drain { broker, bus } => self.drain_broker(&broker, bus.as_deref()),
             Order::Undrain { broker, bus } => {
-                let undrain = |pool: &Pool| {
-                    let mut bus = pool.bus.borrow_mut();
-                    bus.roster_mut().undrain(&broker, now())
-                };
-                let (mut done, mut unknown) = (Vec::new(), None);
-                for pool in self.pools(bus.as_deref())? {
-                    match undrain(&pool) {
-                        Ok(any) => done.push(settle(&pool, any)),
-                        Err(error) => unknown = Some(at(&pool.bus.name, error)),
-                    }
-                }
-                match unknown {
-                    Some(refusal) if done.is_empty() => Err(refusal),
-                    _ => Ok(done),
-                }
+                let undrained =
+                    self.at_each(bus.as_deref(), |roster| roster.undrain(&broker, now()))?;
+                let done = undrained.iter().map(|(pool, any)| settle(pool, *any));
+                Ok(done.collect())
             }
             Order::Pause { bus, lasts } => {
                 let pool = self.pool(&bus)?;
@@ -83,21 +60,11 @@ impl Worker {
     }
 
     fn drain_broker(&self, broker: &str, bus: Option<&str>) -> Result<Vec<Done>, Refusal> {
-        let mut drained: Vec<Rc<Pool>> = Vec::new();
-        for pool in self.pools_with(broker, bus)? {
-            let result = pool.bus.borrow_mut().roster_mut().drain(broker, now());
-            if let Err(error) = result {
-                for other in &drained {
-                    // It was there a moment ago.
-                    let _ = other.bus.borrow_mut().roster_mut().undrain(broker, now());
-                    settle(other, false);
-                }
-                return Err(at(&pool.bus.name, error));
-            }
-            drained.push(pool);
-        }
+        // Of all, or of none.
+        self.at_each(bus, |roster| roster.to_drain(broker))?;
+        let drained = self.at_each(bus, |roster| roster.drain(broker, now()))?;
         let goal = Goal::Off(broker.to_owned());
-        Ok(drained.iter().map(|pool| look(pool, &goal)).collect())
+        Ok(drained.iter().map(|(pool, ())| look(pool, &goal)).collect())
     }
 
     fn kill(&self, cid: u64) -> Result<(), Refusal> {
@@ -129,24 +96,32 @@ impl Worker {
         })
     }
 
-    /// All buses, or one.
-    fn pools(&self, bus: Option<&str>) -> Result<Vec<Rc<Pool>>, Refusal> {
-        if let Some(bus) = bus {
-            return Ok(vec![self.pool(bus)?]);
-        }
-        let frontends = self.frontends();
-        Ok(frontends.iter().map(|one| Rc::clone(&one.pool)).collect())
-    }
-
-    /// The buses that have a broker: of all, or of one.
-    fn pools_with(&self, broker: &str, bus: Option<&str>) -> Result<Vec<Rc<Pool>>, Refusal> {
-        let mut unknown = None;
-        let mut found = Vec::new();
-        for pool in self.pools(bus)? {
-            let has_it = pool.bus.borrow().roster().find(broker).map(|_| ());
-            match has_it {
-                Ok(()) => found.push(pool),
-                Err(error) => unknown = Some(at(&pool.bus.name, error)),
+    /// Does something at each bus that has a broker: of all, or of one. Refused where none has it,
+    /// and at the first that refuses.
+    fn at_each<T>(
+        &self,
+        bus: Option<&str>,
+        mut done: impl FnMut(&mut Roster) -> Result<T, SteeringError>,
+    ) -> Result<Vec<(Rc<Pool>, T)>, Refusal> {
+        let pools = match bus {
+            Some(bus) => vec![self.pool(bus)?],
+            None => {
+                let frontends = self.frontends();
+                frontends.iter().map(|one| Rc::clone(&one.pool)).collect()
+            }
+        };
+        let (mut found, mut unknown) = (Vec::new(), None);
+        for pool in pools {
+            let result = done(pool.bus.borrow_mut().roster_mut());
+            match result {
+                Ok(value) => found.push((pool, value)),
+                Err(error) => {
+                    let refusal = refusal(&pool.bus.name, &error);
+                    if !matches!(error, SteeringError::Unknown(..)) {
+                        return Err(refusal);
+                    }
+                    unknown = Some(refusal);
+                }
             }
         }
         match unknown {
@@ -156,11 +131,13 @@ impl Worker {
     }
 }
 
-fn at(bus: &str, error: SteeringError) -> Refusal {
-    match Refusal::from(error) {
-        Refusal::Conflict(text) => Refusal::Conflict(format!("bus {bus}: {text}")),
-        Refusal::Unknown(text) => Refusal::Unknown(format!("bus {bus}: {text}")),
-        other => other,
+fn refusal(bus: &str, error: &SteeringError) -> Refusal {
+    let text = format!("bus {bus}: {error}");
+    match error {
+        SteeringError::Unknown(..) => Refusal::Unknown(text),
+        SteeringError::Unusable(..) | SteeringError::Alone(_) | SteeringError::Ordered => {
+            Refusal::Conflict(text)
+        }
     }
 }
 
@@ -179,18 +156,24 @@ fn settle(pool: &Pool, is_new: bool) -> Done {
 /// Says how far a bus is.
 fn look(pool: &Pool, goal: &Goal) -> Done {
     let done = settle(pool, true);
-    let (left, is_off) = match goal {
-        Goal::At(broker) => (pool.elsewhere(broker), done.to != *broker),
-        Goal::Off(broker) => pool.at(broker),
-    };
-    let to = match goal {
-        Goal::At(broker) => broker.clone(),
-        Goal::Off(_) => done.to.clone(),
-    };
-    Done {
-        to,
-        left,
-        is_off,
-        ..done
+    let (Goal::At(broker) | Goal::Off(broker)) = goal;
+    let there = pool.bus.borrow().roster().find(broker).unwrap_or_default();
+    let is_there = |id: BrokerId| there.contains(&id);
+    match goal {
+        // A relay's component would notice.
+        Goal::At(_) => Done {
+            left: pool.count(|trunk| !trunk.is_relay() && trunk.uses(|id| !is_there(id))),
+            is_off: done.to != *broker,
+            to: broker.clone(),
+            ..done
+        },
+        Goal::Off(_) => {
+            let is_drained = |id: &BrokerId| pool.bus.borrow().roster().is_drained(*id);
+            Done {
+                left: pool.count(|trunk| trunk.uses(is_there)),
+                is_off: !there.iter().any(is_drained),
+                ..done
+            }
+        }
     }
 }

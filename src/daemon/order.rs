@@ -32,7 +32,7 @@ pub(super) enum Goal {
     Off(String),
 }
 
-/// What came of an order at one bus.
+/// The result of an order at one bus.
 #[derive(Clone, Debug)]
 pub(super) struct Done {
     pub(super) bus: String,

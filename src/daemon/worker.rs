@@ -340,7 +340,7 @@ impl Worker {
         self.draining.set(true);
         let frontends = self.frontends();
         for frontend in &frontends {
-            // What waits for an operator goes out first.
+            // Publishes that wait for an operator go out first.
             frontend.pool.bus.borrow_mut().unpause();
             frontend.pool.wake_freed(now());
             frontend.drain();

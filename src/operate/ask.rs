@@ -5,16 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper::{Request as HttpRequest, StatusCode};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
+use hyper::{Request, StatusCode};
 use serde_json::Value;
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::Request;
+use crate::status::exchange;
 
 /// How long an answer may take: longer than natsmux waits for a move.
 const WITHIN: Duration = Duration::from_secs(620);
@@ -43,7 +41,7 @@ impl CommandError {
 }
 
 /// Returns the answer to a command.
-pub(super) fn ask(socket: &Path, request: &Request) -> Result<Value, CommandError> {
+pub(super) fn ask(socket: &Path, command: &super::Request) -> Result<Value, CommandError> {
     let name = socket.display().to_string();
     let unreachable = |error| CommandError::Unreachable(name.clone(), error);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -52,8 +50,12 @@ pub(super) fn ask(socket: &Path, request: &Request) -> Result<Value, CommandErro
         .map_err(unreachable)?;
     runtime.block_on(async {
         let stream = UnixStream::connect(socket).await.map_err(unreachable)?;
-        let exchanged = timeout(WITHIN, exchange(stream, request)).await;
         let strange = |error: String| CommandError::Strange(name.clone(), error);
+        let request = Request::post(command.path)
+            .header(hyper::header::HOST, "natsmux")
+            .body(Full::new(Bytes::from(command.body.to_string())))
+            .map_err(|error| strange(error.to_string()))?;
+        let exchanged = timeout(WITHIN, exchange(stream, request, LONGEST)).await;
         let (status, body) = exchanged
             .map_err(|_| unreachable(io::ErrorKind::TimedOut.into()))?
             .map_err(|error| unreachable(io::Error::other(error)))?;
@@ -65,25 +67,4 @@ pub(super) fn ask(socket: &Path, request: &Request) -> Result<Value, CommandErro
             None => Err(strange(status.to_string())),
         }
     })
-}
-
-async fn exchange(stream: UnixStream, request: &Request) -> Result<(StatusCode, Bytes), String> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| error.to_string())?;
-    tokio::spawn(async move {
-        // Whatever breaks, the request sees it.
-        let _ = connection.await;
-    });
-    let body = Full::new(Bytes::from(request.body.to_string()));
-    let request = HttpRequest::post(request.path)
-        .header(hyper::header::HOST, "natsmux")
-        .body(body)
-        .map_err(|error| error.to_string())?;
-    let response = sender.send_request(request).await;
-    let response = response.map_err(|error| error.to_string())?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), LONGEST).collect().await;
-    let body = body.map_err(|error| error.to_string())?;
-    Ok((status, body.to_bytes()))
 }

@@ -20,7 +20,8 @@ pub(crate) struct Request {
     body: Value,
 }
 
-/// What to write for a command, and where; `None` for those that aren't for a running natsmux.
+/// Returns the request that is a command, and the socket that it goes to; `None` for a command that
+/// isn't for a running natsmux.
 pub(crate) fn request(command: Command) -> Option<(Request, ControlArgs)> {
     let (path, body, control) = match command {
         Command::Move(args) => {

@@ -1,5 +1,6 @@
 //! One request to the HTTP port of a running natsmux.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Body;
 use hyper::client::conn::http1;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -81,34 +83,42 @@ async fn ask(
     target: &Target,
 ) -> Result<Value, FetchError> {
     let strange = |what: String| FetchError::Strange(target.to_string(), what);
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| strange(error.to_string()))?;
-    tokio::spawn(async move {
-        // Whatever breaks, the request sees it.
-        let _ = connection.await;
-    });
     let request = Request::get("/varz")
         .header(hyper::header::HOST, target.addr.to_string())
         .body(Empty::<Bytes>::new())
         .map_err(|error| strange(error.to_string()))?;
-    let response = sender
-        .send_request(request)
-        .await
-        .map_err(|error| strange(error.to_string()))?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), LONGEST)
-        .collect()
-        .await
-        .map_err(|error| strange(error.to_string()))?;
+    let (status, body) = exchange(stream, request, LONGEST).await.map_err(strange)?;
     if status != StatusCode::OK {
         return Err(strange(status.to_string()));
     }
-    let varz: Value =
-        serde_json::from_slice(&body.to_bytes()).map_err(|error| strange(error.to_string()))?;
+    let varz: Value = serde_json::from_slice(&body).map_err(|error| strange(error.to_string()))?;
     if varz["natsmux"].is_object() {
         Ok(varz)
     } else {
         Err(strange("its /varz is another program's".to_owned()))
     }
+}
+
+/// Sends one request, and returns the answer, of `longest` bytes at most.
+pub(crate) async fn exchange<B>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<B>,
+    longest: usize,
+) -> Result<(StatusCode, Bytes), String>
+where
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
+    tokio::spawn(async move {
+        // Whatever breaks, the request sees it.
+        let _ = connection.await;
+    });
+    let response = sender.send_request(request).await;
+    let response = response.map_err(|error| error.to_string())?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), longest).collect().await;
+    let body = body.map_err(|error| error.to_string())?;
+    Ok((status, body.to_bytes()))
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-pub(crate) use fetch::{FetchError, Target};
+pub(crate) use fetch::{FetchError, Target, exchange};
 
 /// Clears a terminal and goes to its first line.
 const CLEAR: &str = "\x1b[2J\x1b[H";

@@ -1,12 +1,15 @@
 //! The control socket's commands (R42), at scripted brokers.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::thread;
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::reload::move_over;
-use crate::setup::{MOMENT, SOON, Setup, component, round_trip, subscribe};
-use crate::support::{Brokers, Natsmux, message, wait_for};
+use crate::setup::{MOMENT, SOON, Setup, component, round_trip, subscribe, wait_count};
+use crate::support::{Brokers, message, wait_for};
 
 #[test]
 fn what_cannot_be_done_is_refused_and_changes_nothing() {
@@ -80,6 +83,59 @@ fn publishes_wait_in_a_pause_and_deliveries_go_on() {
 }
 
 #[test]
+fn a_pause_ends_by_itself_and_before_natsmux_does() {
+    let brokers = Brokers::start(1);
+    let mut natsmux = Setup::new(&brokers).start_unwatched();
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    for (lasts, ends_itself) in [("200ms", true), ("10m", false)] {
+        let (status, said) = natsmux.order(&["pause", "default", "--for", lasts]);
+        assert!(status.success(), "{said}");
+        client.send("PUB bar 2\r\nhi\r\n");
+        wait_count(&natsmux, "waiting", 1);
+        let paused = natsmux.varz()["buses"][0]["paused_seconds"].clone();
+        assert!(paused.is_number(), "{paused}");
+        if !ends_itself {
+            natsmux.signal(Signal::TERM);
+        }
+        link.until(|op| op.line == "PUB bar 2");
+        if ends_itself {
+            link.answering(|| wait_count(&natsmux, "waiting", 0));
+        }
+    }
+    link.answering(|| assert!(natsmux.wait().success()));
+}
+
+/// Whoever speaks HTTP there hears what is wrong.
+#[test]
+fn the_socket_refuses_what_is_no_command() {
+    let brokers = Brokers::start(1);
+    let natsmux = Setup::new(&brokers).start();
+    let long = format!("{{\"bus\":\"{}\"}}", "x".repeat(20_000));
+    for (request, body, status) in [
+        ("GET /drain", "", "405"),
+        ("POST /stop", "", "404"),
+        ("POST /drain", "{}", "400"),
+        ("POST /drain", "nothing", "400"),
+        ("POST /drain", r#"{"brokers":"x"}"#, "400"),
+        ("POST /pause", &long[..], "400"),
+        ("POST /resume", r#"{"bus":"other"}"#, "404"),
+    ] {
+        let mut stream = UnixStream::connect(natsmux.control()).expect("it listens");
+        let len = body.len();
+        let text = format!("{request} HTTP/1.1\r\nHost: x\r\nContent-Length: {len}\r\n\r\n{body}");
+        stream.write_all(text.as_bytes()).expect("taken");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let expected = format!("HTTP/1.1 {status} ");
+        assert!(
+            answer.starts_with(&expected),
+            "{request} {body:.40}: {answer}"
+        );
+        assert!(answer.contains("\"error\""), "{answer}");
+    }
+}
+
+#[test]
 fn a_drained_broker_is_left_and_serves_where_no_other_can() {
     let mut brokers = Brokers::start(2);
     let natsmux = Setup::new(&brokers).start_unwatched();
@@ -105,11 +161,13 @@ fn a_drained_broker_is_left_and_serves_where_no_other_can() {
     });
     assert_eq!(new.broker, 1);
     new.answering(|| client.flush());
-    let drained = |natsmux: &Natsmux| {
-        let varz = natsmux.varz();
-        varz["buses"][0]["brokers"][0]["drained"].clone()
+    // A snapshot may be some milliseconds old.
+    let wait_drained = |is_drained: bool| {
+        natsmux.wait_varz("the broker's state", SOON, |varz| {
+            varz["buses"][0]["brokers"][0]["drained"] == is_drained
+        })
     };
-    assert_eq!(drained(&natsmux), true);
+    wait_drained(true);
     brokers.get(1).down();
     new.reset();
     let mut last = brokers.link();
@@ -118,7 +176,7 @@ fn a_drained_broker_is_left_and_serves_where_no_other_can() {
     round_trip(&mut client, &mut last);
     let (status, said) = natsmux.order(&["undrain", &addr]);
     assert!(status.success(), "{said}");
-    assert_eq!(drained(&natsmux), false);
+    wait_drained(false);
 }
 
 #[test]

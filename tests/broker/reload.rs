@@ -77,6 +77,12 @@ fn there_is_no_core_dump() {
     assert_eq!(core, Some("0"), "{limits}");
 }
 
+/// The broker in use is a lame duck. Returns the link that is to replace the one to it.
+fn leave(old: &mut BrokerLink, brokers: &Brokers) -> BrokerLink {
+    old.send(Flavour::v2_15().with("ldm", true).line());
+    brokers.link()
+}
+
 /// The new link of a move gets the ledger, and then the old one is to be left.
 pub(crate) fn move_over(old: &mut BrokerLink, new: &mut BrokerLink, sid: &str) -> String {
     new.accept();
@@ -136,8 +142,7 @@ fn copies_that_come_behind_a_move_are_dropped() {
     let brokers = Brokers::start(2);
     let setup = Setup::new(&brokers);
     let (_natsmux, mut client, mut old, sid) = on_first(&setup, &brokers);
-    old.send(Flavour::v2_15().with("ldm", true).line());
-    let mut new = brokers.link();
+    let mut new = leave(&mut old, &brokers);
     let moved = move_over(&mut old, &mut new, &sid);
     for text in ["one", "two"] {
         old.msg("foo", &sid, text);
@@ -164,8 +169,7 @@ fn operations_within_a_move_are_carried_out_exactly() {
     let brokers = Brokers::start(2);
     let setup = Setup::new(&brokers);
     let (_natsmux, mut client, mut old, sid) = on_first(&setup, &brokers);
-    old.send(Flavour::v2_15().with("ldm", true).line());
-    let mut new = brokers.link();
+    let mut new = leave(&mut old, &brokers);
     new.accept();
     let moved = new.sub("foo");
     client.send("UNSUB own 4\r\nSUB late 7\r\nPING\r\n");
@@ -202,8 +206,7 @@ fn a_new_broker_that_proves_nothing_is_given_up() {
     let brokers = Brokers::start(2);
     let setup = Setup::new(&brokers).timing("link_timeout", "300ms");
     let (natsmux, mut client, mut old, _) = on_first(&setup, &brokers);
-    old.send(Flavour::v2_15().with("ldm", true).line());
-    let mut new = brokers.link();
+    let mut new = leave(&mut old, &brokers);
     new.accept();
     let moved = new.sub("foo");
     new.expect("PING");
@@ -232,8 +235,7 @@ fn a_move_that_would_keep_too_much_is_cut_short() {
     let brokers = Brokers::start(2);
     let setup = Setup::new(&brokers).timing("move_overlap", "1s");
     let (natsmux, mut client, mut old, sid) = on_first(&setup, &brokers);
-    old.send(Flavour::v2_15().with("ldm", true).line());
-    let mut new = brokers.link();
+    let mut new = leave(&mut old, &brokers);
     new.accept();
     let moved = new.sub("foo");
     new.answer_ping();
@@ -266,8 +268,7 @@ fn identical_messages_may_be_asked_for_twice() {
         let brokers = Brokers::start(2);
         let setup = Setup::new(&brokers).bus("move_identical", &format!("\"{choice}\""));
         let (natsmux, mut client, mut old, sid) = on_first(&setup, &brokers);
-        old.send(Flavour::v2_15().with("ldm", true).line());
-        let mut new = brokers.link();
+        let mut new = leave(&mut old, &brokers);
         new.accept();
         let moved = new.sub("foo");
         new.expect("PING");
@@ -290,8 +291,7 @@ fn a_new_broker_that_dies_within_a_move_costs_nothing() {
     let brokers = Brokers::start(2);
     let setup = Setup::new(&brokers);
     let (natsmux, mut client, mut old, sid) = on_first(&setup, &brokers);
-    old.send(Flavour::v2_15().with("ldm", true).line());
-    let mut new = brokers.link();
+    let mut new = leave(&mut old, &brokers);
     new.accept();
     let moved = new.sub("foo");
     new.expect("PING");
@@ -355,8 +355,7 @@ fn a_broker_in_lame_duck_mode_is_left_the_same_way() {
     let brokers = Brokers::start(2);
     let setup = Setup::new(&brokers);
     let (_natsmux, mut client, mut old, sid) = on_first(&setup, &brokers);
-    old.send(Flavour::v2_15().with("ldm", true).line());
-    let mut new = brokers.link();
+    let mut new = leave(&mut old, &brokers);
     assert_eq!(new.broker, 1);
     let moved = move_over(&mut old, &mut new, &sid);
     old.msg("foo", &sid, "last");

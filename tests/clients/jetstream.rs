@@ -21,11 +21,7 @@ const FLOWS_WITHIN: Duration = Duration::from_secs(30);
 #[test]
 fn jetstream_keeps_its_promises_over_kills_and_freezes() {
     let rounds = rounds();
-    let mut options = BrokerOptions::new(Version::V215);
-    options.jetstream = true;
-    let mut cluster = Cluster::with(&options, BROKERS);
-    wait_leader(&cluster);
-    let natsmux = Natsmux::start(&cluster);
+    let (mut cluster, natsmux) = start(Version::V215);
     let mut client = Client::jetstream(&natsmux.url(), "js");
     wait_flow(&mut client, "at the start");
     for round in 1..=rounds {
@@ -60,11 +56,7 @@ fn jetstream_keeps_its_promises_over_kills_and_freezes() {
 /// The brokers become 2.15 one after the other, each drained before it ends.
 #[test]
 fn jetstream_goes_on_over_a_rolling_upgrade() {
-    let mut options = BrokerOptions::new(Version::V29);
-    options.jetstream = true;
-    let mut cluster = Cluster::with(&options, BROKERS);
-    wait_leader(&cluster);
-    let natsmux = Natsmux::start(&cluster);
+    let (mut cluster, natsmux) = start(Version::V29);
     let mut client = Client::jetstream(&natsmux.url(), "js");
     wait_flow(&mut client, "at the start");
     for index in 0..BROKERS {
@@ -106,11 +98,7 @@ fn api(client: &mut RawClient, subject: &str, request: &Value) -> Value {
 
 /// The interest in an open pull's reply never ends, so the consumer keeps the pull.
 fn an_open_pull_survives(version: Version) {
-    let mut options = BrokerOptions::new(version);
-    options.jetstream = true;
-    let cluster = Cluster::with(&options, BROKERS);
-    wait_leader(&cluster);
-    let natsmux = Natsmux::start(&cluster);
+    let (_cluster, natsmux) = start(version);
     let mut client = natsmux.client();
     let stream = json!({ "name": "S", "subjects": ["s"], "num_replicas": BROKERS });
     wait_for("a stream", CAUGHT_UP, || {
@@ -167,6 +155,16 @@ fn rounds() -> u32 {
         Ok("full" | "soak") => 12,
         _ => 3,
     }
+}
+
+/// A cluster with JetStream, and natsmux in front of it.
+fn start(version: Version) -> (Cluster, Natsmux) {
+    let mut options = BrokerOptions::new(version);
+    options.jetstream = true;
+    let cluster = Cluster::with(&options, BROKERS);
+    wait_leader(&cluster);
+    let natsmux = Natsmux::start(&cluster);
+    (cluster, natsmux)
 }
 
 fn wait_leader(cluster: &Cluster) {

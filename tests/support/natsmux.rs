@@ -1,6 +1,7 @@
 //! The daemon under test.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
@@ -127,12 +128,17 @@ impl Natsmux {
         self
     }
 
+    /// The path of its control socket.
+    pub fn control(&self) -> PathBuf {
+        self.folder.path().join(SOCKET)
+    }
+
     /// Carries out a command of an operator: `natsmux drain …`. Returns how it ended, and its JSON
     /// or the error.
     pub fn order(&self, args: &[&str]) -> (ExitStatus, Value) {
         let mut command = program(None);
-        let socket = self.folder.path().join(SOCKET);
-        command.args(args).arg("--json").arg("--socket").arg(socket);
+        command.args(args).arg("--json");
+        command.arg("--socket").arg(self.control());
         let output = command.output().expect("natsmux runs");
         let said = match &output.stdout[..] {
             [] => Value::from(String::from_utf8_lossy(&output.stderr).into_owned()),

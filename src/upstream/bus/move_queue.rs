@@ -52,7 +52,7 @@ impl Bus {
     pub(super) fn wake_movers(&mut self) {
         let moves = &mut self.trunks.moves;
         let free = self.settings.moves_at_once.saturating_sub(moves.running());
-        for _ in 0..free {
+        for _ in 0..free.min(moves.waiting.len()) {
             self.trunks.woken.extend(moves.waiting.pop_first());
         }
     }

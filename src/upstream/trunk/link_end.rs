@@ -34,8 +34,8 @@ impl Trunk {
             return self.verify_all();
         }
         self.release_before_loss(id, cx);
-        let stood_by = self.links[id].phase == Phase::Standby || self.is_leaving_standby(id);
-        let mut link = if failure == Failure::Silent {
+        self.stand_by_again(id);
+        let link = if failure == Failure::Silent {
             self.reset_link(id, cx.bus)
         } else {
             self.drop_link(id, cx.bus)
@@ -45,8 +45,7 @@ impl Trunk {
             // Its component took its time: no fault of the broker's.
             return self.close_relay(cx);
         }
-        if stood_by {
-            link.phase = Phase::Standby;
+        if link.phase == Phase::Standby {
             self.lose_standby(link, failure, cx);
         } else if link.is_attached() {
             self.lose(link, failure, cx);
@@ -305,11 +304,6 @@ impl Trunk {
         }
     }
 
-    /// The configuration, a lame duck or an operator makes a broker one to leave.
-    pub(super) fn must_leave(broker: BrokerId, bus: &Bus) -> Option<Departure> {
-        bus.roster().must_leave(broker)
-    }
-
     /// Plans to leave the live link for another broker (R19).
     pub(super) fn start_move(&mut self, reason: Departure, cx: &mut Turn<'_>) {
         // One that isn't over is followed by the next one.
@@ -344,6 +338,16 @@ impl Trunk {
         link.deadline = Some(cx.now + cx.bus.settings().timings.link_timeout);
     }
 
+    /// A link that is left is again what it was, where it stood by: its end moves no publishes.
+    /// Returns whether that is so.
+    fn stand_by_again(&mut self, id: LinkId) -> bool {
+        let stood_by = self.is_leaving_standby(id);
+        if stood_by {
+            self.links[id].phase = Phase::Standby;
+        }
+        stood_by
+    }
+
     /// Everything that the old link owed has come: close it and replay on the new one.
     pub(super) fn left(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let reason = self.route.moving.as_ref().map(|planned| planned.reason);
@@ -351,15 +355,12 @@ impl Trunk {
         let reason = reason.or(is_renewed).unwrap_or(Departure::Removed);
         let cause = Cause::from(reason);
         self.release_before_loss(id, cx);
-        let stood_by = self.is_leaving_standby(id);
-        let mut link = self.drop_link(id, cx.bus);
-        let (broker, last_read) = (link.broker, link.last_read_at);
-        if stood_by {
-            link.phase = Phase::Standby;
-            cx.bus.detached(self.id, broker, cx.now);
-            self.end_standby(link, cause, cx);
+        if self.stand_by_again(id) {
+            self.leave(id, reason, cx);
             return self.promote_new(cx);
         }
+        let link = self.drop_link(id, cx.bus);
+        let (broker, last_read) = (link.broker, link.last_read_at);
         self.route.lost = Some(Lost {
             broker,
             cause,

@@ -54,7 +54,7 @@ impl Trunk {
                     cx.bus.roster_mut().begin_dial(broker);
                     self.dial(broker, cx);
                 }
-                Step::Leave(link) => self.leave(link, cx),
+                Step::Leave(link) => self.leave(link, Departure::Removed, cx),
                 Step::Fail(link) => self.fail(link, Failure::Silent, cx),
                 Step::Wait if self.is_relay() => {}
                 Step::Wait => {
@@ -162,7 +162,7 @@ impl Trunk {
             return self.leave_relayed(cx);
         }
         if let Some(id) = self.live()
-            && let Some(reason) = Self::must_leave(self.links[id].broker, cx.bus)
+            && let Some(reason) = cx.bus.roster().must_leave(self.links[id].broker)
         {
             self.start_move(reason, cx);
         }

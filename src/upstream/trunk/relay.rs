@@ -145,6 +145,6 @@ impl Trunk {
         let is_aside = bus.settings().is_independent() && bus.roster().current() != link.broker;
         // Its component would notice: it stays, unless the broker goes.
         let goes = |reason| !matches!(reason, Departure::Moved | Departure::Rebalanced);
-        is_aside || Self::must_leave(link.broker, bus).is_some_and(goes)
+        is_aside || bus.roster().must_leave(link.broker).is_some_and(goes)
     }
 }

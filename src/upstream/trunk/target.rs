@@ -99,7 +99,11 @@ impl Trunk {
         // (R20).
         let oks = link.oks.owed(OkOwner::Operation);
         link.oks.disown();
-        let reason = Self::must_leave(from, cx.bus).unwrap_or(Departure::Failback);
+        let reason = cx
+            .bus
+            .roster()
+            .must_leave(from)
+            .unwrap_or(Departure::Failback);
         let cause = Cause::from(reason);
         self.route.lost = Some(Lost {
             broker: from,
@@ -115,7 +119,7 @@ impl Trunk {
         self.go_live(new, cx);
         let removed: Vec<LinkId> = Several::removed(&self.links, cx.bus).collect();
         for link in removed {
-            self.leave(link, cx);
+            self.leave(link, Departure::Removed, cx);
         }
     }
 
@@ -131,12 +135,12 @@ impl Trunk {
     }
 
     /// Gives up a link that publishes don't go to.
-    pub(super) fn leave(&mut self, id: LinkId, cx: &mut Turn<'_>) {
+    pub(super) fn leave(&mut self, id: LinkId, reason: Departure, cx: &mut Turn<'_>) {
         let link = self.drop_link(id, cx.bus);
         if link.is_attached() {
             cx.bus.detached(self.id, link.broker, cx.now);
             cx.bus.admission_mut().refresh(&self.connect, cx.now);
-            self.end_standby(link, Departure::Removed.into(), cx);
+            self.end_standby(link, reason.into(), cx);
         }
     }
 
@@ -153,7 +157,7 @@ impl Trunk {
     }
 
     /// A link that stood by is gone.
-    pub(super) fn end_standby(&mut self, link: Link, cause: Cause, cx: &mut Turn<'_>) {
+    fn end_standby(&mut self, link: Link, cause: Cause, cx: &mut Turn<'_>) {
         let (id, broker) = (link.id, link.broker);
         let (settled, _) = self.settle(link, cx.bus);
         self.requeue(settled, cx.bus);

@@ -50,16 +50,7 @@ impl Bench {
             port: 4222,
             tls: false,
         });
-        let roster = Roster::new(
-            &addrs,
-            Placement::Spread {
-                rotation: 0,
-                back: None,
-            },
-            Duration::from_secs(3),
-            1,
-            now,
-        );
+        let roster = Roster::new(&addrs, Placement::default(), Duration::from_secs(3), 1, now);
         let budgets = Budgets::new(1 << 20, 1 << 20, 1 << 20);
         let admission = Admission::new(RandomState::new());
         let mut bus = Bus::new(settings, roster, admission, budgets, now);

@@ -1,16 +1,12 @@
 //! Identities over brokers that aren't clustered.
 
-use super::{Operator, answer, config, identity, signed};
+use super::{Operator, User, answer, config, identity, signed};
 use crate::support::{
     Broker, BrokerOptions, Natsmux, NatsmuxOptions, PATIENCE, RawClient, Version, write_secret,
 };
 
-/// Each link of a renewed identity gives way to another, and what is published arrives once.
-#[test]
-fn links_to_independent_brokers_are_renewed_one_after_the_other() {
-    const MESSAGES: usize = 4_000;
-    let operator = Operator::new();
-    let user = operator.user("orders");
+/// A broker of each version, and natsmux, which is that user to them.
+fn start(operator: &Operator, user: &User) -> ([Broker; 2], Natsmux) {
     let brokers = Version::ALL.map(|version| {
         Broker::with(BrokerOptions {
             extra: operator.broker_config(),
@@ -19,12 +15,21 @@ fn links_to_independent_brokers_are_renewed_one_after_the_other() {
     });
     let urls: Vec<String> = brokers.iter().map(Broker::url).collect();
     let more = "topology = \"independent\"\n".to_owned()
-        + &identity("orders", "same_key = true", &super::creds(&user));
+        + &identity("orders", "same_key = true", &super::creds(user));
     let natsmux = Natsmux::launch(&NatsmuxOptions {
         config: Some(config(&urls, &more)),
         ..NatsmuxOptions::default()
-    })
-    .wait_healthy();
+    });
+    (brokers, natsmux.wait_healthy())
+}
+
+/// Each link of a renewed identity gives way to another, and what is published arrives once.
+#[test]
+fn links_to_independent_brokers_are_renewed_one_after_the_other() {
+    const MESSAGES: usize = 4_000;
+    let operator = Operator::new();
+    let user = operator.user("orders");
+    let (_brokers, natsmux) = start(&operator, &user);
     let mut client = RawClient::connect(&natsmux.address());
     let members = signed(&user, &client.info());
     assert_eq!(answer(&mut client, &members), "PONG");
@@ -65,20 +70,7 @@ fn what_others_publish_while_links_are_renewed_arrives_once() {
     const EACH: usize = 600;
     let operator = Operator::new();
     let user = operator.user("orders");
-    let brokers = Version::ALL.map(|version| {
-        Broker::with(BrokerOptions {
-            extra: operator.broker_config(),
-            ..BrokerOptions::new(version)
-        })
-    });
-    let urls: Vec<String> = brokers.iter().map(Broker::url).collect();
-    let more = "topology = \"independent\"\n".to_owned()
-        + &identity("orders", "same_key = true", &super::creds(&user));
-    let natsmux = Natsmux::launch(&NatsmuxOptions {
-        config: Some(config(&urls, &more)),
-        ..NatsmuxOptions::default()
-    })
-    .wait_healthy();
+    let (brokers, natsmux) = start(&operator, &user);
     let connect = |address: &str| {
         let mut client = RawClient::connect(address);
         let members = signed(&user, &client.info());

@@ -93,6 +93,41 @@ fn a_component_is_let_go_with_its_link_and_comes_back() {
     }
 }
 
+/// R42: a move would be noticed, so it stays; a broker that is drained goes anyway.
+#[test]
+fn a_component_stays_in_a_move_and_leaves_a_drained_broker() {
+    let operator = Operator::new();
+    let user = operator.user("own");
+    let (cluster, natsmux) = start(Version::V215, &operator);
+    let mut client = connect(&natsmux, &user).expect("it is let in");
+    echo(&mut client);
+    let first = natsmux.current_broker().expect("a broker");
+    let (status, said) = natsmux.order(&["move", "default"]);
+    assert!(status.success(), "{said}");
+    let bus = &said["buses"][0];
+    assert_eq!(
+        (&bus["moved"], &bus["left"]),
+        (&0.into(), &0.into()),
+        "{said}"
+    );
+    echo(&mut client);
+    let used = |address: &str| {
+        let broker = cluster.index_of(address).expect("of the cluster");
+        let connz = cluster.brokers()[broker].monitoring("/connz")?;
+        connz["num_connections"].as_u64()
+    };
+    assert_eq!(used(&first), Some(1));
+    let (status, said) = natsmux.order(&["drain", &first]);
+    assert!(status.success(), "{said}");
+    assert_eq!(said["buses"][0]["moved"], 1, "{said}");
+    closed_without_a_word(&mut client);
+    let mut client = again(&natsmux, &user);
+    echo(&mut client);
+    wait_for("nobody to be left there", PATIENCE, || {
+        (used(&first)? == 0).then_some(())
+    });
+}
+
 /// An INFO may have been on its way.
 fn closed_without_a_word(client: &mut RawClient) {
     let words = client.until_closed();

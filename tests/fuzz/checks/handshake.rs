@@ -26,16 +26,7 @@ pub fn handshake(data: &[u8]) {
     };
     let now = Instant::now();
     let addrs = ["tls://10.0.0.1:4222".parse().expect("an address")];
-    let mut roster = Roster::new(
-        &addrs,
-        Placement::Spread {
-            rotation: 0,
-            back: None,
-        },
-        Duration::from_secs(3),
-        1,
-        now,
-    );
+    let mut roster = Roster::new(&addrs, Placement::default(), Duration::from_secs(3), 1, now);
     roster.set_tls(TlsMode::Required);
     let settings = Settings {
         admit: Admit::Always,

@@ -40,6 +40,16 @@ pub enum Placement {
     First(Option<Duration>),
 }
 
+impl Default for Placement {
+    /// In configured order, and no way back.
+    fn default() -> Self {
+        Self::Spread {
+            rotation: 0,
+            back: None,
+        }
+    }
+}
+
 impl Placement {
     /// The placement of a bus on the host with this instance's name.
     pub fn of(name: &str, bus: &BusConfig) -> Self {
@@ -130,8 +140,8 @@ impl Roster {
             Placement::Spread { .. } => self.in_order().find(|&id| self.is_welcome(id, now)),
             Placement::First(failback) => self.first_usable(failback, now),
         };
-        let is_open = |id: &BrokerId| accepts(id) && !self.is_drained(*id);
-        // What it refuses for a while stays where it is.
+        // Links that it refuses for a while stay where they are.
+        let is_open = |id: &BrokerId| self.is_open(*id);
         let wanted = self.wanted().filter(is_open);
         let next = wanted
             .or(usable)

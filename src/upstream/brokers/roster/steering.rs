@@ -109,15 +109,7 @@ impl Roster {
     /// # Errors
     /// [`SteeringError`], where the bus hasn't that broker, or no other is up.
     pub fn drain(&mut self, text: &str, now: Instant) -> Result<(), SteeringError> {
-        let found = self.find(text)?;
-        let is_spare = |(id, broker): (BrokerId, &Broker)| {
-            let is_up = broker.health == Health::Up && broker.accepts_dials();
-            is_up && !found.contains(&id) && !self.is_drained(id) && !self.is_mute(id)
-        };
-        if !self.brokers().any(is_spare) {
-            return Err(SteeringError::Alone(text.to_owned()));
-        }
-        for id in found {
+        for id in self.to_drain(text)? {
             if !self.is_drained(id) {
                 let drained = self.drained(id, text);
                 self.steering.drained.push(drained);
@@ -125,6 +117,19 @@ impl Roster {
         }
         self.note_steering(now);
         Ok(())
+    }
+
+    /// The brokers that would be drained.
+    ///
+    /// # Errors
+    /// As [`Roster::drain`].
+    pub fn to_drain(&self, text: &str) -> Result<Vec<BrokerId>, SteeringError> {
+        let found = self.find(text)?;
+        let is_spare = |(id, _): (BrokerId, &Broker)| self.is_fit(id) && !found.contains(&id);
+        if !self.brokers().any(is_spare) {
+            return Err(SteeringError::Alone(text.to_owned()));
+        }
+        Ok(found)
     }
 
     /// Uses a broker again that was drained. Returns whether any was.
@@ -138,9 +143,8 @@ impl Roster {
         if !any {
             return self.find(text).map(|_| false);
         }
-        let drained: Vec<BrokerId> = self.brokers().map(|(id, _)| id).collect();
-        let drained = drained.into_iter().filter(|id| self.is_drained(*id));
-        let drained: Vec<BrokerId> = drained.collect();
+        let drained = self.order.iter().copied();
+        let drained: Vec<BrokerId> = drained.filter(|id| self.is_drained(*id)).collect();
         self.steering.drained.retain(|drained| !is_meant(drained));
         for id in drained {
             if !self.is_drained(id) {
@@ -161,11 +165,7 @@ impl Roster {
         if matches!(self.placement, Placement::First(_)) {
             return Err(SteeringError::Ordered);
         }
-        let is_fit = |id: &BrokerId| {
-            let broker = self.broker(*id);
-            let is_up = broker.health == Health::Up && broker.accepts_dials();
-            is_up && !self.is_mute(*id) && !self.is_drained(*id)
-        };
+        let is_fit = |id: &BrokerId| self.is_fit(*id);
         let to = match to {
             Some(text) => {
                 let found = self.find(text)?;
@@ -177,8 +177,7 @@ impl Roster {
             None => {
                 let others = self.order.iter().copied().filter(|id| *id != self.current);
                 let next = others.into_iter().find(is_fit);
-                let current = self.broker(self.current).label();
-                next.ok_or(SteeringError::Alone(current))?
+                next.ok_or_else(|| SteeringError::Alone(self.broker(self.current).label()))?
             }
         };
         self.current = to;
@@ -230,7 +229,7 @@ impl Roster {
         if broker.health == Health::LameDuck {
             return Some(Departure::LameDuck);
         }
-        if self.is_drained(id) && self.has_refuge(id) {
+        if self.is_drained(id) && self.has_refuge() {
             return Some(Departure::Drained);
         }
         let wanted = self.steering.wanted.filter(|wanted| wanted.to != id)?;
@@ -242,12 +241,19 @@ impl Roster {
         self.steering.wanted.map(|wanted| wanted.to)
     }
 
-    /// Whether a broker can be dialled that isn't drained and isn't this one.
-    fn has_refuge(&self, id: BrokerId) -> bool {
-        let is_refuge = |(other, broker): (BrokerId, &Broker)| {
-            other != id && broker.accepts_dials() && !self.is_drained(other)
-        };
-        self.brokers().any(is_refuge)
+    /// Whether a broker is up and takes everybody, and nobody drains it.
+    fn is_fit(&self, id: BrokerId) -> bool {
+        self.is_open(id) && self.broker(id).health == Health::Up && !self.is_mute(id)
+    }
+
+    /// Whether a broker can be dialled and isn't drained.
+    pub(super) fn is_open(&self, id: BrokerId) -> bool {
+        self.broker(id).accepts_dials() && !self.is_drained(id)
+    }
+
+    /// Whether a broker can be used by those that leave drained ones.
+    fn has_refuge(&self) -> bool {
+        self.order.iter().any(|id| self.is_open(*id))
     }
 
     /// Whether links are to move that weren't when this was asked last.
@@ -295,9 +301,7 @@ impl Roster {
         self.steering.wanted.take_if(is_over);
         if !self.steering.drained.is_empty() {
             // A drained one that was the last resort may be left now.
-            let accepts =
-                |(id, broker): (BrokerId, &Broker)| broker.accepts_dials() && !self.is_drained(id);
-            let has_refuge = self.brokers().any(accepts);
+            let has_refuge = self.has_refuge();
             let had_refuge = std::mem::replace(&mut self.steering.had_refuge, has_refuge);
             self.steering.is_news |= has_refuge && !had_refuge;
         }
@@ -316,9 +320,8 @@ impl Roster {
             return None;
         };
         let own = *self.order.first()?;
-        let is_up = self.broker(own).health == Health::Up && self.broker(own).accepts_dials();
         let is_free = !self.steering.by_hand && own != self.current;
-        (is_free && is_up && !self.is_drained(own) && !self.is_mute(own)).then_some(own)
+        (is_free && self.is_fit(own)).then_some(own)
     }
 
     /// When the host's own broker has been well for long enough; hosts spread.

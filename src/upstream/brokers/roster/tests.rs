@@ -13,16 +13,7 @@ fn roster(now: Instant) -> Roster {
         port: 4222,
         tls: false,
     });
-    Roster::new(
-        &addrs,
-        Placement::Spread {
-            rotation: 0,
-            back: None,
-        },
-        Duration::from_secs(3),
-        1,
-        now,
-    )
+    Roster::new(&addrs, Placement::default(), Duration::from_secs(3), 1, now)
 }
 
 fn info() -> ServerInfo {
@@ -42,13 +33,7 @@ fn two_names_of_one_independent_broker_are_one() {
     let now = Instant::now();
     let second = Duration::from_secs(1);
     for (placement, doubled) in [
-        (
-            Placement::Spread {
-                rotation: 0,
-                back: None,
-            },
-            false,
-        ),
+        (Placement::default(), false),
         (Placement::First(Some(second)), true),
     ] {
         let mut roster = roster(now);
@@ -91,15 +76,7 @@ fn a_reload_that_changes_the_offer_is_news() {
     let mut reload = |addrs: &[BrokerAddr]| {
         roster.take_offer_changed();
         let interval = Duration::from_secs(3);
-        roster.configure(
-            addrs,
-            Placement::Spread {
-                rotation: 0,
-                back: None,
-            },
-            interval,
-            now,
-        );
+        roster.configure(addrs, Placement::default(), interval, now);
         (roster.take_offer_changed(), roster.offer().max_payload)
     };
     assert_eq!(reload(&addrs), (false, 65_536));
@@ -251,15 +228,7 @@ fn a_removed_broker_is_named_and_never_picked() {
     let mut roster = roster(now);
     let only_b = [roster.broker(B).addr().clone()];
     assert_eq!(
-        roster.configure(
-            &only_b,
-            Placement::Spread {
-                rotation: 0,
-                back: None
-            },
-            Duration::from_secs(3),
-            now
-        ),
+        roster.configure(&only_b, Placement::default(), Duration::from_secs(3), now),
         [A]
     );
     assert_eq!(roster.pick(ID, &[], now), Pick::Dial(B));
@@ -435,10 +404,7 @@ fn each_address_of_a_name_is_a_broker() {
         port: 4222,
         tls: false,
     };
-    let spread = Placement::Spread {
-        rotation: 0,
-        back: None,
-    };
+    let spread = Placement::default();
     let mut roster = Roster::new(
         std::slice::from_ref(&addr),
         spread,

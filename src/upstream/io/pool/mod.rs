@@ -385,28 +385,11 @@ impl Pool {
         bus.roster().broker(bus.roster().current()).label()
     }
 
-    /// The trunks with a link to another broker than this one, but for relays.
-    pub fn elsewhere(&self, broker: &str) -> usize {
-        let there = self.bus.borrow().roster().find(broker).unwrap_or_default();
+    /// The number of trunks of which this is so.
+    pub fn count(&self, is_so: impl Fn(&Trunk) -> bool) -> usize {
         let trunks = self.trunks.borrow();
-        let is_elsewhere = |cell: &&Rc<TrunkCell>| {
-            let trunk = cell.machine.borrow();
-            !trunk.is_relay() && trunk.uses(|broker| !there.contains(&broker))
-        };
-        trunks.values().filter(is_elsewhere).count()
-    }
-
-    /// The trunks that use a broker that is drained, and whether it isn't any more.
-    pub fn at(&self, broker: &str) -> (usize, bool) {
-        let bus = self.bus.borrow();
-        let there = bus.roster().find(broker).unwrap_or_default();
-        let is_off = !there.iter().any(|id| bus.roster().is_drained(*id));
-        let trunks = self.trunks.borrow();
-        let is_there = |cell: &&Rc<TrunkCell>| {
-            let trunk = cell.machine.borrow();
-            trunk.uses(|broker| there.contains(&broker))
-        };
-        (trunks.values().filter(is_there).count(), is_off)
+        let trunks = trunks.values();
+        trunks.filter(|cell| is_so(&cell.machine.borrow())).count()
     }
 
     /// Closes a session, as an operator asks for it.

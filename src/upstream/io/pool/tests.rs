@@ -62,16 +62,7 @@ fn pool(broker: &BrokerAddr, sharing: Sharing) -> Rc<Pool> {
     };
     let brokers = [broker.clone()];
     let interval = Duration::from_secs(3);
-    let roster = Roster::new(
-        &brokers,
-        Placement::Spread {
-            rotation: 0,
-            back: None,
-        },
-        interval,
-        1,
-        now,
-    );
+    let roster = Roster::new(&brokers, Placement::default(), interval, 1, now);
     let budgets = Budgets::new(1 << 20, 1 << 20, 1 << 20);
     let bus = Bus::new(
         settings,

@@ -55,7 +55,7 @@ impl Route {
         let left = leaving.and_then(|_| links.live());
         let left = left.map(|id| links[id].broker);
         let roster = cx.bus.roster();
-        // What has its reason in another broker goes there or nowhere.
+        // A move for another broker's sake goes there or nowhere.
         let is_shunned = |id: BrokerId| match leaving.map(|planned| planned.reason) {
             Some(Departure::Drained) => roster.is_drained(id),
             Some(Departure::Moved | Departure::Rebalanced) => roster.wanted() != Some(id),
