@@ -1,5 +1,7 @@
 //! A second CONNECT: a new link under the merged options (R20).
 
+use std::thread;
+
 use serde_json::json;
 
 use crate::setup::{Setup, component_as, round_trip, subscribe, wait_count, wait_outage};
@@ -7,7 +9,7 @@ use crate::support::{Brokers, Flavour, message};
 
 const FIRST: &str = r#"CONNECT {"verbose":false,"name":"first","user":"u","pass":"p"}"#;
 
-/// The subscriptions that the new link hears of.
+/// The subscriptions that the new link hears of, before the old one is left.
 fn replayed_at(flavour: Flavour) -> Vec<String> {
     let brokers = Brokers::with_flavours(&[flavour]);
     let natsmux = Setup::new(&brokers).start();
@@ -19,16 +21,15 @@ fn replayed_at(flavour: Flavour) -> Vec<String> {
     assert_eq!(new.connect["name"], json!("second"));
     assert_eq!(new.connect["user"], json!("u"));
     assert_eq!(new.connect["verbose"], json!(false));
-    let left = old.until(|op| op.verb() == "PING");
-    assert_eq!(left[0].line, format!("UNSUB {sid}"));
-    let before = new.until(|op| op.verb() == "PUB");
+    let left = thread::spawn(move || old.until_closed());
+    let replayed = new.until(|op| op.verb() == "PUB");
     new.answering(|| client.pong());
-    old.until_closed();
-    before
-        .iter()
-        .filter(|op| op.verb() == "SUB")
-        .map(|op| op.word(1).to_owned())
-        .collect()
+    let left = left.join().expect("it closes");
+    let unsubs = left.iter().filter(|op| op.verb() == "UNSUB");
+    let unsubs: Vec<_> = unsubs.map(|op| op.line.clone()).collect();
+    assert_eq!(unsubs, [format!("UNSUB {sid}")]);
+    let subs = replayed.iter().filter(|op| op.verb() == "SUB");
+    subs.map(|op| op.word(1).to_owned()).collect()
 }
 
 #[test]
@@ -48,23 +49,30 @@ fn a_second_connect_keeps_subscriptions_where_the_broker_does() {
 }
 
 #[test]
-fn messages_on_the_old_link_are_delivered_up_to_the_change() {
+fn a_second_connect_misses_nothing_and_hears_nothing_twice() {
     let brokers = Brokers::with_flavours(&[Flavour::v2_9()]);
     let natsmux = Setup::new(&brokers).start();
     let (mut client, mut old) = component_as(&natsmux, &brokers, FIRST);
-    let sid = subscribe(&mut client, &mut old, "foo", "1");
+    let old_sid = subscribe(&mut client, &mut old, "foo", "1");
     client.send("CONNECT {\"name\":\"second\"}\r\n");
     let mut new = brokers.link();
     new.accept();
+    let sid = new.sub("foo");
+    assert_eq!(sid, old_sid);
+    old.msg("foo", &sid, "before");
+    client.expect(&message("foo", "1", "before"));
+    for link in [&mut new, &mut old] {
+        link.msg("foo", &sid, "both");
+    }
+    new.answer_ping();
+    client.expect(&message("foo", "1", "both"));
+    new.msg("foo", &sid, "behind");
     old.expect(&format!("UNSUB {sid}"));
     old.expect("PING");
-    old.msg("foo", &sid, "old");
+    old.msg("foo", &sid, "last");
     old.send("PONG\r\n");
-    let sid = new.sub("foo");
-    new.answer_ping();
-    new.msg("foo", &sid, "new");
-    client.expect(&message("foo", "1", "old"));
-    client.expect(&message("foo", "1", "new"));
+    client.expect(&message("foo", "1", "last"));
+    client.expect(&message("foo", "1", "behind"));
     round_trip(&mut client, &mut new);
 }
 

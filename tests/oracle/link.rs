@@ -725,7 +725,7 @@ impl Oracle {
         let any_broker = self.links_each == 1;
         let copies = &mut self.sessions[link.session].copies;
         let is_it = |(broker, own, copy): &(usize, Vec<u8>, Publish)| {
-            (any_broker || *broker == link.broker) && own == sid && copy == publish
+            (any_broker || *broker == link.broker) && own == sid && copy.is_copy_of(publish)
         };
         let at = copies.iter().position(is_it)?;
         copies.remove(at);
@@ -769,8 +769,9 @@ impl Oracle {
             SubState::Ended => true,
             SubState::Gone => return,
         };
-        sub.delivered += u64::from(!publish.is_no_responders() && !may_be_copy);
-        // Whether it was counted isn't known.
+        let is_no_responders = publish.is_no_responders();
+        sub.delivered += u64::from(!is_no_responders && !may_be_copy);
+        // Whether it counts is known once the component hears it.
         sub.may_be_over |= may_be_copy;
         let finished = sub.max > 0 && sub.delivered >= sub.max;
         let on = (no, sid.to_vec());
@@ -783,6 +784,7 @@ impl Oracle {
             on,
             publish,
             may_be_dropped,
+            uncounted: (may_be_copy && !is_no_responders).then_some(sub_no),
             behind_pong,
         });
     }

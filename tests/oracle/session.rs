@@ -176,6 +176,8 @@ pub struct Expected {
     pub on: (u64, Vec<u8>),
     pub publish: Publish,
     pub may_be_dropped: bool,
+    /// The subscription whose max it counts towards, once it is heard.
+    pub uncounted: Option<usize>,
     /// Whether a PONG came before it in the same read.
     pub behind_pong: bool,
 }
@@ -261,6 +263,16 @@ impl Session {
         self.subs[sub].finished = true;
         self.unproven
             .retain(|unproven| unproven.kind.sub() != Some(sub));
+    }
+
+    /// The component has heard a message that might have been a copy.
+    fn count(&mut self, sub: usize) {
+        let counted = &mut self.subs[sub];
+        counted.delivered += 1;
+        let is_over = counted.max > 0 && counted.delivered >= counted.max;
+        if is_over && counted.state == SubState::Live {
+            self.finish(sub);
+        }
     }
 
     fn verbose(&self) -> bool {
@@ -650,6 +662,9 @@ impl Oracle {
         let session = &mut self.sessions[no];
         while let Some(next) = session.expected.pop_front() {
             if next.sid == sid && next.publish == *publish {
+                if let Some(sub) = next.uncounted {
+                    session.count(sub);
+                }
                 let mut later = session.expected.iter_mut();
                 let twin = later.find(|later| later.sid == sid && later.publish == *publish);
                 if let (true, Some(twin)) = (next.may_be_dropped, twin) {

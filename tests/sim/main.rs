@@ -104,6 +104,7 @@ const MARKS: &[&str] = &[
     "queue group over several hosts",
     "read out behind a write error",
     "second CONNECT",
+    "second CONNECT: nothing missing",
     "session refused",
     "sharing: coalesced",
     "sharing: no responders",

@@ -67,6 +67,10 @@ pub struct End {
     down: Splitter,
     connects: u32,
     echo: bool,
+    /// It shares its trunk with nobody (R22).
+    is_alone: bool,
+    /// It has left a trunk that it shared, and may have missed something then.
+    has_left: bool,
     subs: Vec<Sub>,
     questions: VecDeque<Question>,
     next: Question,
@@ -182,10 +186,16 @@ impl Witness {
                 end.echo = self.echoes || json_value(&json, "echo") != Some("false");
                 end.connects += 1;
                 end.accepted = false;
+                let is_set = |key| json_value(&json, key) == Some("true");
+                let is_alone = is_set("verbose") || is_set("pedantic") || !end.echo;
                 if end.connects > 1 {
                     self.marks.insert("sharing: second CONNECT");
+                    if self.flawless && end.is_alone && !drops && !end.subs.is_empty() {
+                        self.marks.insert("second CONNECT: nothing missing");
+                    }
                     end.connect_again(now, drops);
                 }
+                end.is_alone |= is_alone || end.connects > 1;
             }
             Up::Ping => {
                 end.next.connects = end.connects;
@@ -340,8 +350,8 @@ impl Witness {
         let own = publisher == Some(name);
         let last = publisher.map(|from| end.last.insert((sid.to_vec(), from), id));
         let overtaken = last.flatten().is_some_and(|last| last > id);
-        // While a member moves, there are two of it.
-        let may_overtake = group.is_some() && self.moves;
+        // While a member moves, or says CONNECT again, there are two of it.
+        let may_overtake = group.is_some() && (self.moves || end.connects > 1);
         let no_echo = own && !end.echo && end.connects == 1 && self.flawless;
         let shown = format!("publish {id} under sid {}", text(sid));
         if over {
@@ -499,7 +509,7 @@ impl Witness {
                     }
                     let own = fact.publisher == Some(*name) && !end.echo;
                     // One that came later, or ended, leaves the choice to the broker.
-                    let well = sub.is_steady(*first) && !end.over && !own && end.connects == 1;
+                    let well = sub.is_steady(*first) && !end.over && !own && !end.has_left;
                     *steady.entry(group).or_insert(true) &= well;
                 }
             }
@@ -639,13 +649,14 @@ impl End {
         }
     }
 
-    /// A second CONNECT: what comes until the next PONG may be missing.
+    /// A second CONNECT: where it leaves others, what comes until the next PONG may be missing.
     fn connect_again(&mut self, now: Time, drops: bool) {
+        self.has_left |= !self.is_alone;
         for (no, sub) in self.subs.iter_mut().enumerate() {
             if sub.until.is_some() {
                 continue;
             }
-            sub.is_limited = true;
+            sub.is_limited |= !self.is_alone;
             if drops {
                 sub.until = Some(now);
                 self.next.ended.push(no);

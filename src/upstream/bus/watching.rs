@@ -35,11 +35,16 @@ impl Bus {
         let is_gone =
             self.brokers.presence.is_on() && self.brokers.roster.brokers_of(trunk).is_empty();
         if is_gone {
-            self.brokers.presence.bury(trunk);
-            self.trunks.carriers.leave(trunk);
+            self.forget_carrier(trunk);
         }
         self.note_reach(broker, 0, is_gone, now);
         self.check_barrier();
+    }
+
+    /// A trunk announces the host no more: not as whom it was until now.
+    pub(in crate::upstream) fn forget_carrier(&mut self, trunk: TrunkId) {
+        self.brokers.presence.bury(trunk);
+        self.trunks.carriers.leave(trunk);
     }
 
     /// All live links of this trunk are gone.

@@ -12,7 +12,7 @@ use crate::proto::encode;
 use crate::proto::info::ServerInfo;
 use crate::queue::Queue;
 use crate::telemetry::Counters;
-use crate::upstream::brokers::roster::BrokerId;
+use crate::upstream::brokers::roster::{BrokerId, Departure};
 
 /// The most that one session may have unproven on a link on which others publish too, where the
 /// broker is near (`Link::fair_bytes`): so much, and what one more read brings, may be ahead of
@@ -184,8 +184,8 @@ pub(super) struct Link {
     pub(super) phase: Phase,
     /// Which of its identity's credentials its CONNECT had (R38).
     pub(super) generation: Option<u64>,
-    /// Whether it is to give way to one with newer ones.
-    pub(super) is_stale: bool,
+    /// Why it is to give way to one with newer ones, or with other options.
+    pub(super) gives_way: Option<Departure>,
     /// Whether a TLS handshake is over.
     pub(super) is_secured: bool,
     /// An INFO that came ahead of the TLS handshake.
@@ -262,6 +262,11 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// Whether its CONNECT had other options than its component asked for last (R20).
+    pub(super) fn is_outdated(&self) -> bool {
+        self.gives_way == Some(Departure::NewConnect)
+    }
+
     /// Appends publishes as this broker can read them. Returns how many bytes that were.
     pub(super) fn push_publishes(
         &mut self,
@@ -308,7 +313,7 @@ impl Link {
             broker,
             phase: Phase::Connecting,
             generation: None,
-            is_stale: false,
+            gives_way: None,
             is_secured: false,
             early_info: None,
             headers: true,

@@ -205,7 +205,8 @@ impl Trunk {
         if let Some(session) = greedy {
             self.depart(session, Leaving::Greedy, cx);
         }
-        if self.route.moving.take().is_some() {
+        self.route.moving = None;
+        if self.links.any(Link::is_outdated) {
             self.abandon_joining(cx.bus);
             self.renew_links(Departure::NewConnect, cx);
         }
@@ -351,8 +352,8 @@ impl Trunk {
     /// Everything that the old link owed has come: close it and replay on the new one.
     pub(super) fn left(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let reason = self.route.moving.as_ref().map(|planned| planned.reason);
-        let is_renewed = self.links[id].is_stale.then_some(Departure::Renewed);
-        let reason = reason.or(is_renewed).unwrap_or(Departure::Removed);
+        let reason = reason.or(self.links[id].gives_way);
+        let reason = reason.unwrap_or(Departure::Removed);
         let cause = Cause::from(reason);
         self.release_before_loss(id, cx);
         if self.stand_by_again(id) {
@@ -390,7 +391,7 @@ impl Trunk {
     /// Takes a link out and has its socket closed.
     pub(super) fn drop_link(&mut self, id: LinkId, bus: &mut Bus) -> Link {
         let link = self.take_link(id, bus);
-        bus.counters_mut().renewed_links += u64::from(link.is_stale);
+        bus.counters_mut().renewed_links += u64::from(link.gives_way == Some(Departure::Renewed));
         self.actions.push_back(Action::Close {
             link: id,
             abort: false,

@@ -35,14 +35,20 @@ impl Trunk {
         if self.done || !self.may_dial() {
             return;
         }
+        if self.route.must_move() && self.overlap.is_some() {
+            // One after the other.
+            return;
+        }
         if let Some(planned) = &self.route.moving
             && self.route.is_independent()
         {
             if planned.after.is_some() {
                 return;
             }
-            self.renew_links(Departure::NewConnect, cx);
+            // From now on one link after the other gives way.
+            self.route.moving = None;
         }
+        self.go_on_under_new_options(cx);
         for step in self.route.next(self.id, &self.connect, &self.links, cx) {
             match step {
                 Step::Dial(broker) => {
@@ -53,6 +59,10 @@ impl Trunk {
                 Step::Redial(broker) => {
                     cx.bus.roster_mut().begin_dial(broker);
                     self.dial(broker, cx);
+                }
+                Step::Reopen => {
+                    self.renew_links(Departure::NewConnect, cx);
+                    return self.next_attempt(cx);
                 }
                 Step::Leave(link) => self.leave(link, Departure::Removed, cx),
                 Step::Fail(link) => self.fail(link, Failure::Silent, cx),
@@ -379,7 +389,8 @@ impl Trunk {
         self.links[id].told_from = self.links.next_ping() - 1;
         let (mut count, mut operations) = (0, 0);
         let (mut covered_by, mut unfenced) = (self.links.next_ping(), 0);
-        let is_move = self.overlap.is_some();
+        let overlap = self.overlap.as_deref();
+        let is_move = overlap.is_some_and(|overlap| overlap.new == id);
         for (upstream, interest) in self.subscriptions.iter() {
             let sid = upstream.text();
             let (subject, group) = (interest.subject, interest.queue_group);

@@ -286,9 +286,11 @@ impl Trunk {
         live.filter(|&id| !self.links.is_suspect(id, bus))
     }
 
-    /// The link that publishes go to, suspect or not.
+    /// The link that publishes go to, suspect or not: its options are those that the component
+    /// asked for last.
     fn live(&self) -> Option<LinkId> {
-        self.links.live().filter(|_| !self.route.must_move())
+        let live = self.links.live();
+        live.filter(|live| !self.links[*live].is_outdated())
     }
 
     fn retention(&self, bus: &Bus) -> Retention {

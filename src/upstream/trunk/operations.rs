@@ -256,7 +256,8 @@ impl Trunk {
             return None;
         }
         let subscribed = |link: &Link| link.takes_subscriptions();
-        self.live().or_else(|| self.links.find(subscribed))
+        let live = self.links.live();
+        live.or_else(|| self.links.find(subscribed))
     }
 
     /// With independent brokers, how many deliveries are left of a subscription that has a max.

@@ -98,6 +98,8 @@ pub(super) struct Overlap {
     /// Of two brokers, how long both are subscribed.
     lasts: Duration,
     is_same_broker: bool,
+    /// Whether one of the two links gets no headers.
+    strips: bool,
     identical: Identical,
     key: RandomState,
     /// How often the old link brought each message, before the new one had proven the ledger and
@@ -122,7 +124,7 @@ pub(super) struct Overlap {
 impl Overlap {
     pub(super) fn new(
         (old, new): (LinkId, LinkId),
-        is_same_broker: bool,
+        (is_same_broker, strips): (bool, bool),
         settings: &Settings,
         key: RandomState,
         now: Instant,
@@ -139,6 +141,7 @@ impl Overlap {
             stage: Stage::Recording(now + ahead),
             stood_by: false,
             is_same_broker,
+            strips,
             lasts,
             identical: settings.move_identical,
             key,
@@ -244,8 +247,10 @@ impl Overlap {
 
     /// Versions of brokers differ in the blanks of a line.
     fn digest(&self, msg: &Msg<'_>) -> u64 {
-        let head = (msg.sid, msg.subject, msg.reply, msg.header_len);
-        self.key.hash_one((head, msg.payload))
+        let header_len = if self.strips { 0 } else { msg.header_len };
+        let body = &msg.payload[msg.header_len - header_len..];
+        self.key
+            .hash_one((msg.sid, msg.subject, msg.reply, header_len, body))
     }
 
     /// The old link brought a message of a plain subscription.
@@ -337,7 +342,7 @@ mod tests {
             ..Settings::default()
         };
         let (key, now) = (RandomState::new(), Instant::now());
-        let mut overlap = Overlap::new(links, false, &settings, key, now);
+        let mut overlap = Overlap::new(links, (false, false), &settings, key, now);
         overlap.stage = Stage::Joining(Instant::now());
         overlap
     }

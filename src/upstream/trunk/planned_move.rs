@@ -32,16 +32,17 @@ impl Trunk {
             let is_it = |link: &Link| link.broker == broker && link.phase.is_subscribed();
             self.links.find(is_it)
         } else {
-            self.live().filter(|_| self.route.moving.is_some())
+            self.links.live().filter(|_| self.route.moving.is_some())
         };
         let Some(old) = old else {
             return false;
         };
         let is_same_broker = self.links[old].broker == self.links[new].broker;
         let settings = cx.bus.settings();
+        let strips = self.links[old].headers != self.links[new].headers;
         let overlap = Overlap::new(
             (old, new),
-            is_same_broker,
+            (is_same_broker, strips),
             settings,
             cx.bus.admission().salt(),
             cx.now,
@@ -57,7 +58,7 @@ impl Trunk {
     fn settle_old(&mut self, old: LinkId, cx: &mut Turn<'_>) {
         let link = &self.links[old];
         // What the component publishes must not come back to it on the other link.
-        let may_echo = !self.connect.echo && link.account.unsettled() > 0;
+        let may_echo = self.may_hear_itself(old) && link.account.unsettled() > 0;
         let seq = if may_echo || !link.has_proven_operations() {
             self.links.fence(old, cx)
         } else {
@@ -65,6 +66,12 @@ impl Trunk {
         };
         self.set_stage(Stage::Settling(seq, None));
         self.go_on_overlapping(cx);
+    }
+
+    /// Whether a component that asks for no echo, or asked for none before its second CONNECT, could
+    /// hear itself on the link that replaces this one.
+    fn may_hear_itself(&self, old: LinkId) -> bool {
+        !self.connect.echo || self.links[old].is_outdated()
     }
 
     /// Whether publishes wait: for an operator (R42), for what went to the old broker to be everywhere, or since a
@@ -112,7 +119,7 @@ impl Trunk {
                 }
                 // A broker that has a SUB has told the others soon.
                 let last = self.subscribed_at.map(|at| at + lasts);
-                let echo = (!self.connect.echo).then(|| cx.now + lasts);
+                let echo = self.may_hear_itself(old).then(|| cx.now + lasts);
                 let from = from.or(last.into_iter().chain(echo).max());
                 if from.is_some_and(|from| from > cx.now) {
                     self.set_stage(Stage::Settling(seq, from));
@@ -248,6 +255,7 @@ impl Trunk {
         };
         let (held, frames) = overlap.take_held();
         let new = overlap.new;
+        self.sessions.note_released(held.len());
         let mut rest = &held[..];
         for (len, seen) in frames {
             let (frame, behind) = rest.split_at(len);
@@ -354,6 +362,9 @@ impl Trunk {
         self.subscriptions
             .rebase_by(|upstream| received.of(upstream));
         self.leave_where_due(cx);
+        if self.route.must_move() {
+            self.next_attempt(cx);
+        }
     }
 
     /// A move is over, or off: nothing waits for it, and what it kept is given back.

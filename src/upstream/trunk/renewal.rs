@@ -81,13 +81,18 @@ impl Trunk {
         let is_vouched = self.vouched == self.generation(cx.bus);
         let may_give_way = is_vouched || !self.route.is_independent();
         for id in self.links.ids() {
-            let is_stale = self.has_newer(&self.links[id], cx.bus);
-            self.links[id].is_stale = is_stale && may_give_way;
+            let is_stale = self.has_newer(&self.links[id], cx.bus) && may_give_way;
+            let link = &mut self.links[id];
+            if !link.is_outdated() {
+                link.gives_way = is_stale.then_some(Departure::Renewed);
+            }
         }
         if !may_give_way {
             return self.check_credentials(cx);
         }
-        let is_live_stale = self.live().is_some_and(|id| self.links[id].is_stale);
+        let is_live_stale = self
+            .live()
+            .is_some_and(|id| self.links[id].gives_way.is_some());
         if is_live_stale && !self.route.is_independent() {
             self.start_move(Departure::Renewed, cx);
         } else {

@@ -2,16 +2,30 @@
 //! owed.
 
 use super::Trunk;
-use super::link::{LinkId, OkOwner, Phase};
+use super::link::{Link, LinkId, OkOwner, Phase};
 use crate::ledger::SessionId;
 use crate::proto::encode;
 use crate::upstream::bus::Turn;
 
 impl Trunk {
-    /// Lets the sessions go on that waited for this.
+    /// Lets the sessions go on that waited for this: not while a link has options that their
+    /// component doesn't want any more.
     pub(super) fn make_ready(&mut self) {
+        if self.links.any(Link::is_outdated) {
+            return;
+        }
         if !std::mem::replace(&mut self.ready, true) {
             self.sessions.release_all();
+        }
+    }
+
+    /// Of independent brokers, the last link gave way that had old options (R20).
+    pub(super) fn go_on_under_new_options(&mut self, cx: &mut Turn<'_>) {
+        if !self.ready
+            && let Some(live) = self.live()
+        {
+            self.make_ready();
+            self.resume(live, cx);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::link::{LinkId, OkOwner, Phase};
+use super::link::{LinkId, OkOwner};
 use super::route::{Attempts, Move};
 use super::slot::{End, Finishing, Gate, Leaving, Slot};
 use super::{CloseReason, Trunk, Verdict};
@@ -190,14 +190,21 @@ impl Trunk {
         if drop {
             self.retire_subscriptions(session, cx.now);
         }
+        let identity = self.identity(cx.bus);
         let was_verbose = std::mem::replace(&mut self.connect, connect).verbose;
+        if self.identity(cx.bus) != identity {
+            cx.bus.forget_carrier(self.id);
+        }
         self.fix_held_oks(was_verbose);
         self.connect_ok_owed = self.connect.verbose;
         self.verdict = Verdict::Pending;
         self.ready = false;
         self.route.attempts = Attempts::default();
         self.abandon_joining(cx.bus);
-        let live = self.links.find(|link| link.phase == Phase::Live);
+        for link in self.links.iter_mut() {
+            link.gives_way = Some(Departure::NewConnect);
+        }
+        let live = self.links.live();
         if live.is_none() && cx.bus.settings().is_independent() {
             self.renew_links(Departure::NewConnect, cx);
         }

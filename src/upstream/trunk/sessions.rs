@@ -40,6 +40,8 @@ pub(super) struct Sessions {
     due: Option<Instant>,
     /// Whether any may be parked.
     any_parked: bool,
+    /// Bytes that a planned move has held and that wait for the next flush.
+    released: usize,
 }
 
 impl Sessions {
@@ -61,6 +63,7 @@ impl Sessions {
             awaiting_pong: BTreeSet::new(),
             due: None,
             any_parked: false,
+            released: 0,
         }
     }
 
@@ -169,6 +172,7 @@ impl Sessions {
         if let Some(rest) = &message.shared {
             slot.out.push_shared(Rc::clone(rest));
         }
+        // What a planned move releases is looked at more closely below.
         let is_slow = slot.out.pending_bytes() > bus.settings().limits.max_pending;
         if is_slow || !slot.touched {
             self.bound(session, bus);
@@ -184,7 +188,7 @@ impl Sessions {
 
     /// Touches a session, or closes it where more waits for its component than may (R25).
     fn bound(&mut self, session: SessionId, bus: &Bus) {
-        let most = bus.settings().limits.max_pending;
+        let most = bus.settings().limits.max_pending + self.released;
         let is_slow = |slot: &Slot| slot.out.pending_bytes() > most;
         if self.get(session).is_some_and(is_slow) {
             self.close_slow(session, bus);
@@ -201,9 +205,20 @@ impl Sessions {
         self.deliver(session, &[encode::PONG], bus);
     }
 
+    /// So many bytes come at once that a planned move has held (R41): until the next flush they are
+    /// no sign of a component that reads too slowly.
+    pub(super) fn note_released(&mut self, bytes: usize) {
+        self.released = bytes;
+    }
+
     /// Tells the daemon's budget how much a component has not taken, after a flush (R25), and the
     /// bus how far it lags.
     pub(super) fn account(&mut self, session: SessionId, bus: &Bus) {
+        self.released = 0;
+        self.weigh(session, bus);
+    }
+
+    fn weigh(&mut self, session: SessionId, bus: &Bus) {
         let are_shared = self.are_shared;
         let Some(slot) = self.get_mut(session) else {
             return;
@@ -259,7 +274,7 @@ impl Sessions {
         if let Some(slot) = self.get_mut(session) {
             slot.out.clear();
         }
-        self.account(session, bus);
+        self.weigh(session, bus);
         self.close(session, CloseReason::SlowConsumer);
     }
 

@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::link::{FAIR_BYTES, OPERATION_BYTES};
+use super::link::{FAIR_BYTES, OPERATION_BYTES, Phase};
 use super::*;
 use crate::config::{Admit, BrokerAddr, PongHold, Timings, TlsMode};
 use crate::proto::info::ServerInfo;
@@ -952,7 +952,12 @@ fn a_link_that_is_left_is_waited_for_while_the_component_is_full() {
     bench.link = old;
     bench.broker(b"PONG\r\nPONG\r\n");
     bench.take_dial();
+    let new = bench.link;
     bench.join();
+    bench.pass(Duration::from_millis(5));
+    bench.broker(b"PONG\r\n");
+    assert_eq!(bench.trunk.links[new].phase, Phase::Overlapping);
+    bench.pass(Duration::from_millis(5));
     bench.link = old;
     let message = [b"MSG a 0 300000\r\n", &[b'x'; 300_000][..], b"\r\n"].concat();
     bench.broker(&message);

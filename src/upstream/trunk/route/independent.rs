@@ -79,6 +79,12 @@ impl Several {
     ) -> Steps {
         let removed = Self::removed(links, cx.bus);
         let mut steps: Steps = removed.map(Step::Leave).collect();
+        if let Some(stuck) = self.stuck(links, cx.bus) {
+            if links[stuck].phase == Phase::Live {
+                return Steps::from_slice(&[Step::Reopen]);
+            }
+            steps.push(Step::Leave(stuck));
+        }
         if let Some(stale) = self.stale(links) {
             steps.push(Step::Redial(stale));
         }
@@ -128,15 +134,33 @@ impl Several {
         links.iter().filter(is_removed).map(|link| link.id)
     }
 
-    /// The broker of a link with old credentials, which is to be opened anew: one at a time (R38).
+    /// The broker of a link with old credentials or options, which is to be opened anew: one at a
+    /// time, the live one first (R20, R38).
     fn stale(&self, links: &Links) -> Option<BrokerId> {
-        let is_busy = links.any(|link| !link.phase.is_subscribed());
-        let rests = |broker| {
-            let mut pauses = self.pauses.iter();
-            pauses.any(|pause| pause.broker == broker && pause.until.is_some())
+        if links.any(|link| !link.phase.is_subscribed()) {
+            return None;
+        }
+        let is_stale = |link: &Link| link.gives_way.is_some() && !self.rests(link.broker);
+        let live = links.live().filter(|live| is_stale(&links[*live]));
+        let stale = live.or_else(|| links.find(is_stale));
+        stale.map(|id| links[id].broker)
+    }
+
+    /// A link with options that its component doesn't want any more, whose broker takes no other:
+    /// nobody waits for that.
+    fn stuck(&self, links: &Links, bus: &Bus) -> Option<LinkId> {
+        let is_stuck = |link: &Link| {
+            let is_suspect = bus.watch(link.broker).suspect_since().is_some();
+            link.is_outdated() && link.is_attached() && (is_suspect || self.rests(link.broker))
         };
-        let stale = links.find(|link| link.is_stale && !rests(link.broker));
-        stale.filter(|_| !is_busy).map(|id| links[id].broker)
+        let live = links.live().filter(|live| is_stuck(&links[*live]));
+        live.or_else(|| links.find(is_stuck))
+    }
+
+    /// Whether a broker turned the trunk away a short while ago.
+    fn rests(&self, broker: BrokerId) -> bool {
+        let mut pauses = self.pauses.iter();
+        pauses.any(|pause| pause.broker == broker && pause.until.is_some())
     }
 
     /// A broker turned the trunk away, or hung up at once.

@@ -26,8 +26,10 @@ use crate::upstream::bus::{MovePlace, Turn};
 pub(super) enum Step {
     /// Open a link to this broker.
     Dial(BrokerId),
-    /// Open another link to this broker, for one with old credentials (R38).
+    /// Open another link to this broker, for one with old credentials (R38) or options (R20).
     Redial(BrokerId),
+    /// Open all links anew.
+    Reopen,
     /// Give up a link that publishes don't go to.
     Leave(LinkId),
     /// End a link whose broker another trunk has found silent; it looks for the next one itself.
