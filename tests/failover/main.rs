@@ -26,6 +26,7 @@ mod process;
 mod proxy;
 mod rig;
 mod scale;
+mod second_connect;
 mod size;
 mod steady;
 #[path = "../support/mod.rs"]
