@@ -286,7 +286,12 @@ impl Worker {
             let is_renewed = pool.bus.set_tls(files.tls);
             let mut machine = pool.bus.borrow_mut();
             let tls = bus.tls_mode();
-            if is_renewed || machine.roster().tls() != tls {
+            let is_other_mode = machine.roster().tls() != tls;
+            if is_renewed && !is_other_mode && bus.topology == Topology::Independent {
+                // Each broker has what others don't: no link to it goes ahead of the next (R38).
+                machine.roster_mut().renew_unused();
+                machine.identities_mut().renew_all();
+            } else if is_renewed || is_other_mode {
                 machine.roster_mut().renew();
             }
             machine.roster_mut().set_tls(tls);

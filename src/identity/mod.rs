@@ -40,7 +40,8 @@ pub struct Identities {
     /// By [`IdentityId`]; those that are not configured any more keep their number.
     known: Vec<Known>,
     proxy: Option<Seed>,
-    proxy_generation: u32,
+    /// Counts what all links say, or ask for: the proxy's key, and the bus's certificates.
+    common_generation: u32,
     /// Digests of passwords that were verified: hashing one takes a tenth of a second.
     verified: RefCell<BTreeSet<[u8; 32]>>,
     /// Of these digests; random.
@@ -165,7 +166,9 @@ impl Identities {
         }
         let key = |proxy: &Option<Seed>| proxy.as_ref().map(Seed::public);
         changes.is_other_proxy = key(&self.proxy) != key(&loaded.proxy);
-        self.proxy_generation += u32::from(changes.is_other_proxy);
+        if changes.is_other_proxy {
+            self.renew_all();
+        }
         self.proxy = loaded.proxy;
         self.verified.borrow_mut().clear();
         changes
@@ -176,6 +179,11 @@ impl Identities {
         if let Some(known) = self.known.get_mut(id.0 as usize) {
             known.generation = known.generation.wrapping_add(1);
         }
+    }
+
+    /// Brokers are shown, or asked for, other certificates on all links.
+    pub fn renew_all(&mut self) {
+        self.common_generation = self.common_generation.wrapping_add(1);
     }
 
     /// Whether there is none: components' own credentials pass through.
@@ -297,7 +305,7 @@ impl Identities {
             }
             None => 0,
         };
-        Some(own << 32 | u64::from(self.proxy_generation))
+        Some(own << 32 | u64::from(self.common_generation))
     }
 
     /// The name of the first that is configured with these credentials.

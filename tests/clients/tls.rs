@@ -67,6 +67,12 @@ pub(crate) fn launch(brokers: &[String], tls: &str, more: &str) -> Natsmux {
     })
 }
 
+fn launch_independent(brokers: &[String], tls: &str) -> Natsmux {
+    let options = "topology = \"independent\"\n";
+    let tls = options.to_owned() + tls;
+    launch(brokers, &tls, "").wait_healthy()
+}
+
 pub(crate) fn broker(version: Version, extra: String) -> Broker {
     Broker::with(BrokerOptions {
         extra,
@@ -289,6 +295,68 @@ fn a_reload_moves_links_to_new_certificates() {
     assert_echo(&mut client);
     assert_eq!(natsmux.counter("sessions_closed"), 0);
     assert_eq!(natsmux.counter("link_failures"), 0);
+}
+
+/// Each of independent brokers has what others don't, and none of it is missing while links give
+/// way to those with natsmux's renewed certificate; one that brokers refuse changes nothing.
+#[test]
+fn renewed_certificates_cost_nothing_that_independent_brokers_have() {
+    const EACH: usize = 300;
+    let authority = Authority::new();
+    let own = authority.certify_name("client", "component.example");
+    let brokers = Version::ALL.map(|version| {
+        let certificate = authority.certify("broker", KeyKind::P256);
+        let verify = format!(
+            "ca_file: {:?}, verify: true",
+            authority.ca().display().to_string()
+        );
+        broker(
+            version,
+            certificate.broker_tls(&verify) + "\nallow_non_tls: true",
+        )
+    });
+    let urls: Vec<String> = brokers.iter().map(Broker::url).collect();
+    let ours = "mode = \"required\"\n".to_owned() + &own.keys();
+    let tls = tls_of(&authority, &ours);
+    let mut natsmux = launch_independent(&urls, &tls);
+    let mut client = subscribed(&natsmux);
+    client.send("SUB b.* 2\r\nPING\r\n");
+    client.pong();
+    natsmux.wait_varz("a link to each", PATIENCE, |varz| varz["links"] == 2);
+    let mut others = brokers
+        .each_ref()
+        .map(|broker| RawClient::ready(&broker.address()));
+    let mut seen = [0; 2];
+    for (round, is_known) in [true, true, false, true].into_iter().enumerate() {
+        // One of an authority that brokers don't know is taken for none.
+        let stranger = Authority::new();
+        let issuer = if is_known { &authority } else { &stranger };
+        let next = issuer.certify_name(&format!("renewed-{round}"), "component.example");
+        fs::copy(&next.cert, &own.cert).expect("a file");
+        fs::copy(&next.key, &own.key).expect("a file");
+        natsmux.sighup();
+        for at in round * EACH..(round + 1) * EACH {
+            for (broker, other) in others.iter_mut().enumerate() {
+                other.send(format!("PUB b.{broker} 4\r\n{at:04}\r\n"));
+            }
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        while seen.iter().any(|seen| *seen < (round + 1) * EACH) {
+            let frame = client.frame();
+            let Some(broker) = frame.line.strip_prefix("MSG b.") else {
+                continue;
+            };
+            let broker = usize::from(broker.starts_with('1'));
+            let number = String::from_utf8_lossy(&frame.payload).into_owned();
+            assert_eq!(number, format!("{:04}", seen[broker]), "at {broker}");
+            seen[broker] += 1;
+        }
+    }
+    let varz = natsmux.wait_varz("the links to be renewed", PATIENCE, |varz| {
+        varz["renewed_links"] == 6 && varz["links"] == 2
+    });
+    assert_eq!(varz["sessions_closed"], 0, "{varz}");
+    assert_eq!(varz["link_failures"], 0, "{varz}");
 }
 
 /// What a broker's own reload changes is found at the next dial, and no component notices.

@@ -100,6 +100,11 @@ pub struct Broker {
 }
 
 impl Broker {
+    /// It is another one from now on: what natsmux says to it, or believes, has changed.
+    pub(super) fn renew(&mut self) {
+        (self.removed, self.is_outdated) = (true, true);
+    }
+
     /// A broker that wasn't asked yet, and is to be asked now.
     pub(super) fn new(addr: BrokerAddr, now: Instant) -> Self {
         Self {

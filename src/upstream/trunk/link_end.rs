@@ -30,6 +30,7 @@ impl Trunk {
     pub(super) fn fail(&mut self, id: LinkId, failure: Failure, cx: &mut Turn<'_>) {
         if self.links[id].is_check {
             // No verdict: the one that is old holds on, and the next session asks again.
+            self.put_off_renewal(cx.now);
             self.drop_link(id, cx.bus);
             return self.verify_all();
         }

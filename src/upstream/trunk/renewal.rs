@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::link::{Link, LinkId};
 use super::{CloseReason, Trunk};
+use crate::clock::Instant;
 use crate::proto::connect::Login;
 use crate::upstream::brokers::backoff::unit;
 use crate::upstream::brokers::roster::Departure;
@@ -100,12 +101,19 @@ impl Trunk {
         }
     }
 
-    /// A broker refuses the new credentials: the links that live stay as they are for a while.
+    /// New credentials, or certificates, aren't taken: the links that live stay as they are for a
+    /// while. Returns whether there are any.
+    pub(super) fn put_off_renewal(&mut self, now: Instant) -> bool {
+        let is_due = self.renew_at.is_some();
+        self.renew_at = is_due.then_some(now + REFUSED);
+        is_due
+    }
+
+    /// A broker refuses the new credentials. Returns whether it is about these.
     pub(super) fn keep_old_credentials(&mut self, id: LinkId, cx: &mut Turn<'_>) -> bool {
-        if self.renew_at.is_none() {
+        if !self.put_off_renewal(cx.now) {
             return false;
         }
-        self.renew_at = Some(cx.now + REFUSED);
         self.drop_link(id, cx.bus);
         self.verify_all();
         true

@@ -128,8 +128,15 @@ impl Roster {
     /// believes, has changed. To be followed by [`Roster::configure`].
     pub fn renew(&mut self) {
         for broker in &mut self.brokers {
-            broker.removed = true;
-            broker.is_outdated = true;
+            broker.renew();
+        }
+    }
+
+    /// The same of brokers without a link: the others are told by links that give way one after the
+    /// other.
+    pub fn renew_unused(&mut self) {
+        for broker in self.brokers.iter_mut().filter(|broker| broker.links() == 0) {
+            broker.renew();
         }
     }
 
