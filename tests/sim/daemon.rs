@@ -525,7 +525,7 @@ impl World {
             Life::Up if self.brokers[broker].accepts() => {
                 let info =
                     ServerInfo::parse(self.broker_info(broker, 0).as_bytes()).expect("an INFO");
-                return self.daemon.bus.roster_mut().handle_info(id, info, now);
+                return self.daemon.bus.roster_mut().handle_probe(id, Ok(info), now);
             }
             Life::Frozen => Failure::InfoTimeout,
             _ => Failure::ConnectionRefused,
@@ -533,7 +533,7 @@ impl World {
         self.daemon
             .bus
             .roster_mut()
-            .handle_failure(id, failure, now);
+            .handle_probe(id, Err(failure), now);
     }
 
     fn time_of(&self, duration: Duration) -> Time {
@@ -744,6 +744,9 @@ impl World {
                     Cause::Left(Departure::LameDuck) => self.oracle.mark("lame-duck move"),
                     Cause::Left(Departure::Failback) => self.oracle.mark("independent: failback"),
                     Cause::Left(Departure::NewConnect) => {}
+                    Cause::Left(Departure::Revised) => {
+                        self.oracle.mark("operator: left for an offer")
+                    }
                     Cause::Left(Departure::Drained) => {
                         self.oracle.mark("operator: left a drained broker");
                     }

@@ -5,17 +5,20 @@ use std::time::Duration;
 use natsmux::upstream::brokers::roster::{BrokerId, Placement};
 
 use super::net::MS;
-use super::plan::Plan;
+use super::plan::{Plan, SMALL_PAYLOAD};
 use super::rng::Rng;
 use super::world::{Event, World};
 
+/// Between probes: brokers are asked what they offer within the time in which all gets well.
+const PROBES: Duration = Duration::from_millis(100);
 /// The longest pause that an operator asks for.
 const LONGEST_PAUSE: u64 = 400 * MS;
 
 impl Plan {
     /// An operator is at work.
     pub fn operate(&mut self, rng: &mut Rng) {
-        self.orders = rng.range(1, 5);
+        self.orders = rng.range(1, 6);
+        self.settings.timings.probe_interval = PROBES;
         self.settings.moves_at_once = *rng.pick(&[1, 1, 2, 256]);
         if self.independent.is_none() && rng.percent(40) {
             let delay = Duration::from_millis(*rng.pick(&[20, 100, 400]));
@@ -52,7 +55,7 @@ impl World {
         let broker = self.operator.below(self.brokers.len() as u64) as usize;
         let addr = format!("127.0.0.1:{}", 4301 + broker);
         let now = self.instant();
-        match self.operator.below(5) {
+        match self.operator.below(6) {
             0 => {
                 let drained = self.daemon.bus.roster_mut().drain(&addr, now);
                 self.trace(|| format!("natsmux {host} is to drain broker {broker}: {drained:?}"));
@@ -81,12 +84,47 @@ impl World {
                 self.oracle.mark("operator: paused");
                 self.daemon.bus.pause(now + Duration::from_micros(pause));
             }
+            4 => self.reload_broker(broker),
             _ => {
                 let was_paused = self.daemon.bus.unpause();
                 self.trace(|| format!("natsmux {host} goes on: {was_paused}"));
             }
         }
         self.touch(host);
+    }
+
+    /// R43: a broker takes larger or smaller payloads, and says so to nobody.
+    fn reload_broker(&mut self, no: usize) {
+        let fitting = if self.plan.is_flawless {
+            1 << 19
+        } else {
+            SMALL_PAYLOAD
+        };
+        let most = &mut self.plan.max_payload[no];
+        *most = if *most == fitting { 1 << 20 } else { fitting };
+        let most = *most;
+        self.trace(|| format!("broker {no} takes {most} bytes from now on"));
+        self.oracle.mark("operator: a broker reloads");
+    }
+
+    /// R43: whether every trunk knows what its broker takes.
+    fn judge_offers(&mut self) {
+        let is_cluster = self.plan.independent.is_none();
+        for (id, io) in self.daemon.trunks.iter().filter(|_| is_cluster) {
+            let Some(broker) = io.machine.broker() else {
+                continue;
+            };
+            let (knows, takes) = (
+                io.machine.max_payload(),
+                self.plan.max_payload[usize::from(broker.0)],
+            );
+            if knows != takes {
+                self.oracle.fail(
+                    "R43 offers",
+                    format!("trunk {}: {takes} bytes are taken, and {knows} known", id.0),
+                );
+            }
+        }
     }
 
     /// R42: what must be true at rest of this host's choice.
@@ -100,6 +138,9 @@ impl World {
         if is_cluster && has_refuge && brokers.iter().any(|id| drained(id) && has_links(id)) {
             self.oracle
                 .fail("R42 draining", "a drained broker still has links");
+        }
+        if self.plan.orders > 0 {
+            self.judge_offers();
         }
         let waits = self.daemon.bus.paused_until().is_some() || self.daemon.bus.movers() > 0;
         if waits {

@@ -79,6 +79,12 @@ pub struct Broker {
     pub(super) held_until: Option<Instant>,
     pub(super) probe_at: Instant,
     pub(super) probing: bool,
+    /// When it is asked although links tell how it is: what it offers may have changed.
+    pub(super) look_at: Instant,
+    /// Whether the present probe is for that.
+    pub(super) looking: bool,
+    /// How often one process has changed what it offers to links that it has.
+    pub(super) revision: u32,
     /// How long the last probe took that was answered.
     pub(super) probe_took: Option<Duration>,
     pub(crate) dialing: u32,
@@ -136,6 +142,9 @@ impl Broker {
             removed: false,
             certificate_ends: None,
             is_outdated: false,
+            look_at: now,
+            looking: false,
+            revision: 0,
         }
     }
 
@@ -276,9 +285,23 @@ impl Broker {
         self.since = now;
     }
 
-    /// When to probe it; `None` while a link or a probe tells how it is.
+    /// When to probe it; `None` while a probe is on its way. While links tell how it is, it is only
+    /// asked what it offers.
     pub(super) fn probe_due(&self) -> Option<Instant> {
         let is_known = !self.ips.is_empty();
-        (!self.has_links() && !self.probing && !self.removed && is_known).then_some(self.probe_at)
+        // A look that hangs mustn't keep others from finding out how it is.
+        let is_asked = self.probing && (!self.looking || self.has_links());
+        let due = if self.has_links() {
+            self.look_at
+        } else {
+            self.probe_at
+        };
+        (!is_asked && !self.removed && is_known).then_some(due)
+    }
+
+    /// How often it has changed what it offers to links that it has: one that was opened before
+    /// the last change isn't told of it (R43).
+    pub fn revision(&self) -> u32 {
+        self.revision
     }
 }

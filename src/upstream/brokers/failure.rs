@@ -82,6 +82,8 @@ pub enum Departure {
     NewConnect,
     /// natsmux has newer credentials for its identity (R38).
     Renewed,
+    /// The broker offers other things than when the link was opened (R43).
+    Revised,
     /// An operator drains the broker (R42).
     Drained,
     /// An operator moves the bus to another broker (R42).
@@ -137,7 +139,7 @@ impl Cause {
 impl Departure {
     /// Whether it concerns one trunk's sessions, which may go to the same broker again.
     pub fn is_own(self) -> bool {
-        matches!(self, Self::NewConnect | Self::Renewed)
+        matches!(self, Self::NewConnect | Self::Renewed | Self::Revised)
     }
 
     /// The label in metrics and logs.
@@ -148,6 +150,7 @@ impl Departure {
             Self::Removed => "removed",
             Self::NewConnect => "new_connect",
             Self::Renewed => "renewed",
+            Self::Revised => "revised",
             Self::Drained => "drained",
             Self::Moved => "moved",
             Self::Rebalanced => "rebalanced",

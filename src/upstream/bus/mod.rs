@@ -291,6 +291,7 @@ impl Bus {
                 .woken
                 .extend(self.brokers.roster.leaving_trunks());
         }
+        self.trunks.woken.extend(self.brokers.roster.take_revised());
         self.wake_movers();
         if self.brokers.roster.take_changed() {
             self.trunks

@@ -1,4 +1,5 @@
-//! R11: asks brokers without a link how they are: connect, read the INFO, close.
+//! R11: asks brokers without a link how they are, and those with links seldom, what they offer:
+//! connect, read the INFO, close.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -74,11 +75,13 @@ impl Pool {
         let mut bus = self.bus.borrow_mut();
         let before = bus.roster().broker(broker).health();
         let addr = bus.roster().broker(broker).label();
+        let is_look = bus.roster().is_look(broker);
         match result {
+            result if is_look => bus.roster_mut().handle_probe(broker, result, now),
             Ok(info) => {
                 let version = info.version.clone();
                 let unfit = bus.roster().unfit(broker, &info);
-                bus.roster_mut().handle_info(broker, info, now);
+                bus.roster_mut().handle_probe(broker, Ok(info), now);
                 let took = now.saturating_duration_since(start);
                 bus.roster_mut().note_probe(broker, took);
                 let is_changed = bus.roster().broker(broker).health() != before;
@@ -97,7 +100,7 @@ impl Pool {
             }
             Err(failure) => {
                 let cause = failure.as_str();
-                bus.roster_mut().handle_failure(broker, failure, now);
+                bus.roster_mut().handle_probe(broker, Err(failure), now);
                 if bus.roster().broker(broker).health() != before {
                     warn!(bus = self.bus.name, broker = addr, cause, "broker down");
                 } else {

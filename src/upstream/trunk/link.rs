@@ -184,6 +184,8 @@ pub(super) struct Link {
     pub(super) phase: Phase,
     /// Which of its identity's credentials its CONNECT had (R38).
     pub(super) generation: Option<u64>,
+    /// How often its broker had changed what it offers when it was opened.
+    pub(super) revision: u32,
     /// Why it is to give way to one with newer ones, or with other options.
     pub(super) gives_way: Option<Departure>,
     /// Whether a TLS handshake is over.
@@ -313,6 +315,7 @@ impl Link {
             broker,
             phase: Phase::Connecting,
             generation: None,
+            revision: 0,
             gives_way: None,
             is_secured: false,
             early_info: None,

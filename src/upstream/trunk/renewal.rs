@@ -45,8 +45,19 @@ impl Trunk {
         link.generation.is_some_and(|used| Some(used) != present)
     }
 
-    /// Looks whether links have old credentials: they are to move, not all at once. Sessions end
-    /// whose identity isn't configured any more.
+    /// Why a link is to give way: there are newer credentials, or its broker offers other things
+    /// now than it was told (R43).
+    fn reason_to_renew(&self, link: &Link, bus: &Bus) -> Option<Departure> {
+        if self.has_newer(link, bus) {
+            return Some(Departure::Renewed);
+        }
+        let present = bus.roster().broker(link.broker).revision();
+        let is_revised = link.is_attached() && link.revision != present;
+        is_revised.then_some(Departure::Revised)
+    }
+
+    /// Looks whether links have old credentials, or know too little: they are to move, not all at
+    /// once. Sessions end whose identity isn't configured any more.
     pub(super) fn review_credentials(&mut self, cx: &mut Turn<'_>) {
         if self.done || self.refused || self.is_relay() {
             self.renew_at = None;
@@ -57,7 +68,9 @@ impl Trunk {
             let reason = CloseReason::Refused(REMOVED.into());
             return self.sessions.close_all(&reason);
         }
-        let any_stale = self.links.any(|link| self.has_newer(link, cx.bus));
+        let any_stale = self
+            .links
+            .any(|link| self.reason_to_renew(link, cx.bus).is_some());
         if !any_stale {
             self.renew_at = None;
         } else if self.renew_at.is_none() {
@@ -82,22 +95,19 @@ impl Trunk {
         let is_vouched = self.vouched == self.generation(cx.bus);
         let may_give_way = is_vouched || !self.route.is_independent();
         for id in self.links.ids() {
-            let is_stale = self.has_newer(&self.links[id], cx.bus) && may_give_way;
+            let reason = self.reason_to_renew(&self.links[id], cx.bus);
             let link = &mut self.links[id];
             if !link.is_outdated() {
-                link.gives_way = is_stale.then_some(Departure::Renewed);
+                link.gives_way = reason.filter(|_| may_give_way);
             }
         }
         if !may_give_way {
             return self.check_credentials(cx);
         }
-        let is_live_stale = self
-            .live()
-            .is_some_and(|id| self.links[id].gives_way.is_some());
-        if is_live_stale && !self.route.is_independent() {
-            self.start_move(Departure::Renewed, cx);
-        } else {
-            self.next_attempt(cx);
+        let reason = self.live().and_then(|id| self.links[id].gives_way);
+        match reason.filter(|_| !self.route.is_independent()) {
+            Some(reason) => self.start_move(reason, cx),
+            None => self.next_attempt(cx),
         }
     }
 

@@ -20,6 +20,8 @@ const PROBE_SPARE: Backoff = Backoff {
     first: Duration::from_millis(100),
     longest: Duration::from_secs(10),
 };
+/// A broker with links is asked what it offers after so many times the pause between probes.
+const LOOKS: u32 = 20;
 /// A broker that fails sooner than this after it came up is flapping.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// How long a flapping broker is passed over while another one lives.
@@ -95,8 +97,10 @@ impl Roster {
         if self.must_thaw(id, now) {
             return;
         }
+        let offered = |info: &ServerInfo| (info.max_payload, info.headers);
         let known = self.broker(id).info.as_ref();
         let same = known.filter(|known| known.server_id == info.server_id);
+        let is_revised = same.is_some_and(|known| offered(known) != offered(&info));
         // A lame duck with links never recovers: what it had said before came late, on another
         // connection.
         info.ldm |= same.is_some_and(|known| known.ldm) && self.broker(id).has_links();
@@ -109,10 +113,13 @@ impl Roster {
             self.broker_mut(id).forget_verdicts();
         }
         let interval = self.probe_interval;
+        self.revised.extend(is_revised.then_some(id));
         let broker = self.broker_mut(id);
+        broker.revision = broker.revision.wrapping_add(u32::from(is_revised));
         broker.probing = false;
         broker.failures = 0;
         broker.probe_at = now + interval;
+        broker.look_at = now + interval * LOOKS;
         broker.info = Some(Box::new(info));
         let health = broker.health_of_living();
         let stays = broker.health == health;
@@ -122,6 +129,39 @@ impl Roster {
             self.changed = true;
             self.reconsider(now);
         }
+    }
+
+    /// A probe is over. One of a broker that has links only says what that offers now, if it is the
+    /// same process: how it is, they tell.
+    pub fn handle_probe(
+        &mut self,
+        id: BrokerId,
+        result: Result<ServerInfo, Failure>,
+        now: Instant,
+    ) {
+        let is_look = self.is_look(id);
+        let interval = self.probe_interval;
+        let known = self.broker(id).info();
+        let is_news = result.as_ref().is_ok_and(|info| {
+            let same = known.is_some_and(|known| known.server_id == info.server_id);
+            same && self.unfit(id, info).is_none()
+        });
+        self.broker_mut(id).looking = false;
+        match result {
+            Ok(info) if !is_look || is_news => self.handle_info(id, info, now),
+            Err(failure) if !is_look => self.handle_failure(id, failure, now),
+            _ => {
+                let broker = self.broker_mut(id);
+                broker.probing = false;
+                broker.look_at = now + interval * LOOKS;
+            }
+        }
+    }
+
+    /// Whether a probe on its way only asks what the broker offers.
+    pub fn is_look(&self, id: BrokerId) -> bool {
+        let broker = self.broker(id);
+        broker.looking && broker.has_links()
     }
 
     /// A probe was answered, `took` after its dial.
@@ -245,7 +285,9 @@ impl Roster {
             .iter()
             .copied()
             .find(|&id| self.broker(id).probe_due().is_some_and(|at| at <= now))?;
-        self.broker_mut(due).probing = true;
+        let broker = self.broker_mut(due);
+        broker.probing = true;
+        broker.looking = broker.has_links();
         Some(due)
     }
 

@@ -66,6 +66,8 @@ pub struct Roster {
     troubles: Troubles,
     /// A broker is another process than before; asked once per change.
     renewed: bool,
+    /// Brokers that offer other things to links that they have (R43).
+    revised: Vec<BrokerId>,
     /// How brokers are spoken to that are written without `tls://`.
     tls: TlsMode,
     /// natsmux has a certificate to show to them.
@@ -100,6 +102,7 @@ impl Roster {
             outage: None,
             troubles: Troubles::default(),
             renewed: false,
+            revised: Vec::new(),
             tls: TlsMode::Off,
             has_certificate: false,
             own_ids: Vec::new(),
@@ -360,6 +363,13 @@ impl Roster {
     /// Whether a broker is another process than before; asked once per change.
     pub fn take_renewed(&mut self) -> bool {
         std::mem::take(&mut self.renewed)
+    }
+
+    /// The trunks whose links know too little of what their brokers offer; asked once per change.
+    pub fn take_revised(&mut self) -> Vec<TrunkId> {
+        let revised = std::mem::take(&mut self.revised);
+        let trunks = revised.iter().map(|id| self.broker(*id).liveness.trunks());
+        trunks.flatten().collect()
     }
 
     /// natsmux's own `server_id`, which no broker has.
