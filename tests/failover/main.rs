@@ -19,6 +19,7 @@ mod load;
 mod moves;
 mod namespace;
 mod network;
+mod offers;
 mod orders;
 mod outage;
 mod part;

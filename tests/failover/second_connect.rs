@@ -13,7 +13,7 @@ use crate::support::{Broker, Natsmux, NatsmuxOptions, PATIENCE, RawClient, Versi
 const MOST: Duration = Duration::from_secs(300);
 
 /// Publishes numbers at a broker until it is told to end, and returns how many.
-fn publish(address: &str, subject: &str, is_over: &AtomicBool) -> u64 {
+pub(crate) fn publish(address: &str, subject: &str, is_over: &AtomicBool) -> u64 {
     let mut client = RawClient::ready(address);
     let (mut count, until) = (0, Instant::now() + MOST);
     while !is_over.load(Ordering::Relaxed) && Instant::now() < until {
@@ -76,7 +76,7 @@ fn options_change_under_load(topology: &str, brokers: usize) {
         "{rounds} second CONNECTs over {topology} brokers, {all} messages, 0 missing, 0 double"
     ));
     for (heard, all) in heard.iter().zip(&published) {
-        assert_eq!((heard.plain, heard.member.len() as u64), (*all, *all));
+        heard.assert_all(*all);
     }
     let varz = natsmux.varz();
     assert_eq!(varz["sessions_closed"], 0, "{varz}");
@@ -85,7 +85,7 @@ fn options_change_under_load(topology: &str, brokers: usize) {
 }
 
 /// Ends publishers where a test fails.
-struct EndOnDrop<'a>(&'a AtomicBool);
+pub(crate) struct EndOnDrop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
@@ -96,20 +96,32 @@ impl Drop for EndOnDrop<'_> {
 /// Numbers of one broker's publisher that came: in order to the plain subscription, in any order to
 /// the only member of the queue group.
 #[derive(Debug, Default)]
-struct Heard {
+pub(crate) struct Heard {
     plain: u64,
     member: HashSet<u64>,
 }
 
-/// Reads until the next PONG.
-fn hear(client: &mut RawClient, heard: &mut [Heard]) {
+impl Heard {
+    /// Whether as many came as were published.
+    pub(crate) fn assert_all(&self, all: u64) {
+        assert_eq!((self.plain, self.member.len() as u64), (all, all));
+    }
+}
+
+/// Reads until the next PONG, and returns the INFOs before it.
+pub(crate) fn hear(client: &mut RawClient, heard: &mut [Heard]) -> Vec<String> {
+    let mut infos = Vec::new();
     loop {
         let frame = client.frame();
         if frame.line == "PONG" {
-            return;
+            return infos;
+        }
+        if frame.line.starts_with("INFO ") {
+            infos.push(frame.line);
+            continue;
         }
         let Some(rest) = frame.line.strip_prefix("MSG load.") else {
-            assert!(frame.line.starts_with("INFO "), "{frame:?}");
+            assert!(frame.line.starts_with("MSG large 3 "), "{}", frame.line);
             continue;
         };
         let (broker, sid) = rest.split_once(' ').expect("a sid");
