@@ -10,6 +10,7 @@ mod cuts;
 mod departures;
 mod freezes;
 mod gaps;
+mod groups;
 mod hostile;
 mod independent;
 mod judge;

@@ -42,10 +42,14 @@ fn options_change_under_load(topology: &str, brokers: usize) {
     })
     .wait_healthy();
     let mut client = RawClient::ready(&natsmux.address());
-    client.send("SUB load.* 1\r\nSUB load.* members 2\r\nPING\r\n");
+    // One that leaves others may miss something (R22): it is alone from now on.
+    client.send("CONNECT {}\r\nSUB load.* 1\r\nSUB load.* members 2\r\nPING\r\n");
     client.pong();
     natsmux.wait_varz("a link to each", PATIENCE, |varz| {
-        varz["links"] == brokers.len()
+        varz["links"].as_u64()
+            == varz["trunks"]
+                .as_u64()
+                .map(|all| all * brokers.len() as u64)
     });
     let is_over = AtomicBool::new(false);
     let mut heard: Vec<Heard> = brokers.iter().map(|_| Heard::default()).collect();

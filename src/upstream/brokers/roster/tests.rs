@@ -681,3 +681,40 @@ fn a_drained_address_of_a_name_is_undrained_though_it_is_gone() {
     assert!(drained(&roster).is_empty());
     assert!(roster.undrain("other:4222", now).is_err());
 }
+
+#[test]
+fn a_broker_with_links_is_asked_what_it_offers_and_nothing_else() {
+    let now = Instant::now();
+    let mut roster = roster_up(now);
+    let trunk = TrunkId(1);
+    roster.attach(A, trunk);
+    let after = |seconds| now + Duration::from_secs(seconds);
+    let looks_at = |roster: &mut Roster, at| {
+        let looked = std::iter::from_fn(|| roster.poll_probe(at));
+        looked.take(2).any(|id| id == A)
+    };
+    assert!(!looks_at(&mut roster, after(59)), "links tell how it is");
+    assert!(looks_at(&mut roster, after(60)));
+    // It says nothing of how the broker is if that can't be asked.
+    roster.handle_probe(A, Err(Failure::ConnectTimeout), after(61));
+    assert_eq!(roster.broker(A).health(), Health::Up);
+    assert!(!looks_at(&mut roster, after(120)));
+    assert!(looks_at(&mut roster, after(121)));
+    let larger = |id: &str| ServerInfo {
+        server_id: id.to_owned(),
+        max_payload: 2 << 20,
+        ..info()
+    };
+    // Another process has the name.
+    roster.handle_probe(A, Ok(larger("other")), after(121));
+    assert_eq!(roster.take_revised(), []);
+    assert!(looks_at(&mut roster, after(181)));
+    roster.handle_probe(A, Ok(larger(&format!("{A:?}"))), after(181));
+    assert_eq!(roster.take_revised(), [trunk]);
+    assert_eq!(roster.take_revised(), [], "once");
+    // A look on its way keeps nobody from asking once no link is left.
+    assert!(looks_at(&mut roster, after(241)));
+    assert!(!looks_at(&mut roster, after(600)));
+    roster.detach(A, trunk, after(600));
+    assert!(looks_at(&mut roster, after(600)));
+}
