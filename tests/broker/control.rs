@@ -231,3 +231,36 @@ fn a_reload_by_command_says_what_it_changes_or_why_it_does_not() {
     assert!(said.to_string().contains("rebalance"), "{said}");
     round_trip(&mut client, &mut link);
 }
+
+/// Whoever waits for moves takes no room from other commands.
+#[test]
+fn a_ninth_move_is_not_waited_for_and_other_commands_are_carried_out() {
+    const WAITS: usize = 8;
+    let brokers = Brokers::start(2);
+    let natsmux = Setup::new(&brokers).start();
+    let (mut client, mut link) = component(&natsmux, &brokers);
+    let ask = |path: &str, body: &str| {
+        let mut stream = UnixStream::connect(natsmux.control()).expect("it listens");
+        let len = body.len();
+        let text =
+            format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len}\r\n\r\n{body}");
+        stream.write_all(text.as_bytes()).expect("taken");
+        stream
+    };
+    // The other broker answers nobody's CONNECT.
+    let other = &brokers.addresses()[1];
+    let body = format!(r#"{{"bus":"default","to":"{other}","within":"1m"}}"#);
+    let waiting: Vec<UnixStream> = (0..WAITS).map(|_| ask("/move", &body)).collect();
+    wait_for("a move that isn't waited for", SOON, || {
+        let mut answer = String::new();
+        let mut stream = ask("/move", &body);
+        let _ = stream.set_read_timeout(Some(MOMENT));
+        let _ = stream.read_to_string(&mut answer);
+        let is_refused = answer.starts_with("HTTP/1.1 503 ");
+        (is_refused && answer.contains("8 moves are waited for already")).then_some(())
+    });
+    let (status, said) = natsmux.order(&["sessions"]);
+    assert!(status.success(), "{said}");
+    drop(waiting);
+    round_trip(&mut client, &mut link);
+}

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::moves::{check, started, started_with};
-use crate::process::open_files;
+use crate::process::{open_files, resident_kilobytes};
 use crate::rig::{Delivery, KNOWN, Rig, config, pause};
 use crate::size::{figures, number, turn};
 use crate::support::{Cluster, Version};
@@ -27,6 +27,10 @@ fn order(rig: &Rig, args: &[&str]) -> usize {
     rig.cluster.index_of(to).expect("one of the cluster")
 }
 
+/// Moves before memory is looked at, and how much more may be in use behind the others, in kB.
+const WARM: u64 = 4;
+const GROWTH_KB: u64 = 8 * 1024;
+
 fn moves_by_command(version: Version) {
     let _turn = turn();
     let rounds = number("moves", [6, 20, 200]);
@@ -34,12 +38,19 @@ fn moves_by_command(version: Version) {
     let mut used = rig
         .cluster
         .index_of(&rig.natsmux.current_broker().expect("one"));
-    for _ in 0..rounds {
+    let (mut before, pid) = (0, rig.natsmux.pid());
+    for round in 0..rounds {
         let to = order(&rig, &["move", "default"]);
         assert_ne!(Some(to), used);
         used = Some(to);
         pause(100);
+        if round < WARM {
+            before = resident_kilobytes(pid);
+        }
     }
+    let after = resident_kilobytes(pid);
+    figures(&format!("memory: {before} kB became {after} kB"));
+    assert!(after < before + GROWTH_KB, "{before} kB became {after} kB");
     check(&rig, &format!("a move by command at {version:?}"), rounds);
 }
 

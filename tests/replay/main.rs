@@ -46,6 +46,11 @@ fn files_of_credentials() {
 }
 
 #[test]
+fn commands_of_operators() {
+    replay("command", checks::command);
+}
+
+#[test]
 fn words_ahead_of_a_handshake() {
     replay("handshake", checks::handshake);
 }

@@ -8,6 +8,7 @@
     reason = "each fuzz target uses one of them"
 )]
 
+mod command;
 mod credentials;
 mod handshake;
 mod json;
@@ -15,6 +16,7 @@ mod operations;
 mod scanners;
 mod subscriptions;
 
+pub use command::command;
 pub use credentials::credentials;
 pub use handshake::handshake;
 pub use json::{config, connect, info};
