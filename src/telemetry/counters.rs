@@ -91,6 +91,8 @@ counters! {
     relayed_sessions,
     /// Links that said CONNECT with renewed credentials in place of one with older ones (R38).
     renewed_links,
+    /// Links that were opened anew since their broker's reload changed what it offers (R43).
+    revised_links,
     /// Planned moves in which both links were subscribed for a while (R41).
     gapless_moves,
     /// Such moves that ended early, for the memory that they took.

@@ -26,11 +26,11 @@ fn await_info(client: &mut RawClient, heard: &mut [Heard], max_payload: usize) {
     loop {
         client.send("PING\r\n");
         let infos = hear(client, heard);
-        let told = infos.iter().filter_map(|line| {
+        let mut told = infos.iter().filter_map(|line| {
             let info: Value = serde_json::from_str(line.strip_prefix("INFO ")?).ok()?;
             info["max_payload"].as_u64()
         });
-        if told.last() == Some(max_payload as u64) {
+        if told.next_back() == Some(max_payload as u64) {
             return;
         }
         thread::sleep(Duration::from_millis(5));
@@ -97,6 +97,7 @@ fn reloads_of_brokers(topology: &str, versions: &[Version]) {
         heard.assert_all(*all);
     }
     let varz = natsmux.varz();
+    assert!(varz["revised_links"].as_u64() >= Some(4), "{varz}");
     for count in ["sessions_closed", "in_doubt", "link_failures"] {
         assert_eq!(varz[count], 0, "{count}: {varz}");
     }

@@ -392,7 +392,11 @@ impl Trunk {
     /// Takes a link out and has its socket closed.
     pub(super) fn drop_link(&mut self, id: LinkId, bus: &mut Bus) -> Link {
         let link = self.take_link(id, bus);
-        bus.counters_mut().renewed_links += u64::from(link.gives_way == Some(Departure::Renewed));
+        match link.gives_way {
+            Some(Departure::Renewed) => bus.counters_mut().renewed_links += 1,
+            Some(Departure::Revised) => bus.counters_mut().revised_links += 1,
+            _ => {}
+        }
         self.actions.push_back(Action::Close {
             link: id,
             abort: false,

@@ -1,4 +1,5 @@
-//! The credentials that the trunk says to brokers: put together for each link, and renewed (R38).
+//! The credentials that the trunk says to brokers: put together for each link, and renewed (R38);
+//! and links that know too little of what their broker offers (R43).
 
 use std::borrow::Cow;
 use std::time::Duration;
