@@ -83,8 +83,10 @@ pub struct Broker {
     pub(super) look_at: Instant,
     /// Whether the present probe is for that.
     pub(super) looking: bool,
-    /// How often one process has changed what it offers to links that it has.
+    /// What its process offers, as far as links are told, how often that has changed, and when last.
+    pub(super) offer: (usize, bool),
     pub(super) revision: u32,
+    pub(super) revised_at: Option<Instant>,
     /// How long the last probe took that was answered.
     pub(super) probe_took: Option<Duration>,
     pub(crate) dialing: u32,
@@ -144,7 +146,9 @@ impl Broker {
             is_outdated: false,
             look_at: now,
             looking: false,
+            offer: (0, false),
             revision: 0,
+            revised_at: None,
         }
     }
 
@@ -297,6 +301,28 @@ impl Broker {
             self.probe_at
         };
         (!is_asked && !self.removed && is_known).then_some(due)
+    }
+
+    /// A process says what it offers. Returns whether its links are to be told: not more often than
+    /// each `interval`, since one that says something else each time would have them moved for ever.
+    pub(super) fn revise(
+        &mut self,
+        offer: (usize, bool),
+        is_same: bool,
+        interval: Duration,
+        now: Instant,
+    ) -> bool {
+        let is_known = !is_same || self.offer == offer;
+        let is_early = self.revised_at.is_some_and(|at| now < at + interval);
+        if !is_known && is_early {
+            return false;
+        }
+        self.offer = offer;
+        if !is_known {
+            self.revision = self.revision.wrapping_add(1);
+            self.revised_at = Some(now);
+        }
+        !is_known
     }
 
     /// How often it has changed what it offers to links that it has: one that was opened before

@@ -97,10 +97,9 @@ impl Roster {
         if self.must_thaw(id, now) {
             return;
         }
-        let offered = |info: &ServerInfo| (info.max_payload, info.headers);
         let known = self.broker(id).info.as_ref();
         let same = known.filter(|known| known.server_id == info.server_id);
-        let is_revised = same.is_some_and(|known| offered(known) != offered(&info));
+        let is_same = same.is_some() && !info.server_id.is_empty();
         // A lame duck with links never recovers: what it had said before came late, on another
         // connection.
         info.ldm |= same.is_some_and(|known| known.ldm) && self.broker(id).has_links();
@@ -113,9 +112,9 @@ impl Roster {
             self.broker_mut(id).forget_verdicts();
         }
         let interval = self.probe_interval;
-        self.revised.extend(is_revised.then_some(id));
+        let offer = (info.max_payload, info.headers);
         let broker = self.broker_mut(id);
-        broker.revision = broker.revision.wrapping_add(u32::from(is_revised));
+        let is_revised = broker.revise(offer, is_same, interval * LOOKS, now);
         broker.probing = false;
         broker.failures = 0;
         broker.probe_at = now + interval;
@@ -123,6 +122,7 @@ impl Roster {
         broker.info = Some(Box::new(info));
         let health = broker.health_of_living();
         let stays = broker.health == health;
+        self.revised.extend(is_revised.then_some(id));
         self.note_infos();
         if !stays {
             self.broker_mut(id).revive(health, now);

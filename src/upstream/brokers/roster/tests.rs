@@ -712,8 +712,18 @@ fn a_broker_with_links_is_asked_what_it_offers_and_nothing_else() {
     roster.handle_probe(A, Ok(larger(&format!("{A:?}"))), after(181));
     assert_eq!(roster.take_revised(), [trunk]);
     assert_eq!(roster.take_revised(), [], "once");
+    // It says something else each time: links don't move for that more than once a minute.
+    let told = (182..302).filter(|at| {
+        let info = ServerInfo {
+            max_payload: 1 << (20 + at % 2),
+            ..info_of(A)
+        };
+        roster.handle_info(A, info, after(*at));
+        !roster.take_revised().is_empty()
+    });
+    assert_eq!(told.collect::<Vec<u64>>(), [242]);
     // A look on its way keeps nobody from asking once no link is left.
-    assert!(looks_at(&mut roster, after(241)));
+    assert!(looks_at(&mut roster, after(361)));
     assert!(!looks_at(&mut roster, after(600)));
     roster.detach(A, trunk, after(600));
     assert!(looks_at(&mut roster, after(600)));
