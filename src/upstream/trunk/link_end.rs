@@ -317,8 +317,10 @@ impl Trunk {
 
     /// The new link is accepted: unsubscribe everything on the old one and fence it.
     pub(super) fn leave_old_link(&mut self, cx: &mut Turn<'_>) {
-        let moving = self.old_link();
-        let old = moving.or_else(|| self.links.live());
+        let old = match &self.overlap {
+            Some(_) => self.old_link(),
+            None => self.links.live(),
+        };
         let Some(id) = old else {
             return;
         };

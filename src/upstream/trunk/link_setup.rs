@@ -48,7 +48,6 @@ impl Trunk {
             // From now on one link after the other gives way.
             self.route.moving = None;
         }
-        self.go_on_under_new_options(cx);
         for step in self.route.next(self.id, &self.connect, &self.links, cx) {
             match step {
                 Step::Dial(broker) => {
@@ -64,7 +63,11 @@ impl Trunk {
                     self.renew_links(Departure::NewConnect, cx);
                     return self.next_attempt(cx);
                 }
-                Step::Leave(link) => self.leave(link, Departure::Removed, cx),
+                Step::Leave(link) => {
+                    self.release_before_loss(link, cx);
+                    self.leave(link, Departure::Removed, cx);
+                    self.promote_new(cx);
+                }
                 Step::Fail(link) => self.fail(link, Failure::Silent, cx),
                 Step::Wait if self.is_relay() => {}
                 Step::Wait => {
@@ -73,6 +76,7 @@ impl Trunk {
                 }
             }
         }
+        self.go_on_under_new_options(cx);
     }
 
     /// R2: without any broker, a PING behind which nothing is unconfirmed is answered at once, also
@@ -529,6 +533,8 @@ impl Trunk {
             took: cx.now.saturating_duration_since(started),
         }));
         self.leave_where_due(cx);
+        // Its broker may have said something else while it joined.
+        self.review_credentials(cx);
         self.check_done(cx);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::link::{LinkId, OkOwner};
+use super::link::{Link, LinkId, OkOwner};
 use super::route::{Attempts, Move};
 use super::slot::{End, Finishing, Gate, Leaving, Slot};
 use super::{CloseReason, Trunk, Verdict};
@@ -41,6 +41,8 @@ impl Trunk {
     pub(super) fn try_to_admit(&mut self, cx: &Turn<'_>) {
         let no_auth = cx.bus.roster().no_auth_anywhere();
         if self.verdict != Verdict::Pending
+            // It is served still, under other options.
+            || self.links.any(Link::is_outdated)
             || cx.bus.roster().takes_newcomers()
             || !cx
                 .bus

@@ -132,6 +132,7 @@ impl Trunk {
             several.end_pause(link.broker);
         }
         self.begin_straggling(id, cx);
+        self.review_credentials(cx);
     }
 
     /// Gives up a link that publishes don't go to.

@@ -83,6 +83,7 @@ impl Roster {
         if now < heard_at + THAWING {
             broker.probing = false;
             broker.probe_at = heard_at + THAWING;
+            broker.look_at = heard_at + THAWING;
             return true;
         }
         (broker.was_silent, broker.thawed_at) = (false, None);
@@ -158,10 +159,10 @@ impl Roster {
         }
     }
 
-    /// Whether a probe on its way only asks what the broker offers.
+    /// Whether a probe on its way only says what the broker offers: its links tell how it is, also
+    /// if they came since the probe began.
     pub fn is_look(&self, id: BrokerId) -> bool {
-        let broker = self.broker(id);
-        broker.looking && broker.has_links()
+        self.broker(id).has_links()
     }
 
     /// A probe was answered, `took` after its dial.

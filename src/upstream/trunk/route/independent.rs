@@ -101,9 +101,14 @@ impl Several {
         let is_routed = cx.bus.presence().is_routed();
         if is_routed && !linked.is_empty() {
             // R26: as in a cluster, one link has all that there is.
-            if links.live().is_some() {
-                let others = links.iter().filter(|link| link.phase != Phase::Live);
-                steps = others.map(|link| Step::Leave(link.id)).collect();
+            if let Some(live) = links.live() {
+                if links[live].is_outdated() {
+                    return Steps::from_slice(&[Step::Reopen]);
+                }
+                let broker = links[live].broker;
+                let others = links.iter().filter(|link| link.broker != broker);
+                steps.retain(|step| *step == Step::Redial(broker));
+                steps.extend(others.map(|link| Step::Leave(link.id)));
             }
             return steps;
         }
@@ -137,7 +142,11 @@ impl Several {
     /// The broker of a link with old credentials or options, which is to be opened anew: one at a
     /// time, the live one first (R20, R38).
     fn stale(&self, links: &Links) -> Option<BrokerId> {
-        if links.any(|link| !link.phase.is_subscribed()) {
+        let gives_way = |link: &Link| {
+            let is_other = |other: &Link| other.id != link.id && other.broker == link.broker;
+            !link.phase.is_subscribed() && links.any(is_other)
+        };
+        if links.any(gives_way) {
             return None;
         }
         let is_stale = |link: &Link| link.gives_way.is_some() && !self.rests(link.broker);
@@ -149,9 +158,18 @@ impl Several {
     /// A link with options that its component doesn't want any more, whose broker takes no other:
     /// nobody waits for that.
     fn stuck(&self, links: &Links, bus: &Bus) -> Option<LinkId> {
+        // One that gives way already is waited for.
+        let gives_way = |link: &Link| {
+            links.any(|other| {
+                let is_other = other.id != link.id && other.broker == link.broker;
+                is_other && other.phase >= Phase::Authenticated
+            })
+        };
         let is_stuck = |link: &Link| {
+            let serves = matches!(link.phase, Phase::Live | Phase::Standby);
             let is_suspect = bus.watch(link.broker).suspect_since().is_some();
-            link.is_outdated() && link.is_attached() && (is_suspect || self.rests(link.broker))
+            let takes_none = is_suspect || self.rests(link.broker);
+            link.is_outdated() && serves && takes_none && !gives_way(link)
         };
         let live = links.live().filter(|live| is_stuck(&links[*live]));
         live.or_else(|| links.find(is_stuck))
