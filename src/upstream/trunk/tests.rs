@@ -422,6 +422,27 @@ fn a_second_connect_is_tried_again_when_every_broker_turned_it_away() {
     assert_ne!(bench.link, before, "it dials again");
 }
 
+/// The old link's own end, and not before, is an outage for whom no broker has judged.
+#[test]
+fn a_second_connect_that_no_broker_takes_is_admitted_once_the_old_link_is_gone() {
+    let mut bench = Bench::live(PLAIN);
+    let broker = bench.trunk.broker().expect("live");
+    let refused = Failure::ConnectionRefused;
+    for id in [0, 1].map(BrokerId) {
+        let roster = bench.bus.roster_mut();
+        roster.handle_failure(id, refused, bench.now);
+    }
+    bench.reconnect(r#"{"verbose":true,"pedantic":false}"#);
+    let session = bench.session;
+    assert_eq!(bench.heard(), "", "no +OK while a broker may judge it");
+    assert!(!bench.trunk.is_ready(session));
+    bench.link = LinkId(0);
+    bench.lose();
+    assert_eq!(bench.heard(), "+OK\r\n");
+    assert!(bench.trunk.is_ready(session), "R16");
+    assert_eq!(bench.trunk.broker(), None, "{broker:?} is gone");
+}
+
 #[test]
 fn a_ping_that_the_last_broker_took_along_is_answered_where_nothing_is_unconfirmed() {
     for publishes in [false, true] {

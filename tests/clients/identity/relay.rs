@@ -128,10 +128,10 @@ fn a_component_stays_in_a_move_and_leaves_a_drained_broker() {
     });
 }
 
-/// An INFO may have been on its way.
+/// An INFO may have been on its way, and a broker that is told to stop may still serve a publish.
 fn closed_without_a_word(client: &mut RawClient) {
     let words = client.until_closed();
-    let words = String::from_utf8_lossy(&words);
+    let words = String::from_utf8_lossy(&words).replacen("MSG a 1 2\r\nhi\r\n", "", 1);
     let mut lines = words.lines();
     assert!(lines.all(|line| line.starts_with("INFO ")), "{words}");
 }
