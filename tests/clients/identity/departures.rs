@@ -62,8 +62,8 @@ fn freezes_and_lame_ducks(version: Version) {
     println!("{version:?}: {ROUNDS} freezes and lame ducks, in doubt {in_doubt}, {totals:?}");
     assert_eq!((totals.disconnects, totals.errors), (0, 0), "{totals:?}");
     assert_eq!(totals.duplicates, 0, "{totals:?}");
-    // A broker that thaws still delivers what was in doubt.
-    assert!(totals.out_of_order <= in_doubt, "{totals:?}");
+    // A broker that thaws still delivers what was in doubt, to both who receive it.
+    assert!(totals.out_of_order <= 2 * in_doubt, "{totals:?}");
     assert!(totals.missing <= in_doubt, "{totals:?}");
 }
 
