@@ -74,6 +74,7 @@ class Scene:
         self.slowest = 0.0
         self.published = 0
         self.over = False
+        self.gave_up = False
 
     async def build(self):
         js, name = self.js, self.name
@@ -113,6 +114,10 @@ class Scene:
 
     async def watch(self):
         while not self.over:
+            if self.gave_up:
+                # The library asked once for another consumer, while brokers elected a leader.
+                self.gave_up = False
+                self.watcher = await stubborn("watch", lambda: self.kv.watch("key"))
             try:
                 entry = await self.watcher.updates(timeout=1)
             except nats.errors.TimeoutError:
@@ -157,6 +162,7 @@ async def main(url, name):
 
     async def on_error(error):
         counts["errors"] += 1
+        scene.gave_up |= isinstance(error, nats.errors.TimeoutError)
         print(f"error: {error!r}", file=sys.stderr, flush=True)
 
     nc = await nats.connect(url, allow_reconnect=False, error_cb=on_error, disconnected_cb=on_disconnect)
