@@ -2,12 +2,11 @@
 //! (R41).
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::numbers::while_published;
 use crate::rig::{Delivery, KNOWN, SAFE, config, natsmux};
-use crate::second_connect::{EndOnDrop, publish};
 use crate::size::{figures, number, turn};
 use crate::support::{Cluster, RawClient, Version};
 
@@ -36,8 +35,7 @@ fn read(member: &mut RawClient, came: &mut Came) {
     }
 }
 
-/// `order` moves the bus.
-fn members_move(version: Version, what: &str, order: &[&str]) {
+fn members_move(version: Version) {
     let _turn = turn();
     let rounds = number("group_moves", [6, 100, 1_000]);
     let cluster = Cluster::start(version, KNOWN + 1);
@@ -56,16 +54,10 @@ fn members_move(version: Version, what: &str, order: &[&str]) {
     // One publishes at a broker that natsmux doesn't know, one through natsmux.
     let addresses = [cluster.brokers()[SAFE].address(), natsmux.address()];
     thread::sleep(Duration::from_millis(200));
-    let (is_over, mut came) = (AtomicBool::new(false), Came::default());
-    let published = thread::scope(|scope| {
-        let publishers = addresses.iter().enumerate().map(|(no, address)| {
-            let is_over = &is_over;
-            scope.spawn(move || publish(address, &format!("load.{no}"), is_over))
-        });
-        let publishers: Vec<_> = publishers.collect();
-        let _end = EndOnDrop(&is_over);
+    let mut came = Came::default();
+    let published = while_published(&addresses, || {
         for _ in 0..rounds {
-            let (status, said) = natsmux.order(order);
+            let (status, said) = natsmux.order(&["move", "default"]);
             assert!(status.success(), "{said}");
             for _ in 0..10 {
                 members
@@ -74,10 +66,6 @@ fn members_move(version: Version, what: &str, order: &[&str]) {
                 thread::sleep(Duration::from_millis(10));
             }
         }
-        is_over.store(true, Ordering::Relaxed);
-        let ended = publishers.into_iter();
-        let ended = ended.map(|publisher| publisher.join().expect("it publishes"));
-        ended.collect::<Vec<u64>>()
     });
     thread::sleep(Duration::from_millis(100));
     members
@@ -86,12 +74,11 @@ fn members_move(version: Version, what: &str, order: &[&str]) {
     let missing = came.iter().zip(&published);
     let missing: Vec<u64> = missing.map(|(came, all)| all - came.len() as u64).collect();
     figures(&format!(
-        "{rounds} times {what} of {version:?} with two members: {published:?} messages from elsewhere \
+        "{rounds} times another broker of {version:?} with two members: {published:?} messages from elsewhere \
          and through natsmux, {missing:?} missing, 0 double"
     ));
-    let most = rounds;
     assert!(
-        missing.iter().all(|missing| *missing <= most),
+        missing.iter().all(|missing| *missing <= rounds),
         "{missing:?}"
     );
 }
@@ -99,6 +86,6 @@ fn members_move(version: Version, what: &str, order: &[&str]) {
 #[test]
 fn members_of_a_group_move_between_brokers() {
     for version in Version::ALL {
-        members_move(version, "another broker", &["move", "default"]);
+        members_move(version);
     }
 }

@@ -20,6 +20,7 @@ mod load;
 mod moves;
 mod namespace;
 mod network;
+mod numbers;
 mod offers;
 mod orders;
 mod outage;

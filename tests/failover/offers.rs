@@ -1,17 +1,14 @@
 //! A broker's reload that changes `max_payload` under its links: components hear of it, and nothing
 //! is missing (R43).
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::second_connect::{EndOnDrop, Heard, hear, publish};
+use crate::numbers::{Heard, hear, launch, while_published};
 use crate::size::figures;
-use crate::support::{
-    Broker, BrokerOptions, Natsmux, NatsmuxOptions, PATIENCE, RawClient, Version,
-};
+use crate::support::{Broker, BrokerOptions, PATIENCE, RawClient, Version};
 
 const SMALL: usize = 50_000;
 const MIDDLE: usize = 100_000;
@@ -21,15 +18,18 @@ fn offer(max_payload: usize) -> String {
     format!("max_payload: {max_payload}")
 }
 
+/// The bound that an INFO tells.
+fn told(line: &str) -> Option<u64> {
+    let info: Value = serde_json::from_str(line.strip_prefix("INFO ")?).ok()?;
+    info["max_payload"].as_u64()
+}
+
 /// Reads until the component is told of this bound.
 fn await_info(client: &mut RawClient, heard: &mut [Heard], max_payload: usize) {
     loop {
         client.send("PING\r\n");
         let infos = hear(client, heard);
-        let mut told = infos.iter().filter_map(|line| {
-            let info: Value = serde_json::from_str(line.strip_prefix("INFO ")?).ok()?;
-            info["max_payload"].as_u64()
-        });
+        let mut told = infos.iter().filter_map(|line| told(line));
         if told.next_back() == Some(max_payload as u64) {
             return;
         }
@@ -49,43 +49,31 @@ fn reloads_of_brokers(topology: &str, versions: &[Version]) {
         .collect();
     let urls: Vec<String> = brokers.iter().map(Broker::url).collect();
     let addresses: Vec<String> = brokers.iter().map(Broker::address).collect();
-    let natsmux = Natsmux::launch(&NatsmuxOptions {
-        config: Some(format!(
-            "[http]\nlisten = \"{{http}}\"\n[[bus]]\nname = \"default\"\ntopology = \"{topology}\"\n\
-             timings = {{ probe_interval = \"100ms\" }}\n\
-             listen = [\"{{listen}}\"]\nbrokers = {urls:?}\n"
-        )),
-        ..NatsmuxOptions::default()
-    })
-    .wait_healthy();
+    let probes = "timings = { probe_interval = \"100ms\" }\n";
+    let natsmux = launch(topology, &urls, probes);
+    let mut quiet = RawClient::ready(&natsmux.address());
     let mut client = RawClient::ready(&natsmux.address());
     client.send("SUB load.* 1\r\nSUB load.* members 2\r\nSUB large 3\r\nPING\r\n");
     client.pong();
     natsmux.wait_varz("a link to each", PATIENCE, |varz| {
-        varz["links"] == addresses.len()
+        varz["links"].as_u64()
+            == varz["trunks"]
+                .as_u64()
+                .map(|all| all * addresses.len() as u64)
     });
-    let is_over = AtomicBool::new(false);
     let mut heard: Vec<Heard> = addresses.iter().map(|_| Heard::default()).collect();
-    let published = thread::scope(|scope| {
-        let publishers = addresses.iter().enumerate().map(|(no, address)| {
-            let is_over = &is_over;
-            scope.spawn(move || publish(address, &format!("load.{no}"), is_over))
-        });
-        let publishers: Vec<_> = publishers.collect();
-        let _end = EndOnDrop(&is_over);
+    let published = while_published(&addresses, || {
         for max_payload in [LARGE, SMALL, MIDDLE, LARGE] {
             for broker in &mut brokers {
                 broker.reload(&offer(max_payload));
             }
             await_info(&mut client, &mut heard, max_payload);
+            // One that sends nothing and gets nothing hears of it as well.
+            while told(&quiet.frame().line) != Some(max_payload as u64) {}
             let payload = "x".repeat(max_payload);
             client.send(format!("PUB large {max_payload}\r\n{payload}\r\nPING\r\n"));
             hear(&mut client, &mut heard);
         }
-        is_over.store(true, Ordering::Relaxed);
-        let ended = publishers.into_iter();
-        let ended = ended.map(|publisher| publisher.join().expect("it publishes"));
-        ended.collect::<Vec<u64>>()
     });
     client.send("PING\r\n");
     hear(&mut client, &mut heard);

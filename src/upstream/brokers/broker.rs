@@ -83,9 +83,11 @@ pub struct Broker {
     pub(super) look_at: Instant,
     /// Whether the present probe is for that.
     pub(super) looking: bool,
-    /// What its process offers, as far as links are told, how often that has changed, and when last.
+    /// `max_payload` and headers of its process that links are told of.
     pub(super) offer: (usize, bool),
+    /// Counts changes of these.
     pub(super) revision: u32,
+    /// When they changed last.
     pub(super) revised_at: Option<Instant>,
     /// How long the last probe took that was answered.
     pub(super) probe_took: Option<Duration>,

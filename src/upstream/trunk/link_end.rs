@@ -358,6 +358,10 @@ impl Trunk {
         let reason = reason.or(self.links[id].gives_way);
         let reason = reason.unwrap_or(Departure::Removed);
         let cause = Cause::from(reason);
+        if reason == Departure::Revised {
+            // Components hear what the broker takes now.
+            self.sessions.release_all();
+        }
         self.release_before_loss(id, cx);
         if self.stand_by_again(id) {
             self.leave(id, reason, cx);

@@ -13,7 +13,7 @@ use crate::net::Partial;
 use crate::proto::encode;
 use crate::proto::info::HeaderSupport;
 use crate::proto::info::ServerInfo;
-use crate::upstream::brokers::roster::{BrokerId, Cause, Departure, Failure};
+use crate::upstream::brokers::roster::{BrokerId, Departure, Failure};
 use crate::upstream::brokers::trouble::IdentityDigest;
 use crate::upstream::bus::{Bus, Turn};
 
@@ -516,10 +516,6 @@ impl Trunk {
         }
         self.make_ready();
         self.verify_all();
-        if lost.is_some_and(|lost| lost.cause == Cause::Left(Departure::Revised)) {
-            // Components hear of what the broker takes now.
-            self.sessions.release_all();
-        }
         let held = self.resume(id, cx);
         if lost.is_some_and(|lost| !lost.cause.is_own()) {
             cx.bus.note_attached(broker, replayed, held, cx.now);

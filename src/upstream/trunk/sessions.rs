@@ -172,7 +172,7 @@ impl Sessions {
         if let Some(rest) = &message.shared {
             slot.out.push_shared(Rc::clone(rest));
         }
-        // What a planned move releases is looked at more closely below.
+        // `bound` allows for a planned move.
         let is_slow = slot.out.pending_bytes() > bus.settings().limits.max_pending;
         if is_slow || !slot.touched {
             self.bound(session, bus);

@@ -135,8 +135,8 @@ impl Roster {
         }
     }
 
-    /// The same of brokers without a link: the others are told by links that give way one after the
-    /// other.
+    /// Has brokers without a link asked anew, as [`Roster::renew`] does; links to the others give way
+    /// one after the other.
     pub fn renew_unused(&mut self) {
         for broker in self.brokers.iter_mut().filter(|broker| broker.links() == 0) {
             broker.renew();

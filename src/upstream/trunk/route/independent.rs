@@ -142,17 +142,12 @@ impl Several {
     /// The broker of a link with old credentials or options, which is to be opened anew: one at a
     /// time, the live one first (R20, R38).
     fn stale(&self, links: &Links) -> Option<BrokerId> {
-        let gives_way = |link: &Link| {
-            let is_other = |other: &Link| other.id != link.id && other.broker == link.broker;
-            !link.phase.is_subscribed() && links.any(is_other)
-        };
-        if links.any(gives_way) {
+        let is_pair = |link: &Link| beside(links, link).next().is_some();
+        if links.any(|link| !link.phase.is_subscribed() && is_pair(link)) {
             return None;
         }
         let is_stale = |link: &Link| link.gives_way.is_some() && !self.rests(link.broker);
-        let live = links.live().filter(|live| is_stale(&links[*live]));
-        let stale = live.or_else(|| links.find(is_stale));
-        stale.map(|id| links[id].broker)
+        live_first(links, is_stale).map(|id| links[id].broker)
     }
 
     /// A link with options that its component doesn't want any more, whose broker takes no other:
@@ -160,10 +155,8 @@ impl Several {
     fn stuck(&self, links: &Links, bus: &Bus) -> Option<LinkId> {
         // One that gives way already is waited for.
         let gives_way = |link: &Link| {
-            links.any(|other| {
-                let is_other = other.id != link.id && other.broker == link.broker;
-                is_other && other.phase >= Phase::Authenticated
-            })
+            let mut others = beside(links, link);
+            others.any(|other| other.phase >= Phase::Authenticated)
         };
         let is_stuck = |link: &Link| {
             let serves = matches!(link.phase, Phase::Live | Phase::Standby);
@@ -171,8 +164,7 @@ impl Several {
             let takes_none = is_suspect || self.rests(link.broker);
             link.is_outdated() && serves && takes_none && !gives_way(link)
         };
-        let live = links.live().filter(|live| is_stuck(&links[*live]));
-        live.or_else(|| links.find(is_stuck))
+        live_first(links, is_stuck)
     }
 
     /// Whether a broker turned the trunk away a short while ago.
@@ -313,6 +305,18 @@ impl Several {
         let others = [switch, self.choose_at, announcement];
         pauses.chain(others.into_iter().flatten()).min()
     }
+}
+
+/// Other links to a link's broker.
+fn beside<'l>(links: &'l Links, link: &'l Link) -> impl Iterator<Item = &'l Link> {
+    let is_other = |other: &&Link| other.id != link.id && other.broker == link.broker;
+    links.iter().filter(is_other)
+}
+
+/// A link that is so: the live one, if it is.
+fn live_first(links: &Links, is_so: impl Fn(&Link) -> bool) -> Option<LinkId> {
+    let live = links.live().filter(|live| is_so(&links[*live]));
+    live.or_else(|| links.find(is_so))
 }
 
 /// The lower, the better: suspect, about to leave, not the bus's choice, its place.
