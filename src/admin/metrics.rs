@@ -27,7 +27,7 @@ const STATES: [&str; 5] = ["unknown", "up", "suspect", "lame duck", "down"];
 /// A number of a bus that goes up and down.
 type BusGauge = (&'static str, &'static str, fn(&BusSnapshot) -> u64);
 
-const BUS_GAUGES: [BusGauge; 11] = [
+const BUS_GAUGES: [BusGauge; 12] = [
     ("sessions", "Components connected now", |bus| bus.sessions),
     ("trunks", "Trunks now", |bus| bus.trunks),
     (
@@ -46,6 +46,11 @@ const BUS_GAUGES: [BusGauge; 11] = [
     ("buffered_bytes", "Bytes in buffers, either way", |bus| {
         bus.buffered_bytes
     }),
+    (
+        "pulls_open",
+        "Subscriptions to which JetStream consumers' open pull requests are answered",
+        |bus| bus.pulls_open,
+    ),
     (
         "wrong_topology",
         "1 while brokers aren't routed to each other as configured",
@@ -74,7 +79,7 @@ const BUS_GAUGES: [BusGauge; 11] = [
 /// Durations of a bus.
 type BusHistogram = (&'static str, &'static str, fn(&Observed) -> &Histogram);
 
-const HISTOGRAMS: [BusHistogram; 4] = [
+const HISTOGRAMS: [BusHistogram; 5] = [
     (
         "natsmux_fence_seconds",
         "From a fence to its answer, on any link",
@@ -94,6 +99,11 @@ const HISTOGRAMS: [BusHistogram; 4] = [
         "natsmux_replay_seconds",
         "From a dead link until its component was live on the next one",
         |observed| &observed.replays,
+    ),
+    (
+        "natsmux_pulls_resume_seconds",
+        "From a dead link until a JetStream consumer's open request was asked again",
+        |observed| &observed.pulls,
     ),
 ];
 

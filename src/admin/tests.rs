@@ -148,6 +148,7 @@ fn bus(name: &str, healthy: bool) -> BusSnapshot {
         subscriptions: 5,
         waiting: 3,
         buffered_bytes: 70,
+        pulls_open: 0,
         current: healthy.then(|| "10.0.0.1:4222".to_owned()),
         brokers: vec![BrokerSnapshot {
             addr: "10.0.0.1:4222".to_owned(),

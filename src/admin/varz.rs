@@ -128,6 +128,7 @@ fn bus(bus: &BusSnapshot) -> Value {
         ("subscriptions", json!(bus.subscriptions)),
         ("waiting", json!(bus.waiting)),
         ("buffered_bytes", json!(bus.buffered_bytes)),
+        ("pulls_open", json!(bus.pulls_open)),
         ("fences_answered", json!(bus.observed.fences.count())),
         ("fence_seconds", json!(bus.observed.fences.sum())),
         ("current", json!(bus.current)),

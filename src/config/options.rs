@@ -179,6 +179,9 @@ pub struct BusConfig {
     /// The meaning of two byte-identical messages that come while both links of a planned move are
     /// subscribed (R41). Default: `once`. Changes on reload: yes, for later moves.
     pub move_identical: Identical,
+    /// Whether open pull requests of JetStream consumers are asked again behind a failover (R44).
+    /// Default: true. Changes on reload: yes, for later requests.
+    pub resume_pulls: bool,
     /// Deadlines and intervals. Changes on reload: yes, all of them.
     pub timings: Timings,
     /// Limits of each session and link. Changes on reload: yes, all of them;
@@ -211,6 +214,7 @@ impl BusConfig {
             admit: Admit::default(),
             outage_publishes: OutagePublishes::default(),
             move_identical: Identical::default(),
+            resume_pulls: true,
             timings: Timings::default(),
             limits: BusLimits::default(),
         }

@@ -110,7 +110,8 @@ pub(super) fn bus<V: Visitor>(v: &mut V, c: &mut BusConfig) -> Result<(), Config
     v.choice("admit", &mut c.admit)?;
     v.choice("signed", &mut c.signed)?;
     v.choice("outage_publishes", &mut c.outage_publishes)?;
-    v.choice("move_identical", &mut c.move_identical)
+    v.choice("move_identical", &mut c.move_identical)?;
+    v.flag("resume_pulls", &mut c.resume_pulls)
 }
 
 /// Keys of `[bus.timings]`.

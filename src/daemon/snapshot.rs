@@ -177,6 +177,7 @@ pub(super) fn bus_snapshot(frontend: &Frontend) -> BusSnapshot {
         subscriptions: gauges.subscriptions,
         waiting: gauges.waiting,
         buffered_bytes: gauges.buffered_bytes,
+        pulls_open: gauges.pulls,
         current: healthy.then(|| roster.broker(roster.current()).label()),
         brokers,
         identities: bus

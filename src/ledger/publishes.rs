@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::SessionId;
-use crate::proto::client::{self, ClientLimits, ClientOp, Scan};
+use crate::proto::client::{self, ClientLimits, ClientOp, Publish, Scan};
 
 /// Bounds of one chunk of waiting publishes, in bytes and messages: a fence follows each
 /// when they are sent.
@@ -103,9 +103,9 @@ impl Held {
         let before = all.messages();
         while let Some((chunk, _)) = all.pop() {
             let mut rest = &chunk[..];
-            while let Some((frame, size)) = next_frame(rest, b"") {
+            while let Some((frame, publish)) = next_frame(rest) {
                 rest = &rest[frame.len()..];
-                if size.is_some_and(|size| keeps(frame, size)) {
+                if publish.is_some_and(|publish| keeps(frame, publish.size)) {
                     self.push(frame, 1);
                 }
             }
@@ -186,25 +186,27 @@ impl Settled {
 /// Sorts what a dead link left: `chunks` hold whole frames, looked at from offset `start` of
 /// the first on; `written` bytes, counted from the first byte of the first chunk, reached
 /// the socket. A frame that was written in part can't have been processed, so it moves.
-/// With `repeat` those written whole wait again too (at-least-once). Publishes whose subject
-/// begins with `own`, if that isn't empty, are natsmux's own: nobody waits for them. `owner`
+/// With `repeat` those written whole wait again too (at-least-once). `is_own` says which are
+/// natsmux's own, by the offset behind a publish and its subject: nobody waits for them. `owner`
 /// says whose a publish is, by the offset behind it.
 pub fn settle(
     chunks: impl IntoIterator<Item = Vec<u8>>,
     start: usize,
     written: usize,
     repeat: bool,
-    own: &[u8],
+    is_own: impl Fn(usize, &[u8]) -> bool,
     owner: impl Fn(usize) -> Option<SessionId>,
 ) -> Settled {
     let mut settled = Settled::default();
     let mut chunk_start = 0;
     let mut at = start;
     for chunk in chunks {
-        while let Some((frame, publish)) = next_frame(&chunk[at..], own) {
+        while let Some((frame, publish)) = next_frame(&chunk[at..]) {
             at += frame.len();
             let was_written = chunk_start + at <= written;
-            if publish.is_none() || (was_written && !repeat) {
+            let is_wanted =
+                publish.is_some_and(|publish| !is_own(chunk_start + at, publish.subject));
+            if !is_wanted || (was_written && !repeat) {
                 continue;
             }
             match owner(chunk_start + at) {
@@ -230,19 +232,12 @@ pub fn line_of(frame: &[u8]) -> usize {
     line - verb
 }
 
-fn is_own(subject: &[u8], own: &[u8]) -> bool {
-    !own.is_empty() && subject.starts_with(own)
-}
-
-/// The frame at the start, and its payload's size if it is a publish.
-fn next_frame<'b>(bytes: &'b [u8], own: &[u8]) -> Option<(&'b [u8], Option<usize>)> {
+/// The frame at the start, and what it publishes.
+fn next_frame(bytes: &[u8]) -> Option<(&[u8], Option<Publish<'_>>)> {
     // natsmux wrote these bytes, so no limit applies and no fault can occur.
     match client::scan(bytes, &ClientLimits::NONE) {
         Scan::Op { op, len } => match op {
-            ClientOp::Publish(publish) if is_own(publish.subject, own) => {
-                Some((&bytes[..len], None))
-            }
-            ClientOp::Publish(publish) => Some((&bytes[..len], Some(publish.size))),
+            ClientOp::Publish(publish) => Some((&bytes[..len], Some(publish))),
             _ => Some((&bytes[..len], None)),
         },
         Scan::Incomplete { .. } | Scan::Fault(_) => {
@@ -267,7 +262,7 @@ mod tests {
     #[test]
     fn at_every_cut_a_publish_moves_or_is_in_doubt() {
         for written in 0..=STREAM.len() {
-            let mut settled = settle([STREAM.to_vec()], 0, written, false, b"", |_| None);
+            let mut settled = settle([STREAM.to_vec()], 0, written, false, |_, _| false, |_| None);
             let whole = [21, 40, 51].iter().filter(|end| **end <= written).count() as u64;
             assert_eq!((settled.moved, settled.repeated), (3 - whole, 0));
             let rest: &[u8] = match whole {
@@ -282,7 +277,7 @@ mod tests {
 
     #[test]
     fn larger_publishes_than_a_broker_takes_are_taken_out() {
-        let mut held = settle([STREAM.to_vec()], 0, 0, false, b"", |_| None).waiting;
+        let mut held = settle([STREAM.to_vec()], 0, 0, false, |_, _| false, |_| None).waiting;
         assert_eq!(held.remove_larger(1), 1);
         let kept: Vec<_> = std::iter::from_fn(|| held.pop()).collect();
         assert_eq!(kept, [(b"PUB a 1\r\nx\r\nPUB c 0\r\n\r\n".to_vec(), 2)]);
@@ -307,14 +302,15 @@ mod tests {
 
     #[test]
     fn at_least_once_repeats_what_was_written() {
-        let settled = settle([STREAM.to_vec()], 21, 40, true, b"", |_| None);
+        let settled = settle([STREAM.to_vec()], 21, 40, true, |_, _| false, |_| None);
         assert_eq!((settled.moved, settled.repeated), (1, 1));
         assert_eq!(settled.waiting.messages(), 2);
     }
 
     #[test]
     fn what_natsmux_publishes_itself_is_nobodys() {
-        let settled = settle([STREAM.to_vec()], 0, 0, true, b"b", |_| None);
+        let is_own = |end: usize, subject: &[u8]| end == 40 && subject == b"b";
+        let settled = settle([STREAM.to_vec()], 0, 0, true, is_own, |_| None);
         assert_eq!((settled.moved, settled.repeated), (2, 0));
         assert_eq!(settled.waiting.messages(), 2);
     }
@@ -322,7 +318,7 @@ mod tests {
     #[test]
     fn chunks_are_counted_through() {
         let chunks = [b"PUB a 1\r\nx\r\n".to_vec(), b"PUB b 1\r\ny\r\n".to_vec()];
-        let settled = settle(chunks, 0, 12, false, b"", |_| None);
+        let settled = settle(chunks, 0, 12, false, |_, _| false, |_| None);
         assert_eq!(settled.moved, 1);
     }
 
@@ -365,7 +361,7 @@ mod tests {
     #[test]
     fn two_of_three_larger_publishes_are_counted() {
         let stream = b"PUB a 3\r\nxxx\r\nPUB b 1\r\ny\r\nPUB c 2\r\nzz\r\n";
-        let mut held = settle([stream.to_vec()], 0, 0, false, b"", |_| None).waiting;
+        let mut held = settle([stream.to_vec()], 0, 0, false, |_, _| false, |_| None).waiting;
         assert_eq!(held.remove_larger(1), 2);
         assert_eq!(held.messages(), 1);
     }
@@ -408,7 +404,7 @@ mod tests {
     #[test]
     fn what_waits_goes_back_to_whom_it_is_known_to_be_from() {
         let owner = |end| (end > 12 && end < 41).then_some(SessionId(7));
-        let settled = settle([STREAM.to_vec()], 0, 0, false, b"", owner);
+        let settled = settle([STREAM.to_vec()], 0, 0, false, |_, _| false, owner);
         let owned = &settled.owned[&SessionId(7)];
         assert_eq!((owned.messages(), settled.waiting.messages()), (2, 1));
         assert_eq!((settled.messages(), settled.bytes()), (3, 36));

@@ -31,6 +31,36 @@ pub fn publish(out: &mut Vec<u8>, subject: &[u8], payload: &[u8]) {
     publish_to(out, subject, None, payload);
 }
 
+/// `PUB subject reply #bytes` and the payload, to a broker.
+pub fn request(out: &mut Vec<u8>, subject: &[u8], reply: &[u8], payload: &[u8]) {
+    publish_to(out, subject, Some(reply), payload);
+}
+
+/// The same with a block of headers, where there is one: `HPUB subject reply #headers #bytes`.
+pub fn request_with(
+    out: &mut Vec<u8>,
+    subject: &[u8],
+    reply: &[u8],
+    headers: &[u8],
+    payload: &[u8],
+) {
+    if headers.is_empty() {
+        return request(out, subject, reply, payload);
+    }
+    out.extend_from_slice(b"HPUB ");
+    out.extend_from_slice(subject);
+    out.push(b' ');
+    out.extend_from_slice(reply);
+    out.push(b' ');
+    decimal(out, headers.len() as u64);
+    out.push(b' ');
+    decimal(out, (headers.len() + payload.len()) as u64);
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(headers);
+    out.extend_from_slice(payload);
+    out.extend_from_slice(b"\r\n");
+}
+
 fn publish_to(out: &mut Vec<u8>, subject: &[u8], reply: Option<&[u8]>, payload: &[u8]) {
     out.extend_from_slice(b"PUB ");
     out.extend_from_slice(subject);

@@ -14,6 +14,7 @@
 //! | [`jwt`] | what a user JWT says |
 //! | [`encode`] | operations as bytes |
 //! | [`error_text`] | what a broker's `-ERR` is about |
+//! | [`pull`] | requests of JetStream's pull consumers, and their statuses |
 //! | [`subject`] | validity and matching of subjects |
 
 pub mod announcement;
@@ -22,6 +23,7 @@ pub mod connect;
 pub mod encode;
 pub mod error_text;
 pub mod info;
+pub mod pull;
 pub mod server;
 pub mod subject;
 

@@ -97,6 +97,10 @@ counters! {
     gapless_moves,
     /// Such moves that ended early, for the memory that they took.
     moves_cut_short,
+    /// Requests of JetStream consumers that natsmux asked again behind a failover (R44).
+    pulls_resumed,
+    /// Such requests of which the old one may have lived on.
+    pulls_repeated,
     /// Messages that were byte-identical to another one while both links were subscribed.
     moves_ambiguous,
     /// Faults of components against the protocol.

@@ -70,6 +70,8 @@ pub struct Observed {
     pub failovers: Histogram,
     /// From a trunk's dead link until it was live on the next one.
     pub replays: Histogram,
+    /// From a dead link until a consumer's open request was asked again on the next one (R44).
+    pub pulls: Histogram,
     /// Failovers of the bus, by cause.
     pub failover_causes: Tally,
     /// Dials of trunks that failed, by cause.

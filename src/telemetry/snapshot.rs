@@ -77,6 +77,8 @@ pub struct BusSnapshot {
     pub waiting: u64,
     /// Bytes of publishes that natsmux holds.
     pub buffered_bytes: u64,
+    /// Subscriptions with open requests of JetStream consumers (R44).
+    pub pulls_open: u64,
     /// The broker that publishes go to.
     pub current: Option<String>,
     /// In the order in which this host tries them.

@@ -13,4 +13,4 @@ pub mod trunk;
 pub use brokers::liveness::TrunkId;
 pub use brokers::roster::{BrokerId, Roster, SteeringError};
 pub use bus::{Budget, Budgets, Bus, Settings, Turn};
-pub use trunk::{CloseReason, Trunk};
+pub use trunk::{CloseReason, Trunk, may_be_pull};

@@ -3,7 +3,7 @@
 use super::{Session, Upstream};
 use crate::proto::client::{self, ClientFault, ClientLimits, ClientOp, Publish, Scan};
 use crate::proto::connect::ConnectInfo;
-use crate::upstream::{Bus, CloseReason, Turn};
+use crate::upstream::{Bus, CloseReason, Turn, may_be_pull};
 
 /// The next step for the bytes behind those that were handled.
 pub(super) enum Then {
@@ -42,8 +42,12 @@ impl Session {
                 run.messages += 1;
                 run.payload_bytes += publish.size;
                 run.has_request |= publish.reply.is_some();
-                if run.is_full(used, cx.bus) {
+                let is_pull = may_be_pull(publish);
+                if is_pull || run.is_full(used, cx.bus) {
                     run.flush(bytes, used, upstream, cx);
+                }
+                if is_pull {
+                    upstream.trunk.note_pull(upstream.id, publish, cx);
                 }
                 continue;
             }
@@ -171,6 +175,7 @@ impl Session {
             upstream.trunk.note_request(upstream.id, cx.bus);
         }
         upstream.trunk.publish(upstream.id, &frame, 1, cx);
+        upstream.trunk.note_pull(upstream.id, publish, cx);
     }
 }
 

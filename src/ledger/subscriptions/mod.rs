@@ -311,6 +311,29 @@ impl Subscriptions {
             .map(Subscription::sid)
     }
 
+    /// The plain subscription of a session alone that gets what comes to `reply`; `last` is the one
+    /// that did last.
+    pub fn find_reply(
+        &self,
+        session: SessionId,
+        reply: &[u8],
+        last: Option<UpstreamSid>,
+    ) -> Option<UpstreamSid> {
+        let is_it = |one: &Subscription| {
+            let is_alone = one.session == session && one.group == NO_GROUP;
+            let is_plain = one.queue_group().is_none();
+            is_alone && is_plain && subject::matches(one.subject(), reply)
+        };
+        let known = |upstream: &UpstreamSid| {
+            self.is_current(*upstream) && self.live(upstream.slot).is_some_and(is_it)
+        };
+        last.filter(known).or_else(|| {
+            let mut own = entries(&self.by_sid, session);
+            let found = own.find(|(_, slot)| self.live(**slot).is_some_and(is_it));
+            found.map(|(_, slot)| self.places.upstream(*slot))
+        })
+    }
+
     /// Returns every interest that brokers must know, by its name upstream.
     pub fn iter(&self) -> impl Iterator<Item = (UpstreamSid, Interest<'_>)> {
         self.places.iter().filter_map(|(slot, place)| {

@@ -21,6 +21,12 @@ impl Subscriptions {
         self.unproven = sent.into_iter().map(|sid| (covered_by, sid)).collect();
     }
 
+    /// A SUB that a replay left out was sent, and the PING with the number `covered_by` will prove
+    /// it.
+    pub fn expect(&mut self, upstream: UpstreamSid, covered_by: u64) {
+        self.unproven.push_back((covered_by, upstream));
+    }
+
     /// Removes a subscription that a broker refused, and says whose it was. Of several equal ones
     /// of a session, that is the newest.
     pub fn reject(&mut self, subject: &[u8], queue_group: Option<&[u8]>) -> Option<Rejected> {

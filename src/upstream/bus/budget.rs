@@ -3,6 +3,9 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+/// Bytes for open requests of JetStream consumers: some 100,000.
+const PULLS: usize = 64 * 1024 * 1024;
+
 /// The daemon's buffers, shared by its buses.
 #[derive(Clone, Debug)]
 pub struct Budgets {
@@ -12,6 +15,8 @@ pub struct Budgets {
     pub input: Rc<Budget>,
     /// Output that components have not taken yet (R25).
     pub pending: Rc<Budget>,
+    /// Open requests of JetStream consumers (R44).
+    pub pulls: Rc<Budget>,
 }
 
 impl Budgets {
@@ -22,6 +27,7 @@ impl Budgets {
             held: budget(held),
             input: budget(input),
             pending: budget(pending),
+            pulls: budget(PULLS),
         }
     }
 }

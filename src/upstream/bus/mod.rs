@@ -16,6 +16,7 @@ pub mod lags;
 mod move_queue;
 mod outage;
 mod pause;
+mod questions;
 pub(crate) mod room;
 mod settings;
 mod tracked;
@@ -53,6 +54,7 @@ use lags::Lags;
 pub(super) use move_queue::MovePlace;
 use move_queue::MoveQueue;
 use outage::Outage;
+pub(super) use questions::QuestionPlace;
 use room::{RoomPlace, RoomQueue};
 use tracked::Tracked;
 
@@ -101,6 +103,8 @@ struct Trunks {
     carriers: Carriers,
     dial_queue: DialQueue,
     moves: MoveQueue,
+    /// Each question that is under way has a clone.
+    questions: Rc<()>,
     rooms: RoomQueue,
     /// They are to look again.
     woken: Vec<TrunkId>,

@@ -21,6 +21,8 @@ pub struct Settings {
     pub timings: Timings,
     /// Bounds.
     pub limits: BusLimits,
+    /// Whether open requests of JetStream consumers are asked again behind a failover (R44).
+    pub resume_pulls: bool,
     /// How the brokers know each other.
     pub topology: Topology,
     /// Delivery of publishes that were written and not proven.
@@ -63,6 +65,7 @@ impl Settings {
         Self {
             timings: bus.timings,
             limits: bus.limits,
+            resume_pulls: bus.resume_pulls,
             topology: bus.topology,
             delivery: bus.delivery,
             outage_publishes: bus.outage_publishes,

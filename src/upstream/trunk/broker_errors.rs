@@ -29,6 +29,9 @@ impl Trunk {
         if self.route.is_independent() && self.is_about_presence(id, text, cx) {
             return;
         }
+        if self.pulls.is_some() && self.is_about_question(id, text, cx) {
+            return;
+        }
         let error = classify(text);
         if self.is_in_plain_text(id, cx.bus) && !matches!(error, BrokerError::Full { .. }) {
             return self.handle_plain_error(id, &error, text, cx);

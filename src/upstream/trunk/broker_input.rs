@@ -117,7 +117,9 @@ impl Trunk {
             return;
         }
         let Some(upstream) = UpstreamSid::parse(msg.sid) else {
-            cx.bus.counters_mut().unknown_sid_msgs += 1;
+            if !self.hear_about_pull(id, msg, cx) {
+                cx.bus.counters_mut().unknown_sid_msgs += 1;
+            }
             return;
         };
         let status = if msg.header_len == msg.size && msg.headers {
@@ -127,7 +129,12 @@ impl Trunk {
         };
         let counts = status == Status::Application;
         match status {
-            Status::Answers(session) => return self.deliver_status(session, msg, cx.bus),
+            Status::Answers(session) => {
+                if self.pulls.is_none() || self.heed_pull(id, upstream, msg, cx) {
+                    self.deliver_status(session, msg, cx.bus);
+                }
+                return;
+            }
             Status::Own if self.is_shared() => return,
             Status::Own | Status::Application => {}
         }
@@ -159,6 +166,9 @@ impl Trunk {
             && self.subscriptions.is_over(upstream)
         {
             cx.bus.counters_mut().over_max_msgs += 1;
+            return;
+        }
+        if self.pulls.is_some() && !self.heed_pull(id, upstream, msg, cx) {
             return;
         }
         let is_large = msg.after_sid.len() >= SHARED_LEAST;

@@ -246,6 +246,9 @@ pub(super) struct Link {
     pub(super) longest_line: Option<usize>,
     /// The first PING that covers its last request.
     pub(super) requested_by: u64,
+    /// The offsets of the output behind what natsmux itself publishes about consumers (R44), while
+    /// it isn't proven.
+    pub(super) own_publishes: Queue<u64>,
     /// Whether the next publishes are fenced at once.
     pub(super) fences_next: bool,
     /// Whether its broker names the subject of a request that nobody answers: since 2.12.
@@ -354,6 +357,7 @@ impl Link {
             too_large: false,
             longest_line: None,
             requested_by: 0,
+            own_publishes: Queue::default(),
             fences_next: false,
             names_subject: false,
             progressed_at: None,
@@ -375,6 +379,12 @@ impl Link {
     pub(super) fn received(&self, upstream: UpstreamSid) -> u64 {
         let independent = self.independent.as_ref();
         independent.map_or(0, |independent| independent.received.of(upstream))
+    }
+
+    /// What was just appended is natsmux's own, and nobody waits for it.
+    pub(super) fn note_own_publish(&mut self) {
+        self.own_publishes.push_back(self.out.end());
+        self.note_owner(None);
     }
 
     /// How far it has come, for those that share a subscription (R23).
@@ -451,6 +461,13 @@ impl Link {
         self.progressed_at = Some(now);
         self.proven_at = Some(ping.at);
         self.proven_offset = ping.offset;
+        while self
+            .own_publishes
+            .front()
+            .is_some_and(|end| *end <= ping.offset)
+        {
+            self.own_publishes.pop_front();
+        }
         if let Some(owners) = &mut self.owners {
             owners.prove(ping.seq, ping.offset);
         }

@@ -163,6 +163,7 @@ impl Trunk {
         if !self.route.must_move() {
             self.route.moving = None;
         }
+        self.lose_pulls(&link, failure == Failure::Silent, cx);
         let last_read = link.last_read_at;
         let greedy = self.find_greedy(failure, cx.now);
         let (settled, in_doubt) = self.settle(link, cx.bus);
@@ -221,7 +222,15 @@ impl Trunk {
         let (start, written) = (unproven.start, unproven.written);
         let owners = link.owners.take();
         let owner = |end: usize| owners.as_ref()?.of(unproven.base + end as u64);
-        let mut settled = settle(unproven.chunks, start, written, repeat, own, owner);
+        let own_publishes = std::mem::take(&mut link.own_publishes);
+        let is_own = |end: usize, subject: &[u8]| {
+            let is_presence = !own.is_empty() && subject.starts_with(own);
+            is_presence
+                || own_publishes
+                    .iter()
+                    .any(|own| *own == unproven.base + end as u64)
+        };
+        let mut settled = settle(unproven.chunks, start, written, repeat, is_own, owner);
         let larger = link
             .too_large
             .then(|| settled.remove_larger(link.max_payload));

@@ -390,13 +390,19 @@ impl Trunk {
         let is_first = !self.links.any_attached();
         if is_first {
             self.subscriptions.rebase();
+            self.withhold_pulls(cx.now);
         }
         self.links[id].told_from = self.links.next_ping() - 1;
         let (mut count, mut operations) = (0, 0);
         let (mut covered_by, mut unfenced) = (self.links.next_ping(), 0);
         let overlap = self.overlap.as_deref();
         let is_move = overlap.is_some_and(|overlap| overlap.new == id);
+        let pulls = self.pulls.as_deref().filter(|_| is_first);
         for (upstream, interest) in self.subscriptions.iter() {
+            if pulls.is_some_and(|pulls| pulls.withholds(upstream)) {
+                // Once the brokers have looked for it (R44).
+                continue;
+            }
             let sid = upstream.text();
             let (subject, group) = (interest.subject, interest.queue_group);
             encode::sub(&mut self.scratch, subject, group, sid.as_bytes());
@@ -516,6 +522,7 @@ impl Trunk {
         }
         self.make_ready();
         self.verify_all();
+        self.ask_about_pulls(id, cx);
         let held = self.resume(id, cx);
         if lost.is_some_and(|lost| !lost.cause.is_own()) {
             cx.bus.note_attached(broker, replayed, held, cx.now);

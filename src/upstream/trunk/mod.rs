@@ -16,7 +16,7 @@
 //! link from dial to live, `broker_input` what brokers send, `link_end` the end of links,
 //! `planned_move` how one link takes over from another, `route` and `target` which brokers there are
 //! links to, `sharing` what is where sessions share the trunk, `attribution` whose an error is then,
-//! `timers` the clock. Every method takes the [`Bus`] that the trunk belongs to.
+//! `pulls` how JetStream consumers go on behind a failover, `timers` the clock. Every method takes the [`Bus`] that the trunk belongs to.
 
 mod action;
 mod allowance;
@@ -42,6 +42,7 @@ mod monitoring;
 mod no_responders;
 mod presence;
 mod pressure;
+mod pulls;
 mod room;
 mod route;
 mod session_input;
@@ -77,6 +78,8 @@ use crate::upstream::bus::Bus;
 use links::Links;
 use overlap::Overlap;
 use pressure::Intake;
+use pulls::Pulls;
+pub use pulls::may_be_pull;
 use relay::Relay;
 use route::Route;
 use sessions::Sessions;
@@ -121,6 +124,8 @@ pub struct Trunk {
     route: Route,
     /// A planned move, while two links have the ledger and for a while behind that (R41).
     overlap: Option<Box<Overlap>>,
+    /// Open requests of JetStream consumers, once there was one (R44).
+    pulls: Option<Box<Pulls>>,
     /// When a SUB was last sent.
     subscribed_at: Option<Instant>,
     /// When links move to renewed credentials (R38).
@@ -161,6 +166,7 @@ impl Trunk {
             links: Links::new(),
             route: Route::default(),
             overlap: None,
+            pulls: None,
             subscribed_at: None,
             renew_at: None,
             vouched: None,

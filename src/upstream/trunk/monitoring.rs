@@ -37,6 +37,8 @@ pub struct Gauges {
     pub held_bytes: u64,
     /// Bytes in buffers, either way.
     pub buffered_bytes: u64,
+    /// Subscriptions with open requests of JetStream consumers (R44).
+    pub pulls: u64,
 }
 
 impl Trunk {
@@ -72,6 +74,7 @@ impl Trunk {
             subscriptions: self.subscriptions.len() as u64,
             waiting: messages + unsettled,
             held_bytes: bytes as u64,
+            pulls: self.pulls.as_ref().map_or(0, |pulls| pulls.len() as u64),
             buffered_bytes: (bytes + outboxes.chain(links).sum::<usize>()) as u64,
         }
     }

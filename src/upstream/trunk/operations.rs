@@ -164,6 +164,7 @@ impl Trunk {
         max: Option<u64>,
         cx: &mut Turn<'_>,
     ) {
+        self.subscribe_all_withheld(session, cx.now);
         let covered_by = self.links.next_ping();
         let ended = self
             .subscriptions
@@ -293,6 +294,7 @@ impl Trunk {
     }
 
     pub(super) fn retire_subscriptions(&mut self, session: SessionId, now: Instant) {
+        self.subscribe_all_withheld(session, now);
         let covered_by = self.links.next_ping();
         let ended = self.subscriptions.retire_session(session, covered_by);
         let all = ended.unsubscribe.iter().chain(&ended.left);

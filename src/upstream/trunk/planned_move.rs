@@ -79,6 +79,7 @@ impl Trunk {
     /// publishes on.
     pub(super) fn holds_publishes(&self, bus: &Bus) -> bool {
         bus.is_paused()
+            || self.pulls.as_deref().is_some_and(|pulls| pulls.is_asking())
             || self.overlap.as_deref().is_some_and(|overlap| {
                 let may_echo = !self.connect.echo && overlap.holds_subscriptions();
                 may_echo || overlap.holds_publishes()

@@ -140,6 +140,9 @@ impl Trunk {
                     self.links.fence(id, cx);
                 }
             }
+            if let Some(pulls) = &mut self.pulls {
+                pulls.note_sent(session, id, self.links[id].out.end());
+            }
         }
         sent
     }

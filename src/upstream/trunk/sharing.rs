@@ -210,6 +210,7 @@ impl Trunk {
 
     /// Ends a session's subscriptions here, and has it wait until the broker has answered.
     pub(super) fn depart(&mut self, session: SessionId, why: Leaving, cx: &mut Turn<'_>) {
+        self.subscribe_all_withheld(session, cx.now);
         let covered_by = self.links.next_ping();
         let unsubscribe = self.subscriptions.depart(session, covered_by);
         self.send_unsubs(&unsubscribe, cx.now);
@@ -377,6 +378,9 @@ impl Trunk {
     /// A session is not here any more, and its number may soon be another's.
     pub(super) fn forget_session(&mut self, session: SessionId) {
         self.subscriptions.mute_session(session);
+        if let Some(pulls) = &mut self.pulls {
+            pulls.forget_session(session);
+        }
         for link in self.links.iter_mut() {
             link.pings.disown(session);
             if let Some(owners) = &mut link.owners {

@@ -57,6 +57,7 @@ impl Trunk {
         due.note(self.refusal_due(bus));
         due.note(self.renew_at);
         due.note(self.overlap_due());
+        due.note(self.pulls_due());
         due.note(self.sessions.due());
         due.note(self.target_due(bus));
         due.note(self.idle_until(bus));
@@ -113,6 +114,7 @@ impl Trunk {
         }
         self.renew_where_due(cx);
         self.go_on_overlapping(cx);
+        self.handle_pull_timeouts(cx);
         self.handle_target_timeout(cx);
         self.check_refused(cx);
         if self.idle_until(cx.bus).is_some_and(|until| until <= cx.now) {

@@ -166,6 +166,7 @@ impl Trunk {
             return;
         }
         self.forget_overlap(cx.bus);
+        self.pulls = None;
         for link in self.links.remove_all() {
             if link.dialing {
                 cx.bus.dial_ended(link.broker);

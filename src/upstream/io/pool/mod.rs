@@ -412,6 +412,7 @@ impl Pool {
                 waiting: sum.waiting + one.waiting,
                 held_bytes: sum.held_bytes + one.held_bytes,
                 buffered_bytes: sum.buffered_bytes + one.buffered_bytes,
+                pulls: sum.pulls + one.pulls,
             }
         });
         (trunks.len() as u64, sum)

@@ -1,5 +1,7 @@
 //! JetStream over kills and freezes of a broker of three: what it promises, it keeps.
 
+mod pulls;
+
 use std::env;
 use std::io::{self, Write};
 use std::thread;

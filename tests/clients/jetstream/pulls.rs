@@ -1,0 +1,213 @@
+//! Pull requests that are open when the broker of their component dies (R44).
+
+use std::io::{self, Write};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{BROKERS, CAUGHT_UP, api, start, wait_caught_up};
+use crate::support::{Cluster, Natsmux, RawClient, Version, wait_for};
+
+/// A message that a consumer waits for comes within this behind a broker's death.
+const SOON: Duration = Duration::from_millis(500);
+/// A broker that is frozen is noticed first.
+const SOON_BEHIND_A_FREEZE: Duration = Duration::from_millis(3_500);
+const ROUNDS: u32 = 3;
+
+/// A stream and a durable consumer on all brokers, and a component that can ask about them.
+struct Scene {
+    cluster: Cluster,
+    natsmux: Natsmux,
+    client: RawClient,
+}
+
+impl Scene {
+    fn new(version: Version) -> Self {
+        let (cluster, natsmux) = start(version);
+        let mut client = natsmux.client();
+        let stream = json!({ "name": "S", "subjects": ["s"], "num_replicas": BROKERS });
+        wait_for("a stream", CAUGHT_UP, || {
+            let made = api(&mut client, "$JS.API.STREAM.CREATE.S", &stream);
+            made["config"].is_object().then_some(())
+        });
+        let config = json!({ "durable_name": "C", "ack_policy": "explicit" });
+        let consumer = json!({ "stream_name": "S", "config": config });
+        let create = "$JS.API.CONSUMER.DURABLE.CREATE.S.C";
+        let made = api(&mut client, create, &consumer);
+        assert_eq!(made["name"], "C", "{made}");
+        Self {
+            cluster,
+            natsmux,
+            client,
+        }
+    }
+
+    fn info(&mut self) -> Value {
+        api(&mut self.client, "$JS.API.CONSUMER.INFO.S.C", &json!({}))
+    }
+
+    /// Waits until the leader, which answers before it has taken a request, says that one waits, and
+    /// makes sure that it isn't one of two.
+    fn assert_one_waits(&mut self, when: &str) {
+        let what = format!("one request to wait {when}");
+        wait_for(&what, SOON, || {
+            (self.info()["num_waiting"] == 1).then_some(())
+        });
+        thread::sleep(Duration::from_millis(50));
+        let info = self.info();
+        assert_eq!(info["num_waiting"], 1, "{when}: {info}");
+    }
+
+    /// Moves natsmux to a broker that leads neither stream nor consumer, and returns it.
+    fn leave_leaders(&mut self) -> usize {
+        let stream = api(&mut self.client, "$JS.API.STREAM.INFO.S", &json!({}));
+        let leaders = [
+            self.info()["cluster"]["leader"].clone(),
+            stream["cluster"]["leader"].clone(),
+        ];
+        let meta = self.cluster.brokers()[0].monitoring("/jsz").expect("jsz");
+        let meta = &meta["meta_cluster"]["leader"];
+        let is_free = |name: &str| !leaders.contains(&name.into()) && *meta != name;
+        let brokers = self.cluster.brokers().iter();
+        let free = brokers.clone().position(|broker| is_free(broker.name()));
+        let is_apart = |name: &str| !leaders.contains(&name.into());
+        let apart = || brokers.clone().position(|broker| is_apart(broker.name()));
+        let index = free.or_else(apart).expect("a broker that leads nothing");
+        let addr = self.cluster.brokers()[index].address();
+        if self.natsmux.current_broker().as_deref() != Some(&addr) {
+            let (status, said) = self.natsmux.order(&["move", "default", "--to", &addr]);
+            assert!(status.success(), "{said}");
+        }
+        index
+    }
+
+    fn pull(&mut self, batch: u32) {
+        let expires = 60_000_000_000_u64;
+        let pull =
+            json!({ "batch": batch, "expires": expires, "idle_heartbeat": 30_000_000_000_u64 });
+        let pull = pull.to_string();
+        self.client.send(format!(
+            "PUB $JS.API.CONSUMER.MSG.NEXT.S.C _INBOX.pull {}\r\n{pull}\r\n",
+            pull.len()
+        ));
+    }
+
+    /// Publishes, and returns how long the message took to come to the pull.
+    fn receive(&mut self, body: &str) -> Duration {
+        let began = Instant::now();
+        self.client
+            .send(format!("PUB s {}\r\n{body}\r\n", body.len()));
+        assert_eq!(self.client.message(), body.as_bytes());
+        began.elapsed()
+    }
+}
+
+fn a_pull_goes_on_behind_kills(version: Version) {
+    let mut scene = Scene::new(version);
+    scene.client.send("SUB _INBOX.pull pull\r\n");
+    scene.pull(100);
+    scene.client.flush();
+    let mut longest = Duration::ZERO;
+    for round in 1..=ROUNDS {
+        let victim = scene.leave_leaders();
+        scene.receive(&format!("before {round}"));
+        scene.cluster.broker(victim).kill();
+        let took = scene.receive(&format!("behind {round}"));
+        longest = longest.max(took);
+        scene.assert_one_waits(&format!("behind kill {round}"));
+        scene.cluster.restart(victim);
+        wait_caught_up(&scene.cluster);
+    }
+    let resumed = scene.natsmux.counter("pulls_resumed");
+    let _ = writeln!(
+        io::stdout(),
+        "pulls: {version:?}, {ROUNDS} kills, {resumed} asked again, longest {longest:?}"
+    );
+    assert!(longest < SOON, "{longest:?}");
+    assert_eq!(resumed, u64::from(ROUNDS));
+    assert_eq!(scene.natsmux.varz()["buses"][0]["pulls_open"], 1);
+}
+
+#[test]
+fn a_pull_goes_on_behind_kills_at_2_15() {
+    a_pull_goes_on_behind_kills(Version::V215);
+}
+
+#[test]
+fn a_pull_goes_on_behind_kills_at_2_9() {
+    a_pull_goes_on_behind_kills(Version::V29);
+}
+
+/// Publishes to the stream at a broker, every 20 ms, as often as there are numbers.
+fn publish_at(address: &str, numbers: std::ops::Range<u32>) -> thread::JoinHandle<()> {
+    let mut publisher = RawClient::ready(address);
+    thread::spawn(move || {
+        for number in numbers {
+            let body = number.to_string();
+            publisher.send(format!("PUB s {}\r\n{body}\r\n", body.len()));
+            thread::sleep(Duration::from_millis(20));
+        }
+    })
+}
+
+/// What goes to the frozen broker meanwhile comes again behind `ack_wait`, and uses up the pull.
+#[test]
+fn a_pull_goes_on_behind_a_freeze() {
+    const MESSAGES: u32 = 300;
+    let mut scene = Scene::new(Version::V215);
+    scene.client.send("SUB _INBOX.pull pull\r\n");
+    scene.pull(10_000);
+    scene.client.flush();
+    let mut longest = Duration::ZERO;
+    for round in 0..2 {
+        let victim = scene.leave_leaders();
+        let other = scene.cluster.brokers()[(victim + 1) % BROKERS].address();
+        let numbers = round * MESSAGES..(round + 1) * MESSAGES;
+        let publisher = publish_at(&other, numbers.clone());
+        let (mut last, mut frozen) = (Instant::now(), false);
+        loop {
+            let number: u32 = text(&scene.client.message()).parse().expect("a number");
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+            if !frozen && number >= numbers.start + 20 {
+                frozen = true;
+                scene.cluster.broker(victim).freeze();
+            }
+            if number + 1 == numbers.end {
+                break;
+            }
+        }
+        publisher.join().expect("a publisher");
+        scene.cluster.broker(victim).thaw();
+        wait_caught_up(&scene.cluster);
+    }
+    let _ = writeln!(io::stdout(), "pulls: 2 freezes, longest {longest:?}");
+    assert!(longest < SOON_BEHIND_A_FREEZE, "{longest:?}");
+}
+
+fn text(bytes: &[u8]) -> &str {
+    str::from_utf8(bytes).expect("text")
+}
+
+/// A worker that takes one message at a time is never given two.
+#[test]
+fn a_quiet_worker_has_one_request_waiting_behind_a_kill() {
+    let mut scene = Scene::new(Version::V215);
+    scene.client.send("SUB _INBOX.pull pull\r\n");
+    scene.pull(1);
+    scene.client.flush();
+    for round in 1..=ROUNDS {
+        let victim = scene.leave_leaders();
+        scene.cluster.broker(victim).kill();
+        scene.client.flush();
+        scene.assert_one_waits(&format!("behind kill {round}"));
+        scene.cluster.restart(victim);
+        wait_caught_up(&scene.cluster);
+    }
+    scene.receive("one");
+    scene.client.send("PUB s 3\r\ntwo\r\n");
+    scene.client.expect_silence(Duration::from_millis(300));
+    scene.pull(1);
+    assert_eq!(scene.client.message(), b"two");
+}
