@@ -14,6 +14,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use crate::rust_client;
@@ -36,16 +38,9 @@ impl Kind {
     pub(crate) const ALL: [Self; 4] = [Self::Python, Self::Node, Self::C, Self::Rust];
 
     fn command(self) -> Command {
-        let tools = target_dir().join("tools");
         match self {
             Self::Python => python("python/client.py"),
-            Self::Node => {
-                let modules = needed(tools.join("npm/node_modules"));
-                let mut command = Command::new("node");
-                command.arg(source("node/client.cjs"));
-                command.env("NODE_PATH", modules);
-                command
-            }
+            Self::Node => node("node/client.cjs"),
             Self::C => Command::new(c_program(&source("c"))),
             Self::Rust => unreachable!("the Rust client is a thread"),
         }
@@ -57,6 +52,14 @@ fn source(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/clients")
         .join(path)
+}
+
+fn node(program: &str) -> Command {
+    let modules = needed(target_dir().join("tools/npm/node_modules"));
+    let mut command = Command::new("node");
+    command.arg(source(program));
+    command.env("NODE_PATH", modules);
+    command
 }
 
 fn python(program: &str) -> Command {
@@ -124,6 +127,7 @@ enum Worker {
     },
     Thread {
         stop: Option<oneshot::Sender<()>>,
+        lines: Option<UnboundedSender<&'static str>>,
         handle: Option<JoinHandle<bool>>,
     },
 }
@@ -168,6 +172,60 @@ impl Client {
         }
     }
 
+    /// The pull consumers of `pulls`, in each library that has some.
+    pub(crate) fn pulls(kind: Kind, url: &str, name: &str, again: bool) -> Self {
+        let (sender, events) = mpsc::channel();
+        let worker = match kind {
+            Kind::Python => spawn(
+                pulls_of(python("python/pulls.py"), url, name, again),
+                sender,
+            ),
+            Kind::Node => spawn(pulls_of(node("node/pulls.cjs"), url, name, again), sender),
+            Kind::Rust => {
+                let (url, name) = (url.to_owned(), name.to_owned());
+                let (lines, said) = unbounded_channel();
+                let pulls =
+                    async move |events| rust_client::pulls(&url, &name, again, said, events).await;
+                let handle = thread::spawn(move || runtime().block_on(pulls(sender)));
+                Worker::Thread {
+                    stop: None,
+                    lines: Some(lines),
+                    handle: Some(handle),
+                }
+            }
+            Kind::C => unreachable!("the C client has no pulls"),
+        };
+        Self {
+            kind,
+            events,
+            worker,
+            published: 0,
+            received: 0,
+        }
+    }
+
+    /// Says a line to a client that listens for some.
+    pub(crate) fn say(&mut self, line: &'static str) {
+        match &mut self.worker {
+            Worker::Program { stdin, .. } => {
+                let stdin = stdin.as_mut().expect("it is not told to stop");
+                writeln!(stdin, "{line}").expect("the client listens");
+            }
+            Worker::Thread { lines, .. } => {
+                let lines = lines.as_ref().expect("it listens");
+                lines.send(line).expect("the client listens");
+            }
+        }
+    }
+
+    /// The next event of this name: progress is passed over.
+    pub(crate) fn await_event(&mut self, name: &str) -> Value {
+        let what = format!("`{name}` of {:?}", self.kind);
+        wait_for(&what, PATIENCE, || {
+            self.events.try_iter().find(|event| event["event"] == name)
+        })
+    }
+
     /// Takes in the progress that was reported so far.
     pub(crate) fn refresh(&mut self) {
         while let Ok(event) = self.events.try_recv() {
@@ -191,7 +249,7 @@ impl Client {
                     let _ = stdin.write_all(b"stop\n");
                 }
             }
-            Worker::Thread { stop, .. } => drop(stop.take()),
+            Worker::Thread { stop, lines, .. } => drop((stop.take(), lines.take())),
         }
     }
 
@@ -259,11 +317,7 @@ fn start_thread(url: &str, prefix: &str, mode: Mode, events: Sender<Value>) -> W
     let (stop, stopped) = oneshot::channel();
     let (url, prefix) = (url.to_owned(), prefix.to_owned());
     let handle = thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        runtime.block_on(async {
+        runtime().block_on(async {
             match mode {
                 Mode::Basic => rust_client::basic(&url, &prefix, events).await,
                 Mode::Refused => rust_client::refused(&url, events).await,
@@ -276,6 +330,19 @@ fn start_thread(url: &str, prefix: &str, mode: Mode, events: Sender<Value>) -> W
     });
     Worker::Thread {
         stop: Some(stop),
+        lines: None,
         handle: Some(handle),
     }
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+fn pulls_of(mut command: Command, url: &str, name: &str, again: bool) -> Command {
+    command.args([url, name]).args(again.then_some("again"));
+    command
 }

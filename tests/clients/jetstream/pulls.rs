@@ -1,12 +1,16 @@
 //! Pull requests that are open when the broker of their component dies (R44).
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use std::{env, fmt, thread};
 
 use serde_json::{Value, json};
 
-use super::{BROKERS, CAUGHT_UP, api, start, wait_caught_up};
+use super::{BROKERS, CAUGHT_UP, FLOWS_WITHIN, api, start, wait_caught_up};
+use crate::client::{Client, Kind};
 use crate::support::{Cluster, Natsmux, RawClient, Version, wait_for};
 
 /// A message that a consumer waits for comes within this behind a broker's death.
@@ -14,6 +18,8 @@ const SOON: Duration = Duration::from_millis(500);
 /// A broker that is frozen is noticed first.
 const SOON_BEHIND_A_FREEZE: Duration = Duration::from_millis(3_500);
 const ROUNDS: u32 = 3;
+/// How long consumers are looked at behind a fault.
+const SEEN_FOR: Duration = Duration::from_secs(8);
 
 /// A stream and a durable consumer on all brokers, and a component that can ask about them.
 struct Scene {
@@ -80,6 +86,37 @@ impl Scene {
             assert!(status.success(), "{said}");
         }
         index
+    }
+
+    /// The broker that natsmux is connected to.
+    fn in_use(&self) -> usize {
+        let current = self.natsmux.current_broker().expect("a broker in use");
+        self.cluster.index_of(&current).expect("one of the cluster")
+    }
+
+    /// Has the stream and all its consumers led by other brokers than this one.
+    fn lead_elsewhere(&mut self, index: usize) {
+        let broker = &self.cluster.brokers()[index];
+        let name = Value::from(broker.name());
+        let led = |thing: &Value| thing["cluster"]["leader"] == name;
+        wait_for("leaders elsewhere", CAUGHT_UP, || {
+            let jsz = broker.monitoring("/jsz?accounts=true&streams=true&consumers=true")?;
+            let stream = &jsz["account_details"][0]["stream_detail"][0];
+            let consumers = stream["consumer_detail"].as_array()?;
+            let here = consumers.iter().filter(|consumer| led(consumer));
+            let here = here.filter_map(|consumer| consumer["name"].as_str());
+            let mut step_down: Vec<_> = here
+                .map(|name| format!("CONSUMER.LEADER.STEPDOWN.S.{name}"))
+                .collect();
+            step_down.extend(led(stream).then(|| "STREAM.LEADER.STEPDOWN.S".to_owned()));
+            for what in &step_down {
+                self.client
+                    .send(format!("PUB $JS.API.{what} _INBOX.void 0\r\n\r\n"));
+            }
+            // The new ones have told the others by then.
+            thread::sleep(Duration::from_millis(200));
+            step_down.is_empty().then_some(())
+        });
     }
 
     fn pull(&mut self, batch: u32) {
@@ -210,4 +247,169 @@ fn a_quiet_worker_has_one_request_waiting_behind_a_kill() {
     scene.client.expect_silence(Duration::from_millis(300));
     scene.pull(1);
     assert_eq!(scene.client.message(), b"two");
+}
+
+/// Messages a second while brokers are killed under libraries.
+const RATE: u32 = 200;
+/// Libraries that have pull consumers.
+const LIBRARIES: [Kind; 3] = [Kind::Python, Kind::Node, Kind::Rust];
+
+/// Publishes to the stream at a broker until it is told to stop.
+struct Publisher {
+    over: Arc<AtomicBool>,
+    handle: Option<thread::JoinHandle<u64>>,
+}
+
+impl Publisher {
+    fn start(address: &str) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let (mut publisher, stop) = (RawClient::ready(address), Arc::clone(&over));
+        let handle = thread::spawn(move || {
+            let (began, mut sent) = (Instant::now(), 0);
+            while !stop.load(Ordering::Relaxed) {
+                publisher.send("PUB s 1\r\nx\r\n");
+                sent += 1;
+                let due = began + Duration::from_secs(1) * u32::try_from(sent).unwrap_or(0) / RATE;
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+            }
+            publisher.half_close();
+            sent
+        });
+        Self {
+            over,
+            handle: Some(handle),
+        }
+    }
+
+    fn stop(mut self) -> u64 {
+        self.over.store(true, Ordering::Relaxed);
+        let handle = self.handle.take().expect("it runs");
+        handle.join().expect("a publisher")
+    }
+}
+
+/// What each consumer of each library missed in silence over one kind of fault, and the worst.
+#[derive(Default)]
+struct Gaps(BTreeMap<String, Vec<f64>>);
+
+impl Gaps {
+    fn note(&mut self, clients: &mut [Client]) {
+        for client in clients {
+            client.say("mark");
+            let gaps = client.await_event("gaps");
+            for (consumer, gap) in gaps.as_object().expect("gaps") {
+                let name = format!("{:?} {consumer}", client.kind);
+                if let Some(gap) = gap.as_f64() {
+                    self.0.entry(name).or_default().push(gap);
+                }
+            }
+        }
+    }
+
+    fn longest(&self) -> f64 {
+        self.0.values().flatten().copied().fold(0.0, f64::max)
+    }
+}
+
+impl fmt::Display for Gaps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut gaps = self.0.iter();
+        gaps.try_for_each(|(consumer, gaps)| writeln!(f, "  {consumer}: {gaps:?} s"))
+    }
+}
+
+/// Kills and then freezes the broker in use under the libraries' consumers, whose leaders are
+/// elsewhere, `direct`ly or behind natsmux.
+fn faults_under_libraries(version: Version, direct: bool, faults: [u32; 2]) -> [Gaps; 2] {
+    let [kills, freezes] = faults;
+    let mut scene = Scene::new(version);
+    let mut victim = scene.in_use();
+    let url = match direct {
+        true => scene.cluster.brokers()[victim].url(),
+        false => scene.natsmux.url(),
+    };
+    let start = |kind: &Kind| Client::pulls(*kind, &url, &format!("{kind:?}"), direct);
+    let mut clients: Vec<_> = LIBRARIES.iter().map(start).collect();
+    let [mut killed, mut frozen] = [Gaps::default(), Gaps::default()];
+    for round in 0..kills + freezes {
+        let publisher =
+            Publisher::start(&scene.cluster.brokers()[(victim + 1) % BROKERS].address());
+        wait_received(&mut clients);
+        scene.lead_elsewhere(victim);
+        Gaps::default().note(&mut clients);
+        thread::sleep(Duration::from_millis(300));
+        let is_kill = round < kills;
+        if is_kill {
+            scene.cluster.broker(victim).kill();
+        } else {
+            scene.cluster.broker(victim).freeze();
+        }
+        thread::sleep(SEEN_FOR);
+        if is_kill { &mut killed } else { &mut frozen }.note(&mut clients);
+        publisher.stop();
+        if is_kill {
+            scene.cluster.restart(victim);
+        } else {
+            scene.cluster.broker(victim).thaw();
+        }
+        wait_caught_up(&scene.cluster);
+        victim = scene.in_use();
+    }
+    let resumed = scene.natsmux.counter("pulls_resumed");
+    let repeated = scene.natsmux.counter("pulls_repeated");
+    let _ = writeln!(
+        io::stdout(),
+        "pulls: {resumed} asked again, {repeated} that may live"
+    );
+    for mut client in clients {
+        client.say("stop");
+        let report = client.await_event("report");
+        let _ = writeln!(io::stdout(), "pulls: {:?} {report}", client.kind);
+        for (consumer, counts) in report["consumers"].as_object().expect("consumers") {
+            assert_eq!(counts["double"], 0, "{consumer}: {report}");
+        }
+        assert!(direct || report["disconnects"] == 0, "{report}");
+    }
+    [killed, frozen]
+}
+
+/// Waits until every consumer gets what is published now.
+fn wait_received(clients: &mut [Client]) {
+    for client in clients {
+        client.refresh();
+        let goal = client.received + 20;
+        let what = format!("consumers of {:?} to have {goal}", client.kind);
+        wait_for(&what, FLOWS_WITHIN, || {
+            client.refresh();
+            (client.received >= goal).then_some(())
+        });
+    }
+}
+
+#[test]
+fn pull_consumers_of_libraries_go_on_behind_kills_and_freezes() {
+    let faults = match env::var("FAILOVER").as_deref() {
+        Ok("full" | "soak") => [10, 5],
+        _ => [2, 1],
+    };
+    let [killed, frozen] = faults_under_libraries(Version::V215, false, faults);
+    let _ = writeln!(
+        io::stdout(),
+        "pulls: {faults:?} kills and freezes\n{killed}{frozen}"
+    );
+    assert!(killed.longest() < SOON.as_secs_f64(), "{killed}");
+    assert!(
+        frozen.longest() < SOON_BEHIND_A_FREEZE.as_secs_f64(),
+        "{frozen}"
+    );
+}
+
+/// What the libraries do by themselves: for the table in `docs/jetstream.md`.
+#[test]
+#[ignore = "a measurement of the libraries alone"]
+fn pull_consumers_of_libraries_at_a_broker() {
+    for _ in 0..3 {
+        let [killed, _] = faults_under_libraries(Version::V215, true, [1, 0]);
+        let _ = writeln!(io::stdout(), "pulls: direct, 1 kill\n{killed}");
+    }
 }

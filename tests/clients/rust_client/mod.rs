@@ -4,6 +4,7 @@
 //! every disconnect is counted, so that one shows.
 
 mod basic;
+mod pulls;
 mod steady;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 pub(crate) use basic::basic;
+pub(crate) use pulls::pulls;
 pub(crate) use steady::steady;
 
 const PATIENCE: Duration = Duration::from_secs(5);
