@@ -18,12 +18,12 @@ use crate::upstream::bus::{Budgets, Charge, Settings};
 const INFO: &[u8] =
     b"INFO {\"server_id\":\"x\",\"version\":\"2.9.10\",\"headers\":true,\"max_payload\":1048576,\"proto\":1}\r\n";
 
-struct Bench {
-    trunk: Trunk,
-    bus: Bus,
-    session: SessionId,
-    link: LinkId,
-    now: Instant,
+pub(super) struct Bench {
+    pub(super) trunk: Trunk,
+    pub(super) bus: Bus,
+    pub(super) session: SessionId,
+    pub(super) link: LinkId,
+    pub(super) now: Instant,
     /// The bytes written to the broker since the last look.
     sent: String,
 }
@@ -71,14 +71,14 @@ impl Bench {
     }
 
     /// Returns a trunk with a live link.
-    fn live(options: &str) -> Self {
+    pub(super) fn live(options: &str) -> Self {
         let mut bench = Self::new(options);
         bench.join();
         bench
     }
 
     /// Notes the link that the trunk dials now.
-    fn take_dial(&mut self) {
+    pub(super) fn take_dial(&mut self) {
         while let Some(action) = self.trunk.poll_action() {
             if let Action::Dial { link, .. } = action {
                 self.link = link;
@@ -87,7 +87,7 @@ impl Bench {
     }
 
     /// Answers the dialled link up to the verdict, and the replay if there is one.
-    fn join(&mut self) {
+    pub(super) fn join(&mut self) {
         self.trunk
             .handle_connected(self.link, &mut Turn::new(self.now, &mut self.bus));
         self.broker(INFO);
@@ -112,13 +112,13 @@ impl Bench {
     }
 
     /// The broker has read all that was for it, and says this.
-    fn broker(&mut self, bytes: &[u8]) {
+    pub(super) fn broker(&mut self, bytes: &[u8]) {
         self.flush();
         self.trunk
             .handle_link_bytes(self.link, bytes, &mut Turn::new(self.now, &mut self.bus));
     }
 
-    fn lose(&mut self) {
+    pub(super) fn lose(&mut self) {
         self.trunk.handle_link_failed(
             self.link,
             Failure::Closed,
@@ -141,7 +141,7 @@ impl Bench {
             .ping(self.session, &mut Turn::new(self.now, &mut self.bus));
     }
 
-    fn subscribe(&mut self, subject: &[u8], sid: &[u8]) {
+    pub(super) fn subscribe(&mut self, subject: &[u8], sid: &[u8]) {
         let (session, now) = (self.session, self.now);
         self.trunk.subscribe(
             session,
@@ -164,19 +164,19 @@ impl Bench {
         self.take_dial();
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         self.now += time;
         self.trunk
             .handle_timeout(&mut Turn::new(self.now, &mut self.bus));
     }
 
     /// Returns the bytes sent to the component since the last look.
-    fn heard(&mut self) -> String {
+    pub(super) fn heard(&mut self) -> String {
         take(self.trunk.out(self.session).expect("attached"))
     }
 
     /// Returns the bytes sent to the broker since the last look.
-    fn told(&mut self) -> String {
+    pub(super) fn told(&mut self) -> String {
         self.flush();
         std::mem::take(&mut self.sent)
     }
@@ -1047,7 +1047,7 @@ fn what_a_frozen_brokers_kernel_takes_is_no_sign_of_life() {
 }
 
 /// Two sessions on a shared trunk with a live link.
-fn sharers() -> (Bench, [SessionId; 2]) {
+pub(super) fn sharers() -> (Bench, [SessionId; 2]) {
     let mut bench = Bench::new(PLAIN);
     let connect = Rc::clone(&bench.trunk.connect);
     bench.trunk = Trunk::shared(TrunkId(0), &connect, "shared".to_owned());

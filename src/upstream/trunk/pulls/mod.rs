@@ -5,6 +5,8 @@
 //! asks for the rest behind a failover.
 
 mod resume;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -33,8 +35,8 @@ const SOON: Duration = Duration::from_secs(1);
 /// Where a request may live on, it is published again after so long without a message.
 const QUIET_FOR: Duration = Duration::from_secs(1);
 /// While a consumer has no leader, brokers are asked again so often, and so many times.
-const ASK_EVERY: Duration = Duration::from_millis(500);
-const ASK_MOST: u32 = 20;
+const ASK_EVERY: Duration = Duration::from_millis(250);
+const ASK_MOST: u32 = 40;
 
 /// What is known of a request's fate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,6 +36,16 @@ const ANSWER_SLOT: u32 = u32::MAX - 1;
 /// While publishes wait for something else, a request that is due waits too.
 const AGAIN_SOON: Duration = Duration::from_millis(20);
 
+/// The outcome of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Info(ConsumerInfo),
+    /// natsmux may not ask.
+    Forbidden,
+    /// Nobody has answered in time: most likely the consumer has no leader.
+    Late,
+}
+
 impl Question {
     fn sid(&self) -> Vec<u8> {
         [ANSWER_SID, self.number.to_string().as_bytes()].concat()
@@ -240,7 +250,7 @@ impl Trunk {
                 PullStatus::Message => ConsumerInfo::of(msg),
                 _ => ConsumerInfo::Unavailable,
             };
-            self.take_answer(at, Some(answer), cx);
+            self.take_answer(at, Answer::Info(answer), cx);
         }
         true
     }
@@ -267,12 +277,12 @@ impl Trunk {
             return false;
         };
         self.links[id].oks.pop();
-        self.take_answer(at, None, cx);
+        self.take_answer(at, Answer::Forbidden, cx);
         true
     }
 
     /// The brokers have answered a question, or don't: what it was asked for goes on.
-    fn take_answer(&mut self, at: usize, answer: Option<ConsumerInfo>, cx: &mut Turn<'_>) {
+    fn take_answer(&mut self, at: usize, answer: Answer, cx: &mut Turn<'_>) {
         let Some(pulls) = &mut self.pulls else {
             return;
         };
@@ -301,13 +311,7 @@ impl Trunk {
         link.operations.unsubscribe(question.upstream(), covered_by);
     }
 
-    fn go_on_with(
-        &mut self,
-        upstream: UpstreamSid,
-        id: LinkId,
-        answer: Option<ConsumerInfo>,
-        cx: &mut Turn<'_>,
-    ) {
+    fn go_on_with(&mut self, upstream: UpstreamSid, id: LinkId, answer: Answer, cx: &mut Turn<'_>) {
         let pulls = self.pulls.as_ref();
         let Some(stage) = pulls.and_then(|pulls| Some(pulls.open.get(&upstream)?.stage)) else {
             return;
@@ -323,16 +327,18 @@ impl Trunk {
             Stage::Served | Stage::Lost { .. } | Stage::Quiet(_) => return,
         };
         match answer {
-            Some(ConsumerInfo::Waiting(waiting)) if waiting == 0 || !lingers => {
+            Answer::Info(ConsumerInfo::Waiting(waiting)) if waiting == 0 || !lingers => {
                 self.publish_pull(upstream, id, cx);
             }
-            Some(ConsumerInfo::Unavailable) => self.wait_for_leader(upstream, cx.now),
-            Some(ConsumerInfo::Missing) => {
+            Answer::Info(ConsumerInfo::Unavailable) | Answer::Late => {
+                self.wait_for_leader(upstream, cx.now);
+            }
+            Answer::Info(ConsumerInfo::Missing) => {
                 if let Some(pulls) = &mut self.pulls {
                     pulls.open.remove(&upstream);
                 }
             }
-            Some(ConsumerInfo::Waiting(_)) | None => {
+            Answer::Info(ConsumerInfo::Waiting(_)) | Answer::Forbidden => {
                 self.set_stage_of(upstream, Stage::Quiet(cx.now + super::QUIET_FOR));
             }
         }
@@ -467,12 +473,12 @@ impl Trunk {
             return;
         }
         let now = cx.now;
-        let late = |pulls: &Box<Pulls>| {
+        let late = |pulls: &Pulls| {
             let mut questions = pulls.questions.iter();
             questions.position(|question| question.until <= now)
         };
-        while let Some(at) = self.pulls.as_ref().and_then(late) {
-            self.take_answer(at, None, cx);
+        while let Some(at) = self.pulls.as_deref().and_then(late) {
+            self.take_answer(at, Answer::Late, cx);
         }
         let open = self.open(cx.bus);
         for (upstream, stage) in self.due_pulls(cx.now) {
