@@ -23,6 +23,7 @@ mod net;
 mod operator;
 mod outage;
 mod plan;
+mod pulls;
 mod rng;
 mod witness;
 mod world;
@@ -40,6 +41,8 @@ use world::World;
 const SEEDS: u64 = if cfg!(debug_assertions) { 200 } else { 10_000 };
 /// Every this many seeds, one is run twice.
 const REPEAT_EVERY: u64 = 50;
+/// Every this many seeds, components pull from a JetStream consumer in a world of its own.
+const PULLS_EVERY: u64 = 3;
 /// Below this many seeds, a mark may be missed by chance.
 const MARKS_FROM: u64 = 1_000;
 
@@ -103,6 +106,10 @@ const MARKS: &[&str] = &[
     "publish repeated",
     "publishes dropped",
     "publishes of a refused session",
+    "pulls: a leader dies",
+    "pulls: asked again",
+    "pulls: asked again in doubt",
+    "pulls: no responders",
     "queue group over several hosts",
     "read out behind a write error",
     "second CONNECT",
@@ -148,7 +155,13 @@ fn replay(seed: u64, base: Instant) -> ExitCode {
         "seed {seed}: {} events, trace hash {:016x}",
         outcome.events, outcome.hash
     );
-    match outcome.violation {
+    let pulls = seed
+        .is_multiple_of(PULLS_EVERY)
+        .then(|| pulls::run(seed, true, base));
+    match outcome
+        .violation
+        .or(pulls.and_then(|(violation, _)| violation))
+    {
         None => ExitCode::SUCCESS,
         Some(violation) => {
             println!("seed {seed} violates {violation}");
@@ -219,10 +232,16 @@ fn work(first: u64, seeds: u64, base: Instant, tally: &Tally) {
         if tally.prints_hashes {
             println!("seed {seed} hash {:016x}", outcome.hash);
         }
-        for mark in outcome.marks {
+        let mut violation = outcome.violation;
+        let mut reached = outcome.marks;
+        if seed.is_multiple_of(PULLS_EVERY) {
+            let (violated, marks) = pulls::run(seed, false, base);
+            violation = violation.or(violated);
+            reached.extend(marks);
+        }
+        for mark in reached {
             *marks.entry(mark).or_insert(0) += 1;
         }
-        let mut violation = outcome.violation;
         if at.is_multiple_of(REPEAT_EVERY) && run(seed, false, base).hash != outcome.hash {
             violation.get_or_insert("I25 determinism: another trace the second time".into());
         }

@@ -30,6 +30,8 @@ const PULL_BYTES: usize = 320;
 /// Requests of one subscription that may lie unwritten at a link's end and are told from others.
 const UNWRITTEN_MOST: usize = 8;
 
+/// What expires sooner isn't asked for again.
+const LEAST_TIME: Duration = Duration::from_millis(1);
 /// A status that comes so soon behind natsmux's own request is about that one.
 const SOON: Duration = Duration::from_secs(1);
 /// Where a request may live on, it is published again after so long without a message.
@@ -135,14 +137,17 @@ impl Pull {
         let unwritten: u64 = self.published.iter().map(unwritten).sum();
         let batch = self.messages.saturating_sub(unwritten);
         let expires = self.expires_at.map(|at| at.saturating_duration_since(now));
-        let is_over = batch == 0
-            || self.bytes == Some(0)
-            || expires.is_some_and(|expires| expires < Duration::from_millis(1));
+        let is_over = batch == 0 || self.bytes == Some(0) || self.has_expired(now);
         (!is_over).then_some(PullRequest {
             batch,
             max_bytes: self.bytes,
             expires,
         })
+    }
+
+    fn has_expired(&self, now: Instant) -> bool {
+        let soon = now + LEAST_TIME;
+        self.expires_at.is_some_and(|at| at < soon)
     }
 
     fn subtract(&mut self, messages: u64, bytes: u64) {
@@ -200,18 +205,31 @@ impl Pull {
         Heed::Deliver
     }
 
-    /// Its link is gone, of which `written` bytes reached the broker, or are not sent again.
-    fn lose(&mut self, link: LinkId, written: u64, lingers: bool, now: Instant) {
-        self.published.retain(|(place, _)| match *place {
-            Place::On(on, end) if on == link && end > written => {
-                *place = Place::Held;
-                true
-            }
-            Place::On(..) => false,
+    /// Its link is gone. Up to the offset `reached` its broker may have what was written, and what is
+    /// behind `settled` is sent again on the next link.
+    fn lose(&mut self, link: LinkId, reached: u64, settled: u64, lingers: bool, now: Instant) {
+        let is_behind = |place: Place, offset: u64| match place {
+            Place::On(on, end) => on == link && end > offset,
             Place::Held => true,
-        });
-        self.lost_at.get_or_insert(now);
-        (self.stage, self.asked) = (Stage::Lost { lingers }, 0);
+        };
+        let unreached = self
+            .published
+            .iter()
+            .filter(|(place, _)| is_behind(*place, reached));
+        let unreached: u64 = unreached.map(|(_, batch)| batch).sum();
+        self.published
+            .retain(|(place, _)| is_behind(*place, settled));
+        for (place, _) in &mut self.published {
+            *place = Place::Held;
+        }
+        self.asked = 0;
+        if self.messages > unreached {
+            self.lost_at.get_or_insert(now);
+            self.stage = Stage::Lost { lingers };
+        } else {
+            // No broker knows of it, and it goes on with what else waits.
+            self.stage = Stage::Served;
+        }
     }
 }
 

@@ -83,7 +83,7 @@ impl Trunk {
         };
         pulls.prune(|upstream| self.subscriptions.interest_of(upstream).is_some());
         if let Place::On(id, _) = place {
-            pulls.note_written(upstream, id, written(&self.links[id], cx.bus));
+            pulls.note_settled(upstream, id, settled(&self.links[id], cx.bus));
         }
         pulls.note((session, upstream), publish, place, cx.bus, cx.now);
     }
@@ -124,11 +124,11 @@ impl Trunk {
         silent: bool,
         cx: &Turn<'_>,
     ) {
-        let written = written(link, cx.bus);
+        let (reached, settled) = (written(link), settled(link, cx.bus));
         if let Some(pulls) = &mut self.pulls {
             pulls.questions.clear();
             for pull in pulls.open.values_mut() {
-                pull.lose(link.id, written, silent, cx.now);
+                pull.lose(link.id, reached, settled, silent, cx.now);
             }
         }
     }
@@ -148,7 +148,8 @@ impl Trunk {
             // The answer would come to the component too.
             let is_apart = !interest.subject.ends_with(b">");
             pull.stage = match pull.left(now) {
-                Some(_) if is_apart => Stage::Withheld { lingers },
+                _ if pull.has_expired(now) => Stage::Served,
+                _ if is_apart => Stage::Withheld { lingers },
                 Some(_) => Stage::Quiet(now + super::QUIET_FOR),
                 None => Stage::Served,
             };
@@ -313,10 +314,11 @@ impl Trunk {
 
     fn go_on_with(&mut self, upstream: UpstreamSid, id: LinkId, answer: Answer, cx: &mut Turn<'_>) {
         let pulls = self.pulls.as_ref();
-        let Some(stage) = pulls.and_then(|pulls| Some(pulls.open.get(&upstream)?.stage)) else {
+        let Some(pull) = pulls.and_then(|pulls| pulls.open.get(&upstream)) else {
             return;
         };
-        let lingers = match stage {
+        let has_rest = pull.left(cx.now).is_some();
+        let lingers = match pull.stage {
             Stage::Withheld { lingers } => {
                 self.subscribe_withheld(upstream, id, cx.now);
                 lingers
@@ -327,6 +329,7 @@ impl Trunk {
             Stage::Served | Stage::Lost { .. } | Stage::Quiet(_) => return,
         };
         match answer {
+            _ if !has_rest => self.set_stage_of(upstream, Stage::Served),
             Answer::Info(ConsumerInfo::Waiting(waiting)) if waiting == 0 || !lingers => {
                 self.publish_pull(upstream, id, cx);
             }
@@ -518,10 +521,15 @@ impl Trunk {
     }
 }
 
-/// What of a link's output is not sent again if it ends now: up to this offset.
-fn written(link: &Link, bus: &Bus) -> u64 {
+/// Up to this offset, a link's output was written.
+fn written(link: &Link) -> u64 {
+    link.out.end() - link.out.pending_bytes() as u64
+}
+
+/// Up to this offset, a link's output is not sent again if it ends now.
+fn settled(link: &Link, bus: &Bus) -> u64 {
     match bus.settings().delivery {
-        Delivery::AtMostOnce => link.out.end() - link.out.pending_bytes() as u64,
+        Delivery::AtMostOnce => written(link),
         Delivery::AtLeastOnce => link.proven_offset,
     }
 }
@@ -552,11 +560,11 @@ impl Pulls {
         }
     }
 
-    /// Up to this offset, a link has written what isn't sent again.
-    fn note_written(&mut self, upstream: UpstreamSid, link: LinkId, written: u64) {
+    /// Up to this offset, what a link has written isn't sent again.
+    fn note_settled(&mut self, upstream: UpstreamSid, link: LinkId, settled: u64) {
         if let Some(pull) = self.open.get_mut(&upstream) {
             let is_open = |place: &Place| match *place {
-                Place::On(on, end) => on != link || end > written,
+                Place::On(on, end) => on != link || end > settled,
                 Place::Held => true,
             };
             pull.published.retain(|(place, _)| is_open(place));
