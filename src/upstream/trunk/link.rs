@@ -246,9 +246,9 @@ pub(super) struct Link {
     pub(super) longest_line: Option<usize>,
     /// The first PING that covers its last request.
     pub(super) requested_by: u64,
-    /// The offsets of the output behind what natsmux itself publishes about consumers (R44), while
-    /// it isn't proven.
-    pub(super) own_publishes: Queue<u64>,
+    /// The offsets of the output behind publishes that aren't sent again as others are, while they
+    /// aren't proven (R44).
+    pub(super) apart: SetApart,
     /// Whether the next publishes are fenced at once.
     pub(super) fences_next: bool,
     /// Whether its broker names the subject of a request that nobody answers: since 2.12.
@@ -264,6 +264,34 @@ pub(super) struct Link {
     pub(super) live_from: u64,
     /// Of a link that several sessions share.
     pub(super) owners: Option<Box<Owners>>,
+}
+
+/// A publish that isn't sent again as others are (R44).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Apart {
+    /// natsmux's own, about a consumer.
+    Question,
+    /// A request of a JetStream consumer.
+    Request,
+}
+
+/// The offsets behind such publishes, in their order.
+#[derive(Debug, Default)]
+pub(super) struct SetApart(Queue<(u64, Apart)>);
+
+impl SetApart {
+    fn prove(&mut self, upto: u64) {
+        while self.0.front().is_some_and(|(end, _)| *end <= upto) {
+            self.0.pop_front();
+        }
+    }
+
+    /// Whether the publish whose end is at this offset isn't sent again, where so many bytes were
+    /// `written`.
+    pub(super) fn has(&self, end: u64, written: u64) -> bool {
+        let found = self.0.iter().find(|(at, _)| *at == end);
+        found.is_some_and(|(_, apart)| *apart == Apart::Question || end <= written)
+    }
 }
 
 impl Link {
@@ -357,7 +385,7 @@ impl Link {
             too_large: false,
             longest_line: None,
             requested_by: 0,
-            own_publishes: Queue::default(),
+            apart: SetApart::default(),
             fences_next: false,
             names_subject: false,
             progressed_at: None,
@@ -382,9 +410,14 @@ impl Link {
     }
 
     /// What was just appended is natsmux's own, and nobody waits for it.
-    pub(super) fn note_own_publish(&mut self) {
-        self.own_publishes.push_back(self.out.end());
+    pub(super) fn note_question(&mut self) {
+        self.apart.0.push_back((self.out.end(), Apart::Question));
         self.note_owner(None);
+    }
+
+    /// What was just appended is a request that is asked again otherwise, once a broker may have it.
+    pub(super) fn note_request(&mut self) {
+        self.apart.0.push_back((self.out.end(), Apart::Request));
     }
 
     /// How far it has come, for those that share a subscription (R23).
@@ -461,13 +494,7 @@ impl Link {
         self.progressed_at = Some(now);
         self.proven_at = Some(ping.at);
         self.proven_offset = ping.offset;
-        while self
-            .own_publishes
-            .front()
-            .is_some_and(|end| *end <= ping.offset)
-        {
-            self.own_publishes.pop_front();
-        }
+        self.apart.prove(ping.offset);
         if let Some(owners) = &mut self.owners {
             owners.prove(ping.seq, ping.offset);
         }

@@ -222,13 +222,11 @@ impl Trunk {
         let (start, written) = (unproven.start, unproven.written);
         let owners = link.owners.take();
         let owner = |end: usize| owners.as_ref()?.of(unproven.base + end as u64);
-        let own_publishes = std::mem::take(&mut link.own_publishes);
+        let apart = std::mem::take(&mut link.apart);
+        let reached = unproven.base + written as u64;
         let is_own = |end: usize, subject: &[u8]| {
             let is_presence = !own.is_empty() && subject.starts_with(own);
-            is_presence
-                || own_publishes
-                    .iter()
-                    .any(|own| *own == unproven.base + end as u64)
+            is_presence || apart.has(unproven.base + end as u64, reached)
         };
         let mut settled = settle(unproven.chunks, start, written, repeat, is_own, owner);
         let larger = link

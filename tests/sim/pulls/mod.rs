@@ -487,6 +487,8 @@ impl World {
                 }
             }
             PullStatus::Ended { messages, .. } => inbox.ended += messages,
+            // The last of its requests may have expired in front of it.
+            PullStatus::LeaderChanged => inbox.refused += inbox.asked.saturating_sub(inbox.got),
             PullStatus::NoResponders => {
                 self.marks.insert("pulls: no responders");
                 // One that waited in natsmux came to a broker later.

@@ -205,25 +205,19 @@ impl Pull {
         Heed::Deliver
     }
 
-    /// Its link is gone. Up to the offset `reached` its broker may have what was written, and what is
-    /// behind `settled` is sent again on the next link.
-    fn lose(&mut self, link: LinkId, reached: u64, settled: u64, lingers: bool, now: Instant) {
-        let is_behind = |place: Place, offset: u64| match place {
-            Place::On(on, end) => on == link && end > offset,
+    /// Its link is gone, of which `written` bytes may have reached the broker: what is behind them
+    /// waits for the next link.
+    fn lose(&mut self, link: LinkId, written: u64, lingers: bool, now: Instant) {
+        self.published.retain(|(place, _)| match *place {
+            Place::On(on, end) => on == link && end > written,
             Place::Held => true,
-        };
-        let unreached = self
-            .published
-            .iter()
-            .filter(|(place, _)| is_behind(*place, reached));
-        let unreached: u64 = unreached.map(|(_, batch)| batch).sum();
-        self.published
-            .retain(|(place, _)| is_behind(*place, settled));
+        });
         for (place, _) in &mut self.published {
             *place = Place::Held;
         }
         self.asked = 0;
-        if self.messages > unreached {
+        let waits: u64 = self.published.iter().map(|(_, batch)| batch).sum();
+        if self.messages > waits {
             self.lost_at.get_or_insert(now);
             self.stage = Stage::Lost { lingers };
         } else {
@@ -243,7 +237,7 @@ impl Pulls {
         PullRequest::parse(body).filter(|_| is_short)
     }
 
-    /// Enters a request that was just published.
+    /// Enters a request that was just published. Returns whether it is kept.
     fn note(
         &mut self,
         (session, upstream): (SessionId, UpstreamSid),
@@ -251,9 +245,9 @@ impl Pulls {
         place: Place,
         bus: &Bus,
         now: Instant,
-    ) {
+    ) -> bool {
         let Some(request) = Self::request_of(publish) else {
-            return;
+            return false;
         };
         self.last = Some(upstream);
         let (headers, body) = parts(publish);
@@ -263,7 +257,7 @@ impl Pulls {
             let budget = &bus.budgets().pulls;
             let is_full = self.open.len() >= PULLS_MOST && of_session().count() >= PULLS_MOST;
             if is_full || budget.is_spent() {
-                return;
+                return false;
             }
             let bytes = PULL_BYTES + publish.subject.len() + reply.len() + publish.size;
             let pull = Pull {
@@ -286,7 +280,7 @@ impl Pulls {
             self.open.insert(upstream, pull);
         }
         let Some(pull) = self.open.get_mut(&upstream) else {
-            return;
+            return false;
         };
         pull.newest = request.batch;
         pull.messages = pull.messages.saturating_add(request.batch);
@@ -307,6 +301,7 @@ impl Pulls {
         replace(&mut pull.body, body);
         // A status is about what the component has just asked for.
         pull.resumed_at = None;
+        true
     }
 
     /// How many subscriptions have open requests.

@@ -12,13 +12,12 @@ use smallvec::SmallVec;
 
 use super::{Heed, Place, Pull, Pulls, Question, Stage, may_be_pull};
 use crate::clock::Instant;
-use crate::config::Delivery;
 use crate::ledger::{SessionId, UpstreamSid};
 use crate::proto::client::Publish;
 use crate::proto::encode;
 use crate::proto::pull::{ConsumerInfo, PullStatus, info_subject};
 use crate::proto::server::Msg;
-use crate::upstream::bus::{Bus, Turn};
+use crate::upstream::bus::Turn;
 use crate::upstream::trunk::Trunk;
 use crate::upstream::trunk::link::{Link, LinkId, OkOwner};
 
@@ -83,9 +82,14 @@ impl Trunk {
         };
         pulls.prune(|upstream| self.subscriptions.interest_of(upstream).is_some());
         if let Place::On(id, _) = place {
-            pulls.note_settled(upstream, id, settled(&self.links[id], cx.bus));
+            pulls.note_written(upstream, id, written(&self.links[id]));
         }
-        pulls.note((session, upstream), publish, place, cx.bus, cx.now);
+        let is_kept = pulls.note((session, upstream), publish, place, cx.bus, cx.now);
+        if let Place::On(id, _) = place
+            && is_kept
+        {
+            self.links[id].note_request();
+        }
     }
 
     /// A message came to a subscription of which requests may be open. Returns whether it is the
@@ -124,11 +128,11 @@ impl Trunk {
         silent: bool,
         cx: &Turn<'_>,
     ) {
-        let (reached, settled) = (written(link), settled(link, cx.bus));
+        let written = written(link);
         if let Some(pulls) = &mut self.pulls {
             pulls.questions.clear();
             for pull in pulls.open.values_mut() {
-                pull.lose(link.id, reached, settled, silent, cx.now);
+                pull.lose(link.id, written, silent, cx.now);
             }
         }
     }
@@ -223,7 +227,7 @@ impl Trunk {
             link.oks.push(OkOwner::Nobody, 1);
         }
         link.operations.subscribe(question.upstream(), covered_by);
-        link.note_own_publish();
+        link.note_question();
         link.requested_by = covered_by;
         frame.clear();
         self.scratch = frame;
@@ -436,6 +440,7 @@ impl Trunk {
             link.oks.push(OkOwner::Nobody, 1);
         }
         link.requested_by = covered_by;
+        link.note_request();
         pull.note_resumed(left.batch, id, link.out.end(), cx.now);
         if let Some(lost_at) = pull.lost_at.take() {
             let took = cx.now.saturating_duration_since(lost_at);
@@ -521,17 +526,10 @@ impl Trunk {
     }
 }
 
-/// Up to this offset, a link's output was written.
+/// Up to this offset, a link's output was written. What is behind it waits for the next link when
+/// this one ends.
 fn written(link: &Link) -> u64 {
     link.out.end() - link.out.pending_bytes() as u64
-}
-
-/// Up to this offset, a link's output is not sent again if it ends now.
-fn settled(link: &Link, bus: &Bus) -> u64 {
-    match bus.settings().delivery {
-        Delivery::AtMostOnce => written(link),
-        Delivery::AtLeastOnce => link.proven_offset,
-    }
 }
 
 /// The leader of a request's consumer has gone.
@@ -560,11 +558,11 @@ impl Pulls {
         }
     }
 
-    /// Up to this offset, what a link has written isn't sent again.
-    fn note_settled(&mut self, upstream: UpstreamSid, link: LinkId, settled: u64) {
+    /// Up to this offset, a link's output was written.
+    fn note_written(&mut self, upstream: UpstreamSid, link: LinkId, written: u64) {
         if let Some(pull) = self.open.get_mut(&upstream) {
             let is_open = |place: &Place| match *place {
-                Place::On(on, end) => on != link || end > settled,
+                Place::On(on, end) => on != link || end > written,
                 Place::Held => true,
             };
             pull.published.retain(|(place, _)| is_open(place));
