@@ -141,7 +141,7 @@ impl Trunk {
                 }
             }
             if let Some(pulls) = &mut self.pulls {
-                pulls.note_sent(session, id, self.links[id].out.end());
+                pulls.note_sent(session, (id, self.links[id].out.end()), cx.now);
             }
         }
         sent

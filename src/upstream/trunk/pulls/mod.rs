@@ -34,6 +34,9 @@ const UNWRITTEN_MOST: usize = 8;
 const LEAST_TIME: Duration = Duration::from_millis(1);
 /// A status that comes so soon behind natsmux's own request is about that one.
 const SOON: Duration = Duration::from_secs(1);
+/// What was published so shortly before a consumer's new leader says that requests are gone went to
+/// that one.
+const FRESH_FOR: Duration = Duration::from_millis(100);
 /// Where a request may live on, it is published again after so long without a message.
 const QUIET_FOR: Duration = Duration::from_secs(1);
 /// While a consumer has no leader, brokers are asked again so often, and so many times.
@@ -64,6 +67,25 @@ enum Place {
     On(LinkId, u64),
 }
 
+/// A request on its way to a broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Published {
+    place: Place,
+    batch: u64,
+    at: Instant,
+}
+
+impl Published {
+    /// Whether a broker may still be about to take it: it isn't proven on its link up to the offset
+    /// `proven`, or was published since then.
+    fn is_fresh(&self, since: Instant, (link, proven): (LinkId, u64)) -> bool {
+        match self.place {
+            Place::Held => true,
+            Place::On(on, end) => self.at > since || (on == link && end > proven),
+        }
+    }
+}
+
 /// The open requests whose messages come to one subscription.
 #[derive(Debug)]
 struct Pull {
@@ -79,8 +101,8 @@ struct Pull {
     bytes: Option<u64>,
     /// When the last of them expires.
     expires_at: Option<Instant>,
-    /// Those that were published last, each with its batch.
-    published: SmallVec<[(Place, u64); 2]>,
+    /// Those that were published last.
+    published: SmallVec<[Published; 1]>,
     stage: Stage,
     /// When its link was lost.
     lost_at: Option<Instant>,
@@ -128,21 +150,23 @@ pub(super) struct Pulls {
 }
 
 impl Pull {
-    /// What a broker is to be asked for, if anything is left but what still waits to be written.
-    fn left(&self, now: Instant) -> Option<PullRequest> {
-        let unwritten = |(place, batch): &(Place, u64)| match place {
-            Place::Held => *batch,
-            Place::On(..) => 0,
-        };
-        let unwritten: u64 = self.published.iter().map(unwritten).sum();
-        let batch = self.messages.saturating_sub(unwritten);
-        let expires = self.expires_at.map(|at| at.saturating_duration_since(now));
+    /// What is left but for requests that go on by themselves, if anything is.
+    fn rest(&self, goes_on: impl Fn(&Published) -> bool, now: Instant) -> Option<PullRequest> {
+        let goes_on = self.published.iter().filter(|one| goes_on(one));
+        let goes_on: u64 = goes_on.map(|one| one.batch).sum();
+        let batch = self.messages.saturating_sub(goes_on);
         let is_over = batch == 0 || self.bytes == Some(0) || self.has_expired(now);
+        let expires = self.expires_at.map(|at| at.saturating_duration_since(now));
         (!is_over).then_some(PullRequest {
             batch,
             max_bytes: self.bytes,
             expires,
         })
+    }
+
+    /// What is left but for requests that wait for a link.
+    fn left(&self, now: Instant) -> Option<PullRequest> {
+        self.rest(|one| one.place == Place::Held, now)
     }
 
     fn has_expired(&self, now: Instant) -> bool {
@@ -208,15 +232,15 @@ impl Pull {
     /// Its link is gone, of which `written` bytes may have reached the broker: what is behind them
     /// waits for the next link.
     fn lose(&mut self, link: LinkId, written: u64, lingers: bool, now: Instant) {
-        self.published.retain(|(place, _)| match *place {
+        self.published.retain(|one| match one.place {
             Place::On(on, end) => on == link && end > written,
             Place::Held => true,
         });
-        for (place, _) in &mut self.published {
-            *place = Place::Held;
+        for one in &mut self.published {
+            one.place = Place::Held;
         }
         self.asked = 0;
-        let waits: u64 = self.published.iter().map(|(_, batch)| batch).sum();
+        let waits: u64 = self.published.iter().map(|one| one.batch).sum();
         if self.messages > waits {
             self.lost_at.get_or_insert(now);
             self.stage = Stage::Lost { lingers };
@@ -294,7 +318,11 @@ impl Pulls {
         if pull.published.len() >= UNWRITTEN_MOST {
             pull.published.remove(0);
         }
-        pull.published.push((place, request.batch));
+        pull.published.push(Published {
+            place,
+            batch: request.batch,
+            at: now,
+        });
         replace(&mut pull.subject, publish.subject);
         replace(&mut pull.reply, reply);
         replace(&mut pull.headers, headers);
@@ -310,14 +338,19 @@ impl Pulls {
     }
 
     /// What waited was written to this link, up to this offset.
-    pub(super) fn note_sent(&mut self, session: Option<SessionId>, link: LinkId, end: u64) {
+    pub(super) fn note_sent(
+        &mut self,
+        session: Option<SessionId>,
+        (link, end): (LinkId, u64),
+        now: Instant,
+    ) {
         let owned = self
             .open
             .values_mut()
             .filter(|pull| Some(pull.session) == session);
-        for (place, _) in owned.flat_map(|pull| &mut pull.published) {
-            if *place == Place::Held {
-                *place = Place::On(link, end);
+        for one in owned.flat_map(|pull| &mut pull.published) {
+            if one.place == Place::Held {
+                (one.place, one.at) = (Place::On(link, end), now);
             }
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::{Heed, Place, Pull, Pulls, Question, Stage, may_be_pull};
+use super::{Heed, Place, Published, Pull, Pulls, Question, Stage, may_be_pull};
 use crate::clock::Instant;
 use crate::ledger::{SessionId, UpstreamSid};
 use crate::proto::client::Publish;
@@ -82,7 +82,7 @@ impl Trunk {
         };
         pulls.prune(|upstream| self.subscriptions.interest_of(upstream).is_some());
         if let Place::On(id, _) = place {
-            pulls.note_written(upstream, id, written(&self.links[id]));
+            pulls.note_proven(upstream, (id, self.links[id].proven_offset), cx.now);
         }
         let is_kept = pulls.note((session, upstream), publish, place, cx.bus, cx.now);
         if let Place::On(id, _) = place
@@ -116,7 +116,7 @@ impl Trunk {
         }
         if heed == Heed::Resume {
             pull_lost_leader(self.pulls.as_deref_mut(), upstream, cx.now);
-            self.publish_pull(upstream, id, cx);
+            self.publish_pull(upstream, id, cx.now - super::FRESH_FOR, cx);
         }
         heed == Heed::Deliver
     }
@@ -293,11 +293,11 @@ impl Trunk {
         };
         let was_asking = pulls.is_asking();
         let question = pulls.questions.remove(at);
-        let id = question.link;
+        let (id, asked_at) = (question.link, question.until - ANSWERED_WITHIN);
         // It gives its place to those that waited for it.
         self.unsubscribe_answer(&question, cx.now);
         for upstream in &question.pulls {
-            self.go_on_with(*upstream, id, answer, cx);
+            self.go_on_with(*upstream, (id, asked_at), answer, cx);
         }
         let is_asking = self.pulls.as_ref().is_some_and(|pulls| pulls.is_asking());
         if was_asking && !is_asking && self.open(cx.bus) == Some(id) {
@@ -316,7 +316,13 @@ impl Trunk {
         link.operations.unsubscribe(question.upstream(), covered_by);
     }
 
-    fn go_on_with(&mut self, upstream: UpstreamSid, id: LinkId, answer: Answer, cx: &mut Turn<'_>) {
+    fn go_on_with(
+        &mut self,
+        upstream: UpstreamSid,
+        (id, asked_at): (LinkId, Instant),
+        answer: Answer,
+        cx: &mut Turn<'_>,
+    ) {
         let pulls = self.pulls.as_ref();
         let Some(pull) = pulls.and_then(|pulls| pulls.open.get(&upstream)) else {
             return;
@@ -335,7 +341,7 @@ impl Trunk {
         match answer {
             _ if !has_rest => self.set_stage_of(upstream, Stage::Served),
             Answer::Info(ConsumerInfo::Waiting(waiting)) if waiting == 0 || !lingers => {
-                self.publish_pull(upstream, id, cx);
+                self.publish_pull(upstream, id, asked_at, cx);
             }
             Answer::Info(ConsumerInfo::Unavailable) | Answer::Late => {
                 self.wait_for_leader(upstream, cx.now);
@@ -412,8 +418,14 @@ impl Trunk {
         self.scratch = frame;
     }
 
-    /// Publishes what is left of a request, as its session would.
-    fn publish_pull(&mut self, upstream: UpstreamSid, id: LinkId, cx: &mut Turn<'_>) {
+    /// Publishes what is left of requests from before `since`, as their session would.
+    fn publish_pull(
+        &mut self,
+        upstream: UpstreamSid,
+        id: LinkId,
+        since: Instant,
+        cx: &mut Turn<'_>,
+    ) {
         let is_here = self.subscriptions.interest_of(upstream).is_some();
         let covered_by = self.links.next_ping();
         let Some(pulls) = &mut self.pulls else {
@@ -424,9 +436,11 @@ impl Trunk {
             return;
         };
         pull.stage = Stage::Served;
-        let Some(left) = pull.left(cx.now) else {
+        let proven = (id, self.links[id].proven_offset);
+        let Some(left) = pull.rest(|one| one.is_fresh(since, proven), cx.now) else {
             return;
         };
+        pull.published.retain(|one| one.is_fresh(since, proven));
         let mut frame = std::mem::take(&mut self.scratch);
         let body = left.encode(&pull.body);
         encode::request_with(&mut frame, &pull.subject, &pull.reply, &pull.headers, &body);
@@ -494,7 +508,7 @@ impl Trunk {
                 (Stage::Quiet(_), Some(id)) => {
                     // The old one may live: this is the one more that can't be ruled out.
                     cx.bus.counters_mut().pulls_repeated += 1;
-                    self.publish_pull(upstream, id, cx);
+                    self.publish_pull(upstream, id, cx.now - super::QUIET_FOR, cx);
                 }
                 (Stage::Leaderless(_), Some(id)) => {
                     if !self.ask_about(upstream, id, false, cx) {
@@ -542,8 +556,11 @@ fn pull_lost_leader(pulls: Option<&mut Pulls>, upstream: UpstreamSid, now: Insta
 impl Pull {
     /// natsmux has published one request for all that is left.
     fn note_resumed(&mut self, batch: u64, link: LinkId, end: u64, now: Instant) {
-        self.published.retain(|(place, _)| *place == Place::Held);
-        self.published.push((Place::On(link, end), batch));
+        self.published.push(Published {
+            place: Place::On(link, end),
+            batch,
+            at: now,
+        });
         self.newest = batch;
         self.resumed_at = Some(now);
     }
@@ -558,14 +575,11 @@ impl Pulls {
         }
     }
 
-    /// Up to this offset, a link's output was written.
-    fn note_written(&mut self, upstream: UpstreamSid, link: LinkId, written: u64) {
+    /// A link has proven its output up to this offset: forgets what is as old.
+    fn note_proven(&mut self, upstream: UpstreamSid, proven: (LinkId, u64), now: Instant) {
         if let Some(pull) = self.open.get_mut(&upstream) {
-            let is_open = |place: &Place| match *place {
-                Place::On(on, end) => on != link || end > written,
-                Place::Held => true,
-            };
-            pull.published.retain(|(place, _)| is_open(place));
+            let since = now - super::QUIET_FOR;
+            pull.published.retain(|one| one.is_fresh(since, proven));
         }
     }
 }

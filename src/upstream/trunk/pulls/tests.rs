@@ -43,6 +43,15 @@ fn asking(body: &str) -> Bench {
     bench
 }
 
+/// The broker has answered what was asked, a while ago.
+fn prove(bench: &mut Bench) {
+    bench.pass(Duration::from_millis(100));
+    let pings = bench.told().matches("PING\r\n").count();
+    bench.broker("PONG\r\n".repeat(pings).as_bytes());
+    bench.pass(Duration::from_millis(200));
+    bench.told();
+}
+
 /// The link dies, and the next one is live, but for what the brokers are asked.
 fn fail_over(bench: &mut Bench) -> String {
     bench.lose();
@@ -195,6 +204,7 @@ fn a_question_that_is_forbidden_is_heard_by_nobody_and_silence_decides() {
 #[test]
 fn a_new_leader_is_asked_at_once_and_once() {
     let mut bench = asking("5");
+    prove(&mut bench);
     bench.broker(status("409 Leadership Change").as_bytes());
     assert!(bench.told().contains(&request("in", "5")));
     // It tells each of the old requests.
@@ -207,6 +217,21 @@ fn a_new_leader_is_asked_at_once_and_once() {
     let sid = question(&bench.told());
     answer(&mut bench, &sid, r#"{"config":{},"num_waiting":0}"#);
     assert_eq!(resumed(&bench), 2);
+}
+
+#[test]
+fn what_was_asked_of_the_new_leader_is_not_asked_again() {
+    let mut bench = asking("5");
+    prove(&mut bench);
+    publish(&mut bench, &request("in", "2"));
+    bench.told();
+    bench.broker(status("409 Leadership Change").as_bytes());
+    assert!(bench.told().contains(&request("in", "5")));
+    // What is there now, and all that was asked, is seven.
+    bench.broker("MSG s 0 ack 1\r\nx\r\n".repeat(6).as_bytes());
+    assert_eq!(bench.trunk.gauges().pulls, 1);
+    bench.broker(b"MSG s 0 ack 1\r\nx\r\n");
+    assert_eq!(bench.trunk.gauges().pulls, 0);
 }
 
 #[test]
