@@ -214,6 +214,8 @@ impl Pull {
             PullStatus::Heartbeat => {}
             PullStatus::Gone => self.messages = 0,
             PullStatus::NoResponders | PullStatus::Refused if self.is_just_resumed(now) => {
+                let own = self.resumed_at;
+                self.published.retain(|one| Some(one.at) != own);
                 self.wait_for_leader(now);
                 return Heed::Swallow;
             }
