@@ -47,7 +47,7 @@ turmoil: ## the drivers on a simulated network, seeded (SEEDS=500, or SEED=x for
 prove: ## bugs planted one by one, which the simulation's oracle must find: about 4 min
 	python3 tests/planted/prove.py
 
-fuzz: ## the parsers, JSON, configuration, commands and ledger under libFuzzer (SECONDS_EACH=30 or RUNS=n)
+fuzz: ## the parsers, JSON, configuration, commands, pull requests and ledger under libFuzzer (SECONDS_EACH=30 or RUNS=n)
 	tests/fuzz/run
 
 mutants: ## proto and ledger changed in every small way, which their unit tests must notice (SHARD=0/4: 1/4 of it, about half an hour)

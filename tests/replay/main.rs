@@ -46,6 +46,11 @@ fn files_of_credentials() {
 }
 
 #[test]
+fn pull_requests() {
+    replay("pull", checks::pull);
+}
+
+#[test]
 fn commands_of_operators() {
     replay("command", checks::command);
 }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::support::{BrokerOptions, Cluster, Natsmux, PATIENCE, RawClient, Version, wait_for};
+use crate::support::{
+    BrokerOptions, Cluster, Natsmux, NatsmuxOptions, PATIENCE, RawClient, Version, wait_for,
+};
 
 const BROKERS: usize = 3;
 /// A broker of a cluster of three needs a while until it has caught up with its peers.
@@ -161,12 +163,21 @@ fn rounds() -> u32 {
 
 /// A cluster with JetStream, and natsmux in front of it.
 fn start(version: Version) -> (Cluster, Natsmux) {
+    start_with(version, "", &[])
+}
+
+/// The same, with more lines of the brokers' configuration and more arguments of natsmux.
+fn start_with(version: Version, extra: &str, args: &[&str]) -> (Cluster, Natsmux) {
     let mut options = BrokerOptions::new(version);
-    options.jetstream = true;
+    (options.jetstream, options.extra) = (true, extra.to_owned());
     let cluster = Cluster::with(&options, BROKERS);
     wait_leader(&cluster);
-    let natsmux = Natsmux::start(&cluster);
-    (cluster, natsmux)
+    let natsmux = Natsmux::launch(&NatsmuxOptions {
+        brokers: cluster.urls(),
+        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+        ..NatsmuxOptions::default()
+    });
+    (cluster, natsmux.wait_healthy())
 }
 
 fn wait_leader(cluster: &Cluster) {

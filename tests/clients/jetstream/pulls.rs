@@ -9,7 +9,7 @@ use std::{env, fmt, thread};
 
 use serde_json::{Value, json};
 
-use super::{BROKERS, CAUGHT_UP, FLOWS_WITHIN, api, start, wait_caught_up};
+use super::{BROKERS, CAUGHT_UP, FLOWS_WITHIN, api, start, start_with, wait_caught_up};
 use crate::client::{Client, Kind};
 use crate::support::{Cluster, Natsmux, RawClient, Version, wait_for};
 
@@ -17,7 +17,10 @@ use crate::support::{Cluster, Natsmux, RawClient, Version, wait_for};
 const SOON: Duration = Duration::from_millis(500);
 /// A broker that is frozen is noticed first.
 const SOON_BEHIND_A_FREEZE: Duration = Duration::from_millis(3_500);
+/// Brokers elect a leader 4 to 9 s behind the death of another one.
+const ELECTED_WITHIN: Duration = Duration::from_secs(12);
 const ROUNDS: u32 = 3;
+const NEXT: &str = "$JS.API.CONSUMER.MSG.NEXT.S.C";
 /// How long consumers are looked at behind a fault.
 const SEEN_FOR: Duration = Duration::from_secs(8);
 
@@ -30,8 +33,12 @@ struct Scene {
 
 impl Scene {
     fn new(version: Version) -> Self {
-        let (cluster, natsmux) = start(version);
-        let mut client = natsmux.client();
+        Self::of(start(version), r#""lang":"raw""#)
+    }
+
+    /// `members` are more of the component's CONNECT.
+    fn of((cluster, natsmux): (Cluster, Natsmux), members: &str) -> Self {
+        let mut client = RawClient::ready_with(&natsmux.address(), members);
         let stream = json!({ "name": "S", "subjects": ["s"], "num_replicas": BROKERS });
         wait_for("a stream", CAUGHT_UP, || {
             let made = api(&mut client, "$JS.API.STREAM.CREATE.S", &stream);
@@ -125,7 +132,7 @@ impl Scene {
             json!({ "batch": batch, "expires": expires, "idle_heartbeat": 30_000_000_000_u64 });
         let pull = pull.to_string();
         self.client.send(format!(
-            "PUB $JS.API.CONSUMER.MSG.NEXT.S.C _INBOX.pull {}\r\n{pull}\r\n",
+            "PUB {NEXT} _INBOX.pull {}\r\n{pull}\r\n",
             pull.len()
         ));
     }
@@ -225,6 +232,76 @@ fn a_pull_goes_on_behind_a_freeze() {
 
 fn text(bytes: &[u8]) -> &str {
     str::from_utf8(bytes).expect("text")
+}
+
+/// What was asked may be told by silence alone: the request is published again behind a second.
+#[test]
+fn a_pull_goes_on_where_natsmux_may_not_ask() {
+    let deny = "permissions: { publish: { deny: [\"$JS.API.CONSUMER.INFO.>\"] } }";
+    let users = format!(
+        "authorization {{ users: [{{ user: u, password: p, {deny} }}, {{ user: admin, password: p }}] }}"
+    );
+    let (cluster, natsmux) = start_with(Version::V215, &users, &[]);
+    let mut admin = Scene::of((cluster, natsmux), r#""user":"admin","pass":"p""#);
+    let mut worker = RawClient::ready_with(&admin.natsmux.address(), r#""user":"u","pass":"p""#);
+    worker.send(format!("SUB _INBOX.w 1\r\nPUB {NEXT} _INBOX.w 2\r\n10\r\n"));
+    worker.flush();
+    for round in 0..2 {
+        let victim = admin.leave_leaders();
+        admin.client.send("PUB s 1\r\na\r\n");
+        assert_eq!(worker.message(), b"a");
+        admin.cluster.broker(victim).kill();
+        let began = Instant::now();
+        admin.client.send("PUB s 1\r\nb\r\n");
+        // Neither an error nor a status comes in front of it.
+        assert_eq!(worker.message(), b"b", "round {round}");
+        assert!(began.elapsed() < 4 * SOON, "{:?}", began.elapsed());
+        admin.cluster.restart(victim);
+        wait_caught_up(&admin.cluster);
+    }
+}
+
+/// A consumer whose leader dies with the broker in use goes on once the brokers have elected.
+#[test]
+fn a_pull_goes_on_behind_the_death_of_its_leader() {
+    let args = ["--delivery", "at-least-once"];
+    let mut scene = Scene::of(start_with(Version::V215, "", &args), r#""lang":"raw""#);
+    let mut worker = scene.natsmux.client();
+    worker.set_patience(ELECTED_WITHIN);
+    worker.send(format!(
+        "SUB _INBOX.w 1\r\nPUB {NEXT} _INBOX.w 4\r\n1000\r\n"
+    ));
+    worker.flush();
+    let mut longest = Duration::ZERO;
+    for _ in 0..2 {
+        let leader = scene.info()["cluster"]["leader"].clone();
+        let mut brokers = scene.cluster.brokers().iter();
+        let victim = brokers.position(|broker| leader == broker.name());
+        let victim = victim.expect("a broker that leads");
+        let addr = scene.cluster.brokers()[victim].address();
+        if scene.in_use() != victim {
+            let (status, said) = scene.natsmux.order(&["move", "default", "--to", &addr]);
+            assert!(status.success(), "{said}");
+        }
+        let other = scene.cluster.brokers()[(victim + 1) % BROKERS].address();
+        let publisher = Publisher::start(&other);
+        worker.message();
+        scene.cluster.broker(victim).kill();
+        let began = Instant::now();
+        // Some were on their way.
+        while began.elapsed() < SOON {
+            worker.message();
+        }
+        longest = longest.max(began.elapsed());
+        publisher.stop();
+        scene.cluster.restart(victim);
+        wait_caught_up(&scene.cluster);
+    }
+    let _ = writeln!(
+        io::stdout(),
+        "pulls: 2 kills of the leader, longest {longest:?}"
+    );
+    assert!(longest < ELECTED_WITHIN, "{longest:?}");
 }
 
 /// A worker that takes one message at a time is never given two.

@@ -13,6 +13,7 @@ mod credentials;
 mod handshake;
 mod json;
 mod operations;
+mod pull;
 mod scanners;
 mod subscriptions;
 
@@ -21,5 +22,6 @@ pub use credentials::credentials;
 pub use handshake::handshake;
 pub use json::{config, connect, info};
 pub use operations::operations;
+pub use pull::pull;
 pub use scanners::{client, server};
 pub use subscriptions::subscriptions;
