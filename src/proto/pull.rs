@@ -145,8 +145,10 @@ pub enum PullStatus {
         /// Bytes.
         bytes: u64,
     },
-    /// The newest one is refused, or over.
+    /// The newest one is refused.
     Refused,
+    /// The newest one is over: there is nothing for it.
+    NoMessages,
     /// Nobody takes requests for its consumer.
     NoResponders,
     /// Its consumer has another leader, which may know nothing of it.
@@ -183,7 +185,8 @@ impl PullStatus {
             (b"409", _) if says(b"Consumer Deleted") || says(b"Consumer is push based") => {
                 Self::Gone
             }
-            (b"400" | b"404" | b"408" | b"409" | b"423", _) => Self::Refused,
+            (b"404" | b"408", _) => Self::NoMessages,
+            (b"400" | b"409" | b"423", _) => Self::Refused,
             _ => Self::Message,
         }
     }
@@ -199,8 +202,13 @@ fn header<'h>(block: &'h [u8], name: &[u8]) -> Option<&'h [u8]> {
 /// A broker's answer about a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConsumerInfo {
-    /// So many requests wait there.
-    Waiting(u64),
+    /// What waits there.
+    Waiting {
+        /// Requests.
+        requests: u64,
+        /// Messages that nobody has got.
+        messages: u64,
+    },
     /// There is no such consumer.
     Missing,
     /// Nobody can tell now.
@@ -217,12 +225,15 @@ impl ConsumerInfo {
         let Ok(Value::Object(answer)) = serde_json::from_slice(body) else {
             return Self::Unavailable;
         };
+        let number = |key: &str| answer.get(key).and_then(Value::as_u64);
         let code = |error: &Value| error.get("code").and_then(Value::as_u64);
-        match (answer.get("error").map(code), answer.get("num_waiting")) {
-            (Some(Some(404)), _) => Self::Missing,
-            (None, Some(waiting)) => Self::Waiting(waiting.as_u64().unwrap_or(0)),
-            // Of a pull consumer for which nothing waits, some servers leave it out.
-            (None, None) if answer.contains_key("config") => Self::Waiting(0),
+        match answer.get("error").map(code) {
+            Some(Some(404)) => Self::Missing,
+            // What there is none of, some servers leave out.
+            None if answer.contains_key("config") => Self::Waiting {
+                requests: number("num_waiting").unwrap_or(0),
+                messages: number("num_pending").unwrap_or(0),
+            },
             _ => Self::Unavailable,
         }
     }
@@ -371,7 +382,7 @@ mod tests {
             ("409 Server Shutdown", PullStatus::LeaderChanged),
             ("409 Consumer Deleted", PullStatus::Gone),
             ("409 Exceeded MaxWaiting", PullStatus::Refused),
-            ("404 No Messages", PullStatus::Refused),
+            ("404 No Messages", PullStatus::NoMessages),
             ("400 Bad Request", PullStatus::Refused),
             ("777 Other", PullStatus::Message),
             ("4", PullStatus::Message),
@@ -395,11 +406,15 @@ mod tests {
             let frame = format!("MSG r 1 {}\r\n{body}\r\n", body.len());
             read(&frame, ConsumerInfo::of)
         };
+        let waiting = |requests| ConsumerInfo::Waiting {
+            requests,
+            messages: requests / 2,
+        };
         assert_eq!(
-            of(r#"{"config":{},"num_waiting":2}"#),
-            ConsumerInfo::Waiting(2)
+            of(r#"{"config":{},"num_waiting":2,"num_pending":1}"#),
+            waiting(2)
         );
-        assert_eq!(of(r#"{"config":{}}"#), ConsumerInfo::Waiting(0));
+        assert_eq!(of(r#"{"config":{}}"#), waiting(0));
         assert_eq!(
             of(r#"{"error":{"code":404,"err_code":10014}}"#),
             ConsumerInfo::Missing

@@ -159,14 +159,13 @@ impl Client {
     }
 
     /// The component of `python/jetstream.py`.
-    pub(crate) fn jetstream(url: &str, name: &str) -> Self {
+    pub(crate) fn jetstream(url: &str, name: &str, again: bool) -> Self {
         let (sender, events) = mpsc::channel();
-        let mut command = python("python/jetstream.py");
-        command.args([url, name]);
+        let command = python("python/jetstream.py");
         Self {
             kind: Kind::Python,
             events,
-            worker: spawn(command, sender),
+            worker: spawn(named(command, url, name, again), sender),
             published: 0,
             received: 0,
         }
@@ -176,11 +175,8 @@ impl Client {
     pub(crate) fn pulls(kind: Kind, url: &str, name: &str, again: bool) -> Self {
         let (sender, events) = mpsc::channel();
         let worker = match kind {
-            Kind::Python => spawn(
-                pulls_of(python("python/pulls.py"), url, name, again),
-                sender,
-            ),
-            Kind::Node => spawn(pulls_of(node("node/pulls.cjs"), url, name, again), sender),
+            Kind::Python => spawn(named(python("python/pulls.py"), url, name, again), sender),
+            Kind::Node => spawn(named(node("node/pulls.cjs"), url, name, again), sender),
             Kind::Rust => {
                 let (url, name) = (url.to_owned(), name.to_owned());
                 let (lines, said) = unbounded_channel();
@@ -342,7 +338,7 @@ fn runtime() -> Runtime {
         .expect("a runtime")
 }
 
-fn pulls_of(mut command: Command, url: &str, name: &str, again: bool) -> Command {
+fn named(mut command: Command, url: &str, name: &str, again: bool) -> Command {
     command.args([url, name]).args(again.then_some("again"));
     command
 }

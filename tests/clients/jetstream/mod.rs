@@ -26,7 +26,7 @@ const FLOWS_WITHIN: Duration = Duration::from_secs(30);
 fn jetstream_keeps_its_promises_over_kills_and_freezes() {
     let rounds = rounds();
     let (mut cluster, natsmux) = start(Version::V215);
-    let mut client = Client::jetstream(&natsmux.url(), "js");
+    let mut client = Client::jetstream(&natsmux.url(), "js", false);
     wait_flow(&mut client, "at the start");
     for round in 1..=rounds {
         let current = natsmux.current_broker();
@@ -61,7 +61,7 @@ fn jetstream_keeps_its_promises_over_kills_and_freezes() {
 #[test]
 fn jetstream_goes_on_over_a_rolling_upgrade() {
     let (mut cluster, natsmux) = start(Version::V29);
-    let mut client = Client::jetstream(&natsmux.url(), "js");
+    let mut client = Client::jetstream(&natsmux.url(), "js", false);
     wait_flow(&mut client, "at the start");
     for index in 0..BROKERS {
         let addr = cluster.brokers()[index].address();
@@ -88,6 +88,26 @@ fn jetstream_goes_on_over_a_rolling_upgrade() {
     assert_eq!(report["event"], "report", "{events:?}");
     assert!(content, "{report}");
     assert_eq!((doubt, natsmux.counter("link_failures")), (0, 0));
+}
+
+/// What the brokers take by themselves: for the figures in `docs/planned-moves.md`.
+#[test]
+#[ignore = "a measurement of brokers and library alone"]
+fn a_rolling_upgrade_beside_a_direct_connection() {
+    let (mut cluster, _natsmux) = start(Version::V29);
+    let mut client = Client::jetstream(&cluster.brokers()[0].url(), "js", true);
+    wait_flow(&mut client, "at the start");
+    for index in 0..BROKERS {
+        cluster.broker(index).retire();
+        cluster.upgrade(index, Version::V215);
+        wait_caught_up(&cluster);
+        wait_flow(&mut client, &format!("after upgrade {}", index + 1));
+    }
+    client.stop();
+    let (events, _) = client.finish();
+    let report = events.last().expect("a report");
+    let _ = writeln!(io::stdout(), "jetstream: upgraded, direct: {report}");
+    assert_eq!(report["event"], "report", "{events:?}");
 }
 
 /// Asks JetStream something, and returns its answer.

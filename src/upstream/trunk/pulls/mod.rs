@@ -48,13 +48,13 @@ const ASK_MOST: u32 = 40;
 pub(super) enum Stage {
     /// A broker has it.
     Served,
-    /// The link is gone that its messages came on; whether its broker may still get some.
-    Lost { lingers: bool },
+    /// The link is gone that its messages came on.
+    Lost,
     /// Its SUB isn't sent on the next link before the brokers have looked for interest in it.
-    Withheld { lingers: bool },
-    /// It is published again then, unless something comes.
+    Withheld,
+    /// It may live on, and nothing comes: then the brokers are asked, or it is published again.
     Quiet(Instant),
-    /// Nobody can tell of its consumer: they are asked again then.
+    /// The brokers are asked about its consumer then: nobody could tell.
     Leaderless(Instant),
 }
 
@@ -104,6 +104,10 @@ struct Pull {
     /// Those that were published last.
     published: SmallVec<[Published; 1]>,
     stage: Stage,
+    /// The broker that had its SUB was silent when its link was left, and may still get messages.
+    lingers: bool,
+    /// natsmux may ask about its consumer.
+    may_ask: bool,
     /// When its link was lost.
     lost_at: Option<Instant>,
     /// When natsmux published it again.
@@ -190,6 +194,24 @@ impl Pull {
         self.resumed_at.is_some_and(soon)
     }
 
+    fn be_served(&mut self) {
+        (self.stage, self.lingers, self.asked) = (Stage::Served, false, 0);
+    }
+
+    fn be_quiet(&mut self, now: Instant) {
+        self.stage = Stage::Quiet(now + QUIET_FOR);
+    }
+
+    /// It may wait there, and its consumer has nothing: that is looked at again, not for ever.
+    fn be_quiet_again(&mut self, now: Instant) {
+        self.asked += 1;
+        if self.asked > ASK_MOST {
+            self.be_served();
+        } else {
+            self.be_quiet(now);
+        }
+    }
+
     /// Has the brokers asked again about the consumer; not for ever.
     fn wait_for_leader(&mut self, now: Instant) {
         self.asked += 1;
@@ -202,9 +224,10 @@ impl Pull {
 
     fn heed(&mut self, status: PullStatus, size: usize, now: Instant) -> Heed {
         match status {
+            // Of several requests, others may be used up.
+            PullStatus::Message if self.lingers => self.be_quiet(now),
             PullStatus::Message | PullStatus::Heartbeat | PullStatus::Ended { .. } => {
-                self.asked = 0;
-                self.stage = Stage::Served;
+                self.be_served();
             }
             _ => {}
         }
@@ -219,7 +242,9 @@ impl Pull {
                 self.wait_for_leader(now);
                 return Heed::Swallow;
             }
-            PullStatus::NoResponders | PullStatus::Refused => self.subtract(self.newest, 0),
+            PullStatus::NoResponders | PullStatus::Refused | PullStatus::NoMessages => {
+                self.subtract(self.newest, 0);
+            }
             PullStatus::LeaderChanged if self.left(now).is_none() => {}
             // One for each request that there was: this one asks for what is left of all.
             PullStatus::LeaderChanged if self.is_just_resumed(now) => {
@@ -245,7 +270,7 @@ impl Pull {
         let waits: u64 = self.published.iter().map(|one| one.batch).sum();
         if self.messages > waits {
             self.lost_at.get_or_insert(now);
-            self.stage = Stage::Lost { lingers };
+            (self.stage, self.lingers) = (Stage::Lost, lingers);
         } else {
             // No broker knows of it, and it goes on with what else waits.
             self.stage = Stage::Served;
@@ -298,6 +323,8 @@ impl Pulls {
                 expires_at: Some(now),
                 published: SmallVec::new(),
                 stage: Stage::Served,
+                lingers: false,
+                may_ask: true,
                 lost_at: None,
                 resumed_at: None,
                 asked: 0,
@@ -365,7 +392,7 @@ impl Pulls {
     /// Whether a subscription's SUB waits for an answer.
     pub(super) fn withholds(&self, upstream: UpstreamSid) -> bool {
         let pull = self.open.get(&upstream);
-        pull.is_some_and(|pull| matches!(pull.stage, Stage::Withheld { .. }))
+        pull.is_some_and(|pull| pull.stage == Stage::Withheld)
     }
 
     /// Whether publishes wait for an answer.
@@ -377,7 +404,7 @@ impl Pulls {
     pub(super) fn due(&self) -> Option<Instant> {
         let of_pull = |pull: &Pull| match pull.stage {
             Stage::Quiet(at) | Stage::Leaderless(at) => Some(at),
-            Stage::Served | Stage::Lost { .. } | Stage::Withheld { .. } => None,
+            Stage::Served | Stage::Lost | Stage::Withheld => None,
         };
         let pulls = self.open.values().filter_map(of_pull);
         let questions = self.questions.iter().map(|question| question.until);

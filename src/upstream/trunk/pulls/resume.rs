@@ -143,17 +143,17 @@ impl Trunk {
             return;
         };
         pulls.open.retain(|upstream, pull| {
-            let (Stage::Lost { lingers } | Stage::Withheld { lingers }) = pull.stage else {
+            if !matches!(pull.stage, Stage::Lost | Stage::Withheld) {
                 return true;
-            };
+            }
             let Some(interest) = self.subscriptions.interest_of(*upstream) else {
                 return false;
             };
             // The answer would come to the component too.
-            let is_apart = !interest.subject.ends_with(b">");
+            pull.may_ask = !interest.subject.ends_with(b">");
             pull.stage = match pull.left(now) {
                 _ if pull.has_expired(now) => Stage::Served,
-                _ if is_apart => Stage::Withheld { lingers },
+                _ if pull.may_ask => Stage::Withheld,
                 Some(_) => Stage::Quiet(now + super::QUIET_FOR),
                 None => Stage::Served,
             };
@@ -327,34 +327,50 @@ impl Trunk {
         let Some(pull) = pulls.and_then(|pulls| pulls.open.get(&upstream)) else {
             return;
         };
-        let has_rest = pull.left(cx.now).is_some();
-        let lingers = match pull.stage {
-            Stage::Withheld { lingers } => {
-                self.subscribe_withheld(upstream, id, cx.now);
-                lingers
-            }
-            // It has been in place all the time: what waits may be the old one.
-            Stage::Leaderless(_) => true,
+        let (has_rest, lingers) = (pull.left(cx.now).is_some(), pull.lingers);
+        let was_withheld = pull.stage == Stage::Withheld;
+        match pull.stage {
+            Stage::Withheld => self.subscribe_withheld(upstream, id, cx.now),
+            Stage::Leaderless(_) => {}
             // Something has come meanwhile.
-            Stage::Served | Stage::Lost { .. } | Stage::Quiet(_) => return,
+            Stage::Served | Stage::Lost | Stage::Quiet(_) => return,
+        }
+        let Some(pull) = self.pull_mut(upstream) else {
+            return;
         };
         match answer {
-            _ if !has_rest => self.set_stage_of(upstream, Stage::Served),
-            Answer::Info(ConsumerInfo::Waiting(waiting)) if waiting == 0 || !lingers => {
+            _ if !has_rest => pull.be_served(),
+            Answer::Late | Answer::Info(ConsumerInfo::Unavailable) => pull.wait_for_leader(cx.now),
+            Answer::Info(ConsumerInfo::Missing) => pull.messages = 0,
+            Answer::Forbidden => {
+                pull.may_ask = false;
+                pull.be_quiet(cx.now);
+            }
+            // The brokers have looked for interest while there was none.
+            Answer::Info(ConsumerInfo::Waiting { .. }) if was_withheld && !lingers => {
                 self.publish_pull(upstream, id, asked_at, cx);
             }
-            Answer::Info(ConsumerInfo::Unavailable) | Answer::Late => {
-                self.wait_for_leader(upstream, cx.now);
+            Answer::Info(ConsumerInfo::Waiting { requests: 0, .. }) => {
+                self.publish_pull(upstream, id, asked_at, cx);
             }
-            Answer::Info(ConsumerInfo::Missing) => {
-                if let Some(pulls) = &mut self.pulls {
-                    pulls.open.remove(&upstream);
-                }
+            // Those that wait are of others: messages do as well, and none came here.
+            Answer::Info(ConsumerInfo::Waiting { messages, .. })
+                if messages > 0 && !was_withheld =>
+            {
+                cx.bus.counters_mut().pulls_repeated += 1;
+                self.publish_pull(upstream, id, asked_at, cx);
             }
-            Answer::Info(ConsumerInfo::Waiting(_)) | Answer::Forbidden => {
-                self.set_stage_of(upstream, Stage::Quiet(cx.now + super::QUIET_FOR));
-            }
+            Answer::Info(ConsumerInfo::Waiting { .. }) => pull.be_quiet_again(cx.now),
         }
+        if let Some(pulls) = &mut self.pulls
+            && pulls.open.get(&upstream).is_some_and(Pull::is_over)
+        {
+            pulls.open.remove(&upstream);
+        }
+    }
+
+    fn pull_mut(&mut self, upstream: UpstreamSid) -> Option<&mut Pull> {
+        self.pulls.as_mut()?.open.get_mut(&upstream)
     }
 
     /// Has those of a session that wait for an answer subscribed at once: it ends some.
@@ -435,7 +451,7 @@ impl Trunk {
             pulls.open.remove(&upstream);
             return;
         };
-        pull.stage = Stage::Served;
+        pull.be_served();
         let proven = (id, self.links[id].proven_offset);
         let Some(left) = pull.rest(|one| one.is_fresh(since, proven), cx.now) else {
             return;
@@ -470,16 +486,8 @@ impl Trunk {
     }
 
     fn set_stage_of(&mut self, upstream: UpstreamSid, stage: Stage) {
-        let pulls = self.pulls.as_mut();
-        if let Some(pull) = pulls.and_then(|pulls| pulls.open.get_mut(&upstream)) {
+        if let Some(pull) = self.pull_mut(upstream) {
             pull.stage = stage;
-        }
-    }
-
-    fn wait_for_leader(&mut self, upstream: UpstreamSid, now: Instant) {
-        let pulls = self.pulls.as_mut();
-        if let Some(pull) = pulls.and_then(|pulls| pulls.open.get_mut(&upstream)) {
-            pull.wait_for_leader(now);
         }
     }
 
@@ -503,40 +511,40 @@ impl Trunk {
             self.take_answer(at, Answer::Late, cx);
         }
         let open = self.open(cx.bus);
-        for (upstream, stage) in self.due_pulls(cx.now) {
-            match (stage, open) {
-                (Stage::Quiet(_), Some(id)) => {
-                    // The old one may live: this is the one more that can't be ruled out.
-                    cx.bus.counters_mut().pulls_repeated += 1;
-                    self.publish_pull(upstream, id, cx.now - super::QUIET_FOR, cx);
-                }
-                (Stage::Leaderless(_), Some(id)) => {
-                    if !self.ask_about(upstream, id, false, cx) {
-                        self.wait_for_leader(upstream, cx.now);
-                    } else {
-                        self.set_stage_of(upstream, Stage::Leaderless(cx.now + super::SOON));
-                    }
-                }
-                (Stage::Quiet(_), None) => {
-                    self.set_stage_of(upstream, Stage::Quiet(cx.now + AGAIN_SOON));
-                }
-                (Stage::Leaderless(_), None) => {
-                    self.set_stage_of(upstream, Stage::Leaderless(cx.now + AGAIN_SOON));
-                }
-                _ => {}
+        for upstream in self.due_pulls(cx.now) {
+            let Some(id) = open else {
+                self.put_off(upstream, cx.now + AGAIN_SOON);
+                continue;
+            };
+            if self.pull_mut(upstream).is_some_and(|pull| !pull.may_ask) {
+                // The old one may live: this is the one more that can't be ruled out.
+                cx.bus.counters_mut().pulls_repeated += 1;
+                self.publish_pull(upstream, id, cx.now - super::QUIET_FOR, cx);
+            } else if self.ask_about(upstream, id, false, cx) {
+                self.set_stage_of(upstream, Stage::Leaderless(cx.now + super::SOON));
+            } else if let Some(pull) = self.pull_mut(upstream) {
+                pull.wait_for_leader(cx.now);
             }
         }
     }
 
-    fn due_pulls(&self, now: Instant) -> Vec<(UpstreamSid, Stage)> {
+    fn put_off(&mut self, upstream: UpstreamSid, until: Instant) {
+        if let Some(pull) = self.pull_mut(upstream) {
+            pull.stage = match pull.stage {
+                Stage::Quiet(_) => Stage::Quiet(until),
+                _ => Stage::Leaderless(until),
+            };
+        }
+    }
+
+    fn due_pulls(&self, now: Instant) -> Vec<UpstreamSid> {
         let pulls = self.pulls.iter().flat_map(|pulls| &pulls.open);
         let is_due = |stage: Stage| match stage {
             Stage::Quiet(at) | Stage::Leaderless(at) => at <= now,
-            Stage::Served | Stage::Lost { .. } | Stage::Withheld { .. } => false,
+            Stage::Served | Stage::Lost | Stage::Withheld => false,
         };
         let due = pulls.filter(|(_, pull)| is_due(pull.stage));
-        due.map(|(upstream, pull)| (*upstream, pull.stage))
-            .collect()
+        due.map(|(upstream, _)| *upstream).collect()
     }
 }
 
