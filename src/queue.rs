@@ -36,6 +36,13 @@ impl<T> Queue<T> {
         self.take(|entries| entries.remove(at))
     }
 
+    /// The entry with this key, where they are in the order of their keys.
+    pub fn find_sorted<K: Ord>(&self, key: K, of: impl FnMut(&T) -> K) -> Option<&T> {
+        let entries = &self.0.as_ref()?.0;
+        let at = entries.binary_search_by_key(&key, of).ok()?;
+        entries.get(at)
+    }
+
     /// The oldest entry.
     pub fn front(&self) -> Option<&T> {
         self.0.as_ref()?.0.front()

@@ -15,6 +15,9 @@ pub const OWN: UpstreamSid = UpstreamSid {
     generation: u32::MAX,
 };
 
+/// The slot of those that natsmux has for a moment, for answers about consumers (R44).
+pub const ANSWER_SLOT: u32 = u32::MAX - 1;
+
 /// A SUB or UNSUB as one link was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {

@@ -147,6 +147,8 @@ pub enum PullStatus {
     },
     /// The newest one is refused.
     Refused,
+    /// The same, since too many wait there.
+    Full,
     /// The newest one is over: there is nothing for it.
     NoMessages,
     /// Nobody takes requests for its consumer.
@@ -182,6 +184,7 @@ impl PullStatus {
             (b"409", _) if says(b"Leadership Change") || says(b"Server Shutdown") => {
                 Self::LeaderChanged
             }
+            (b"409", _) if says(b"Exceeded MaxWaiting") => Self::Full,
             (b"409", _) if says(b"Consumer Deleted") || says(b"Consumer is push based") => {
                 Self::Gone
             }
@@ -381,7 +384,8 @@ mod tests {
             ("409 Leadership Change", PullStatus::LeaderChanged),
             ("409 Server Shutdown", PullStatus::LeaderChanged),
             ("409 Consumer Deleted", PullStatus::Gone),
-            ("409 Exceeded MaxWaiting", PullStatus::Refused),
+            ("409 Exceeded MaxWaiting", PullStatus::Full),
+            ("409 Exceeded MaxRequestBatch of 5", PullStatus::Refused),
             ("404 No Messages", PullStatus::NoMessages),
             ("400 Bad Request", PullStatus::Refused),
             ("777 Other", PullStatus::Message),

@@ -311,27 +311,55 @@ impl Subscriptions {
             .map(Subscription::sid)
     }
 
-    /// The plain subscription of a session alone that gets what comes to `reply`; `last` is the one
-    /// that did last.
+    /// The plain subscription of a session alone that gets what comes to `reply`: the one to that
+    /// very subject, or one with wildcards. `last` is the one that did last, and `most` bounds how
+    /// many are looked at. Returns how many were, as well.
     pub fn find_reply(
         &self,
         session: SessionId,
         reply: &[u8],
         last: Option<UpstreamSid>,
-    ) -> Option<UpstreamSid> {
-        let is_it = |one: &Subscription| {
+        most: usize,
+    ) -> (Option<UpstreamSid>, usize) {
+        let is_apt = |one: &Subscription| {
             let is_alone = one.session == session && one.group == NO_GROUP;
-            let is_plain = one.queue_group().is_none();
-            is_alone && is_plain && subject::matches(one.subject(), reply)
+            is_alone && one.queue_group().is_none()
+        };
+        let is_wild = |subject: &[u8]| subject.iter().any(|byte| matches!(byte, b'*' | b'>'));
+        let gets = |one: &Subscription| {
+            let is_it = one.subject() == reply;
+            is_it || (is_wild(one.subject()) && subject::matches(one.subject(), reply))
         };
         let known = |upstream: &UpstreamSid| {
-            self.is_current(*upstream) && self.live(upstream.slot).is_some_and(is_it)
+            let one = self
+                .live(upstream.slot)
+                .filter(|_| self.is_current(*upstream));
+            one.is_some_and(|one| is_apt(one) && gets(one))
         };
-        last.filter(known).or_else(|| {
-            let mut own = entries(&self.by_sid, session);
-            let found = own.find(|(_, slot)| self.live(**slot).is_some_and(is_it));
-            found.map(|(_, slot)| self.places.upstream(*slot))
-        })
+        if let Some(last) = last.filter(known) {
+            return (Some(last), 1);
+        }
+        let (mut found, mut looks) = (None, 0);
+        for (_, slot) in entries(&self.by_sid, session).take(most) {
+            looks += 1;
+            let Some(one) = self.live(*slot).filter(|one| is_apt(one) && gets(one)) else {
+                continue;
+            };
+            let upstream = self.places.upstream(*slot);
+            if one.subject() == reply {
+                return (Some(upstream), looks);
+            }
+            found = found.or(Some(upstream));
+        }
+        (found, looks)
+    }
+
+    /// Whether its component calls a live subscription so.
+    pub fn is_named(&self, upstream: UpstreamSid, sid: &[u8]) -> bool {
+        let one = self
+            .live(upstream.slot)
+            .filter(|_| self.is_current(upstream));
+        one.is_some_and(|one| one.sid() == sid)
     }
 
     /// Returns every interest that brokers must know, by its name upstream.

@@ -7,7 +7,7 @@ use super::attribution::{Wanted, publishes};
 use super::link::{Link, LinkId, OkOwner, Phase};
 use super::{CloseReason, Trunk, Verdict};
 use crate::config::TlsMode;
-use crate::ledger::operations::OWN;
+use crate::ledger::operations::{ANSWER_SLOT, OWN};
 use crate::ledger::{Rejected, SessionId, TooMany, UpstreamSid, line_of};
 use crate::proto::encode;
 use crate::proto::error_text::{BrokerError, classify, first_quoted, unquote};
@@ -87,8 +87,9 @@ impl Trunk {
             BrokerError::MaxSubscriptions => {
                 // The next PONG tells which was too many; who is alone hears of it now.
                 let is_alone = !self.is_shared() || self.sessions.len() == 1;
+                let asks_beside = self.asks_beside(id);
                 let operations = &mut self.links[id].operations;
-                let tell = is_alone && !operations.has_own();
+                let tell = is_alone && !operations.has_own() && !asks_beside;
                 if tell {
                     operations.count_too_many_told();
                 } else {
@@ -147,6 +148,9 @@ impl Trunk {
         let mut refused = Cow::Borrowed(&too_many.refused[..]);
         if refused.contains(&OWN) {
             self.lose_presence(id, cx);
+        }
+        if refused.iter().any(|sid| sid.slot == ANSWER_SLOT) {
+            refused.to_mut().retain(|sid| sid.slot != ANSWER_SLOT);
         }
         if !too_many.for_own.is_empty() {
             // A verbose session has heard of each in place of a +OK.

@@ -249,6 +249,8 @@ pub(super) struct Link {
     /// The offsets of the output behind publishes that aren't sent again as others are, while they
     /// aren't proven (R44).
     pub(super) apart: SetApart,
+    /// The offset of the output behind the last publishes.
+    pub(super) published_end: u64,
     /// Whether the next publishes are fenced at once.
     pub(super) fences_next: bool,
     /// Whether its broker names the subject of a request that nobody answers: since 2.12.
@@ -289,7 +291,7 @@ impl SetApart {
     /// Whether the publish whose end is at this offset isn't sent again, where so many bytes were
     /// `written`.
     pub(super) fn has(&self, end: u64, written: u64) -> bool {
-        let found = self.0.iter().find(|(at, _)| *at == end);
+        let found = self.0.find_sorted(end, |(at, _)| *at);
         found.is_some_and(|(_, apart)| *apart == Apart::Question || end <= written)
     }
 }
@@ -312,6 +314,7 @@ impl Link {
         }
         self.account.appended += messages;
         self.out.push(frames);
+        self.published_end = self.out.end();
         frames.len()
     }
 
@@ -331,6 +334,7 @@ impl Link {
         }
         let bytes = chunk.len();
         self.out.push_chunk(chunk);
+        self.published_end = self.out.end();
         bytes
     }
 
@@ -386,6 +390,7 @@ impl Link {
             longest_line: None,
             requested_by: 0,
             apart: SetApart::default(),
+            published_end: 0,
             fences_next: false,
             names_subject: false,
             progressed_at: None,
@@ -415,9 +420,9 @@ impl Link {
         self.note_owner(None);
     }
 
-    /// What was just appended is a request that is asked again otherwise, once a broker may have it.
-    pub(super) fn note_request(&mut self) {
-        self.apart.0.push_back((self.out.end(), Apart::Request));
+    /// A request ends at this offset: it is asked again otherwise, once a broker may have it.
+    pub(super) fn note_request(&mut self, end: u64) {
+        self.apart.0.push_back((end, Apart::Request));
     }
 
     /// How far it has come, for those that share a subscription (R23).

@@ -431,6 +431,7 @@ impl Trunk {
     fn take_link(&mut self, id: LinkId, bus: &mut Bus) -> Link {
         self.give_room(id, bus);
         let mut link = self.links.remove(id);
+        self.forget_questions(id);
         self.note_overlap_without(id, bus);
         if std::mem::take(&mut link.dialing) {
             bus.dial_ended(link.broker);

@@ -164,7 +164,7 @@ impl Trunk {
         max: Option<u64>,
         cx: &mut Turn<'_>,
     ) {
-        self.subscribe_all_withheld(session, cx.now);
+        self.subscribe_ending(session, Some(sid), cx.now);
         let covered_by = self.links.next_ping();
         let ended = self
             .subscriptions
@@ -294,7 +294,7 @@ impl Trunk {
     }
 
     pub(super) fn retire_subscriptions(&mut self, session: SessionId, now: Instant) {
-        self.subscribe_all_withheld(session, now);
+        self.subscribe_ending(session, None, now);
         let covered_by = self.links.next_ping();
         let ended = self.subscriptions.retire_session(session, covered_by);
         let all = ended.unsubscribe.iter().chain(&ended.left);

@@ -78,8 +78,13 @@ impl Trunk {
     /// component that asked for no echo would hear itself on a link that isn't the one that it
     /// publishes on.
     pub(super) fn holds_publishes(&self, bus: &Bus) -> bool {
+        let is_asking = self.pulls.as_deref().is_some_and(|pulls| pulls.is_asking());
+        is_asking || self.holds_otherwise(bus)
+    }
+
+    /// The same, but for what brokers are asked about consumers (R44).
+    pub(super) fn holds_otherwise(&self, bus: &Bus) -> bool {
         bus.is_paused()
-            || self.pulls.as_deref().is_some_and(|pulls| pulls.is_asking())
             || self.overlap.as_deref().is_some_and(|overlap| {
                 let may_echo = !self.connect.echo && overlap.holds_subscriptions();
                 may_echo || overlap.holds_publishes()

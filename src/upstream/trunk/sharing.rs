@@ -210,7 +210,7 @@ impl Trunk {
 
     /// Ends a session's subscriptions here, and has it wait until the broker has answered.
     pub(super) fn depart(&mut self, session: SessionId, why: Leaving, cx: &mut Turn<'_>) {
-        self.subscribe_all_withheld(session, cx.now);
+        self.subscribe_ending(session, None, cx.now);
         let covered_by = self.links.next_ping();
         let unsubscribe = self.subscriptions.depart(session, covered_by);
         self.send_unsubs(&unsubscribe, cx.now);

@@ -54,6 +54,8 @@ pub struct Cluster {
     /// Bytes to connections, and when they arrive.
     pub sent: Vec<(Ms, u32, Vec<u8>)>,
     pub now: Ms,
+    /// Clients may not ask about consumers.
+    forbids: bool,
 }
 
 impl Cluster {
@@ -69,6 +71,7 @@ impl Cluster {
             lost: Vec::new(),
             sent: Vec::new(),
             now: 0,
+            forbids: rng.percent(10),
         }
     }
 
@@ -178,14 +181,18 @@ impl Cluster {
             ClientOp::Unsubscribe { sid, .. } => {
                 conn.subs.remove(&text(sid));
             }
-            ClientOp::Publish(publish) => self.handle_request(&publish),
+            ClientOp::Publish(publish) => self.handle_request(no, &publish),
             ClientOp::Connect { .. } | ClientOp::Pong | ClientOp::Ignored => {}
         }
     }
 
-    fn handle_request(&mut self, publish: &Publish<'_>) {
+    fn handle_request(&mut self, no: u32, publish: &Publish<'_>) {
         let reply = publish.reply.unwrap_or_default();
         let reply = String::from_utf8_lossy(reply).into_owned();
+        if self.forbids && publish.subject == INFO.as_bytes() {
+            let text = format!("-ERR 'Permissions Violation for Publish to \"{INFO}\"'\r\n");
+            return self.say(no, text.into_bytes());
+        }
         let is_led = self.leader.is_some();
         if !is_led {
             return self.status(&reply, "503");

@@ -50,6 +50,8 @@ struct Inbox {
     asked_at: Ms,
     /// When all of it is over; `None`: never.
     expires: Option<Ms>,
+    /// Any of its requests expires: what was lost on its way then isn't asked for again.
+    expired: bool,
     is_over: bool,
 }
 
@@ -293,6 +295,7 @@ impl World {
         let inbox = self.inboxes.get_mut(&sid).expect("its own");
         inbox.asked += batch;
         inbox.asked_at = now;
+        inbox.expired |= expires.is_some();
         inbox.refused += if led { 0 } else { batch };
         let until = expires.map(|ms| now + ms);
         inbox.expires = inbox.expires.zip(until).map(|(before, at)| before.max(at));
@@ -517,8 +520,7 @@ impl World {
         if self.froze {
             return;
         }
-        let waits =
-            |inbox: &&Inbox| !inbox.is_over && inbox.expires.is_none() && inbox.refused == 0;
+        let waits = |inbox: &&Inbox| !inbox.is_over && !inbox.expired && inbox.refused == 0;
         let all: Vec<_> = self.inboxes.values().filter(waits).collect();
         let hungry = all
             .iter()
