@@ -34,7 +34,7 @@ impl Bench {
         Self::with(options, Delivery::AtMostOnce)
     }
 
-    fn with(options: &str, delivery: Delivery) -> Self {
+    pub(super) fn with(options: &str, delivery: Delivery) -> Self {
         let now = Instant::now();
         let settings = Settings {
             timings: Timings {
@@ -152,7 +152,7 @@ impl Bench {
         );
     }
 
-    fn reconnect(&mut self, options: &str) {
+    pub(super) fn reconnect(&mut self, options: &str) {
         let connect = ConnectInfo::parse(options.as_bytes()).expect("options");
         let (session, now) = (self.session, self.now);
         self.trunk.reconnect(

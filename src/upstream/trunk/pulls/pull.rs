@@ -264,13 +264,16 @@ impl Pull {
     }
 
     /// No broker has those any more that were published before `since` and that the link has proven
-    /// up to an offset.
-    pub(super) fn drop_old(&mut self, since: Instant, proven: (LinkId, u64)) {
+    /// up to an offset. Returns whether there are any.
+    pub(super) fn drop_old(&mut self, since: Instant, proven: (LinkId, u64)) -> bool {
+        let mut are_any = false;
         for request in &mut self.requests {
-            if !request.is_fresh(since, proven) {
+            if !request.is_fresh(since, proven) && request.place != Place::Nowhere {
                 request.place = Place::Nowhere;
+                are_any = true;
             }
         }
+        are_any
     }
 
     /// Forgets those that no broker has, where they have expired. Returns how many others there are
@@ -375,13 +378,12 @@ impl Pull {
             }
             return Heed::Deliver;
         }
-        let mut own = self.requests.iter_mut();
-        let Some(newest) = own.rfind(|request| *request.reply == *subject) else {
+        let is_own = |request: &Request| *request.reply == *subject;
+        if !self.requests.iter().any(is_own) {
             return Heed::Deliver;
-        };
+        }
         match status {
-            PullStatus::NoResponders | PullStatus::Full if newest.is_just_resumed(now) => {
-                (newest.place, newest.resumed_at) = (Place::Nowhere, None);
+            PullStatus::NoResponders | PullStatus::Full if self.take_back(subject, now) => {
                 self.wait_for_leader(now);
                 return Heed::Swallow;
             }
@@ -401,6 +403,19 @@ impl Pull {
             }
         }
         Heed::Deliver
+    }
+
+    /// The newest request with this reply that natsmux has just published was refused. Returns
+    /// whether there is one.
+    fn take_back(&mut self, reply: &[u8], now: Instant) -> bool {
+        let mut own = self.requests.iter_mut();
+        let is_it =
+            |request: &&mut Request| *request.reply == *reply && request.is_just_resumed(now);
+        let Some(request) = own.rfind(is_it) else {
+            return false;
+        };
+        (request.place, request.resumed_at) = (Place::Nowhere, None);
+        true
     }
 
     /// A new leader says that requests with this reply are gone: those that it had before it was one.

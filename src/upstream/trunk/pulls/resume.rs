@@ -51,7 +51,7 @@ impl Trunk {
         let Some(pull) = self.pull_mut(upstream) else {
             return;
         };
-        let mut is_gone = false;
+        let (mut is_gone, mut may_live) = (false, false);
         match answer {
             _ if !pull.has_rest(cx.now) => pull.be_served(),
             Answer::Late | Answer::Info(ConsumerInfo::Unavailable) => pull.wait_for_leader(cx.now),
@@ -69,13 +69,14 @@ impl Trunk {
             Answer::Info(ConsumerInfo::Waiting { messages, .. })
                 if messages > 0 && !was_withheld =>
             {
-                cx.bus.counters_mut().pulls_repeated += 1;
+                may_live = true;
                 is_gone = true;
             }
             Answer::Info(ConsumerInfo::Waiting { .. }) => pull.be_quiet_again(cx.now),
         }
         if is_gone {
-            pull.drop_old(asked_at, (id, proven));
+            let are_any = pull.drop_old(asked_at, (id, proven));
+            cx.bus.counters_mut().pulls_repeated += u64::from(may_live && are_any);
             self.publish_pulls(upstream, id, cx);
         }
         if let Some(pulls) = &mut self.pulls {
@@ -280,8 +281,8 @@ impl Trunk {
         };
         if !pull.may_ask {
             // The old one may live: this is the one more that can't be ruled out.
-            pull.drop_old(cx.now - QUIET_FOR, proven);
-            cx.bus.counters_mut().pulls_repeated += 1;
+            let may_live = pull.drop_old(cx.now - QUIET_FOR, proven);
+            cx.bus.counters_mut().pulls_repeated += u64::from(may_live);
             self.publish_pulls(upstream, id, cx);
         } else if self.ask_about(upstream, id, false, cx) {
             if let Some(pull) = self.pull_mut(upstream) {

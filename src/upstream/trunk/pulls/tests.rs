@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use super::super::tests::{Bench, sharers};
+use crate::config::Delivery;
 use crate::ledger::SessionId;
 use crate::proto::client::{ClientLimits, ClientOp, Scan, scan};
 use crate::upstream::bus::Turn;
+use crate::upstream::trunk::link::LinkId;
 
 const OPTIONS: &str = r#"{"verbose":false,"headers":true,"no_responders":true}"#;
 const NEXT: &str = "$JS.API.CONSUMER.MSG.NEXT.S.C";
@@ -295,4 +297,162 @@ fn a_reply_of_another_session_is_nobodys() {
     let cx = &mut Turn::new(bench.now, &mut bench.bus);
     bench.trunk.detach(one, cx);
     assert_eq!(bench.trunk.gauges().pulls, 0);
+}
+
+#[test]
+fn a_question_ends_with_its_link() {
+    let mut bench = asking("5");
+    fail_over(&mut bench);
+    let old = bench.link;
+    // A second CONNECT leaves the link while the brokers are asked.
+    bench.reconnect(OPTIONS);
+    let mut joined = old;
+    for _ in 0..40 {
+        bench.take_dial();
+        if bench.link != joined {
+            joined = bench.link;
+            bench.join();
+        }
+        for link in [old, bench.link] {
+            let pings = told_to(&mut bench, link).matches("PING\r\n").count();
+            let cx = &mut Turn::new(bench.now, &mut bench.bus);
+            let pongs = "PONG\r\n".repeat(pings);
+            bench.trunk.handle_link_bytes(link, pongs.as_bytes(), cx);
+        }
+        bench.pass(Duration::from_millis(10));
+    }
+    assert!(bench.trunk.broker_of(old).is_none(), "the old link is left");
+    // What the old link was asked isn't waited for.
+    publish(&mut bench, "PUB a 1\r\nx\r\n");
+    let link = bench.link;
+    let mut told = told_to(&mut bench, link);
+    for _ in 0..40 {
+        bench.pass(Duration::from_millis(10));
+        told += &told_to(&mut bench, link);
+    }
+    assert!(told.contains("PUB a 1\r\n"), "{told}");
+}
+
+fn told_to(bench: &mut Bench, link: LinkId) -> String {
+    let last = std::mem::replace(&mut bench.link, link);
+    let told = bench.told();
+    bench.link = last;
+    told
+}
+
+#[test]
+fn what_has_expired_is_no_part_of_what_is_asked_again() {
+    let mut bench = asking(r#"{"batch":100,"expires":1000000000}"#);
+    bench.lose();
+    bench.now += Duration::from_secs(2);
+    // The component asks again by itself, and that waits for a link.
+    publish(
+        &mut bench,
+        &request("in", r#"{"batch":100,"expires":1000000000}"#),
+    );
+    bench.join();
+    bench.broker(b"PONG\r\n");
+    assert_eq!(bench.told().matches(NEXT).count(), 1);
+    assert_eq!(resumed(&bench), 0);
+}
+
+#[test]
+fn a_status_that_ends_a_request_ends_what_was_lost_of_it() {
+    let mut bench = asking(r#"{"batch":100,"expires":60000000000}"#);
+    // 40 of 100 went into a broker that was frozen.
+    bench.broker("MSG s 0 ack 1\r\nx\r\n".repeat(30).as_bytes());
+    let ended = status("408 Request Timeout\r\nNats-Pending-Messages: 30");
+    bench.broker(ended.as_bytes());
+    assert_eq!(bench.trunk.gauges().pulls, 0);
+}
+
+#[test]
+fn each_reply_has_its_own_word_of_a_new_leader() {
+    let mut bench = Bench::live(OPTIONS);
+    bench.subscribe(b"in.*", b"7");
+    publish(&mut bench, &request("in.1", "5"));
+    publish(&mut bench, &request("in.2", "3"));
+    prove(&mut bench);
+    let changed = |reply: &str| {
+        status("409 Leadership Change").replace("HMSG in ", &format!("HMSG {reply} "))
+    };
+    bench.broker(changed("in.1").as_bytes());
+    let told = bench.told();
+    assert!(
+        told.contains(&request("in.1", "5")) && !told.contains("in.2"),
+        "{told}"
+    );
+    bench.broker(changed("in.2").as_bytes());
+    assert!(bench.told().contains(&request("in.2", "3")));
+    bench.broker(changed("in.2").as_bytes());
+    prove(&mut bench);
+    bench.pass(Duration::from_secs(5));
+    assert_eq!((bench.heard(), resumed(&bench)), (String::new(), 2));
+}
+
+#[test]
+fn an_unsub_of_another_reply_subscribes_nobody() {
+    let mut bench = asking("5");
+    bench.subscribe(b"other", b"8");
+    fail_over(&mut bench);
+    let cx = &mut Turn::new(bench.now, &mut bench.bus);
+    bench.trunk.unsubscribe(bench.session, b"8", None, cx);
+    assert!(!bench.told().contains("SUB in 0"));
+}
+
+#[test]
+fn both_refusals_of_a_question_are_heard_by_nobody() {
+    let mut bench = asking("5");
+    fail_over(&mut bench);
+    for what in [
+        "Subscription to \"in.natsmux\"",
+        &format!("Publish to \"{INFO}\""),
+    ] {
+        bench.broker(format!("-ERR 'Permissions Violation for {what}'\r\n").as_bytes());
+    }
+    assert_eq!(
+        (bench.heard(), bench.bus.counters().refused),
+        (String::new(), 0)
+    );
+}
+
+#[test]
+fn with_at_least_once_a_request_is_asked_again_and_not_repeated() {
+    let mut bench = Bench::with(OPTIONS, Delivery::AtLeastOnce);
+    bench.join();
+    bench.subscribe(b"in", b"7");
+    // A subscription with a max has requests fenced at once.
+    bench.subscribe(b"max", b"8");
+    let cx = &mut Turn::new(bench.now, &mut bench.bus);
+    bench.trunk.unsubscribe(bench.session, b"8", Some(5), cx);
+    publish(&mut bench, &request("in", "5"));
+    bench.told();
+    let told = fail_over(&mut bench);
+    let sid = question(&told);
+    answer(&mut bench, &sid, r#"{"config":{},"num_waiting":0}"#);
+    assert_eq!((told + &bench.told()).matches(NEXT).count(), 1);
+    assert_eq!(bench.bus.counters().repeated, 0);
+}
+
+#[test]
+fn more_consumers_than_are_asked_about_at_once_take_turns() {
+    let mut bench = Bench::live(OPTIONS);
+    for number in 0..100 {
+        bench.subscribe(
+            format!("in{number}").as_bytes(),
+            number.to_string().as_bytes(),
+        );
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.S.C{number}");
+        publish(&mut bench, &format!("PUB {subject} in{number} 1\r\n1\r\n"));
+    }
+    prove(&mut bench);
+    let mut told = fail_over(&mut bench);
+    assert_eq!(told.matches(".CONSUMER.INFO.").count(), 64);
+    for _ in 0..100 {
+        let sid = question(&told);
+        told = told.replacen(&format!(" {sid}\r\n"), "\r\n", 1);
+        answer(&mut bench, &sid, r#"{"config":{},"num_waiting":1}"#);
+        told += &bench.told();
+    }
+    assert_eq!(resumed(&bench), 100);
 }
