@@ -85,6 +85,15 @@ fn publish(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     (site, input)
 }
 
+// The same for requests.
+#[library_benchmark(config = bound!(1_000_000))]
+#[bench::run(Site::own(0), cost::requests())]
+fn request(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
+    site.send(0, black_box(&input));
+    site.take_and_prove();
+    (site, input)
+}
+
 // From a link's bytes to a component's, for one session with 100 subscriptions.
 #[library_benchmark(config = bound!(816_673))]
 #[bench::run(Site::own(100), cost::messages(100))]
@@ -127,6 +136,6 @@ library_benchmark_group!(
 );
 library_benchmark_group!(
     name = machines,
-    benchmarks = [publish, deliver, deliver_to_100, replay]
+    benchmarks = [publish, request, deliver, deliver_to_100, replay]
 );
 main!(library_benchmark_groups = [proto, ledger, machines]);
