@@ -86,7 +86,7 @@ fn publish(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // The same for requests.
-#[library_benchmark(config = bound!(1_000_000))]
+#[library_benchmark(config = bound!(861_467))]
 #[bench::run(Site::own(0), cost::requests())]
 fn request(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     site.send(0, black_box(&input));
@@ -113,7 +113,7 @@ fn deliver_to_100(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
 }
 
 // A new link is told of 1,000 subscriptions.
-#[library_benchmark(config = bound!(689_268))]
+#[library_benchmark(config = bound!(712_964))]
 #[bench::run(Site::own(RUN))]
 fn replay(mut site: Site) -> Site {
     site.replay();

@@ -42,12 +42,11 @@ impl Session {
                 run.messages += 1;
                 run.payload_bytes += publish.size;
                 run.has_request |= publish.reply.is_some();
-                let is_pull = may_be_pull(publish);
-                if is_pull || run.is_full(used, cx.bus) {
+                if run.is_full(used, cx.bus) {
                     run.flush(bytes, used, upstream, cx);
                 }
-                if is_pull {
-                    upstream.trunk.note_pull(upstream.id, publish, cx);
+                if publish.reply.is_some() && may_be_pull(publish) {
+                    run.flush_pull(bytes, used, publish, upstream, cx);
                 }
                 continue;
             }
@@ -194,6 +193,21 @@ impl Run {
     fn is_full(&self, end: usize, bus: &Bus) -> bool {
         let limits = &bus.settings().limits;
         self.messages >= limits.fence_messages as u64 || end - self.start >= limits.fence_bytes
+    }
+
+    /// The last one is a request of a JetStream consumer.
+    #[cold]
+    #[inline(never)]
+    fn flush_pull(
+        &mut self,
+        bytes: &[u8],
+        end: usize,
+        publish: &Publish<'_>,
+        upstream: &mut Upstream<'_>,
+        cx: &mut Turn<'_>,
+    ) {
+        self.flush(bytes, end, upstream, cx);
+        upstream.trunk.note_pull(upstream.id, publish, cx);
     }
 
     fn flush(&mut self, bytes: &[u8], end: usize, upstream: &mut Upstream<'_>, cx: &mut Turn<'_>) {

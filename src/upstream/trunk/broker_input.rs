@@ -143,8 +143,28 @@ impl Trunk {
             let independent = self.links[id].independent.get_or_insert_default();
             independent.received.note(upstream);
         }
+        if self.overlap.is_some() || self.pulls.is_some() {
+            return self.deliver_with_care(id, upstream, msg, counts, cx);
+        }
+        let seen = self.links[id].seen();
+        self.deliver_message(id, upstream, msg, (counts, seen), cx);
+    }
+
+    /// The same where a message may be a copy, or may be of a consumer's request.
+    #[inline(never)]
+    fn deliver_with_care(
+        &mut self,
+        id: LinkId,
+        upstream: UpstreamSid,
+        msg: &Msg<'_>,
+        counts: bool,
+        cx: &mut Turn<'_>,
+    ) {
         let is_in_move = counts && self.overlap.is_some();
-        if !is_in_move || self.goes_out_now(id, upstream, msg, cx) {
+        if is_in_move && !self.goes_out_now(id, upstream, msg, cx) {
+            return;
+        }
+        if self.pulls.is_none() || self.heed_pull(id, upstream, msg, cx) {
             let seen = self.links[id].seen();
             self.deliver_message(id, upstream, msg, (counts, seen), cx);
         }
@@ -166,9 +186,6 @@ impl Trunk {
             && self.subscriptions.is_over(upstream)
         {
             cx.bus.counters_mut().over_max_msgs += 1;
-            return;
-        }
-        if self.pulls.is_some() && !self.heed_pull(id, upstream, msg, cx) {
             return;
         }
         let is_large = msg.after_sid.len() >= SHARED_LEAST;

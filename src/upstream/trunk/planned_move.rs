@@ -280,7 +280,10 @@ impl Trunk {
             let Some(overlap) = &mut self.overlap else {
                 return;
             };
-            if !overlap.take_copy(&msg) && !overlap.has_ended(upstream) {
+            if overlap.take_copy(&msg) || overlap.has_ended(upstream) {
+                continue;
+            }
+            if self.pulls.is_none() || self.heed_pull(new, upstream, &msg, cx) {
                 self.deliver_message(new, upstream, &msg, (true, seen), cx);
             }
         }

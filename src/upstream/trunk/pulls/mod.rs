@@ -111,6 +111,7 @@ impl Pulls {
     }
 
     /// Whether a subscription's SUB waits for an answer.
+    #[cold]
     pub(super) fn withholds(&self, upstream: UpstreamSid) -> bool {
         let pull = self.open.get(&upstream);
         pull.is_some_and(|pull| matches!(pull.stage, Stage::Withheld | Stage::Asked))
