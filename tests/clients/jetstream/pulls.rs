@@ -13,10 +13,25 @@ use super::{BROKERS, CAUGHT_UP, FLOWS_WITHIN, api, start, start_with, wait_caugh
 use crate::client::{Client, Kind};
 use crate::support::{Cluster, Natsmux, RawClient, Version, wait_for};
 
-/// A message that a consumer waits for comes within this behind a broker's death.
-const SOON: Duration = Duration::from_millis(500);
+/// A message that a consumer waits for comes within half a second behind a broker's death, on a
+/// machine that has nothing else to do: with `FAILOVER=full`.
+fn soon() -> Duration {
+    if is_full() {
+        Duration::from_millis(500)
+    } else {
+        Duration::from_secs(2)
+    }
+}
+
 /// A broker that is frozen is noticed first.
-const SOON_BEHIND_A_FREEZE: Duration = Duration::from_millis(3_500);
+fn soon_behind_a_freeze() -> Duration {
+    Duration::from_secs(3) + soon()
+}
+
+fn is_full() -> bool {
+    matches!(env::var("FAILOVER").as_deref(), Ok("full" | "soak"))
+}
+
 /// Brokers elect a leader 4 to 9 s behind the death of another one.
 const ELECTED_WITHIN: Duration = Duration::from_secs(15);
 const ROUNDS: u32 = 3;
@@ -65,7 +80,7 @@ impl Scene {
     /// makes sure that it isn't one of two.
     fn assert_one_waits(&mut self, when: &str) {
         let what = format!("one request to wait {when}");
-        wait_for(&what, SOON, || {
+        wait_for(&what, soon(), || {
             (self.info()["num_waiting"] == 1).then_some(())
         });
         thread::sleep(Duration::from_millis(50));
@@ -169,7 +184,7 @@ fn a_pull_goes_on_behind_kills(version: Version) {
         io::stdout(),
         "pulls: {version:?}, {ROUNDS} kills, {resumed} asked again, longest {longest:?}"
     );
-    assert!(longest < SOON, "{longest:?}");
+    assert!(longest < soon(), "{longest:?}");
     assert_eq!(resumed, u64::from(ROUNDS));
     assert_eq!(scene.natsmux.varz()["buses"][0]["pulls_open"], 1);
 }
@@ -185,7 +200,8 @@ fn a_pull_goes_on_behind_kills_at_2_9() {
 }
 
 /// Publishes to the stream at a broker, every 20 ms, as often as there are numbers.
-fn publish_at(address: &str, numbers: std::ops::Range<u32>) -> thread::JoinHandle<()> {
+/// Its connection is the thread's outcome: closed too soon, it would take the last ones along.
+fn publish_at(address: &str, numbers: std::ops::Range<u32>) -> thread::JoinHandle<RawClient> {
     let mut publisher = RawClient::ready(address);
     thread::spawn(move || {
         for number in numbers {
@@ -193,6 +209,7 @@ fn publish_at(address: &str, numbers: std::ops::Range<u32>) -> thread::JoinHandl
             publisher.send(format!("PUB s {}\r\n{body}\r\n", body.len()));
             thread::sleep(Duration::from_millis(20));
         }
+        publisher
     })
 }
 
@@ -228,7 +245,7 @@ fn a_pull_goes_on_behind_a_freeze() {
         wait_caught_up(&scene.cluster);
     }
     let _ = writeln!(io::stdout(), "pulls: 2 freezes, longest {longest:?}");
-    assert!(longest < SOON_BEHIND_A_FREEZE, "{longest:?}");
+    assert!(longest < soon_behind_a_freeze(), "{longest:?}");
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -256,7 +273,11 @@ fn a_pull_goes_on_where_natsmux_may_not_ask() {
         admin.client.send("PUB s 1\r\nb\r\n");
         // Neither an error nor a status comes in front of it.
         assert_eq!(worker.message(), b"b", "round {round}");
-        assert!(began.elapsed() < 4 * SOON, "{:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(1) + soon(),
+            "{:?}",
+            began.elapsed()
+        );
         admin.cluster.restart(victim);
         wait_caught_up(&admin.cluster);
     }
@@ -290,7 +311,7 @@ fn a_pull_goes_on_behind_the_death_of_its_leader() {
         scene.cluster.broker(victim).kill();
         let began = Instant::now();
         // Some were on their way.
-        while began.elapsed() < SOON {
+        while began.elapsed() < Duration::from_millis(500) {
             worker.message();
         }
         longest = longest.max(began.elapsed());
@@ -467,18 +488,15 @@ fn wait_received(clients: &mut [Client]) {
 
 #[test]
 fn pull_consumers_of_libraries_go_on_behind_kills_and_freezes() {
-    let faults = match env::var("FAILOVER").as_deref() {
-        Ok("full" | "soak") => [10, 5],
-        _ => [2, 1],
-    };
+    let faults = if is_full() { [10, 5] } else { [2, 1] };
     let [killed, frozen] = faults_under_libraries(Version::V215, false, faults);
     let _ = writeln!(
         io::stdout(),
         "pulls: {faults:?} kills and freezes\n{killed}{frozen}"
     );
-    assert!(killed.longest() < SOON.as_secs_f64(), "{killed}");
+    assert!(killed.longest() < soon().as_secs_f64(), "{killed}");
     assert!(
-        frozen.longest() < SOON_BEHIND_A_FREEZE.as_secs_f64(),
+        frozen.longest() < soon_behind_a_freeze().as_secs_f64(),
         "{frozen}"
     );
 }

@@ -27,7 +27,7 @@ const FRESH_FOR: Duration = Duration::from_millis(100);
 pub(super) const QUIET_FOR: Duration = Duration::from_secs(1);
 /// While a consumer has no leader, brokers are asked again so often, and so many times.
 pub(super) const ASK_EVERY: Duration = Duration::from_millis(250);
-const ASK_MOST: u32 = 40;
+const ASK_MOST: u32 = 60;
 
 /// What is known of the fate of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -247,11 +247,16 @@ impl Pull {
 
     /// Has the brokers asked again about the consumer; not for ever.
     pub(super) fn wait_for_leader(&mut self, now: Instant) {
+        self.ask_at(now + ASK_EVERY);
+    }
+
+    /// Has the brokers asked about the consumer then; not for ever.
+    pub(super) fn ask_at(&mut self, at: Instant) {
         self.asked += 1;
         if self.asked > ASK_MOST {
             self.be_served();
         } else {
-            self.stage = Stage::Leaderless(now + ASK_EVERY);
+            self.stage = Stage::Leaderless(at);
         }
     }
 

@@ -310,7 +310,7 @@ impl Trunk {
             for upstream in waiting.collect::<Vec<_>>() {
                 self.subscribe_withheld(upstream, id, cx.now);
                 if let Some(pull) = self.pull_mut(upstream) {
-                    pull.wait_for_leader(cx.now);
+                    pull.ask_at(cx.now);
                 }
                 self.note_pull_due(upstream);
             }

@@ -54,7 +54,8 @@ impl Trunk {
         let (mut is_gone, mut may_live) = (false, false);
         match answer {
             _ if !pull.has_rest(cx.now) => pull.be_served(),
-            Answer::Late | Answer::Info(ConsumerInfo::Unavailable) => pull.wait_for_leader(cx.now),
+            Answer::Late => pull.ask_at(cx.now),
+            Answer::Info(ConsumerInfo::Unavailable) => pull.wait_for_leader(cx.now),
             Answer::Info(ConsumerInfo::Missing) => pull.requests.clear(),
             Answer::Forbidden => {
                 pull.may_ask = false;
