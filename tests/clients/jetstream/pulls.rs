@@ -14,12 +14,13 @@ use crate::client::{Client, Kind};
 use crate::support::{Cluster, Natsmux, RawClient, Version, wait_for};
 
 /// A message that a consumer waits for comes within half a second behind a broker's death, on a
-/// machine that has nothing else to do: with `FAILOVER=full`.
+/// machine that has nothing else to do: with `FAILOVER=full`. On any other it comes sooner than
+/// libraries help themselves.
 fn soon() -> Duration {
     if is_full() {
         Duration::from_millis(500)
     } else {
-        Duration::from_secs(2)
+        Duration::from_secs(4)
     }
 }
 
@@ -153,6 +154,16 @@ impl Scene {
         ));
     }
 
+    /// A component of its own that pulls far more than comes.
+    fn worker(&self) -> RawClient {
+        let mut worker = self.natsmux.client();
+        worker.set_patience(ELECTED_WITHIN);
+        let sub = "SUB _INBOX.w 1\r\n";
+        worker.send(format!("{sub}PUB {NEXT} _INBOX.w 6\r\n100000\r\n"));
+        worker.flush();
+        worker
+    }
+
     /// Publishes, and returns how long the message took to come to the pull.
     fn receive(&mut self, body: &str) -> Duration {
         let began = Instant::now();
@@ -199,57 +210,37 @@ fn a_pull_goes_on_behind_kills_at_2_9() {
     a_pull_goes_on_behind_kills(Version::V29);
 }
 
-/// Publishes to the stream at a broker, every 20 ms, as often as there are numbers.
-/// Its connection is the thread's outcome: closed too soon, it would take the last ones along.
-fn publish_at(address: &str, numbers: std::ops::Range<u32>) -> thread::JoinHandle<RawClient> {
-    let mut publisher = RawClient::ready(address);
-    thread::spawn(move || {
-        for number in numbers {
-            let body = number.to_string();
-            publisher.send(format!("PUB s {}\r\n{body}\r\n", body.len()));
-            thread::sleep(Duration::from_millis(20));
-        }
-        publisher
-    })
-}
-
 /// What goes to the frozen broker meanwhile comes again behind `ack_wait`, and uses up the pull.
 #[test]
 fn a_pull_goes_on_behind_a_freeze() {
-    const MESSAGES: u32 = 300;
     let mut scene = Scene::new(Version::V215);
-    scene.client.send("SUB _INBOX.pull pull\r\n");
-    scene.pull(10_000);
-    scene.client.flush();
+    let mut worker = scene.worker();
     let mut longest = Duration::ZERO;
-    for round in 0..2 {
+    for _ in 0..2 {
         let victim = scene.leave_leaders();
         let other = scene.cluster.brokers()[(victim + 1) % BROKERS].address();
-        let numbers = round * MESSAGES..(round + 1) * MESSAGES;
-        let publisher = publish_at(&other, numbers.clone());
-        let (mut last, mut frozen) = (Instant::now(), false);
-        loop {
-            let number: u32 = text(&scene.client.message()).parse().expect("a number");
+        let publisher = Publisher::start(&other);
+        worker.message();
+        scene.cluster.broker(victim).freeze();
+        let began = Instant::now();
+        let mut last = began;
+        while began.elapsed() < SEEN_FOR {
+            worker.message();
             longest = longest.max(last.elapsed());
             last = Instant::now();
-            if !frozen && number >= numbers.start + 20 {
-                frozen = true;
-                scene.cluster.broker(victim).freeze();
-            }
-            if number + 1 == numbers.end {
-                break;
-            }
         }
-        publisher.join().expect("a publisher");
+        publisher.stop();
         scene.cluster.broker(victim).thaw();
         wait_caught_up(&scene.cluster);
     }
     let _ = writeln!(io::stdout(), "pulls: 2 freezes, longest {longest:?}");
-    assert!(longest < soon_behind_a_freeze(), "{longest:?}");
-}
-
-fn text(bytes: &[u8]) -> &str {
-    str::from_utf8(bytes).expect("text")
+    // Brokers of a busy machine may elect other leaders meanwhile.
+    let most = if is_full() {
+        soon_behind_a_freeze()
+    } else {
+        ELECTED_WITHIN
+    };
+    assert!(longest < most, "{longest:?}");
 }
 
 /// What was asked may be told by silence alone: the request is published again behind a second.
@@ -288,12 +279,7 @@ fn a_pull_goes_on_where_natsmux_may_not_ask() {
 fn a_pull_goes_on_behind_the_death_of_its_leader() {
     let args = ["--delivery", "at-least-once"];
     let mut scene = Scene::of(start_with(Version::V215, "", &args), r#""lang":"raw""#);
-    let mut worker = scene.natsmux.client();
-    worker.set_patience(ELECTED_WITHIN);
-    worker.send(format!(
-        "SUB _INBOX.w 1\r\nPUB {NEXT} _INBOX.w 6\r\n100000\r\n"
-    ));
-    worker.flush();
+    let mut worker = scene.worker();
     let mut longest = Duration::ZERO;
     for _ in 0..2 {
         let leader = scene.info()["cluster"]["leader"].clone();
