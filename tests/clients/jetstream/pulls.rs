@@ -36,6 +36,8 @@ fn is_full() -> bool {
 /// Brokers elect a leader 4 to 9 s behind the death of another one.
 const ELECTED_WITHIN: Duration = Duration::from_secs(15);
 const ROUNDS: u32 = 3;
+/// What a broker tells about who leads what.
+const LEADERS: &str = "/jsz?accounts=true&streams=true&consumers=true";
 const NEXT: &str = "$JS.API.CONSUMER.MSG.NEXT.S.C";
 /// How long consumers are looked at behind a fault.
 const SEEN_FOR: Duration = Duration::from_secs(8);
@@ -66,6 +68,16 @@ impl Scene {
         let create = "$JS.API.CONSUMER.DURABLE.CREATE.S.C";
         let made = api(&mut client, create, &consumer);
         assert_eq!(made["name"], "C", "{made}");
+        // Its leader may not have told all brokers yet that it takes requests.
+        let mut prober = RawClient::ready_with(&natsmux.address(), members);
+        prober.send("SUB _INBOX.probe probe\r\n");
+        let probe = r#"{"batch":1,"no_wait":true}"#;
+        wait_for("a consumer that takes requests", CAUGHT_UP, || {
+            let len = probe.len();
+            prober.send(format!("PUB {NEXT} _INBOX.probe {len}\r\n{probe}\r\n"));
+            let status = prober.frame().payload;
+            status.starts_with(b"NATS/1.0 404").then_some(())
+        });
         Self {
             cluster,
             natsmux,
@@ -91,19 +103,25 @@ impl Scene {
 
     /// Moves natsmux to a broker that leads neither stream nor consumer, and returns it.
     fn leave_leaders(&mut self) -> usize {
-        let stream = api(&mut self.client, "$JS.API.STREAM.INFO.S", &json!({}));
-        let leaders = [
-            self.info()["cluster"]["leader"].clone(),
-            stream["cluster"]["leader"].clone(),
-        ];
-        let meta = self.cluster.brokers()[0].monitoring("/jsz").expect("jsz");
-        let meta = &meta["meta_cluster"]["leader"];
-        let is_free = |name: &str| !leaders.contains(&name.into()) && *meta != name;
-        let brokers = self.cluster.brokers().iter();
-        let free = brokers.clone().position(|broker| is_free(broker.name()));
-        let is_apart = |name: &str| !leaders.contains(&name.into());
-        let apart = || brokers.clone().position(|broker| is_apart(broker.name()));
-        let index = free.or_else(apart).expect("a broker that leads nothing");
+        let index = wait_for("a broker that leads nothing", CAUGHT_UP, || {
+            let brokers = self.cluster.brokers();
+            let jsz = brokers[0].monitoring(LEADERS)?;
+            let meta = &jsz["meta_cluster"]["leader"];
+            let stream = &jsz["account_details"][0]["stream_detail"][0];
+            let consumer = &stream["consumer_detail"][0];
+            let leaders = [stream, consumer].map(|thing| &thing["cluster"]["leader"]);
+            leaders
+                .iter()
+                .all(|leader| leader.is_string())
+                .then_some(())?;
+            let leads = |name: &str| leaders.iter().any(|leader| **leader == name);
+            let mut apart: Vec<_> = (0..brokers.len())
+                .filter(|index| !leads(brokers[*index].name()))
+                .collect();
+            // Rather one that doesn't lead the cluster either.
+            apart.sort_by_key(|index| *meta == brokers[*index].name());
+            apart.first().copied()
+        });
         let addr = self.cluster.brokers()[index].address();
         if self.natsmux.current_broker().as_deref() != Some(&addr) {
             let (status, said) = self.natsmux.order(&["move", "default", "--to", &addr]);
@@ -124,7 +142,7 @@ impl Scene {
         let name = Value::from(broker.name());
         let led = |thing: &Value| thing["cluster"]["leader"] == name;
         wait_for("leaders elsewhere", CAUGHT_UP, || {
-            let jsz = broker.monitoring("/jsz?accounts=true&streams=true&consumers=true")?;
+            let jsz = broker.monitoring(LEADERS)?;
             let stream = &jsz["account_details"][0]["stream_detail"][0];
             let consumers = stream["consumer_detail"].as_array()?;
             let here = consumers.iter().filter(|consumer| led(consumer));
