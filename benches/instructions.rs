@@ -85,7 +85,7 @@ fn publish(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {
     (site, input)
 }
 
-// The same for requests.
+// From a component's bytes to a link's, of requests.
 #[library_benchmark(config = bound!(861_467))]
 #[bench::run(Site::own(0), cost::requests())]
 fn request(mut site: Site, input: Vec<u8>) -> (Site, Vec<u8>) {

@@ -179,6 +179,11 @@ impl Outbox {
         self.end == self.written
     }
 
+    /// Stream offset behind the last byte that was written.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
     /// Stream offset behind the last appended byte.
     pub fn end(&self) -> u64 {
         self.end

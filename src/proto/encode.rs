@@ -36,7 +36,7 @@ pub fn request(out: &mut Vec<u8>, subject: &[u8], reply: &[u8], payload: &[u8]) 
     publish_to(out, subject, Some(reply), payload);
 }
 
-/// The same with a block of headers, where there is one: `HPUB subject reply #headers #bytes`.
+/// `HPUB subject reply #headers #bytes`, headers and payload, to a broker; PUB where there are none.
 pub fn request_with(
     out: &mut Vec<u8>,
     subject: &[u8],

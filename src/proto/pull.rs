@@ -21,7 +21,7 @@ const ANSWER_MOST: usize = 64 * 1024;
 
 const KEYS: [&str; 5] = ["batch", "expires", "max_bytes", "no_wait", "idle_heartbeat"];
 
-/// What a request asks for.
+/// A request, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PullRequest {
     /// Messages.
@@ -131,23 +131,21 @@ impl PullRequest {
     }
 }
 
-/// What a message to the reply of a request says about it.
+/// The meaning of a message to the reply of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PullStatus {
     /// Nothing: it is a consumer's message.
     Message,
     /// That its consumer lives.
     Heartbeat,
-    /// It is over, and this much of it wasn't delivered.
+    /// It is over, and so many of its messages weren't delivered.
     Ended {
-        /// Messages.
+        /// How many.
         messages: u64,
-        /// Bytes.
-        bytes: u64,
     },
     /// The newest one is refused.
     Refused,
-    /// The same, since too many wait there.
+    /// The newest one is refused, since too many wait there.
     Full,
     /// The newest one is over: there is nothing for it.
     NoMessages,
@@ -177,10 +175,7 @@ impl PullStatus {
         match (code, messages) {
             (b"100", _) => Self::Heartbeat,
             (b"503", _) => Self::NoResponders,
-            (_, Some(messages)) => Self::Ended {
-                messages,
-                bytes: number(b"Nats-Pending-Bytes:").unwrap_or(0),
-            },
+            (_, Some(messages)) => Self::Ended { messages },
             (b"409", _) if says(b"Leadership Change") || says(b"Server Shutdown") => {
                 Self::LeaderChanged
             }
@@ -205,9 +200,9 @@ fn header<'h>(block: &'h [u8], name: &[u8]) -> Option<&'h [u8]> {
 /// A broker's answer about a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConsumerInfo {
-    /// What waits there.
+    /// It is there.
     Waiting {
-        /// Requests.
+        /// Requests that wait for messages.
         requests: u64,
         /// Messages that nobody has got.
         messages: u64,
@@ -365,10 +360,7 @@ mod tests {
 
     #[test]
     fn statuses_say_what_is_left() {
-        let ended = PullStatus::Ended {
-            messages: 4,
-            bytes: 17,
-        };
+        let ended = PullStatus::Ended { messages: 4 };
         let pending = "Nats-Pending-Messages: 4\r\nNats-Pending-Bytes: 17\r\n\r\n";
         assert_eq!(
             status(&format!("NATS/1.0 408 Request Timeout\r\n{pending}")),

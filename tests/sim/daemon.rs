@@ -193,14 +193,14 @@ impl Daemon {
 
 /// What an outbox holds behind the stream offset `seen`.
 fn appended(out: &Outbox, seen: &mut u64) -> Vec<u8> {
-    let written = out.end() - out.pending_bytes() as u64;
+    let written = out.written();
     let skip = seen.saturating_sub(written) as usize;
     *seen = out.end();
     waiting(out, skip, usize::MAX)
 }
 
 /// What waits in an outbox behind its first `skip` bytes, at most `count` of it.
-fn waiting(out: &Outbox, mut skip: usize, count: usize) -> Vec<u8> {
+pub fn waiting(out: &Outbox, mut skip: usize, count: usize) -> Vec<u8> {
     let count = count.min(out.pending_bytes().saturating_sub(skip));
     let mut bytes = Vec::with_capacity(count);
     if count == 0 {
@@ -817,7 +817,7 @@ impl World {
             }
             let is_secured = io.links.get(&link).is_some_and(|link| link.is_secured);
             out.advance(bytes.len());
-            let written = out.end() - out.pending_bytes() as u64;
+            let written = out.written();
             busy = true;
             self.judge_secrecy(is_secured, no);
             self.oracle.written(no, written);

@@ -45,7 +45,7 @@ impl Session {
                 if run.is_full(used, cx.bus) {
                     run.flush(bytes, used, upstream, cx);
                 }
-                if publish.reply.is_some() && may_be_pull(publish) {
+                if may_be_pull(publish) {
                     run.flush_pull(bytes, used, publish, upstream, cx);
                 }
                 continue;

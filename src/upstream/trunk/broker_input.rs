@@ -226,7 +226,7 @@ impl Trunk {
 
     fn handle_pong(&mut self, id: LinkId, cx: &mut Turn<'_>) {
         let link = &mut self.links[id];
-        let written = link.out.end() - link.out.pending_bytes() as u64;
+        let written = link.out.written();
         if link
             .pings
             .oldest()

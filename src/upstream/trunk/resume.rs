@@ -125,14 +125,12 @@ impl Trunk {
                 }
                 cx.bus.budgets().held.give(chunk.len());
                 sent += messages;
-                let requests = session.and_then(|session| self.copy_of_requests(session, &chunk));
+                if let Some(session) = session {
+                    self.place_held_pulls(session, id, &chunk, cx);
+                }
                 let link = &mut self.links[id];
                 let bytes = link.push_held(chunk, messages, cx.bus.counters_mut());
                 link.note_owner(session);
-                if let Some((session, chunk)) = session.zip(requests) {
-                    self.note_sent_pulls(session, id, &chunk, cx);
-                }
-                let link = &mut self.links[id];
                 if link.verbose {
                     let quiet = unasked.min(messages);
                     unasked -= quiet;
@@ -147,12 +145,6 @@ impl Trunk {
             }
         }
         sent
-    }
-
-    /// A chunk in which requests of JetStream consumers may be (R44).
-    fn copy_of_requests(&self, session: SessionId, chunk: &[u8]) -> Option<Vec<u8>> {
-        let pulls = self.pulls.as_deref()?;
-        pulls.holds_any(session).then(|| chunk.to_vec())
     }
 
     /// Re-asks what was owed, behind replay and waiting publishes (R1).

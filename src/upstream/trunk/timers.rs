@@ -271,7 +271,7 @@ impl Trunk {
         let Some(link) = self.links.get_mut(id) else {
             return;
         };
-        let written = link.out.end() - link.out.pending_bytes() as u64;
+        let written = link.out.written();
         let acked = written.saturating_sub(bytes);
         // Once the broker's host has the fence, only the broker can answer for itself: that its
         // kernel takes more says nothing.

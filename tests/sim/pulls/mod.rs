@@ -5,7 +5,6 @@ mod jetstream;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::RandomState;
-use std::io::IoSlice;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use natsmux::upstream::brokers::roster::{Failure, Placement};
 use natsmux::upstream::trunk::{Action, LinkId};
 use natsmux::upstream::{BrokerId, Budgets, Bus, Roster, Settings, Trunk, TrunkId, Turn};
 
+use super::daemon::waiting;
 use super::rng::Rng;
 use jetstream::{BROKERS, Cluster, Life, Ms, NEXT};
 
@@ -489,7 +489,7 @@ impl World {
                     self.fail(format!("a request that has expired is served: {frame:?}"));
                 }
             }
-            PullStatus::Ended { messages, .. } => inbox.ended += messages,
+            PullStatus::Ended { messages } => inbox.ended += messages,
             // The last of its requests may have expired in front of it.
             PullStatus::LeaderChanged => inbox.refused += inbox.asked.saturating_sub(inbox.got),
             PullStatus::NoResponders => {
@@ -540,12 +540,7 @@ impl World {
 }
 
 fn take(out: &mut Outbox) -> Vec<u8> {
-    let mut slices = [IoSlice::new(&[]); 64];
-    let filled = out.slices(&mut slices);
-    let bytes: Vec<u8> = slices[..filled]
-        .iter()
-        .flat_map(|slice| slice.to_vec())
-        .collect();
+    let bytes = waiting(out, 0, out.pending_bytes());
     out.advance(bytes.len());
     bytes
 }

@@ -3,7 +3,6 @@
 use super::pull::{Heed, Place, Pull};
 use super::{may_be_pull, read};
 use crate::ledger::{SessionId, UpstreamSid};
-use crate::net::Outbox;
 use crate::proto::client::{self, ClientLimits, ClientOp, Publish, Scan};
 use crate::proto::pull::PullStatus;
 use crate::proto::server::Msg;
@@ -51,15 +50,20 @@ impl Trunk {
         }
     }
 
-    /// A chunk of publishes that waited was written to a link: its requests are there now.
-    pub(in crate::upstream::trunk) fn note_sent_pulls(
+    /// A chunk of publishes that waited is about to be appended to a link: its requests are there
+    /// then.
+    pub(in crate::upstream::trunk) fn place_held_pulls(
         &mut self,
         session: SessionId,
         id: LinkId,
         chunk: &[u8],
         cx: &Turn<'_>,
     ) {
-        let base = self.links[id].out.end() - chunk.len() as u64;
+        let holds_any = |pulls: &super::Pulls| pulls.holds_any(session);
+        if !self.pulls.as_deref().is_some_and(holds_any) {
+            return;
+        }
+        let base = self.links[id].out.end();
         let mut at = 0;
         while let Scan::Op { op, len } = client::scan(&chunk[at..], &ClientLimits::NONE) {
             at += len;
@@ -125,7 +129,8 @@ impl Trunk {
         silent: bool,
         cx: &Turn<'_>,
     ) {
-        let written = written(&link.out);
+        // What is behind it waits for the next link.
+        let written = link.out.written();
         // Of a planned move, the next link has all SUBs.
         let is_told = self.links.any(Link::takes_subscriptions);
         let Some(pulls) = &mut self.pulls else {
@@ -139,10 +144,4 @@ impl Trunk {
         }
         pulls.note_due(is_told.then_some(cx.now));
     }
-}
-
-/// Up to this offset, a link's output was written. What is behind it waits for the next link when
-/// this one ends.
-fn written(out: &Outbox) -> u64 {
-    out.end() - out.pending_bytes() as u64
 }

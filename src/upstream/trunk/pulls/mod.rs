@@ -50,6 +50,8 @@ pub(super) struct Pulls {
     questions: Vec<Question>,
     /// Never used twice on one link.
     next_question: u32,
+    /// Whether SUBs may be left out of the present replay.
+    withholds_any: bool,
     /// SUBs wait for answers on this link until then, and publishes with them.
     asking: Option<(LinkId, Instant)>,
     /// When something is due; may be too early, never too late.
@@ -111,9 +113,8 @@ impl Pulls {
     }
 
     /// Whether a subscription's SUB waits for an answer.
-    #[cold]
     pub(super) fn withholds(&self, upstream: UpstreamSid) -> bool {
-        let pull = self.open.get(&upstream);
+        let pull = self.open.get(&upstream).filter(|_| self.withholds_any);
         pull.is_some_and(|pull| matches!(pull.stage, Stage::Withheld | Stage::Asked))
     }
 

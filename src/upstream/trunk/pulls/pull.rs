@@ -395,7 +395,7 @@ impl Pull {
             PullStatus::LeaderChanged => return self.lose_leader(subject, proven, now),
             PullStatus::Message => {}
             PullStatus::Heartbeat => self.be_served(),
-            PullStatus::Ended { messages, .. } => {
+            PullStatus::Ended { messages } => {
                 let left = self.end_one(subject, false);
                 self.subtract(messages.saturating_sub(left));
             }

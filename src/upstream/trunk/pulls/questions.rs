@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::Stage;
-use super::pull::{ASK_EVERY, QUIET_FOR};
+use super::pull::QUIET_FOR;
 use crate::clock::Instant;
 use crate::ledger::UpstreamSid;
 use crate::ledger::operations::ANSWER_SLOT;
@@ -105,6 +105,8 @@ impl Trunk {
         });
         let due = pulls.open.values().filter_map(super::Pull::due).min();
         pulls.note_due(due);
+        let is_withheld = |pull: &super::Pull| pull.stage == Stage::Withheld;
+        pulls.withholds_any = pulls.open.values().any(is_withheld);
     }
 
     /// Everything else is replayed: asks the brokers about the consumers of open requests.
@@ -112,11 +114,9 @@ impl Trunk {
         let Some(pulls) = &mut self.pulls else {
             return;
         };
-        if pulls
-            .open
-            .values()
-            .any(|pull| pull.stage == Stage::Withheld)
-        {
+        // Their sessions may have gone meanwhile.
+        let is_withheld = |pull: &super::Pull| pull.stage == Stage::Withheld;
+        if pulls.open.values().any(is_withheld) {
             let until = cx.now + ANSWERED_WITHIN;
             pulls.asking = Some((id, until));
             pulls.note_due(Some(until));
@@ -320,7 +320,7 @@ impl Trunk {
         };
         let waits = |sid: &UpstreamSid| pulls.withholds(*sid);
         if !pulls.open.keys().any(waits) {
-            pulls.asking = None;
+            (pulls.asking, pulls.withholds_any) = (None, false);
             if self.open(cx.bus) == Some(id) {
                 self.resume(id, cx);
             }
@@ -356,6 +356,7 @@ impl Trunk {
                 pull.stage = Stage::Leaderless(until);
             }
         }
+        pulls.withholds_any = false;
         pulls.note_due(Some(until));
     }
 
@@ -381,12 +382,5 @@ impl Trunk {
             .filter(|question| !question.is_over());
         let until = open.map(|question| question.until);
         until.chain(pulls.asking.map(|(_, until)| until)).min()
-    }
-
-    /// The brokers are asked about a consumer soon, in place of a question that has no place now.
-    pub(super) fn put_off_question(&mut self, upstream: UpstreamSid, now: Instant) {
-        if let Some(pull) = self.pull_mut(upstream) {
-            pull.stage = Stage::Leaderless(now + ASK_EVERY);
-        }
     }
 }

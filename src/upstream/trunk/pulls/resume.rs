@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Stage;
-use super::pull::{Place, Pull, QUIET_FOR};
+use super::pull::{ASK_EVERY, Place, Pull, QUIET_FOR};
 use super::questions::Answer;
 use crate::clock::Instant;
 use crate::ledger::{SessionId, UpstreamSid};
@@ -95,7 +95,7 @@ impl Trunk {
         sid: Option<&[u8]>,
         now: Instant,
     ) {
-        let Some(pulls) = &self.pulls else {
+        let Some(pulls) = self.pulls.as_deref().filter(|pulls| pulls.withholds_any) else {
             return;
         };
         let own = pulls
@@ -208,15 +208,12 @@ impl Trunk {
         cx: &mut Turn<'_>,
     ) {
         let covered_by = self.links.next_ping();
-        let mut frame = std::mem::take(&mut self.scratch);
-        let Some(pull) = self
-            .pulls
-            .as_mut()
-            .and_then(|pulls| pulls.open.get_mut(&upstream))
-        else {
+        let pulls = self.pulls.as_mut();
+        let Some(pull) = pulls.and_then(|pulls| pulls.open.get_mut(&upstream)) else {
             return;
         };
         if pull.requests[at].place == Place::Nowhere {
+            let mut frame = std::mem::take(&mut self.scratch);
             pull.requests[at].encode(&mut frame, &pull.subject, cx.now);
             cx.bus.counters_mut().published += 1;
             cx.bus.counters_mut().pulls_resumed += 1;
@@ -235,9 +232,9 @@ impl Trunk {
             }
             self.note_bytes(session, id, bytes, cx.now);
             self.appended_publishes(id, bytes, 1, cx);
+            frame.clear();
+            self.scratch = frame;
         }
-        frame.clear();
-        self.scratch = frame;
     }
 
     /// When something is due for an open request; may be too early.
@@ -285,12 +282,12 @@ impl Trunk {
             let may_live = pull.drop_old(cx.now - QUIET_FOR, proven);
             cx.bus.counters_mut().pulls_repeated += u64::from(may_live);
             self.publish_pulls(upstream, id, cx);
-        } else if self.ask_about(upstream, id, false, cx) {
-            if let Some(pull) = self.pull_mut(upstream) {
-                pull.stage = Stage::Leaderless(cx.now + ANSWER_COMES);
-            }
-        } else {
-            self.put_off_question(upstream, cx.now);
+            return;
+        }
+        let is_asked = self.ask_about(upstream, id, false, cx);
+        let patience = if is_asked { ANSWER_COMES } else { ASK_EVERY };
+        if let Some(pull) = self.pull_mut(upstream) {
+            pull.stage = Stage::Leaderless(cx.now + patience);
         }
     }
 }

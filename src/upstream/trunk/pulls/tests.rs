@@ -6,6 +6,7 @@ use super::super::tests::{Bench, sharers};
 use crate::config::Delivery;
 use crate::ledger::SessionId;
 use crate::proto::client::{ClientLimits, ClientOp, Scan, scan};
+use crate::upstream::brokers::roster::Failure;
 use crate::upstream::bus::Turn;
 use crate::upstream::trunk::link::LinkId;
 
@@ -452,4 +453,124 @@ fn more_consumers_than_are_asked_about_at_once_take_turns() {
         told += &bench.told();
     }
     assert_eq!(resumed(&bench), 100);
+}
+
+#[test]
+fn nothing_is_kept_where_it_is_turned_off() {
+    let mut bench = Bench::live(OPTIONS);
+    bench.bus.settings_mut().resume_pulls = false;
+    bench.subscribe(b"in", b"7");
+    publish(&mut bench, &request("in", "5"));
+    assert_eq!(bench.trunk.gauges().pulls, 0);
+    assert!(!fail_over(&mut bench).contains(INFO));
+}
+
+#[test]
+fn an_answer_that_a_component_would_hear_is_not_asked_for() {
+    let mut bench = asking("5");
+    bench.subscribe(b"in.>", b"8");
+    let told = fail_over(&mut bench);
+    assert!(
+        told.contains("SUB in 0\r\n") && !told.contains(INFO),
+        "{told}"
+    );
+    bench.pass(Duration::from_secs(1));
+    assert_eq!((bench.heard(), resumed(&bench)), (String::new(), 1));
+}
+
+#[test]
+fn a_reply_of_several_consumers_and_odd_numbers_are_left_alone() {
+    let mut bench = asking("5");
+    let other = NEXT.replace("S.C", "S.D");
+    publish(&mut bench, &format!("PUB {other} in 1\r\n3\r\n"));
+    let most = u64::MAX;
+    publish(
+        &mut bench,
+        &request("in", &format!("{{\"batch\":{most},\"expires\":{most}}}")),
+    );
+    for reply in ["in.*", "in\\"] {
+        publish(&mut bench, &request(reply, "1"));
+    }
+    prove(&mut bench);
+    let sid = question(&fail_over(&mut bench));
+    answer(&mut bench, &sid, r#"{"config":{},"num_waiting":0}"#);
+    let told = bench.told();
+    assert!(
+        told.contains(&request("in", "5")) && !told.contains("S.D"),
+        "{told}"
+    );
+    assert_eq!(resumed(&bench), 2);
+}
+
+#[test]
+fn the_newest_requests_of_a_reply_are_kept() {
+    let mut bench = asking("1");
+    for batch in 2..=40 {
+        publish(&mut bench, &request("in", &batch.to_string()));
+    }
+    prove(&mut bench);
+    let sid = question(&fail_over(&mut bench));
+    answer(&mut bench, &sid, r#"{"config":{},"num_waiting":0}"#);
+    let told = bench.told();
+    assert_eq!(resumed(&bench), 32);
+    assert!(
+        told.contains(&request("in", "40")) && !told.contains(&request("in", "8")),
+        "{told}"
+    );
+}
+
+/// A broker answers PINGs for so long. Returns what else it was told.
+fn answer_pings(bench: &mut Bench, time: Duration) -> String {
+    const STEP: Duration = Duration::from_millis(50);
+    let mut told = String::new();
+    for _ in 0..time.as_millis() / STEP.as_millis() {
+        bench.pass(STEP);
+        let said = bench.told();
+        let pings = said.matches("PING\r\n").count();
+        bench.broker("PONG\r\n".repeat(pings).as_bytes());
+        told += &said;
+    }
+    told
+}
+
+/// The broker froze: its leader may still see interest there, and give messages to nobody.
+#[test]
+fn a_request_that_may_live_is_looked_at_behind_each_silence() {
+    let mut bench = asking("5");
+    prove(&mut bench);
+    let cx = &mut Turn::new(bench.now, &mut bench.bus);
+    bench
+        .trunk
+        .handle_link_failed(bench.link, Failure::Silent, cx);
+    bench.take_dial();
+    bench.join();
+    let silence = Duration::from_millis(1100);
+    let waits = |messages| format!(r#"{{"config":{{}},"num_waiting":1,"num_pending":{messages}}}"#);
+    let sid = question(&bench.told());
+    answer(&mut bench, &sid, &waits(0));
+    for _ in 0..2 {
+        // A message comes, and then nothing, while the consumer has none.
+        bench.broker(b"MSG s 0 ack 1\r\nx\r\n");
+        let told = answer_pings(&mut bench, silence);
+        answer(&mut bench, &question(&told), &waits(0));
+        assert_eq!(resumed(&bench), 0);
+    }
+    let told = answer_pings(&mut bench, silence);
+    answer(&mut bench, &question(&told), &waits(7));
+    assert!(bench.told().contains(&request("in", "3")));
+    assert_eq!(
+        (resumed(&bench), bench.bus.counters().pulls_repeated),
+        (1, 1)
+    );
+}
+
+#[test]
+fn a_question_over_the_brokers_limit_is_heard_by_nobody() {
+    let mut bench = asking("5");
+    fail_over(&mut bench);
+    bench.pass(Duration::from_millis(251));
+    let told = bench.told();
+    assert!(told.contains(INFO), "asked again, beside its SUB: {told}");
+    bench.broker(b"-ERR 'maximum subscriptions exceeded'\r\n");
+    assert_eq!(bench.heard(), "");
 }
